@@ -1,0 +1,110 @@
+"""Time of one update of reward feedback learning by part, compile time, peak memory.
+
+    python benchmarks/step_time.py [--config configs/tiny.py:quick] [--repeats 5]
+
+Each part is compiled by itself; "whole update" is the program that training runs, in which XLA may share work between
+parts, so the parts need not add up to it.
+"""
+
+import argparse
+import dataclasses
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from onereward_jax.configuration import load_config
+from onereward_jax.data.proving_ground import ProvingGround
+from onereward_jax.flow import conditioning, sampler
+from onereward_jax.flow.pipeline import FillPipeline, latent_shape, sample_noise
+from onereward_jax.flow.schedule import sigmas
+from onereward_jax.judge.judge import Judge
+from onereward_jax.metrics import peak_memory_gib
+from onereward_jax.rl.step import Frozen, StepConfig, make_step
+from onereward_jax.rl.training import encode_text, scene_record
+from onereward_jax.tasks import TASKS
+from onereward_jax.train_state import create_state, make_optimizer
+
+
+def measure(name: str, function, *arguments, repeats: int) -> float:
+    """Prints and returns seconds a call; the first call, which compiles, is told apart."""
+    started = time.perf_counter()
+    jax.block_until_ready(function(*arguments))
+    first = time.perf_counter() - started
+    started = time.perf_counter()
+    for _ in range(repeats):
+        jax.block_until_ready(function(*arguments))
+    seconds = (time.perf_counter() - started) / repeats
+    print(f"{name:<34}{1000 * seconds:>10.0f} ms   first call {first:6.1f} s", flush=True)
+    return seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="configs/tiny.py:quick")
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    config = load_config(arguments.config)
+    step_config = StepConfig(**config.rl)
+    pipeline, judge = FillPipeline.from_pretrained(config.model.base), Judge.from_pretrained(config.model.judge)
+    ground = ProvingGround("train", config.data.resolution)
+    size = config.train.batch_size
+    records = [scene_record(ground, i, TASKS[i % len(TASKS)]) | {"index": np.int64(i)} for i in range(size)]
+    raw = {name: np.stack([record[name] for record in records]) for name in records[0]}
+    batch = encode_text(raw, pipeline, judge, config.max_sequence_length, config.question_length, step_config)
+
+    params, vae = pipeline.params["transformer"], pipeline.params["vae"]
+    shape = latent_shape(pipeline.vae, *raw["mask"].shape[1:])
+    noise = conditioning.pack(sample_noise(jax.random.key(0), raw["index"], shape))
+    ids = conditioning.image_ids(*shape[:2])
+    schedule = jnp.asarray(sigmas(step_config.num_steps, len(ids), pipeline.shift))
+    middle = (step_config.first_index + step_config.last_index) // 2
+    text = (batch["prompt_embeds"], batch["pooled"], batch.get("negative_prompt_embeds"), batch.get("negative_pooled"))
+    masked = jax.jit(lambda p, *x: conditioning.encode_masked_image(pipeline.vae, p, *x))
+    condition = conditioning.Condition(*masked(vae, raw["image"], raw["mask"]), *text)
+
+    @jax.jit
+    def rollout(params, condition, tokens, stop):
+        scales = (step_config.rollout_guidance_scale, step_config.rollout_true_cfg_scale)
+        velocity = sampler.velocity_of(pipeline.transformer, params, condition, ids, *scales)
+        return sampler.denoise(velocity, tokens, schedule, stop)
+
+    @jax.jit
+    def decode(vae, tokens):
+        latents = conditioning.unpack(tokens, *shape[:2])
+        return conditioning.to_unit_range(conditioning.decode_latents(pipeline.vae, vae, latents))
+
+    def ask(images, judge_params, reference, batch):
+        return judge.apply(judge_params, {**batch, "first": images, "second": reference})[..., 0].mean()
+
+    def predict_and_ask(params, vae, judge_params, condition, tokens, reference, batch):
+        scales = (step_config.gradient_guidance_scale, step_config.gradient_true_cfg_scale)
+        velocity = sampler.velocity_of(pipeline.transformer, params, condition, ids, *scales)
+        data = sampler.predict_data(velocity, tokens, jnp.full(size, schedule[middle]))
+        return ask(decode(vae, data), judge_params, reference, batch)
+
+    print(f"{arguments.config}: batch {size}, {raw['mask'].shape[1:]} pixels, {jax.devices()[0].device_kind}")
+    time_of = lambda name, function, *inputs: measure(name, function, *inputs, repeats=arguments.repeats)  # noqa: E731
+    questions = {name: batch[name] for name in ("question_ids", "question_lengths")}
+    time_of("condition (VAE encoder)", masked, vae, raw["image"], raw["mask"])
+    time_of("reference rollout", rollout, params, condition, noise, step_config.num_steps)
+    time_of(f"policy rollout (to index {middle})", rollout, params, condition, noise, middle)
+    reference = decode(vae, rollout(params, condition, noise, step_config.num_steps))
+    time_of("VAE decoder, forward", decode, vae, noise)
+    time_of("judge, forward", jax.jit(ask), reference, judge.params, reference, questions)
+    time_of("judge, gradient to the pixels", jax.jit(jax.grad(ask)), reference, judge.params, reference, questions)
+    gradient = jax.jit(jax.grad(predict_and_ask))
+    time_of(
+        "gradient (prediction, VAE, judge)", gradient, params, vae, judge.params, condition, noise, reference, questions
+    )
+
+    optimizer = make_optimizer(**config.optimizer)
+    update = jax.jit(make_step(pipeline.transformer, pipeline.vae, judge.apply, optimizer, step_config, pipeline.shift))
+    state = create_state(params, optimizer, config.seed, reference=config.algorithm == "fixed")
+    time_of("whole update", update, state, Frozen(vae=vae, judge=judge.params), batch)
+    print(f"peak memory {peak_memory_gib():.2f} GiB; {dataclasses.asdict(step_config)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,246 @@
+"""The miniature: every part in its real architecture, small enough for two CPU cores.
+
+    onereward train --config configs/tiny.py:quick --workdir runs/quick      # a few minutes
+    onereward evaluate --config configs/tiny.py:quick --workdir runs/quick   # writes runs/quick/report.html
+
+    onereward train --config configs/tiny.py:fixed --workdir runs/fixed      # Algorithm 1, longer
+    onereward train --config configs/tiny.py:dynamic --workdir runs/dynamic  # Algorithm 2, longer
+
+The variants `vae`, `base` and `judge` make the packaged models in miniature/ from nothing; launch/miniature.sh runs
+them in their order.
+"""
+
+from ml_collections import ConfigDict
+
+VARIANTS = ("quick", "fixed", "dynamic", "vae", "base", "judge")
+
+
+def get_config(variant: str = "quick") -> ConfigDict:
+    if variant not in VARIANTS:
+        raise ValueError(f"configs/tiny.py has no variant {variant!r}: choose one of {', '.join(VARIANTS)}")
+    config = ConfigDict()
+    config.seed = 0
+
+    # Scenes with a known truth on photographs; `photos` names a folder to use instead of the packaged ones.
+    config.data = ConfigDict()
+    config.data.resolution = 64
+    config.data.seed = 0
+    config.data.photos = ""
+    config.data.loader_threads = 2
+    config.data.task_weights = ConfigDict(
+        {"image_fill": 0.25, "image_extend": 0.25, "object_removal": 0.25, "text_rendering": 0.25}
+    )
+    config.mesh = ConfigDict({"data": 1, "fsdp": -1, "tensor": 1})
+    config.max_sequence_length = 16  # tokens that T5 reads of a prompt
+    config.question_length = 20  # tokens of the judge's longest question, answer's start included
+
+    {"vae": _vae, "base": _base, "judge": _judge}.get(variant, _reward_feedback)(config)
+    if variant == "fixed":
+        config.algorithm = "fixed"
+    if variant in ("fixed", "dynamic"):
+        config.train.num_steps = 1000
+        config.evaluation.scenes_per_task = 400
+    return config
+
+
+def _reward_feedback(config: ConfigDict) -> None:
+    config.algorithm = "dynamic"
+
+    # diffusers layout, transformers layout
+    config.model = ConfigDict({"base": "miniature/base", "judge": "miniature/judge"})
+    config.model.dtype = "float32"
+    config.model.remat = "none"
+
+    config.optimizer = _optimizer(2e-4, warmup_steps=5)
+    config.optimizer.weight_decay = 0.0
+    config.train = _train(120, 8, checkpoint_every=50, log_every=1)
+
+    # The fields of onereward_jax.rl.step.StepConfig
+    config.rl = ConfigDict()
+    config.rl.threshold = 0.9
+    config.rl.ema_decay = 0.95
+    config.rl.num_steps = 8
+    config.rl.first_index = 2
+    config.rl.last_index = 6
+    config.rl.index_per_sample = True
+    config.rl.rollout_guidance_scale = 1.0
+    config.rl.rollout_true_cfg_scale = 1.0
+    config.rl.gradient_guidance_scale = 1.0
+    config.rl.gradient_true_cfg_scale = 1.0
+    config.rl.flow_matching_weight = 0.0
+    config.rl.accumulate = 1
+
+    config.preferences = _preferences()
+    config.preferences.planted_share = 0.0  # the judge is measured on the base model's own pictures
+    config.preferences.part_size = 25
+
+    config.evaluation = ConfigDict()
+    config.evaluation.scenes_per_task = 100
+    config.evaluation.judge_scenes_per_task = 100
+    config.evaluation.num_steps = 8
+    config.evaluation.guidance_scale = 1.0
+    config.evaluation.true_cfg_scale = 1.0
+    config.evaluation.batch_size = 50
+    config.evaluation.pictures_per_task = 6
+    config.evaluation.what = "policy"  # or "ema"
+
+
+def _vae(config: ConfigDict) -> None:
+    config.optimizer = _optimizer(2e-3, warmup_steps=100, decay_steps=4000)
+    config.train = _train(2000, 8)
+    config.vae = ConfigDict()
+    config.vae.model = ConfigDict(
+        {
+            "in_channels": 3,
+            "out_channels": 3,
+            "block_out_channels": (16, 32, 64),
+            "layers_per_block": 1,
+            "latent_channels": 16,
+            "norm_num_groups": 8,
+            "use_quant_conv": False,
+            "use_post_quant_conv": False,
+        }
+    )
+    config.vae.ema_decay = 0.995
+    config.vae.kl_weight = 1e-5
+    config.vae.edge_weight = 0.25
+    config.vae.square_weight = 3.0
+
+
+def _base(config: ConfigDict) -> None:
+    config.optimizer = _optimizer(1e-3, warmup_steps=100, decay_steps=3000)
+    config.train = _train(3000, 16)
+    config.base = ConfigDict()
+    config.base.vae = "runs/miniature/vae/export/vae"
+    config.base.scenes_per_task = 2000
+    config.base.transformer = ConfigDict(
+        {
+            "patch_size": 1,
+            "in_channels": 192,
+            "out_channels": 64,
+            "num_layers": 2,
+            "num_single_layers": 4,
+            "attention_head_dim": 32,
+            "num_attention_heads": 4,
+            "joint_attention_dim": 64,
+            "pooled_projection_dim": 64,
+            "guidance_embeds": True,
+            "axes_dims_rope": (8, 12, 12),
+        }
+    )
+    config.base.text_encoder = ConfigDict(
+        {
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "max_position_embeddings": 32,
+            "hidden_act": "quick_gelu",
+            "layer_norm_eps": 1e-5,
+            "projection_dim": 64,
+        }
+    )
+    config.base.text_encoder_2 = ConfigDict(
+        {
+            "d_model": 64,
+            "d_kv": 16,
+            "d_ff": 128,
+            "num_layers": 2,
+            "num_heads": 4,
+            "relative_attention_num_buckets": 32,
+            "relative_attention_max_distance": 128,
+            "feed_forward_proj": "gated-gelu",
+            "layer_norm_epsilon": 1e-6,
+        }
+    )
+    config.base.target_flaws = 0.3
+    config.base.prompt_dropout = 0.1
+    config.base.ema_decay = 0.999
+
+
+def _judge(config: ConfigDict) -> None:
+    config.optimizer = _optimizer(6e-4, warmup_steps=100, decay_steps=2000)
+    config.train = _train(1500, 16)
+    config.preferences = _preferences()
+
+    config.judge = ConfigDict()
+    # Shorter than the words of onereward_jax.tasks: a question's tokens are most of what the miniature computes.
+    config.judge.template = "{task}: {dimension}?"
+    config.judge.template_with_prompt = "{task}: {prompt}?"
+    config.judge.text_config = ConfigDict(
+        {
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 1024,
+            "rms_norm_eps": 1e-6,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": (4, 6, 6)},
+            "tie_word_embeddings": True,
+        }
+    )
+    config.judge.vision_config = ConfigDict(
+        {
+            "depth": 3,
+            "hidden_size": 96,
+            "intermediate_size": 192,
+            "num_heads": 4,
+            "in_channels": 3,
+            "patch_size": 8,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "window_size": 32,
+            "out_hidden_size": 128,
+            "fullatt_block_indexes": (2,),
+        }
+    )
+    config.judge.ema_decay = 0.999
+
+
+def _preferences() -> ConfigDict:
+    """How candidates are made: see onereward_jax.judge.preferences."""
+    return ConfigDict(
+        {
+            "base": "miniature/base",
+            "directory": "runs/miniature/preferences",
+            "scenes_per_task": 512,
+            "test_scenes_per_task": 64,
+            "part_size": 32,
+            "planted_share": 0.6,
+            "min_steps": 3,
+            "max_steps": 12,
+            "one_step_share": 0.5,
+            "guided_share": 0.25,
+            "max_true_cfg_scale": 3.0,
+            # Of the simulated annotator: deviation of its error, and the gap below which it sees no difference.
+            "annotator_noise": 0.05,
+            "annotator_margin": 0.2,
+        }
+    )
+
+
+def _optimizer(learning_rate: float, warmup_steps: int, decay_steps: int = 0) -> ConfigDict:
+    """AdamW; `decay_steps` = 0 keeps the rate constant after the warm-up."""
+    return ConfigDict(
+        {
+            "learning_rate": learning_rate,
+            "warmup_steps": warmup_steps,
+            "decay_steps": decay_steps,
+            "clip_norm": 1.0,
+            "weight_decay": 0.01,
+            "b2": 0.99,
+        }
+    )
+
+
+def _train(num_steps: int, batch_size: int, checkpoint_every: int = 500, log_every: int = 10) -> ConfigDict:
+    return ConfigDict(
+        {
+            "num_steps": num_steps,
+            "batch_size": batch_size,
+            "checkpoint_every": checkpoint_every,
+            "keep_checkpoints": 2,
+            "log_every": log_every,
+        }
+    )

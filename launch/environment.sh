@@ -1,0 +1,18 @@
+# Sourced by the other scripts: `environment EXTRA[,EXTRA]` makes .venv hold the project and the extras,
+# in the versions of constraints.txt, and activates it. Does nothing when that is already so.
+environment() {
+  local extras=${1:-}
+  local python=${PYTHON:-python3}
+  if ! "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; then
+    echo "Python 3.11, 3.12 or 3.13 is needed: set PYTHON=/path/to/python3.11 and run this again." >&2
+    return 2
+  fi
+  [ -x .venv/bin/python ] || "$python" -m venv .venv || return
+  source .venv/bin/activate
+  # The stamp names what was installed from which files; a change of either installs again.
+  local stamp="$extras $(cat pyproject.toml constraints.txt | sha256sum | cut -d' ' -f1)"
+  [ "$(cat ".venv/installed-${extras:-base}" 2>/dev/null)" = "$stamp" ] && return
+  echo "Installing into .venv (a few minutes the first time) ..."
+  python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".${extras:+[$extras]}" || return
+  echo "$stamp" > ".venv/installed-${extras:-base}"
+}

@@ -1,0 +1,422 @@
+"""Checkpoints that can be trusted: Orbax writes them, a digest manifest beside each proves them whole.
+
+    directory/
+      step_00000100/               what Orbax wrote: arrays under state/, the data iterator's state under data/
+      step_00000100.json           the manifest: size and SHA-256 of every file, shape and dtype of every array
+      step_00000200.unfinished     a marker: step 200 was being written or deleted when the run stopped
+
+Orbax alone loads a flipped bit silently and takes any directory named like a step for the newest one. Here a
+checkpoint exists from the moment its manifest does, and that is written last, in one atomic rename.
+"""
+
+import base64
+import hashlib
+import json
+import os
+import re
+import threading
+import warnings
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import SingleDeviceSharding
+from orbax.checkpoint import v1 as ocp
+
+from onereward_jax import tree
+from onereward_jax.errors import UserError
+
+_STEP = re.compile(r"step_(\d{8,})")
+_READ_BYTES = 1 << 24
+_HASH_THREADS = 4
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint was damaged, or something in the directory looks like one and is not."""
+
+
+class Checkpointer:
+    """Saves and restores (state, data iterator state) pairs, newest `keep` of them.
+
+    In a run of many processes, every process calls every method (Orbax and this class synchronise them); the data
+    state must then be the same in each, as that of `data.mixture` is.
+
+    Args:
+      directory: holds the checkpoints; made when missing. Local, or anything that `etils.epath` opens.
+      keep: number of finished checkpoints to keep; older ones are deleted.
+    """
+
+    def __init__(self, directory: str | os.PathLike, keep: int = 3):
+        if keep < 1:
+            raise UserError(f"keep is {keep}: keep at least 1 checkpoint")
+        self.directory = epath.Path(directory)
+        self.keep = keep
+        self._finishing: threading.Thread | None = None
+        self._error: BaseException | None = None
+        self._restored: int | None = None  # the step that was restored: newer ones are superseded
+        self._damaged: set[int] = set()
+        registry = ocp.handlers.local_registry()
+        registry.add(ocp.handlers.JsonHandler, checkpointable_name="data")
+        self._context = ocp.Context()
+        self._context.checkpointables.registry = registry
+        # In the background, a failing save would leave threads that wait for the directory for minutes.
+        self._context.asynchronous.create_directories_asynchronously = False
+        if _is_primary():
+            self.directory.mkdir(parents=True, exist_ok=True)
+
+    # ------------------------------------------------------------------------------------------------ saving
+
+    def save(self, step: int, state: Any, data_state: Any = None, force: bool = False) -> bool:
+        """Starts to save; returns as soon as the arrays are copied to the host.
+
+        Waits first for the save before it, and raises that one's error if it failed.
+
+        Args:
+          step: number of the step that made this state.
+          state: pytree of arrays; typed PRNG keys are welcome.
+          data_state: bytes, or anything JSON can hold: what `get_state()` of the iterator gave.
+          force: write again when a finished checkpoint of this step exists. One that is newer than the restored
+            one, which it can only be by its damage, is always written again.
+
+        Returns:
+          Whether a save was started: False when the step was there and `force` is not set.
+        """
+        self.wait()
+        name = f"step_{step:08d}"
+        superseded = self._restored is not None and step > self._restored
+        if self._manifest(name).exists() and not (force or superseded):
+            return False
+        self._restored = None if self._restored is None else max(step, self._restored)
+        self._damaged.discard(step)
+        arrays = {path: _to_raw(leaf) for path, leaf in tree.flatten(state).items()}
+        manifest = {"format": 1, "step": step, "arrays": {path: _describe(leaf) for path, leaf in arrays.items()}}
+        if _is_primary():
+            self._marker(name).write_text("")
+            self._manifest(name).unlink(missing_ok=True)
+        with self._context:
+            response = ocp.save_checkpointables_async(
+                self.directory / name,
+                {"state": tree.unflatten(_nonempty(arrays)), "data": _encode(data_state)},
+                overwrite=True,
+            )
+        self._finishing = threading.Thread(
+            target=self._finish, args=(name, response, manifest), name=f"finish-{name}", daemon=True
+        )
+        self._finishing.start()
+        return True
+
+    def wait(self) -> None:
+        """Blocks until the running save is finished, manifest and deletions included; raises its error."""
+        if self._finishing is not None:
+            self._finishing.join()
+            self._finishing = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def close(self) -> None:
+        """Finishes what is running; the checkpointer may be used again afterwards."""
+        self.wait()
+
+    def steps(self) -> list[int]:
+        """Steps of the finished checkpoints (not verified), oldest first."""
+        return [_step_of(name) for name in self._names() if self._manifest(name).exists()]
+
+    def _finish(self, name: str, response: Any, manifest: dict) -> None:
+        try:
+            response.result()
+            if not _is_primary():
+                return
+            manifest["files"] = _digests(self.directory / name)
+            _write_manifest(self._manifest(name), manifest)
+            self._marker(name).unlink()
+            self._delete_old()
+        except BaseException as error:
+            self._error = error
+
+    def _delete_old(self) -> None:
+        finished = [step for step in self.steps() if step not in self._damaged]
+        if len(finished) <= self.keep:
+            return
+        oldest_kept = finished[-self.keep]
+        for name in self._names():
+            # Damaged ones and half-written ones go with the finished ones of their age.
+            if _step_of(name) < oldest_kept:
+                self._delete(name)
+
+    def _delete(self, name: str) -> None:
+        # The marker covers the time in which the directory is there and its manifest is not.
+        self._marker(name).write_text("")
+        self._manifest(name).unlink(missing_ok=True)
+        _remove(self.directory / name)
+        self._marker(name).unlink()
+
+    # --------------------------------------------------------------------------------------------- restoring
+
+    def restore_latest(self, abstract_state: Any) -> tuple[int, Any, Any] | None:
+        """Restores the newest checkpoint whose every file has the size and digest of its manifest.
+
+        Damage is named in a `CheckpointWarning`, and the next older checkpoint is tried. Leftovers of a save or a
+        deletion that a killed run did not finish are removed.
+
+        Args:
+          abstract_state: the state's structure with `jax.ShapeDtypeStruct` leaves (or arrays); a leaf with a
+            `sharding` is restored into it, one without onto the first device.
+
+        Returns:
+          (step, state, data_state), or None when no checkpoint was ever finished here.
+
+        Raises:
+          UserError: checkpoints exist and none is whole, or the newest whole one holds another state.
+        """
+        self.wait()
+        step = _agree(self._find_latest)
+        self._restored = step
+        if step is None:
+            return None
+        name = f"step_{step:08d}"
+        wanted = tree.flatten(abstract_state)
+        abstract = {path: _abstract_raw(leaf) for path, leaf in wanted.items()}
+        saved = json.loads(self._manifest(name).read_text())["arrays"]
+        _check_same_state(self.directory / name, saved, {path: _describe(leaf) for path, leaf in abstract.items()})
+        with self._context:
+            restored = ocp.load_checkpointables(
+                self.directory / name, {"state": tree.unflatten(_nonempty(abstract)), "data": None}
+            )
+        arrays = tree.flatten(restored["state"])
+        leaves = [_from_raw(arrays.get(path), leaf) for path, leaf in wanted.items()]
+        state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
+        return step, state, _decode(restored["data"])
+
+    def _find_latest(self) -> int | None:
+        """Cleans up, verifies from the newest on, and returns the first whole step."""
+        self._clean()
+        damaged = []
+        self._damaged.clear()
+        for name in reversed(self._names()):
+            damage = self._damage(name)
+            if damage is None:
+                return _step_of(name)
+            _warn(f"checkpoint {self.directory / name} is not used: {damage}")
+            self._damaged.add(_step_of(name))
+            if self._manifest(name).exists() or (self.directory / name / "_CHECKPOINT_METADATA").exists():
+                damaged.append(name)
+        if damaged:
+            raise UserError(
+                f"none of the checkpoints in {self.directory} is whole ({', '.join(damaged)}): put a good copy back, "
+                "or remove the directory to start anew"
+            )
+        return None
+
+    def _damage(self, name: str) -> str | None:
+        """What is wrong with a checkpoint, in words; None if nothing is."""
+        directory, path = self.directory / name, self._manifest(name)
+        if not directory.is_dir():
+            return "it is not a directory" if directory.exists() else "its directory is missing"
+        if not path.exists():
+            return f"its manifest {path.name} is missing"
+        try:
+            manifest = json.loads(path.read_text())
+            digest = manifest.pop("digest")
+            files = manifest["files"]
+        except (ValueError, KeyError, AttributeError, TypeError):
+            return f"its manifest {path.name} can not be read"
+        if digest != _digest_of_manifest(manifest) or manifest["step"] != _step_of(name):
+            return f"its manifest {path.name} was altered"
+        for file, expected in files.items():
+            if not (directory / file).exists():
+                return f"its file {file} is missing"
+            size = (directory / file).stat().length
+            if size != expected["size"]:
+                return f"its file {file} has {size} bytes instead of {expected['size']}"
+        found = _digests(directory, files)
+        for file, expected in files.items():
+            if found[file] != expected:
+                return f"its file {file} does not have the digest it was written with (a flipped bit?)"
+        return None
+
+    def _clean(self) -> None:
+        """Removes what an interrupted save or deletion left, and names what does not belong here."""
+        for path in sorted(self.directory.iterdir(), key=lambda path: path.name):
+            name, _, suffix = path.name.partition(".")
+            is_step = _STEP.fullmatch(name) is not None
+            if is_step and suffix == "unfinished":
+                if self._manifest(name).exists():
+                    path.unlink()  # killed between writing the manifest and removing the marker
+                else:
+                    self._delete(name)
+            elif is_step and (suffix.startswith("orbax-checkpoint-tmp") or suffix == "json.tmp"):
+                _remove(path)
+            elif not (is_step and suffix in ("", "json")):
+                _warn(f"{path} is no checkpoint of this program: ignored")
+
+    # ------------------------------------------------------------------------------------------------- names
+
+    def _names(self) -> list[str]:
+        entries = (path.name.removesuffix(".json") for path in self.directory.iterdir())
+        return sorted({name for name in entries if _STEP.fullmatch(name)}, key=_step_of)
+
+    def _manifest(self, name: str) -> epath.Path:
+        return self.directory / f"{name}.json"
+
+    def _marker(self, name: str) -> epath.Path:
+        return self.directory / f"{name}.unfinished"
+
+
+def _step_of(name: str) -> int:
+    match = _STEP.fullmatch(name)
+    assert match is not None, name
+    return int(match[1])
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, CheckpointWarning, stacklevel=3)
+
+
+def _is_primary() -> bool:
+    return jax.process_index() == 0
+
+
+def _agree(find: Callable[[], int | None]) -> int | None:
+    """The first process looks, and all get its answer (or its error, as their own)."""
+    if jax.process_count() == 1:
+        return find()
+    from jax.experimental import multihost_utils
+
+    answer, error = -1, None
+    if _is_primary():
+        try:
+            found = find()
+            answer = -1 if found is None else found
+        except UserError as raised:
+            answer, error = -2, raised
+    answer = int(multihost_utils.broadcast_one_to_all(np.int64(answer)))
+    if answer == -2:
+        raise error or UserError("no checkpoint is whole: see the message of the first process")
+    return None if answer == -1 else answer
+
+
+def _remove(path: epath.Path) -> None:
+    if path.is_dir():
+        path.rmtree(missing_ok=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+# ------------------------------------------------------------------------------------------------------ manifest
+
+
+def _digest(path: epath.Path) -> dict[str, Any]:
+    sha256, size = hashlib.sha256(), 0
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            sha256.update(block)
+            size += len(block)
+    return {"size": size, "sha256": sha256.hexdigest()}
+
+
+def _digests(directory: epath.Path, files: Any = None) -> dict[str, dict[str, Any]]:
+    """{path below the directory: {"size", "sha256"}} of the given files, or of all."""
+    if files is None:
+        files = sorted(os.fspath(path.relative_to(directory)) for path in _walk(directory))
+    with ThreadPoolExecutor(_HASH_THREADS) as pool:
+        return dict(zip(files, pool.map(lambda file: _digest(directory / file), files), strict=True))
+
+
+def _walk(directory: epath.Path):
+    for path in directory.iterdir():
+        if path.is_dir():
+            yield from _walk(path)
+        else:
+            yield path
+
+
+def _digest_of_manifest(manifest: dict) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _write_manifest(path: epath.Path, manifest: dict) -> None:
+    temporary = path.parent / f"{path.name}.tmp"
+    temporary.write_text(json.dumps({**manifest, "digest": _digest_of_manifest(manifest)}, sort_keys=True, indent=1))
+    temporary.replace(path)
+
+
+def _describe(leaf: Any) -> str:
+    return f"{np.dtype(leaf.dtype).name}[{','.join(map(str, leaf.shape))}]"
+
+
+def _check_same_state(directory: epath.Path, saved: dict[str, str], wanted: dict[str, str]) -> None:
+    """Raises one sentence that names what differs between the checkpoint's arrays and the state's."""
+    if saved == wanted:
+        return
+    differences = []
+    for path in sorted(saved.keys() | wanted.keys(), key=lambda path: (path in saved and path in wanted, path)):
+        there, here = saved.get(path, "nothing"), wanted.get(path, "nothing")
+        if there != here:
+            differences.append(f"{path} ({there} there, {here} here)")
+    more = f" and {len(differences) - 3} more" if len(differences) > 3 else ""
+    raise UserError(
+        f"checkpoint {directory} holds another state than this configuration makes, differing in "
+        f"{', '.join(differences[:3])}{more}: use the configuration that made it, or another working directory"
+    )
+
+
+# --------------------------------------------------------------------------------------------- leaves, data state
+
+
+def _is_key(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _shape_of(leaf: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def _to_raw(leaf: Any) -> Any:
+    """An array as Orbax takes it: typed keys as their uint32 words, numbers as NumPy arrays."""
+    if _is_key(leaf):
+        return jax.random.key_data(leaf)
+    return leaf if isinstance(leaf, jax.Array) else np.asarray(leaf)
+
+
+def _abstract_raw(leaf: Any) -> Any:
+    # Orbax wants to be told where an array goes.
+    sharding = getattr(leaf, "sharding", None) or SingleDeviceSharding(jax.local_devices()[0])
+    if _is_key(leaf):
+        words = jax.eval_shape(jax.random.key_data, _shape_of(leaf))
+        return jax.ShapeDtypeStruct(words.shape, words.dtype, sharding=sharding)
+    if isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+    return np.asarray(leaf)
+
+
+def _from_raw(array: Any, wanted: Any) -> Any:
+    if array is None:  # of size zero: not in the file
+        return jax.device_put(np.zeros(wanted.shape, wanted.dtype), getattr(wanted, "sharding", None))
+    if _is_key(wanted):
+        implementations: list[Any] = []  # `key_impl` takes no ShapeDtypeStruct, but it takes a traced key
+        jax.eval_shape(lambda key: implementations.append(jax.random.key_impl(key)), _shape_of(wanted))
+        return jax.random.wrap_key_data(array, impl=implementations[0])
+    if isinstance(wanted, bool | int | float):
+        return type(wanted)(array)
+    return array
+
+
+def _nonempty(arrays: dict[str, Any]) -> dict[str, Any]:
+    # Orbax refuses arrays of size zero.
+    return {path: leaf for path, leaf in arrays.items() if np.prod(leaf.shape) > 0}
+
+
+def _encode(data_state: Any) -> dict[str, Any]:
+    if isinstance(data_state, bytes):
+        return {"base64": base64.b64encode(data_state).decode()}
+    return {"json": json.dumps(data_state, default=lambda value: value.item())}
+
+
+def _decode(encoded: dict[str, Any]) -> Any:
+    if "base64" in encoded:
+        return base64.b64decode(encoded["base64"])
+    return json.loads(encoded["json"])

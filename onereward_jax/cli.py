@@ -1,0 +1,160 @@
+"""`onereward <command> --config configs/x.py[:variant] --config.a.b=value --workdir DIR`.
+
+Finds the commands in onereward_jax/commands/. What the user can put right is one sentence on stderr and exit code 2;
+what is a defect of the program keeps its traceback and exit code 1. Which is which is decided by who raised it, see
+`is_users_error`; ONEREWARD_TRACEBACK=1 shows the traceback of both.
+"""
+
+import argparse
+import ast
+import dis
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from onereward_jax.configuration import did_you_mean, load_config
+from onereward_jax.errors import Interrupted, UserError
+
+PACKAGE = Path(__file__).resolve().parent
+_CONFIG_PREFIX = "--config."
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with one sentence for an error instead of the usage before it."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}: see `{self.prog} --help`")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(argv)
+    except Interrupted as stop:
+        print(f"onereward: {stop.message}", file=sys.stderr)
+        return int(stop.code or 0)
+    except (ValueError, FileNotFoundError) as error:
+        if not is_users_error(error) or os.environ.get("ONEREWARD_TRACEBACK") == "1":
+            raise
+        print(f"onereward: {sentence(error)}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `onereward ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def commands() -> dict[str, str]:
+    """{command: the first line of its module's docstring}, read without importing anything."""
+    found = {}
+    for path in sorted((PACKAGE / "commands").glob("[!_]*.py")):
+        docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+        found[path.stem.replace("_", "-")] = docstring.partition("\n")[0]
+    return found
+
+
+def is_users_error(error: BaseException) -> bool:
+    """Whether the user is told in one sentence: a `UserError`, a missing file, or a ValueError of our own `raise`.
+
+    A ValueError that a library raised below us (a shape in JAX, a number in NumPy) is a defect of the program.
+    """
+    if isinstance(error, UserError | FileNotFoundError):
+        return True
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    code = trace.tb_frame.f_code
+    # JAX cuts its own frames off the traceback, so that our frame can be the last though JAX raised: look at what
+    # the frame was doing.
+    raising = dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
+    return raising and PACKAGE in Path(code.co_filename).resolve().parents
+
+
+def sentence(error: BaseException) -> str:
+    """The error's text; of an operating system's error, the file and what is wrong with it."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename} does not exist: check the path"
+    return str(error)
+
+
+def _run(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if argv[0] == "--version":
+        from importlib.metadata import version
+
+        print(f"onereward {version('onereward-jax')}")
+        return 0
+    name, known = argv[0], commands()
+    if name.startswith("-"):
+        raise UserError(f"the command comes first, before {name}: one of {', '.join(known)}")
+    if name.replace("_", "-") not in known:
+        hint = did_you_mean(name, known) or f": choose one of {', '.join(known)}"
+        raise UserError(f"there is no command {name}{hint}")
+    name = name.replace("_", "-")
+    module = importlib.import_module(f"onereward_jax.commands.{name.replace('-', '_')}")
+
+    parser = _Parser(
+        prog=f"onereward {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    if hasattr(module, "add_arguments"):
+        module.add_arguments(parser)
+    rest, overrides, first_override = _split_overrides(argv[1:])
+    args = parser.parse_args(rest)
+    if overrides and not hasattr(args, "config"):
+        raise UserError(f"onereward {name} takes no configuration: leave {_CONFIG_PREFIX}{overrides[0][0]} out")
+    if overrides and any(token == "--config" or token.startswith("--config=") for token in argv[first_override:]):
+        raise UserError(f"--config comes before its overrides: put it before {_CONFIG_PREFIX}{overrides[0][0]}")
+    if getattr(args, "config", None) is not None:
+        args.config_file = args.config
+        args.config = load_config(args.config, overrides)
+    return module.run(args) or 0
+
+
+def _split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str]], int]:
+    """Parts `--config.a.b=value` and `--config.a.b value` from the other arguments.
+
+    Returns:
+      (other arguments, [(dotted path, text)], position in `sys.argv` order of the first override, counting the command)
+    """
+    rest: list[str] = []
+    overrides: list[tuple[str, str]] = []
+    first = len(argv) + 1
+    tokens = iter(enumerate(argv, start=1))
+    for position, token in tokens:
+        if not token.startswith(_CONFIG_PREFIX):
+            rest.append(token)
+            continue
+        first = min(first, position)
+        field, equals, value = token.removeprefix(_CONFIG_PREFIX).partition("=")
+        if not equals:
+            _, following = next(tokens, (0, "--"))
+            if following.startswith("--"):
+                raise UserError(f"{token} has no value: write {token}=value")
+            value = following
+        overrides.append((field, value))
+    return rest, overrides, first
+
+
+def _help() -> str:
+    known = commands()
+    width = max((len(name) for name in known), default=0)
+    lines = "\n".join(f"  {name:<{width}}  {summary}" for name, summary in known.items())
+    return (
+        "usage: onereward <command> [--config FILE[:VARIANT]] [--config.field=value ...] [--workdir DIR]\n\n"
+        "OneReward in JAX: one vision-language judge improves a mask-guided image model over many tasks.\n\n"
+        f"commands:\n{lines}\n\n`onereward <command> --help` says what a command takes."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

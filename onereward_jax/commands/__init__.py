@@ -1,0 +1,29 @@
+"""The commands of `onereward`: one thin module each, found by cli.py.
+
+A module `train_judge.py` is the command `train-judge`. Its docstring's first line is its line in `onereward --help`;
+the whole docstring is in its own `--help`. It has
+
+    def add_arguments(parser: argparse.ArgumentParser) -> None   what the command line takes
+    def run(args: argparse.Namespace) -> int | None              the exit code, None for 0
+
+and imports JAX and everything that imports JAX inside `run`, so that a wrong command line is answered at once. A
+command of a configuration calls `config_arguments(parser)` and finds the loaded, locked `ConfigDict` in `args.config`.
+"""
+
+import argparse
+
+
+def config_arguments(parser: argparse.ArgumentParser, default: str | None = None, workdir: bool = True) -> None:
+    """Adds `--config FILE[:VARIANT]`, its overrides `--config.field=value`, and `--workdir DIR`."""
+    parser.add_argument(
+        "--config",
+        metavar="FILE[:VARIANT]",
+        default=default,
+        required=default is None,
+        help="configuration; any field of it is set by --config.field=value after it"
+        + (f" (default: {default})" if default else ""),
+    )
+    if workdir:
+        parser.add_argument(
+            "--workdir", metavar="DIR", required=True, help="the run's directory: checkpoints, metrics, results"
+        )

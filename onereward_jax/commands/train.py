@@ -1,0 +1,16 @@
+"""Improves a fill model by reward feedback learning (Algorithm 1 or 2)."""
+
+import argparse
+
+from onereward_jax.commands import config_arguments
+from onereward_jax.configuration import claim_workdir
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    config_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    from onereward_jax.rl.training import train
+
+    train(args.config, claim_workdir(args.workdir, args.config))

@@ -1,0 +1,16 @@
+"""Trains the miniature's fill model by flow matching; writes it to WORKDIR/export."""
+
+import argparse
+
+from onereward_jax.commands import config_arguments
+from onereward_jax.configuration import claim_workdir
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    config_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    from onereward_jax.flow.training import train_base
+
+    train_base(args.config, claim_workdir(args.workdir, args.config))

@@ -1,0 +1,166 @@
+"""Masks to generate under: boxes, brush strokes, blobs and borders, at any resolution.
+
+Every function returns uint8 (height, width) with 1 = generate, and draws all its chances from the
+`numpy.random.Generator` it is given, so a mask is a function of a seed. A `Box` is
+(left, top, right, bottom) in pixels, right and bottom excluded; it may be fractional.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+Box = tuple[float, float, float, float]
+
+SIDES = ("left", "right", "top", "bottom")
+COVERING_KINDS = ("box", "strokes", "blob")
+KINDS = (*COVERING_KINDS, "borders")
+
+
+def box(height: int, width: int, bounds: Box) -> np.ndarray:
+    """A filled rectangle; bounds outside the image are cut off."""
+    left, top, right, bottom = (max(0, round(value)) for value in bounds)
+    mask = np.zeros((height, width), np.uint8)
+    mask[top:bottom, left:right] = 1
+    return mask
+
+
+def borders(height: int, width: int, widths: Mapping[str, int]) -> np.ndarray:
+    """Strips along the image's sides, as outpainting needs them.
+
+    Args:
+      widths: pixels for each of the sides "left", "right", "top", "bottom" that is to be extended.
+
+    Raises:
+      ValueError: an unknown side, or strips that leave nothing of the image.
+    """
+    unknown = set(widths) - set(SIDES)
+    if unknown:
+        raise ValueError(f"unknown side {sorted(unknown)[0]!r}: choose among {', '.join(SIDES)}")
+    left, right = widths.get("left", 0), widths.get("right", 0)
+    top, bottom = widths.get("top", 0), widths.get("bottom", 0)
+    if left + right >= width or top + bottom >= height:
+        raise ValueError(f"borders {dict(widths)} leave nothing of a {width}x{height} image: make them narrower")
+    mask = np.ones((height, width), np.uint8)
+    mask[top : height - bottom, left : width - right] = 0
+    return mask
+
+
+def blob(height: int, width: int, bounds: Box, generator: np.random.Generator) -> np.ndarray:
+    """A smooth closed outline that touches, about, the sides of `bounds`.
+
+    The outline is an ellipse whose radius is modulated by a few low harmonics.
+    """
+    angle = np.linspace(0, 2 * np.pi, 64, endpoint=False)
+    radius = np.ones_like(angle)
+    for harmonic in (2, 3, 4, 5):
+        radius += generator.normal(0, 0.16 / harmonic) * np.cos(harmonic * angle + generator.uniform(0, 2 * np.pi))
+    x, y = radius * np.cos(angle), radius * np.sin(angle)
+    left, top, right, bottom = bounds
+    x = left + (x - x.min()) / np.ptp(x) * (right - left)
+    y = top + (y - y.min()) / np.ptp(y) * (bottom - top)
+    canvas = Image.new("L", (width, height))
+    ImageDraw.Draw(canvas).polygon([*zip(x.tolist(), y.tolist(), strict=True)], fill=1)
+    return np.asarray(canvas, np.uint8).copy()
+
+
+def strokes(
+    height: int, width: int, bounds: Box, generator: np.random.Generator, thickness: float | None = None
+) -> np.ndarray:
+    """A zigzag of a round brush that scrubs over `bounds`, as a person's hand would.
+
+    Args:
+      thickness: the brush's diameter in pixels; by default a third of the shorter side of `bounds`.
+    """
+    left, top, right, bottom = bounds
+    brush = thickness or max(2.0, min(right - left, bottom - top) * generator.uniform(0.28, 0.42))
+    half = brush / 2
+    across, along = (right - left, bottom - top)
+    flip = across < along  # scrub along the longer side
+    if flip:
+        across, along = along, across
+    turns = max(2, math.ceil((along - brush) / (0.72 * brush)) + 1)
+    lanes = np.linspace(half, along - half, turns)
+    points = []
+    for index, lane in enumerate(lanes):
+        ends = (half, across - half) if index % 2 == 0 else (across - half, half)
+        for end in ends:
+            points.append((end + generator.normal(0, 0.12 * brush), lane + generator.normal(0, 0.12 * brush)))
+    if flip:
+        points = [(y, x) for x, y in points]
+    if generator.random() < 0.5:
+        points = [(right - left - x, y) for x, y in points]
+    points = [(left + x, top + y) for x, y in points]
+    canvas = Image.new("L", (width, height))
+    draw = ImageDraw.Draw(canvas)
+    draw.line(points, fill=1, width=max(1, round(brush)), joint="curve")
+    for x, y in points:
+        draw.ellipse((x - half, y - half, x + half, y + half), fill=1)
+    return np.asarray(canvas, np.uint8).copy()
+
+
+def cover(kind: str, height: int, width: int, bounds: Box, generator: np.random.Generator) -> np.ndarray:
+    """A mask of one of `COVERING_KINDS` over about `bounds`.
+
+    Raises:
+      ValueError: the kind is unknown.
+    """
+    if kind == "box":
+        return box(height, width, bounds)
+    if kind == "blob":
+        return blob(height, width, bounds, generator)
+    if kind == "strokes":
+        return strokes(height, width, bounds, generator)
+    raise ValueError(f"unknown kind of mask {kind!r}: choose one of {', '.join(COVERING_KINDS)}")
+
+
+def random_borders(
+    height: int,
+    width: int,
+    generator: np.random.Generator,
+    share: tuple[float, float] = (0.14, 0.3),
+    sides: Sequence[str] | None = None,
+) -> np.ndarray:
+    """Strips on one to four random sides (or on `sides`), each a `share` of the image's extent."""
+    if sides is None:
+        sides = generator.permutation(SIDES)[: generator.integers(1, len(SIDES) + 1)].tolist()
+    extents = {"left": width, "right": width, "top": height, "bottom": height}
+    return borders(height, width, {s: max(1, round(extents[s] * generator.uniform(*share))) for s in sides})
+
+
+def random_mask(
+    height: int,
+    width: int,
+    generator: np.random.Generator,
+    kinds: Sequence[str] = KINDS,
+    share: tuple[float, float] = (0.08, 0.35),
+) -> np.ndarray:
+    """A random mask for an image of any size.
+
+    Args:
+      kinds: among `KINDS`.
+      share: range of the part of the image's area that the mask's bounds take up; borders take the widths
+        of `random_borders`.
+    """
+    kind = kinds[int(generator.integers(len(kinds)))]
+    if kind == "borders":
+        return random_borders(height, width, generator)
+    area = generator.uniform(*share) * height * width
+    aspect = math.exp(generator.uniform(-0.5, 0.5))
+    box_width = min(width * 0.95, math.sqrt(area * aspect))
+    box_height = min(height * 0.95, area / box_width)
+    left, top = generator.uniform(0, width - box_width), generator.uniform(0, height - box_height)
+    return cover(kind, height, width, (left, top, left + box_width, top + box_height), generator)
+
+
+def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
+    """(left, top, right, bottom) of the ones in a mask, right and bottom excluded.
+
+    Raises:
+      ValueError: the mask is empty.
+    """
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    if not len(rows):
+        raise ValueError("the mask is empty: mark at least one pixel to generate")
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

@@ -1,0 +1,101 @@
+"""The input of a run: an endless, deterministic mixture of tasks, as a grain dataset.
+
+Sample number i of a run (its global index) is the same whatever the batch size, the number of processes or the
+number of threads: its task is drawn from (seed, i), and everything else is made from (i, task).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import grain
+import numpy as np
+
+from onereward_jax.errors import UserError
+
+Record = Mapping[str, Any]
+
+# grain's indices are signed 64-bit; no run sees 2^48 samples.
+_ENDLESS = 1 << 48
+
+
+def mixture(
+    tasks: Mapping[str, float],
+    make_record: Callable[[int, str], Record],
+    seed: int,
+    batch_size: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    num_threads: int = 2,
+    prefetch: int | None = None,
+) -> grain.IterDataset:
+    """Batches of records whose tasks are drawn with probabilities p_k.
+
+    Process p of P gets rows p·B/P to (p+1)·B/P of every global batch, so that the global array is the same for
+    every P. `iter(...)` gives an iterator with `get_state()` and `set_state()`, whose state is the same in every
+    process.
+
+    Args:
+      tasks: {task: weight}; the weights need not sum to 1.
+      make_record: (global index, task) -> {name: array, number or string}, the same names and shapes for every
+        sample; must depend on its arguments only. Called from `num_threads` threads.
+      seed: of the draw of tasks.
+      batch_size: global batch size B, a multiple of `process_count`.
+      process_index: this process, `jax.process_index()`.
+      process_count: number of processes, `jax.process_count()`.
+      num_threads: threads that make records; 0 makes them in the caller's.
+      prefetch: batches made ahead, by default one per thread.
+
+    Returns:
+      Dataset of {name: array with a leading axis of B/P}, with `index`: int64 (B/P,), the global sample indices,
+      from which random keys are folded.
+
+    Raises:
+      UserError: weights that are negative, not finite or all zero; a batch size the processes can't share.
+    """
+    names, cumulative = _cumulative(tasks)
+    if batch_size < 1 or batch_size % process_count:
+        raise UserError(f"a batch of {batch_size} can't be shared by {process_count} processes: make it a multiple")
+    if not 0 <= process_index < process_count:
+        raise UserError(f"process {process_index} is not one of {process_count}: count them from 0")
+    local_size = batch_size // process_count
+
+    def record_of(local_index: int) -> dict[str, Any]:
+        batch, row = divmod(int(local_index), local_size)
+        index = batch * batch_size + process_index * local_size + row
+        return {**make_record(index, names[draw_task(cumulative, seed, index)]), "index": np.int64(index)}
+
+    threads = max(num_threads, 0)
+    read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch or threads, threads))
+    return (
+        grain.MapDataset.range(_ENDLESS)
+        .map(record_of)
+        .batch(local_size, drop_remainder=True, batch_fn=_stack)
+        .to_iter_dataset(read_options)
+    )
+
+
+def draw_task(cumulative: np.ndarray, seed: int, index: int) -> int:
+    """Position of the task of sample `index`: one uniform draw from (seed, index) against cumulative weights."""
+    uniform = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, index])).random()
+    return int(np.searchsorted(cumulative, uniform, side="right"))
+
+
+def _cumulative(tasks: Mapping[str, float]) -> tuple[tuple[str, ...], np.ndarray]:
+    weights = {task: float(weight) for task, weight in tasks.items()}
+    for task, weight in weights.items():
+        if not (np.isfinite(weight) and weight >= 0):
+            raise UserError(f"the weight of task {task} is {weight}: give 0 or a positive number")
+    drawn = {task: weight for task, weight in weights.items() if weight > 0}
+    if not drawn:
+        raise UserError("all task weights are zero: give at least one task a positive weight")
+    cumulative = np.cumsum(np.fromiter(drawn.values(), np.float64))
+    cumulative /= cumulative[-1]
+    return tuple(drawn), cumulative
+
+
+def _stack(records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    names = records[0].keys()
+    for record in records:
+        if record.keys() != names:
+            raise ValueError(f"records of one batch differ in their fields: {sorted(record.keys() ^ names)}")
+    return {name: np.stack([np.asarray(record[name]) for record in records]) for name in names}

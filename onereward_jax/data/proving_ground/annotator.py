@@ -1,0 +1,100 @@
+"""A simulated annotator: the truth, seen through noise, given as best and worst of a few candidates.
+
+As in the paper, each dimension is annotated by itself: the best and the worst of (usually four) candidates, or
+"no difference", which is dropped. One pair of images can therefore be won in one dimension and lost in another.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from onereward_jax.data.proving_ground.scorer import score
+from onereward_jax.data.proving_ground.truth import Scene
+
+# Standard deviation of an annotator's error on a score in [0, 1], and the gap below which nothing is seen.
+NOISE = 0.08
+MARGIN = 0.08
+
+
+@dataclasses.dataclass(frozen=True)
+class Preference:
+    """One annotated pair.
+
+    Attributes:
+      dimension: one of `tasks.DIMENSIONS`.
+      winner, loser: indices into the candidates.
+    """
+
+    dimension: str
+    winner: int
+    loser: int
+
+
+def annotate(
+    scene: Scene,
+    candidates: Sequence[np.ndarray],
+    generator: np.random.Generator,
+    noise: float | Mapping[str, float] = NOISE,
+    margin: float = MARGIN,
+) -> list[Preference]:
+    """Best and worst of the candidates in each dimension of the scene.
+
+    Args:
+      candidates: at least two images as `score` takes them.
+      noise: standard deviation of the error on every score, or one for each dimension.
+      margin: a pair whose noisy scores lie closer than this is "no difference" and dropped.
+
+    Raises:
+      ValueError: fewer than two candidates.
+    """
+    return annotate_scores([score(scene, image) for image in candidates], generator, noise, margin)
+
+
+def annotate_scores(
+    scores: Sequence[Mapping[str, float]],
+    generator: np.random.Generator,
+    noise: float | Mapping[str, float] = NOISE,
+    margin: float = MARGIN,
+) -> list[Preference]:
+    """`annotate` for candidates whose scores are there already."""
+    if len(scores) < 2:
+        raise ValueError(f"{len(scores)} candidates cannot be compared: give at least two")
+    preferences = []
+    for dimension in scores[0]:
+        true = np.array([candidate[dimension] for candidate in scores])
+        scale = noise[dimension] if isinstance(noise, Mapping) else noise
+        seen = true + generator.normal(0, 1, len(true)) * scale
+        winner, loser = int(seen.argmax()), int(seen.argmin())
+        if seen[winner] - seen[loser] >= margin and winner != loser:
+            preferences.append(Preference(dimension, winner, loser))
+    return preferences
+
+
+def ceiling(
+    scores: Sequence[Sequence[Mapping[str, float]]],
+    generator: np.random.Generator,
+    noise: float | Mapping[str, float] = NOISE,
+    margin: float = MARGIN,
+    repeats: int = 20,
+) -> dict[str, float]:
+    """The accuracy that a judge who knows the truth would reach on this annotator's pairs.
+
+    Args:
+      scores: of every scene, the scores of its candidates (scenes of one task).
+      repeats: how often each scene is annotated anew.
+
+    Returns:
+      For each dimension, the share of pairs whose winner is truly the better one (a true tie counts half);
+      a dimension in which no pair was ever kept is missing.
+    """
+    right: dict[str, float] = {}
+    total: dict[str, int] = {}
+    for candidates in scores:
+        for _ in range(repeats):
+            for preference in annotate_scores(candidates, generator, noise, margin):
+                dimension = preference.dimension
+                lead = candidates[preference.winner][dimension] - candidates[preference.loser][dimension]
+                right[dimension] = right.get(dimension, 0.0) + (1.0 if lead > 0 else 0.5 if lead == 0 else 0.0)
+                total[dimension] = total.get(dimension, 0) + 1
+    return {dimension: right[dimension] / total[dimension] for dimension in total}

@@ -1,0 +1,106 @@
+"""How often the judge calls the winner of a held-out pair (the paper's Table 1)."""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from onereward_jax.evaluation.statistics import wilson_interval
+from onereward_jax.tasks import CELLS
+
+# task, dimension, P(Yes | winner, loser), P(Yes | loser, winner), and whether the annotator's winner
+# is better in truth (None: the truth is not known).
+Record = tuple[str, str, float, float, bool | None]
+
+CALIBRATION_BINS = 10
+
+
+def judge_accuracy(records: Iterable[Record]) -> dict[str, Any]:
+    """Accuracy, position bias and calibration of the judge, per task × dimension and over all.
+
+    The judge calls the first image better when P(Yes) > ½; exactly ½ counts half. "accuracy" is the mean of both
+    orders' accuracies. "ceiling" is the share of pairs whose annotated winner is the better one in truth: what a
+    judge that knew the truth would reach against these noisy labels. "truth_accuracy" is against the truth itself.
+
+    Returns:
+      {"cells": {task: {dimension: summary}}, "overall": summary | {"calibration": [bin, ...]}}, of plain numbers:
+      summary = {"n", "accuracy", "ci95", "winner_first", "loser_first", "both_orders" (the decision by the mean of both
+      probabilities), "ceiling", "truth_accuracy" (None if the truth is unknown), "position_bias" (mean P(Yes) over
+      both orders − ½: positive favours the first image), "calibration_error"};
+      bin = {"lower", "upper", "n", "predicted", "observed"}. Without records: no cells, and "overall" is None.
+
+    Raises:
+      ValueError: a cell does not exist, or a probability is not in [0, 1].
+    """
+    by_cell: dict[tuple[str, str], list[Record]] = defaultdict(list)
+    for record in records:
+        if (record[0], record[1]) not in CELLS:
+            raise ValueError(f"{record[0]} × {record[1]} is no cell of onereward_jax.tasks.CELLS")
+        if not (0 <= record[2] <= 1 and 0 <= record[3] <= 1):
+            raise ValueError(f"P(Yes) of {record[0]} × {record[1]} is not in [0, 1]: {record[2]}, {record[3]}")
+        by_cell[record[0], record[1]].append(record)
+
+    cells: dict[str, dict[str, Any]] = {}
+    for task, dimension in CELLS:
+        if (task, dimension) in by_cell:
+            cells.setdefault(task, {})[dimension] = _summary(by_cell[task, dimension])
+    everything = [record for group in by_cell.values() for record in group]
+    if not everything:
+        return {"cells": {}, "overall": None}
+    return {"cells": cells, "overall": _summary(everything) | {"calibration": _calibration(everything)}}
+
+
+def table(accuracy: dict[str, Any], key: str = "accuracy") -> dict[str, dict[str, float]]:
+    """One number a cell: {task: {dimension: x}}, as `evaluation.json` has it; cells without the number are left out."""
+    numbers = {
+        task: {dimension: cell[key] for dimension, cell in dimensions.items() if cell[key] is not None}
+        for task, dimensions in accuracy["cells"].items()
+    }
+    return {task: dimensions for task, dimensions in numbers.items() if dimensions}
+
+
+def _summary(records: list[Record]) -> dict[str, Any]:
+    winner_first = np.array([record[2] for record in records], np.float64)
+    loser_first = np.array([record[3] for record in records], np.float64)
+    right_winner_first, right_loser_first = _above(winner_first, 0.5), 1 - _above(loser_first, 0.5)
+    right = (right_winner_first + right_loser_first) / 2
+    known = np.array([record[4] is not None for record in records])
+    label_is_true = np.array([bool(record[4]) for record in records])[known]
+    truly_right = np.where(label_is_true, right[known], 1 - right[known])
+    bins = _calibration(records)
+    return {
+        "n": len(records),
+        "accuracy": float(right.mean()),
+        "ci95": list(wilson_interval(float(right.sum()), len(records))),
+        "winner_first": float(right_winner_first.mean()),
+        "loser_first": float(right_loser_first.mean()),
+        "both_orders": float(_above(winner_first, loser_first).mean()),
+        "ceiling": float(label_is_true.mean()) if known.any() else None,
+        "truth_accuracy": float(truly_right.mean()) if known.any() else None,
+        "position_bias": float((winner_first + loser_first).mean() / 2 - 0.5),
+        "calibration_error": sum(b["n"] * abs(b["predicted"] - b["observed"]) for b in bins)
+        / sum(b["n"] for b in bins),
+    }
+
+
+def _above(values: np.ndarray, threshold: np.ndarray | float) -> np.ndarray:
+    return np.where(values == threshold, 0.5, values > threshold)
+
+
+def _calibration(records: list[Record]) -> list[dict[str, float]]:
+    """Of all times the judge said P(Yes) in a bin: what it said on average, and how often the first image had won."""
+    predicted = np.array([probability for record in records for probability in record[2:4]], np.float64)
+    won = np.tile([1.0, 0.0], len(records))
+    index = np.minimum((predicted * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    return [
+        {
+            "lower": number / CALIBRATION_BINS,
+            "upper": (number + 1) / CALIBRATION_BINS,
+            "n": int((index == number).sum()),
+            "predicted": float(predicted[index == number].mean()),
+            "observed": float(won[index == number].mean()),
+        }
+        for number in range(CALIBRATION_BINS)
+        if (index == number).any()
+    ]

@@ -1,0 +1,133 @@
+"""Good–Same–Bad of the policy against the base, scene by scene, by ground truth (the paper's Fig. 7).
+
+How a scene becomes good, same or bad: the truth scores every dimension of the scene in [0, 1], for both models' images
+from the same noise; the plain mean over the scene's dimensions of policy − base is good above `TIE_MARGIN`, bad below
+−`TIE_MARGIN`, and same between: the rule and the margin of `data.proving_ground.scorer.verdict`.
+"""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from onereward_jax.data.proving_ground.scorer import TIE_MARGIN
+from onereward_jax.evaluation.statistics import good_minus_bad_interval, mean_interval
+from onereward_jax.tasks import CELLS, TASKS
+
+VERDICTS = ("good", "same", "bad")
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Both models' images of one scene, as the truth and the judge see them.
+
+    Attributes:
+      task: one of `tasks.TASKS`.
+      base: truth of the base's image, dimension -> [0, 1].
+      policy: truth of the policy's image, the same dimensions.
+      p_yes: the judge's P(Yes | policy, base) of each dimension; may be empty.
+      p_yes_swapped: P(Yes | base, policy), the other order; may be empty.
+    """
+
+    task: str
+    base: Mapping[str, float]
+    policy: Mapping[str, float]
+    p_yes: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    p_yes_swapped: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ValueError(f"unknown task {self.task!r}: choose one of {', '.join(TASKS)}")
+        if not self.base or set(self.base) != set(self.policy):
+            raise ValueError(
+                f"{self.task}: base is scored on {sorted(self.base)} and policy on {sorted(self.policy)}: "
+                "score both on the same dimensions, at least one"
+            )
+
+    @property
+    def gain(self) -> float:
+        """Truth of the policy minus truth of the base, mean over dimensions."""
+        return float(np.mean([self.policy[dimension] - self.base[dimension] for dimension in self.base]))
+
+    @property
+    def preference(self) -> float | None:
+        """The judge's P(policy better), mean over dimensions, and over both orders where both were asked."""
+        sides = [list(self.p_yes.values()), [1 - p for p in self.p_yes_swapped.values()]]
+        means = [float(np.mean(side)) for side in sides if side]
+        return float(np.mean(means)) if means else None
+
+
+def verdict(comparison: Comparison, margin: float = TIE_MARGIN) -> str:
+    """ "good", "same" or "bad": the policy's image against the base's."""
+    if comparison.gain > margin:
+        return "good"
+    return "bad" if comparison.gain < -margin else "same"
+
+
+def good_same_bad(comparisons: Iterable[Comparison], margin: float = TIE_MARGIN) -> dict[str, dict[str, Any]]:
+    """{task: {"good", "same", "bad" (shares), "n", "ci95" (of good − bad)}}, for the tasks that occur."""
+    counts: dict[str, Counter[str]] = {task: Counter() for task in TASKS}
+    for comparison in comparisons:
+        counts[comparison.task][verdict(comparison, margin)] += 1
+    return {task: shares(*(count[name] for name in VERDICTS)) for task, count in counts.items() if count}
+
+
+def shares(good: int, same: int, bad: int) -> dict[str, Any]:
+    """Counts to shares, with the 95 % interval of good − bad.
+
+    Raises:
+      ValueError: there is no scene.
+    """
+    n = good + same + bad
+    if n == 0:
+        raise ValueError("good, same and bad need at least one scene")
+    interval = list(good_minus_bad_interval(good, bad, n))
+    return {"good": good / n, "same": same / n, "bad": bad / n, "n": n, "ci95": interval}
+
+
+def truth_by_dimension(comparisons: Iterable[Comparison]) -> dict[str, dict[str, dict[str, Any]]]:
+    """{task: {dimension: {"base", "policy" (mean truth), "difference", "ci95" (of the difference, paired), "n"}}}."""
+    pairs: dict[tuple[str, str], list[tuple[float, float]]] = {cell: [] for cell in CELLS}
+    for comparison in comparisons:
+        for dimension in comparison.base:
+            pairs[comparison.task, dimension].append((comparison.base[dimension], comparison.policy[dimension]))
+    result: dict[str, dict[str, dict[str, Any]]] = {}
+    for (task, dimension), values in pairs.items():
+        if not values:
+            continue
+        base, policy = np.array(values, np.float64).T
+        result.setdefault(task, {})[dimension] = {
+            "base": float(base.mean()),
+            "policy": float(policy.mean()),
+            "difference": float((policy - base).mean()),
+            "ci95": list(mean_interval(policy - base, (-1.0, 1.0))),
+            "n": len(values),
+        }
+    return result
+
+
+def judge_view(comparisons: Iterable[Comparison], margin: float = TIE_MARGIN) -> dict[str, dict[str, Any]]:
+    """What the judge says of the same scenes, and where it parts from the truth.
+
+    Returns:
+      {task: {"p_yes" (mean preference for the policy), "ci95", "n", "fooled" (share of all scenes: the judge prefers
+      the policy's image, the truth says bad), "missed" (the judge prefers the base's image, the truth says good)}},
+      for the tasks where the judge was asked.
+    """
+    asked: dict[str, list[tuple[float, str]]] = {task: [] for task in TASKS}
+    for comparison in comparisons:
+        if comparison.preference is not None:
+            asked[comparison.task].append((comparison.preference, verdict(comparison, margin)))
+    return {
+        task: {
+            "p_yes": float(np.mean([preference for preference, _ in scenes])),
+            "ci95": list(mean_interval([preference for preference, _ in scenes], (0.0, 1.0))),
+            "n": len(scenes),
+            "fooled": float(np.mean([preference > 0.5 and truth == "bad" for preference, truth in scenes])),
+            "missed": float(np.mean([preference < 0.5 and truth == "good" for preference, truth in scenes])),
+        }
+        for task, scenes in asked.items()
+        if scenes
+    }

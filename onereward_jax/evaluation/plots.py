@@ -1,0 +1,359 @@
+"""The figures of the report, drawn once for two uses: SVG inside the page, and PNG files for the documents.
+
+In the page the colours are CSS variables, so that one drawing serves light and dark: matplotlib draws with stand-in
+colours, and `svg` puts the variables in their place. No pyplot, no global state.
+"""
+
+import io
+import json
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from onereward_jax.tasks import CELLS, TASKS, dimensions_of
+
+Curves = dict[str, tuple[np.ndarray, np.ndarray]]
+
+# Okabe & Ito's palette, safe for colour-blind readers; dashes tell the lines apart without any colour.
+PRINT = {
+    "ink": "#24292f",
+    "muted": "#6b7280",
+    "grid": "#e3e5e8",
+    "text_alignment": "#0072b2",
+    "consistency": "#d55e00",
+    "structure": "#009e73",
+    "aesthetics": "#b0578d",
+    "removal_quality": "#0072b2",
+    "good": "#0072b2",
+    "same": "#c9cdd2",
+    "bad": "#d55e00",
+    "judge": "#b0578d",
+}
+# A stand-in is a colour nobody draws with; `svg` writes var(--name) instead.
+STAND_IN = {name: f"#0102{number:02x}" for number, name in enumerate(PRINT)}
+DASHES: dict[str, Any] = {
+    "text_alignment": "-",
+    "consistency": (0, (5, 1.5)),
+    "structure": (0, (1.5, 1.5)),
+    "aesthetics": (0, (6, 1.5, 1.5, 1.5)),
+    "removal_quality": "-",
+}
+
+PANEL = (4.6, 2.9)  # inches: legible on a phone, two abreast on a desktop
+POINTS = 160  # of a smoothed line
+RAW_POINTS = 300
+BANDWIDTH = 0.03  # of the run, for smoothing
+
+
+def label(name: str) -> str:
+    """image_fill -> image fill."""
+    return name.replace("_", " ")
+
+
+def read_curves(metrics_jsonl: str | Path | None) -> Curves:
+    """Every metric of the file against "step": key -> (steps, values), both (N,), steps ascending.
+
+    A line that is cut off (the run was killed while it wrote), and values that are no finite numbers, are left out; of
+    a step that occurs twice the later line counts. No file gives no curves.
+    """
+    if metrics_jsonl is None or not Path(metrics_jsonl).exists():
+        return {}
+    points: dict[str, dict[float, float]] = {}
+    for line in Path(metrics_jsonl).read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if not isinstance(record, dict) or not _is_number(record.get("step")):
+            continue
+        for key, value in record.items():
+            if key != "step" and _is_number(value):
+                points.setdefault(key, {})[record["step"]] = value
+    curves = {}
+    for key, values in points.items():
+        steps = sorted(values)
+        curves[key] = np.array(steps, np.float64), np.array([values[step] for step in steps], np.float64)
+    return curves
+
+
+def smooth(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Gaussian-weighted local mean at `POINTS` places; the weight falls off over `BANDWIDTH` of the run."""
+    where = np.linspace(steps[0], steps[-1], min(POINTS, len(steps)))
+    width = max(BANDWIDTH * (steps[-1] - steps[0]), 1e-9)
+    # Distances beyond the nearest point's are what matter: subtracting it keeps exp() away from 0/0.
+    distance = ((where[:, None] - steps[None]) / width) ** 2 / 2
+    weights = np.exp(distance.min(axis=1, keepdims=True) - distance)
+    return where, weights @ values / weights.sum(axis=1)
+
+
+def reward_key(task: str, dimension: str) -> str:
+    return f"rewards/{task}/{dimension}"
+
+
+def has_rewards(curves: Curves, task: str) -> bool:
+    return any(reward_key(task, dimension) in curves for dimension in dimensions_of(task))
+
+
+def reward_limits(curves: Curves) -> tuple[float, float]:
+    """One range for all tasks' panels: all smoothed lines, ½, and most of the raw points."""
+    lows, highs = [0.45], [0.55]
+    for task, dimension in CELLS:
+        if (key := reward_key(task, dimension)) in curves:
+            lows.append(float(np.percentile(curves[key][1], 5)))
+            highs.append(float(np.percentile(curves[key][1], 95)))
+            smoothed = smooth(*curves[key])[1]
+            lows.append(float(smoothed.min()))
+            highs.append(float(smoothed.max()))
+    return max(0.0, min(lows) - 0.03), min(1.0, max(highs) + 0.03)
+
+
+def draw_rewards(axes: Axes, curves: Curves, task: str, theme: Mapping[str, str]) -> None:
+    """The judge's P(Yes) of a task's dimensions against the step (the paper's Fig. 6)."""
+    axes.axhline(0.5, color=theme["muted"], linewidth=0.8, dashes=(2, 2))
+    for dimension in dimensions_of(task):
+        if reward_key(task, dimension) not in curves:
+            continue
+        steps, values = curves[reward_key(task, dimension)]
+        shown = np.unique(np.linspace(0, len(steps) - 1, min(RAW_POINTS, len(steps))).astype(int))
+        axes.plot(steps[shown], values[shown], color=theme[dimension], linewidth=0.7, alpha=0.18)
+        where, smoothed = smooth(steps, values)
+        style = DASHES[dimension]
+        axes.plot(where, smoothed, color=theme[dimension], linewidth=1.9, linestyle=style, label=label(dimension))
+    axes.set_ylim(*reward_limits(curves))
+    axes.set_xlabel("step")
+    axes.set_ylabel("P(Yes)")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handlelength=2.4, columnspacing=1.2)
+
+
+def draw_training(axes: Axes, curves: Curves, key: str, title: str, theme: Mapping[str, str]) -> None:
+    """One metric of the optimisation against the step."""
+    steps, values = curves[key]
+    shown = np.unique(np.linspace(0, len(steps) - 1, min(RAW_POINTS, len(steps))).astype(int))
+    axes.plot(steps[shown], values[shown], color=theme["good"], linewidth=0.7, alpha=0.25)
+    axes.plot(*smooth(steps, values), color=theme["good"], linewidth=1.9)
+    if values.min() >= 0:
+        axes.set_ylim(0, float(np.percentile(values, 98)) * 1.15 or 1)
+    axes.set_xlabel("step")
+    axes.set_title(title, loc="left")
+
+
+def draw_good_same_bad(axes: Axes, gsb: Mapping[str, Any], theme: Mapping[str, str]) -> None:
+    """Shares of good, same and bad, a bar a task (the paper's Fig. 7)."""
+    tasks = [task for task in TASKS if task in gsb]
+    for row, task in enumerate(tasks):
+        left = 0.0
+        for name in ("good", "same", "bad"):
+            share = gsb[task][name]
+            first = row == 0
+            axes.barh(row, share, left=left, height=0.56, color=theme[name], label=name if first else None, linewidth=0)
+            if share >= 0.08:
+                colour = theme["ink"] if name == "same" else "#ffffff"
+                axes.text(
+                    left + share / 2, row, f"{100 * share:.0f} %", ha="center", va="center", color=colour, fontsize=9
+                )
+            left += share
+    axes.set_xlim(0, 1)
+    axes.set_xticks([0, 0.25, 0.5, 0.75, 1], ["0", "25", "50", "75", "100 %"])
+    _task_rows(axes, tasks)
+    axes.grid(visible=False)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, handlelength=1, handleheight=1)
+
+
+def draw_difference(axes: Axes, evaluation: Mapping[str, Any], theme: Mapping[str, str]) -> None:
+    """Good − bad in points with its 95 % interval, and beside it what the judge says, on the same scale.
+
+    The judge's mean P(policy better) = p stands for a net preference of 2p − 1.
+    """
+    gsb, views = evaluation.get("gsb", {}), evaluation.get("judge_view") or {}
+    tasks = [task for task in TASKS if task in gsb]
+    axes.axvline(0, color=theme["ink"], linewidth=0.9)
+    offset = 0.15 if any(task in views for task in tasks) else 0.0
+    for row, task in enumerate(tasks):
+        difference = gsb[task]["good"] - gsb[task]["bad"]
+        marks = [(row - offset, difference, gsb[task]["ci95"], "good", "o", "truth: good − bad")]
+        if task in views:
+            view = views[task]
+            interval = [2 * limit - 1 for limit in view["ci95"]]
+            marks.append((row + offset, 2 * view["p_yes"] - 1, interval, "judge", "D", "judge: 2 P(Yes) − 1"))
+        for y, value, interval, colour, marker, text in marks:
+            axes.plot([100 * x for x in interval], [y, y], color=theme[colour], linewidth=2, solid_capstyle="butt")
+            axes.plot([100 * value], [y], marker, color=theme[colour], markersize=6, label=text if row == 0 else None)
+    reach = max([0.1, *(abs(x) for line in axes.lines[1:] for x in np.asarray(line.get_xdata()) / 100)])
+    axes.set_xlim(-108 * reach, 108 * reach)
+    axes.set_xlabel("points, policy against base")
+    _task_rows(axes, tasks)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handlelength=1.2, columnspacing=1.2)
+
+
+def draw_accuracy(axes: Axes, evaluation: Mapping[str, Any], theme: Mapping[str, str]) -> None:
+    """Accuracy of the judge in every cell, its interval, and the ceiling that the labels' noise sets."""
+    accuracy, ceiling = evaluation.get("judge_accuracy", {}), evaluation.get("judge_ceiling", {})
+    details = (evaluation.get("judge") or {}).get("cells", {})
+    cells = [(task, dimension) for task, dimension in CELLS if dimension in accuracy.get(task, {})]
+    axes.axvline(50, color=theme["muted"], linewidth=0.9, dashes=(2, 2))
+    for row, (task, dimension) in enumerate(cells):
+        interval = details.get(task, {}).get(dimension, {}).get("ci95")
+        if interval:
+            axes.plot([100 * x for x in interval], [row, row], color=theme["good"], linewidth=2)
+        axes.plot([100 * accuracy[task][dimension]], [row], "o", color=theme["good"], label=None if row else "accuracy")
+        if dimension in ceiling.get(task, {}):
+            best = 100 * ceiling[task][dimension]
+            text = None if row else "ceiling"
+            axes.plot([best], [row], "|", color=theme["ink"], markersize=11, markeredgewidth=1.6, label=text)
+    axes.set_yticks(range(len(cells)), [f"{label(task)} · {label(dimension)}" for task, dimension in cells])
+    axes.set_ylim(len(cells) - 0.4, -0.6)
+    axes.set_xlim(min(45.0, *(100 * accuracy[task][dimension] - 8 for task, dimension in cells)), 100)
+    axes.set_xlabel("% of held-out pairs")
+    axes.grid(visible=False, axis="y")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+
+
+def draw_calibration(axes: Axes, bins: list[dict[str, float]], theme: Mapping[str, str]) -> None:
+    """How often the first image had won, against what the judge said; a point's area is its number of answers."""
+    axes.plot([0, 1], [0, 1], color=theme["muted"], linewidth=0.9, dashes=(2, 2))
+    predicted, observed = [b["predicted"] for b in bins], [b["observed"] for b in bins]
+    most = max(b["n"] for b in bins)
+    axes.plot(predicted, observed, color=theme["judge"], linewidth=1.4)
+    axes.scatter(predicted, observed, [12 + 90 * b["n"] / most for b in bins], color=theme["judge"], linewidths=0)
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="judge's P(Yes)", ylabel="share that had won")
+
+
+def figure(draw: Callable[[Axes], None], theme: Mapping[str, str], size: tuple[float, float] = PANEL) -> Figure:
+    """One panel in the house style. `draw` puts the data in."""
+    with mpl.rc_context(_style(theme)):
+        result = Figure(figsize=size, layout="constrained")
+        draw(result.subplots())
+    return result
+
+
+def svg(draw: Callable[[Axes], None], title: str, size: tuple[float, float] = PANEL) -> str:
+    """The panel as an <svg> element for the page; `title` is what a screen reader says."""
+    drawing = figure(draw, STAND_IN, size)
+    buffer = io.StringIO()
+    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
+        drawing.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
+    # Group names repeat from figure to figure, and nothing refers to them.
+    text = re.sub(r'<g id="[^"]*">', "<g>", text)
+    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
+    for name, colour in STAND_IN.items():
+        text = text.replace(colour, f"var(--{name})")
+    escaped = title.replace("&", "&amp;").replace("<", "&lt;").replace('"', "&quot;")
+    return re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', rf'<svg role="img" aria-label="{escaped}" viewBox="\1">', text)
+
+
+def save_figures(directory: str | Path, metrics_jsonl: str | Path | None, evaluation: Mapping[str, Any]) -> list[Path]:
+    """Writes the report's main figures as PNG files, those for which there are data.
+
+    reward_curves.png, judge_accuracy.png, good_same_bad.png, judge_and_truth.png, calibration.png, training.png.
+
+    Returns:
+      the files written.
+    """
+    directory, curves, theme = Path(directory), read_curves(metrics_jsonl), PRINT
+    directory.mkdir(parents=True, exist_ok=True)
+    panels: dict[str, list[tuple[str, Callable[[Axes], None]]]] = {
+        "reward_curves": [
+            (label(task), partial(draw_rewards, curves=curves, task=task, theme=theme))
+            for task in TASKS
+            if has_rewards(curves, task)
+        ],
+        "training": [
+            ("", partial(draw_training, curves=curves, key=key, title=title, theme=theme))
+            for key, title in TRAINING_CURVES.items()
+            if key in curves
+        ],
+    }
+    if any(evaluation.get("judge_accuracy", {}).values()):
+        panels["judge_accuracy"] = [("", partial(draw_accuracy, evaluation=evaluation, theme=theme))]
+    if evaluation.get("gsb"):
+        panels["good_same_bad"] = [("", partial(draw_good_same_bad, gsb=evaluation["gsb"], theme=theme))]
+        panels["judge_and_truth"] = [("", partial(draw_difference, evaluation=evaluation, theme=theme))]
+    overall = (evaluation.get("judge") or {}).get("overall")
+    if overall:
+        panels["calibration"] = [("", partial(draw_calibration, bins=overall["calibration"], theme=theme))]
+    return [
+        _save_png(directory / f"{name}.png", drawings, theme, columns=3 if name == "training" else 2)
+        for name, drawings in panels.items()
+        if drawings
+    ]
+
+
+TRAINING_CURVES = {
+    "learning/loss": "loss",
+    "learning/grad_norm": "gradient norm",
+    "perf/step_time_seconds": "seconds a step",
+}
+
+
+def _save_png(
+    path: Path, panels: list[tuple[str, Callable[[Axes], None]]], theme: Mapping[str, str], columns: int
+) -> Path:
+    columns = min(columns, len(panels))
+    rows = -(-len(panels) // columns)
+    width, height = (6.4, 4.2) if path.stem == "judge_accuracy" else (PANEL if path.stem != "calibration" else (3.4, 3))
+    with mpl.rc_context(_style(theme)):
+        sheet = Figure(figsize=(width * columns, height * rows), layout="constrained", facecolor="white")
+        grid = sheet.subplots(rows, columns, squeeze=False).ravel()
+        for axes, (title, draw) in zip(grid, panels, strict=False):
+            draw(axes)
+            if title:
+                # Above the legend, which stands above the axes.
+                axes.set_title(title, loc="left", fontweight="bold", pad=34)
+        for axes in grid[len(panels) :]:
+            axes.set_visible(False)
+        sheet.savefig(path, dpi=150, metadata={"Software": None})
+    return path
+
+
+def _task_rows(axes: Axes, tasks: list[str]) -> None:
+    axes.set_yticks(range(len(tasks)), [label(task).replace(" ", "\n", 1) for task in tasks])
+    axes.set_ylim(max(len(tasks), 1) - 0.45, -0.55)
+    axes.tick_params(axis="y", length=0)
+    axes.spines["left"].set_visible(False)
+    axes.grid(visible=False, axis="y")
+
+
+def _style(theme: Mapping[str, str]) -> dict[Any, Any]:
+    return {
+        "font.size": 10,
+        "axes.titlesize": 10,
+        "axes.labelsize": 9,
+        "xtick.labelsize": 9,
+        "ytick.labelsize": 9,
+        "legend.fontsize": 9,
+        "legend.frameon": False,
+        "text.color": theme["ink"],
+        "axes.titlecolor": theme["ink"],
+        "axes.labelcolor": theme["muted"],
+        "axes.edgecolor": theme["muted"],
+        "axes.linewidth": 0.8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.facecolor": "none",
+        "axes.grid": True,
+        "axes.axisbelow": True,
+        "grid.color": theme["grid"],
+        "grid.linewidth": 0.8,
+        "xtick.color": theme["muted"],
+        "ytick.color": theme["muted"],
+        "xtick.labelcolor": theme["muted"],
+        "ytick.labelcolor": theme["ink"],
+        "xtick.major.size": 3,
+        "ytick.major.size": 0,
+        "lines.solid_capstyle": "round",
+    }
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))

@@ -1,0 +1,522 @@
+"""`report.html`: what a run was, what it reached and where it failed, in one file that needs no network."""
+
+import base64
+import dataclasses
+import io
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from PIL import Image
+
+from onereward_jax import pictures
+from onereward_jax.evaluation import gsb, plots
+from onereward_jax.evaluation.plots import label
+from onereward_jax.tasks import CELLS, DIMENSIONS, TASKS
+
+CRISP_BELOW = 256  # pixels: smaller pictures are shown pixel by pixel, larger ones reduced to this and smoothed
+SPACE = "\N{NO-BREAK SPACE}"
+PICTURE_BUDGET = 2_200_000  # bytes of encoded pictures in the page, so that it stays below 3 MB
+
+ALGORITHMS = {
+    "fixed": "Algorithm 1: the reference is the frozen pre-trained model",
+    "dynamic": "Algorithm 2: the reference is the moving average (EMA) of the policy",
+}
+REWARD_NOTES = {
+    "fixed": "The reference stays the same, so a rising line means that the judge likes the policy’s pictures better.",
+    "dynamic": "The reference is the policy’s own moving average and improves with it: a line that stays above ½ means "
+    "steady progress in the judge’s eyes, and it need not rise.",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ExampleRow:
+    """One held-out scene in pictures, all uint8 (H, W, 3), mask (H, W).
+
+    Attributes:
+      task, prompt: of the scene.
+      source, mask: what the models were given.
+      base, policy: what they made of it.
+      reference: picture of the reference at the end of training; None leaves the column out.
+      scores: truth of base and policy, dimension -> (base, policy), in [0, 1].
+      p_yes: the judge's P(policy better), dimension -> [0, 1]; may be empty.
+      verdict: "good", "same", "bad", or "" if it was not decided.
+    """
+
+    task: str
+    prompt: str
+    source: np.ndarray
+    mask: np.ndarray
+    base: np.ndarray
+    reference: np.ndarray | None
+    policy: np.ndarray
+    scores: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    p_yes: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    verdict: str = ""
+
+
+def write_report(
+    path: str | Path,
+    *,
+    metrics_jsonl: str | Path | None = None,
+    evaluation: Mapping[str, Any] | None = None,
+    grids: Sequence[ExampleRow] = (),
+    config: Mapping[str, Any] | None = None,
+    versions: Mapping[str, Any] | None = None,
+    credits: Sequence[str] = (),
+    title: str = "OneReward: reward feedback learning with one judge",
+    algorithm: str = "",
+    examples_note: str = "",
+) -> Path:
+    """Writes the page, whole or not at all. Whatever is missing is said to be missing.
+
+    Args:
+      path: of the page.
+      metrics_jsonl: the training's metrics, a JSON object with "step" a line.
+      evaluation: as `record.validate_evaluation` has it, with these further keys where known: "judge" (from
+        `accuracy.judge_accuracy`), "truth" (`gsb.truth_by_dimension`), "judge_view" (`gsb.judge_view`).
+      grids: pictures, shown in this order within each task, until `PICTURE_BUDGET` is spent.
+      config: nested configuration, a dict or ConfigDict.
+      versions: name -> version or any other fact about where it ran (device, host, commit).
+      credits: whose photographs, models and ideas stand in the page, one sentence each.
+      title: of the page.
+      algorithm: "fixed", "dynamic" or another name; by default the evaluation's.
+      examples_note: how the pictures were chosen, in a sentence.
+
+    Returns:
+      the path.
+    """
+    path, evaluation = Path(path), evaluation or {}
+    algorithm = algorithm or evaluation.get("algorithm", "")
+    curves = plots.read_curves(metrics_jsonl)
+    examples, dropped = _examples(grids)
+    note = f"{examples_note} " if examples_note else ""
+    note += (
+        "The mask is tinted: there the model paints. Arrows lead from the base’s score to the policy’s (truth, 0 to "
+        "100). Good, same and bad are the truth’s verdict on policy against base; “judge differs” marks scenes where "
+        "the judge prefers the picture that is worse in truth."
+    )
+    if dropped:
+        note += f" {dropped} of {len(grids)} rows were left out to keep the page small."
+    context = {
+        "title": title,
+        "subtitle": ALGORITHMS.get(algorithm, algorithm or "algorithm not named"),
+        "css": Markup((Path(__file__).parent / "report.css").read_text(encoding="utf-8")),
+        "result": summarize(evaluation, curves),
+        "tiles": _tiles(evaluation, curves),
+        "rewards": [
+            (label(task), _svg(partial(plots.draw_rewards, curves=curves, task=task), task))
+            for task in TASKS
+            if plots.has_rewards(curves, task)
+        ],
+        "reward_note": REWARD_NOTES.get(algorithm, ""),
+        "bandwidth": f"{100 * plots.BANDWIDTH:.0f}{SPACE}%",
+        "margin": f"{100 * evaluation.get('tie_margin', gsb.TIE_MARGIN):g}{SPACE}%",
+        "accuracy": _accuracy_table(evaluation),
+        "orders": _orders(evaluation),
+        "calibration": _calibration(evaluation),
+        "gsb": _gsb(evaluation),
+        "truth": _truth(evaluation),
+        "views": _views(evaluation),
+        "views_text": _views_text(evaluation),
+        "examples": examples,
+        "examples_note": note,
+        "training": [
+            _svg(partial(plots.draw_training, curves=curves, key=key, title=name), name, (3.3, 2.3))
+            for key, name in plots.TRAINING_CURVES.items()
+            if key in curves
+        ],
+        "cost": _cost(evaluation, curves),
+        "versions": [(name, str(value)) for name, value in (versions or {}).items()],
+        "config": _config_text(config) if config else "",
+        "credits": list(credits),
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("report.html.jinja").render(context)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def summarize(evaluation: Mapping[str, Any], curves: plots.Curves) -> str:
+    """The result in a paragraph of plain words, good or bad, computed from the numbers."""
+    shares_of, sentences = evaluation.get("gsb") or {}, []
+    better: list[str] = []
+    worse: list[str] = []
+    open_: list[str] = []
+    for task in (task for task in TASKS if task in shares_of):
+        low, high = shares_of[task]["ci95"]
+        difference = shares_of[task]["good"] - shares_of[task]["bad"]
+        text = f"{label(task)} ({_points(difference)}, 95{SPACE}% interval {_points(low)} to {_points(high)})"
+        (better if low > 0 else worse if high < 0 else open_).append(text)
+    if shares_of:
+        counts = sorted({shares["n"] for shares in shares_of.values()})
+        number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        start = f"By ground truth, on {number} held-out scenes a task, the policy"
+        claims = []
+        if better:
+            claims.append(f"is better than the base in {_list(better)}")
+        if worse:
+            claims.append(f"is worse in {_list(worse)}" if better else f"is worse than the base in {_list(worse)}")
+        if claims:
+            sentences.append(f"{start} {'; it '.join(claims)}.")
+        if open_:
+            sentences.append(
+                ("In " if claims else f"{start} shows no certain change: in ")
+                + f"{_list(open_)} the interval includes zero, so nothing is shown either way"
+                + (" there." if claims else ".")
+            )
+        sentences.append("Numbers are points of good − bad.")
+    else:
+        sentences.append("Policy and base have not been compared yet, so this page shows no result.")
+
+    rewards = _reward_change(curves)
+    if rewards:
+        first, last = rewards
+        verb = "rose" if last - first > 0.01 else "fell" if last - first < -0.01 else "stayed"
+        change = f"at {last:.2f}" if verb == "stayed" else f"from {first:.2f} to {last:.2f}"
+        sentences.append(f"In training the judge’s mean reward, P(Yes), {verb} {change}.")
+    cells = _cells(evaluation.get("judge_accuracy"))
+    if cells:
+        (worst_task, worst_dimension), worst = min(cells.items(), key=lambda item: item[1])
+        sentence = (
+            f"The judge calls {_percent(float(np.mean(list(cells.values()))))} of held-out pairs right on average"
+        )
+        if len(cells) > 1:
+            sentence += f", {_percent(worst)} in its weakest cell ({label(worst_task)}, {label(worst_dimension)})"
+        sentences.append(f"{sentence}; chance is 50{SPACE}%.")
+    parted = [text for task in TASKS if (text := _parting(evaluation, task))]
+    if parted:
+        sentences.append(f"Judge and truth part: {'; '.join(parted)}.")
+    return " ".join(sentences)
+
+
+def _parting(evaluation: Mapping[str, Any], task: str) -> str:
+    """Where the judge's interval and the truth's lie on different sides of zero, or only one is clear of it."""
+    shares = (evaluation.get("gsb") or {}).get(task)
+    view = (evaluation.get("judge_view") or {}).get(task)
+    if not shares or not view:
+        return ""
+    judge, truth = _side(*(limit - 0.5 for limit in view["ci95"])), _side(*shares["ci95"])
+    if judge == truth:
+        return ""
+    words = {1: "prefers the policy", 0: "is undecided", -1: "prefers the base"}
+    says = {1: "the policy is better", 0: "nothing is certain", -1: "the policy is worse"}
+    return f"in {label(task)} the judge {words[judge]} where by truth {says[truth]}"
+
+
+def _side(low: float, high: float) -> int:
+    return 1 if low > 0 else -1 if high < 0 else 0
+
+
+def _views_text(evaluation: Mapping[str, Any]) -> str:
+    parted = [text for task in TASKS if (text := _parting(evaluation, task))]
+    if not parted:
+        return "In no task do judge and truth disagree about the direction of the change."
+    text = "; ".join(parted)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _reward_change(curves: plots.Curves) -> tuple[float, float] | None:
+    """Mean over cells of the smoothed reward, in the first and in the last tenth of the run."""
+    ends = []
+    for task, dimension in CELLS:
+        if (key := plots.reward_key(task, dimension)) in curves and len(curves[key][0]) > 1:
+            _, smoothed = plots.smooth(*curves[key])
+            tenth = max(1, len(smoothed) // 10)
+            ends.append((smoothed[:tenth].mean(), smoothed[-tenth:].mean()))
+    return tuple(float(x) for x in np.mean(ends, axis=0)) if ends else None  # type: ignore[return-value]
+
+
+def _tiles(evaluation: Mapping[str, Any], curves: plots.Curves) -> list[tuple[str, str, str]]:
+    tiles = []
+    for task, shares in ((task, evaluation["gsb"][task]) for task in TASKS if task in (evaluation.get("gsb") or {})):
+        low, high = shares["ci95"]
+        interval = "good − bad in points, " + f"{_points(low)} to {_points(high)}".replace(" ", SPACE)
+        tiles.append((label(task), _points(shares["good"] - shares["bad"]), interval))
+    cells = list(_cells(evaluation.get("judge_accuracy")).values())
+    if cells:
+        detail = f"cells from {_percent(min(cells))} to {_percent(max(cells))}"
+        tiles.append(("judge’s accuracy", _percent(float(np.mean(cells))), detail))
+    rewards = _reward_change(curves)
+    if rewards:
+        tiles.append(("judge’s reward", f"{rewards[1]:.2f}", f"at the end; {rewards[0]:.2f} at the start"))
+    seconds = evaluation.get("seconds") or {}
+    if seconds.get("train") is not None:
+        steps = _number_of_steps(curves)
+        tiles.append(("training time", _duration(seconds["train"]), f"{steps:,} steps" if steps else ""))
+    if evaluation.get("peak_memory_gib") is not None:
+        tiles.append(("peak memory", f"{evaluation['peak_memory_gib']:.1f} GiB", "training and evaluation"))
+    return tiles
+
+
+def _accuracy_table(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
+    accuracy = evaluation.get("judge_accuracy") or {}
+    if not _cells(accuracy):
+        return None
+    details = (evaluation.get("judge") or {}).get("cells", {})
+    shown = [task for task in TASKS if accuracy.get(task)]
+    rows = []
+    for dimension in DIMENSIONS:
+        cells: list[dict[str, Any] | None] = []
+        for task in shown:
+            value = accuracy[task].get(dimension)
+            if value is None:
+                cells.append(None)
+                continue
+            ceiling = (evaluation.get("judge_ceiling") or {}).get(task, {}).get(dimension)
+            interval = details.get(task, {}).get(dimension, {}).get("ci95")
+            cells.append(
+                {
+                    "value": f"{100 * value:.1f}",
+                    "bullet": _bullet(value, interval, ceiling),
+                    "interval": f"{100 * interval[0]:.0f} to {100 * interval[1]:.0f}" if interval else "",
+                    "ceiling": "" if ceiling is None else f"ceiling {100 * ceiling:.1f}",
+                }
+            )
+        if any(cells):
+            rows.append((label(dimension), cells))
+    return {"tasks": [label(task) for task in shown], "rows": rows}
+
+
+def _bullet(value: float, interval: Sequence[float] | None, ceiling: float | None) -> Markup:
+    """A tiny picture of a cell, from 40 to 100 %: interval as a bar, accuracy as a dot, chance and ceiling as ticks."""
+
+    def x(share: float) -> float:
+        return round(4 + 92 * min(max((share - 0.4) / 0.6, 0), 1), 1)
+
+    parts = [
+        '<line x1="4" x2="96" y1="5" y2="5" stroke="var(--grid)" stroke-width="2"/>',
+        f'<line x1="{x(0.5)}" x2="{x(0.5)}" y1="1" y2="9" stroke="var(--muted)" stroke-dasharray="2 1.5"/>',
+    ]
+    if interval:
+        low, high = x(interval[0]), x(interval[1])
+        parts.append(f'<line x1="{low}" x2="{high}" y1="5" y2="5" stroke="var(--good)" stroke-width="3"/>')
+    if ceiling is not None:
+        parts.append(f'<line x1="{x(ceiling)}" x2="{x(ceiling)}" y1="0" y2="10" stroke="var(--ink)" stroke-width="2"/>')
+    # The picture stretches to its cell, and a line of no length with round caps stays a round dot.
+    parts.append(f'<path d="M{x(value)} 5h0" stroke="var(--good)" stroke-width="8" stroke-linecap="round"/>')
+    body = "".join(part.replace("/>", ' vector-effect="non-scaling-stroke"/>') for part in parts)
+    return Markup(
+        f'<svg class="bullet" viewBox="0 0 100 10" preserveAspectRatio="none" aria-hidden="true">{body}</svg>'
+    )
+
+
+def _orders(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    details = (evaluation.get("judge") or {}).get("cells", {})
+    return [
+        (
+            f"{label(task)} · {label(dimension)}",
+            _percent(cell["winner_first"]),
+            _percent(cell["loser_first"]),
+            _signed(cell["position_bias"], ".3f"),
+            str(cell["n"]),
+        )
+        for task, dimension in CELLS
+        if (cell := details.get(task, {}).get(dimension))
+    ]
+
+
+def _calibration(evaluation: Mapping[str, Any]) -> Markup | None:
+    overall = (evaluation.get("judge") or {}).get("overall") or {}
+    if not overall.get("calibration"):
+        return None
+    return _svg(partial(plots.draw_calibration, bins=overall["calibration"]), "calibration", (3.6, 3.0))
+
+
+def _gsb(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
+    shares_of = evaluation.get("gsb")
+    if not shares_of:
+        return None
+    rows = []
+    for task, shares in ((task, shares_of[task]) for task in TASKS if task in shares_of):
+        low, high = shares["ci95"]
+        rows.append(
+            {name: f"{100 * shares[name]:.1f}" for name in ("good", "same", "bad")}
+            | {
+                "task": label(task),
+                "difference": _points(shares["good"] - shares["bad"]),
+                "interval": f"{_points(low)} to {_points(high)}",
+                "mark": _mark(low, high),
+                "n": shares["n"],
+            }
+        )
+    size = (4.6, 0.9 + 0.55 * len(rows))
+    return {
+        "rows": rows,
+        "bars": _svg(partial(plots.draw_good_same_bad, gsb=shares_of), "shares of good, same and bad", size),
+        "difference": _svg(partial(plots.draw_difference, evaluation=evaluation), "good minus bad by task", size),
+    }
+
+
+def _truth(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
+    truth, rows = evaluation.get("truth") or {}, []
+    for task, dimension in CELLS:
+        if cell := truth.get(task, {}).get(dimension):
+            low, high = cell["ci95"]
+            rows.append(
+                {
+                    "cell": f"{label(task)} · {label(dimension)}",
+                    "base": f"{100 * cell['base']:.1f}",
+                    "policy": f"{100 * cell['policy']:.1f}",
+                    "difference": _signed(100 * cell["difference"], ".1f"),
+                    "interval": f"{_signed(100 * low, '.1f')} to {_signed(100 * high, '.1f')}",
+                    "mark": _mark(low, high),
+                }
+            )
+    return rows
+
+
+def _views(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
+    views, shares_of = evaluation.get("judge_view") or {}, evaluation.get("gsb") or {}
+    return [
+        {
+            "task": label(task),
+            "p_yes": f"{view['p_yes']:.3f}",
+            "interval": f"{view['ci95'][0]:.3f} to {view['ci95'][1]:.3f}",
+            "difference": _points(shares_of[task]["good"] - shares_of[task]["bad"]) if task in shares_of else "–",
+            "fooled": _percent(view["fooled"]),
+            "missed": _percent(view["missed"]),
+        }
+        for task in TASKS
+        if (view := views.get(task))
+    ]
+
+
+def _examples(grids: Sequence[ExampleRow]) -> tuple[list[tuple[str, list[dict[str, Any]]]], int]:
+    """The rows by task, as many as the budget holds, taken in turn from the tasks; and how many were left out."""
+    by_task = {task: [row for row in grids if row.task == task] for task in TASKS}
+    kept: dict[str, list[dict[str, Any]]] = {task: [] for task in TASKS}
+    budget = PICTURE_BUDGET
+    for turn in range(max((len(rows) for rows in by_task.values()), default=0)):
+        for task, rows in by_task.items():
+            if turn >= len(rows) or budget <= 0:
+                continue
+            example = _example(rows[turn])
+            budget -= sum(len(uri) for _, uri, _ in example["pictures"])
+            if budget > 0:
+                kept[task].append(example)
+    shown = [(label(task), rows) for task, rows in kept.items() if rows]
+    return shown, len(grids) - sum(len(rows) for _, rows in shown)
+
+
+def _example(row: ExampleRow) -> dict[str, Any]:
+    columns = [
+        ("source", row.source),
+        ("mask", pictures.mask_overlay(row.source, row.mask)),
+        ("base", row.base),
+        ("reference", row.reference),
+        ("policy", row.policy),
+    ]
+    scores = []
+    for dimension in DIMENSIONS:
+        if dimension in row.scores:
+            before, after = row.scores[dimension]
+            p_yes = f"{row.p_yes[dimension]:.2f}" if dimension in row.p_yes else ""
+            scores.append((label(dimension), f"{100 * before:.0f}", f"{100 * after:.0f}", p_yes))
+    preferred = float(np.mean(list(row.p_yes.values()))) if row.p_yes else 0.5
+    return {
+        "prompt": row.prompt,
+        "verdict": row.verdict,
+        "parts": (row.verdict == "bad" and preferred > 0.5) or (row.verdict == "good" and preferred < 0.5),
+        "pictures": [(name, *_data_uri(picture)) for name, picture in columns if picture is not None],
+        "scores": scores,
+    }
+
+
+def _data_uri(picture: np.ndarray) -> tuple[str, bool]:
+    """The picture inside an address, and whether the browser should show its pixels as squares."""
+    picture = pictures.to_uint8(picture)
+    if max(picture.shape[:2]) < CRISP_BELOW:
+        return "data:image/png;base64," + base64.b64encode(pictures.png(picture)).decode(), True
+    small, buffer = Image.fromarray(picture), io.BytesIO()
+    small.thumbnail((CRISP_BELOW, CRISP_BELOW), Image.Resampling.LANCZOS)
+    small.save(buffer, format="JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode(), False
+
+
+def _cost(evaluation: Mapping[str, Any], curves: plots.Curves) -> list[tuple[str, str]]:
+    seconds = evaluation.get("seconds") or {}
+    rows = [
+        (f"time, {label(name)}", "not measured" if value is None else _duration(value))
+        for name, value in seconds.items()
+    ]
+    if "perf/step_time_seconds" in curves:
+        rows.append(("median step", f"{np.median(curves['perf/step_time_seconds'][1]):.3g} s"))
+    if steps := _number_of_steps(curves):
+        rows.append(("steps", f"{steps:,}"))
+    memory = evaluation.get("peak_memory_gib")
+    rows.append(("peak memory", "not measured" if memory is None else f"{memory:.2f} GiB"))
+    return rows
+
+
+def _config_text(config: Mapping[str, Any]) -> str:
+    """One `path = value` a line, the paths as `--config.path=value` takes them."""
+    lines = []
+
+    def walk(node: Any, path: str) -> None:
+        if hasattr(node, "items") and len(node) > 0:
+            for key, value in node.items():
+                walk(value, f"{path}.{key}" if path else str(key))
+        else:
+            lines.append(f"{path} = {node!r}")
+
+    walk(config.to_dict() if hasattr(config, "to_dict") else config, "")
+    return "\n".join(lines)
+
+
+def _svg(draw: Callable[..., None], name: str, size: tuple[float, float] = plots.PANEL) -> Markup:
+    return Markup(plots.svg(partial(draw, theme=plots.STAND_IN), label(name), size))
+
+
+def _cells(table: Mapping[str, Mapping[str, float]] | None) -> dict[tuple[str, str], float]:
+    return {cell: table[cell[0]][cell[1]] for cell in CELLS if cell[1] in table.get(cell[0], {})} if table else {}
+
+
+def _number_of_steps(curves: plots.Curves) -> int:
+    return int(max((steps[-1] for steps, _ in curves.values()), default=0))
+
+
+def _mark(low: float, high: float) -> str:
+    return {1: "up", -1: "down", 0: ""}[_side(low, high)]
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}{SPACE}%"
+
+
+def _points(difference: float) -> str:
+    """0.213 -> +21; limits that round to zero keep a decimal, since their sign matters."""
+    points = 100 * difference
+    return _signed(points, ".1f" if abs(points) < 1 else ".0f")
+
+
+def _signed(number: float, form: str) -> str:
+    text = format(abs(number), form)
+    if float(text) == 0:
+        return text
+    return ("+" if number > 0 else "−") + text
+
+
+def _duration(seconds: float) -> str:
+    minutes, hours = seconds / 60, seconds / 3600
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    return f"{minutes:.1f} min" if hours < 2 else f"{hours:.1f} h"
+
+
+def _list(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"

@@ -1,0 +1,214 @@
+"""The evaluation of a run on held-out scenes: pictures, truth, judge, evaluation.json, report.html."""
+
+import json
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from onereward_jax import tasks
+from onereward_jax.data.proving_ground import ProvingGround, Scene
+from onereward_jax.data.proving_ground.scorer import TIE_MARGIN, score
+from onereward_jax.evaluation import accuracy, gsb
+from onereward_jax.evaluation.record import write_evaluation
+from onereward_jax.evaluation.report import ExampleRow, write_report
+from onereward_jax.flow.pipeline import FillPipeline, latent_shape, sample_noise
+from onereward_jax.judge.batches import question_batch
+from onereward_jax.judge.judge import Judge
+from onereward_jax.judge.preferences import Pair, make_preferences, read_pairs
+from onereward_jax.metrics import peak_memory_gib
+from onereward_jax.weights.load import load_component
+
+PACKAGES = ("onereward-jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
+
+
+def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Compares the trained policy of `workdir` with its base, and measures the judge.
+
+    Writes workdir/evaluation.json and workdir/report.html.
+
+    Raises:
+      FileNotFoundError: the run has not ended, or a model is missing.
+    """
+    started = time.perf_counter()
+    trained = workdir / "export"
+    if not (trained / "policy").is_dir():
+        raise FileNotFoundError(f"{workdir} holds no trained policy: run `onereward train` with this --workdir first")
+    pipeline = FillPipeline.from_pretrained(config.model.base)
+    judge = Judge.from_pretrained(config.model.judge)
+    settings = config.evaluation
+    base = pipeline.params["transformer"]
+    policy = load_component(trained / settings.what, "transformer", "float32")[1]
+    reference = base if config.algorithm == "fixed" else load_component(trained / "ema", "transformer", "float32")[1]
+
+    comparisons, examples = [], []
+    ground = ProvingGround("test", config.data.resolution, config.data.seed, config.data.photos or None)
+    for task in tasks.TASKS:
+        scenes = [ground.scene(index, task) for index in range(settings.scenes_per_task)]
+        before, after = (_pictures(pipeline, params, scenes, config, task) for params in (base, policy))
+        shown = _pictures(pipeline, reference, scenes[: settings.pictures_per_task], config, task)
+        p_yes, p_yes_swapped = _views(judge, scenes, after, before, config)
+        for row, scene in enumerate(tqdm(scenes, desc=f"scoring {task}", leave=False)):
+            comparison = gsb.Comparison(
+                task, score(scene, before[row]), score(scene, after[row]), p_yes[row], p_yes_swapped[row]
+            )
+            comparisons.append(comparison)
+            if row < settings.pictures_per_task:
+                examples.append(_example(scene, before[row], shown[row], after[row], comparison))
+
+    judged = accuracy.judge_accuracy(_judge_records(judge, ground, config, workdir / "preferences"))
+    training = json.loads((workdir / "training.json").read_text())
+    evaluation = {
+        "algorithm": config.algorithm,
+        "judge_accuracy": accuracy.table(judged),
+        "judge_ceiling": accuracy.table(judged, "ceiling"),
+        "gsb": gsb.good_same_bad(comparisons),
+        "seconds": {"train": training["seconds"], "evaluate": time.perf_counter() - started},
+        "peak_memory_gib": max(training["peak_memory_gib"], peak_memory_gib()),
+        "tie_margin": TIE_MARGIN,
+        "judge": judged,
+        "truth": gsb.truth_by_dimension(comparisons),
+        "judge_view": gsb.judge_view(comparisons),
+    }
+    write_evaluation(workdir / "evaluation.json", evaluation)
+    write_report(
+        workdir / "report.html",
+        metrics_jsonl=workdir / "metrics.jsonl",
+        evaluation=evaluation,
+        grids=examples,
+        config=config.to_dict(),
+        versions=_versions(),
+        credits=[f"{photo.name}: {photo.credit}" for photo in ground.photos],
+        examples_note=f"The first {settings.pictures_per_task} held-out scenes of each task, not chosen.",
+    )
+    return evaluation
+
+
+def _pictures(
+    pipeline: FillPipeline, params: Any, scenes: Sequence[Scene], config: ConfigDict, task: str
+) -> np.ndarray:
+    """uint8 (S, H, W, 3); the noise of a scene is the same for every parameter set."""
+    settings = config.evaluation
+    key = jax.random.fold_in(jax.random.key(config.seed), tasks.TASKS.index(task))
+    pictures = []
+    for rows in tqdm(list(_batches(len(scenes), settings.batch_size)), desc=f"{task}", leave=False):
+        batch = [scenes[row] for row in rows]
+        images = np.stack([scene.sample.image for scene in batch])
+        made = pipeline.generate(
+            images,
+            np.stack([scene.sample.mask for scene in batch]),
+            [scene.sample.prompt for scene in batch],
+            sample_noise(key, rows, latent_shape(pipeline.vae, *images.shape[1:3])),
+            transformer_params=params,
+            num_steps=settings.num_steps,
+            guidance_scale=settings.guidance_scale,
+            true_cfg_scale=settings.true_cfg_scale,
+            negative_prompt=tasks.NEGATIVE_PROMPT,
+            max_sequence_length=config.max_sequence_length,
+        )
+        pictures.append(np.round(made * 255).astype(np.uint8))
+    return np.concatenate(pictures)[: len(scenes)]
+
+
+def _batches(total: int, size: int) -> Iterator[np.ndarray]:
+    """Row numbers in batches of one size: the last one is filled up, so that one compiled program serves all."""
+    for start in range(0, total, size):
+        yield np.minimum(np.arange(start, start + size), total - 1)
+
+
+def _views(
+    judge: Judge, scenes: Sequence[Scene], first: np.ndarray, second: np.ndarray, config: ConfigDict
+) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
+    """P(Yes) of (first, second) and of (second, first): for each scene, {dimension: P}."""
+    texts = [(scene.sample.task, scene.sample.prompt) for scene in scenes]
+    both = ask_both_orders(judge, texts, first, second, config)
+    views: tuple[list, list] = ([], [])
+    for order, view in zip(both, views, strict=True):
+        for (task, prompt), p in zip(texts, order, strict=True):
+            dimensions = tasks.dimensions_of(task, prompt)
+            view.append({dimension: float(x) for dimension, x in zip(dimensions, p, strict=False)})
+    return views
+
+
+def ask_both_orders(
+    judge: Judge,
+    texts: Sequence[tuple[str, str]],
+    first: np.ndarray,
+    second: np.ndarray,
+    config: ConfigDict,
+) -> np.ndarray:
+    """P(Yes) in both orders, float32 (2, S, E), for (task, prompt) and uint8 images (S, H, W, 3)."""
+    apply = jax.jit(lambda params, batch: judge.apply(params, batch, both_orders=True))
+    answers = []
+    for rows in _batches(len(texts), config.evaluation.batch_size):
+        batch = question_batch(
+            judge, [texts[row][0] for row in rows], [texts[row][1] for row in rows], config.question_length
+        )
+        log_p = apply(judge.params, {"first": first[rows], "second": second[rows], **batch})
+        answers.append(np.exp(np.asarray(log_p[..., 0])))
+    return np.concatenate(answers, axis=1)[:, : len(texts)]
+
+
+def _judge_records(judge: Judge, ground: ProvingGround, config: ConfigDict, directory: Path) -> list[accuracy.Record]:
+    """The judge on held-out preferences: what it says of every annotated pair, and what is true."""
+    make_preferences(config, directory, "test", config.evaluation.judge_scenes_per_task)
+    candidates, pairs = read_pairs(directory)
+    pick = lambda pair, which: candidates[pair.part][pair.row, which]  # noqa: E731
+    first = np.stack([pick(pair, pair.first) for pair in pairs])
+    second = np.stack([pick(pair, pair.second) for pair in pairs])
+    both = ask_both_orders(judge, [(pair.task, pair.prompt) for pair in pairs], first, second, config)
+    records: list[accuracy.Record] = []
+    for number, pair in enumerate(pairs):
+        truth = _truth(ground, pair, first[number], second[number])
+        for column, dimension in enumerate(tasks.dimensions_of(pair.task, pair.prompt)):
+            label = pair.labels.get(dimension)
+            if label is None:
+                continue
+            as_given, swapped = (float(p) for p in both[:, number, column])
+            winner_first, loser_first = (as_given, swapped) if label > 0 else (swapped, as_given)
+            difference = truth[0][dimension] - truth[1][dimension]
+            better = None if difference == 0 else bool(difference * label > 0)
+            records.append((pair.task, dimension, winner_first, loser_first, better))
+    return records
+
+
+def _truth(
+    ground: ProvingGround, pair: Pair, first: np.ndarray, second: np.ndarray
+) -> tuple[dict[str, float], dict[str, float]]:
+    scene = ground.scene(pair.scene, pair.task)
+    return score(scene, first), score(scene, second)
+
+
+def _example(
+    scene: Scene, base: np.ndarray, reference: np.ndarray, policy: np.ndarray, comparison: gsb.Comparison
+) -> ExampleRow:
+    sample = scene.sample
+    both = {d: (p + 1 - comparison.p_yes_swapped[d]) / 2 for d, p in comparison.p_yes.items()}
+    return ExampleRow(
+        task=sample.task,
+        prompt=sample.prompt,
+        source=sample.image,
+        mask=sample.mask,
+        base=base,
+        reference=reference,
+        policy=policy,
+        scores={d: (comparison.base[d], comparison.policy[d]) for d in comparison.base},
+        p_yes=both,
+        verdict=gsb.verdict(comparison),
+    )
+
+
+def _versions() -> dict[str, str]:
+    devices = jax.devices()
+    return {
+        "Python": platform.python_version(),
+        **{name: version(name) for name in PACKAGES},
+        "device": f"{len(devices)} × {devices[0].device_kind}",
+    }

@@ -1,0 +1,70 @@
+"""Intervals of confidence. Shares are in [0, 1], differences of shares in [−1, 1]."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import special
+
+CONFIDENCE = 0.95
+
+
+def wilson_interval(successes: float, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Interval of a share of `n` independent trials (Wilson 1927, the score interval).
+
+    `successes` may be fractional, for trials that count half: the interval is then on the safe side, since
+    a quantity in [0, 1] with mean m varies at most as much as a yes/no trial with that mean.
+
+    Raises:
+      ValueError: `successes` is not in [0, n].
+    """
+    if n < 0 or not 0 <= successes <= n:
+        raise ValueError(f"{successes} successes of {n} trials are impossible: successes must be between 0 and n")
+    if n == 0:
+        return 0.0, 1.0
+    z = _normal_quantile(confidence)
+    share = successes / n
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half_width = z / (1 + z**2 / n) * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    # Rounding must not push a limit past the share itself when that is 0 or 1.
+    return max(0.0, min(centre - half_width, share)), min(1.0, max(centre + half_width, share))
+
+
+def good_minus_bad_interval(good: int, bad: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Interval of the share of good minus the share of bad, over `n` scenes that two models both answered.
+
+    Good, same and bad are one multinomial draw per scene, so Var(g − b) = (g + b − (g − b)²) / n. Used plainly that
+    gives a width of zero when all scenes agree; adding one scene to the good and one to the bad repairs it
+    (adjusted Wald interval for paired shares, Bonett & Price 2012, J. Educ. Behav. Stat. 37:479–488).
+
+    Raises:
+      ValueError: the counts do not fit into `n`.
+    """
+    if min(good, bad) < 0 or good + bad > n:
+        raise ValueError(f"{good} good and {bad} bad of {n} scenes are impossible: counts must add up to at most n")
+    g, b = (good + 1) / (n + 2), (bad + 1) / (n + 2)
+    half_width = _normal_quantile(confidence) * math.sqrt((g + b - (g - b) ** 2) / (n + 2))
+    return max(-1.0, g - b - half_width), min(1.0, g - b + half_width)
+
+
+def mean_interval(
+    values: Sequence[float] | np.ndarray, bounds: tuple[float, float], confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Student's interval of the mean of independent values, cut at the bounds that they cannot leave.
+
+    With fewer than two values nothing is known: the bounds themselves.
+    """
+    values = np.asarray(values, np.float64)
+    if values.size < 2:
+        return bounds
+    half_width = float(special.stdtrit(values.size - 1, (1 + confidence) / 2)) * float(
+        values.std(ddof=1) / math.sqrt(values.size)
+    )
+    mean = float(values.mean())
+    return max(bounds[0], mean - half_width), min(bounds[1], mean + half_width)
+
+
+def _normal_quantile(confidence: float) -> float:
+    if not 0 < confidence < 1:
+        raise ValueError(f"a confidence of {confidence} is impossible: give a number between 0 and 1, as 0.95")
+    return float(special.ndtri((1 + confidence) / 2))

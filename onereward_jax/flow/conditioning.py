@@ -1,0 +1,122 @@
+"""From images, masks and prompts to what the FLUX-Fill transformer reads.
+
+Shapes: B batch, H×W image, h×w latent (h = H/f), C latent channels, N = h/2 · w/2 image tokens,
+L prompt tokens. A token covers a 2×2 patch of the latent. The orders of channels equal diffusers'
+FluxFillPipeline (`_pack_latents`, `prepare_mask_latents`).
+"""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@flax.struct.dataclass
+class Condition:
+    """Everything a velocity depends on besides the noisy latents.
+
+    Attributes:
+      masked_image: (B, N, 4C) packed latents of the masked image.
+      mask: (B, N, 4f²) packed mask, 1 = generate.
+      prompt_embeds: (B, L, D) of T5; pooled: (B, P) of CLIP.
+      negative_prompt_embeds, negative_pooled: the same for the negative prompt, None without true
+        classifier-free guidance.
+    """
+
+    masked_image: jax.Array
+    mask: jax.Array
+    prompt_embeds: jax.Array
+    pooled: jax.Array
+    negative_prompt_embeds: jax.Array | None = None
+    negative_pooled: jax.Array | None = None
+
+
+def pack(latents: jax.Array) -> jax.Array:
+    """(B, h, w, C) -> (B, N, 4C); within a token the order is (channel, row, column)."""
+    b, h, w, c = latents.shape
+    patches = latents.reshape(b, h // 2, 2, w // 2, 2, c)
+    return patches.transpose(0, 1, 3, 5, 2, 4).reshape(b, (h // 2) * (w // 2), 4 * c)
+
+
+def unpack(tokens: jax.Array, height: int, width: int) -> jax.Array:
+    """(B, N, 4C) -> (B, h, w, C) for a latent of height h and width w: the inverse of `pack`."""
+    b, _, d = tokens.shape
+    patches = tokens.reshape(b, height // 2, width // 2, d // 4, 2, 2)
+    return patches.transpose(0, 1, 4, 2, 5, 3).reshape(b, height, width, d // 4)
+
+
+def pack_mask(mask: jax.Array, factor: int) -> jax.Array:
+    """(B, H, W), 1 = generate -> (B, N, 4f²): the f×f pixels below each latent become its channels."""
+    b, height, width = mask.shape
+    cells = mask.reshape(b, height // factor, factor, width // factor, factor)
+    channels = cells.transpose(0, 1, 3, 2, 4).reshape(b, height // factor, width // factor, factor * factor)
+    return pack(channels)
+
+
+def image_ids(height: int, width: int) -> np.ndarray:
+    """Rope positions (0, row, column) of the tokens of an h×w latent: float32 (N, 3)."""
+    rows, columns = np.meshgrid(np.arange(height // 2), np.arange(width // 2), indexing="ij")
+    return np.stack([np.zeros_like(rows), rows, columns], axis=-1).reshape(-1, 3).astype(np.float32)
+
+
+def to_model_range(images: jax.Array) -> jax.Array:
+    """uint8 or [0, 1] float images -> float32 in [−1, 1]."""
+    if images.dtype == jnp.uint8:
+        images = images.astype(jnp.float32) / 255.0
+    return images.astype(jnp.float32) * 2.0 - 1.0
+
+
+def to_unit_range(images: jax.Array) -> jax.Array:
+    """[−1, 1] -> [0, 1], not clipped: a clip would cut the gradient of every saturated pixel."""
+    return images * 0.5 + 0.5
+
+
+def encode_image(vae: Any, vae_params, images: jax.Array, noise: jax.Array | None = None) -> jax.Array:
+    """Images (B, H, W, 3) in [−1, 1] -> normalised latents (B, h, w, C): `(z − shift)·scale`.
+
+    Args:
+      noise: standard normal (B, h, w, C) to sample the posterior; None takes its mode.
+    """
+    mean, log_variance = vae.apply({"params": vae_params}, images, method="encode")
+    z = mean if noise is None else mean + jnp.exp(0.5 * log_variance) * noise
+    return (z - vae.shift_factor) * vae.scaling_factor
+
+
+def decode_latents(vae: Any, vae_params, latents: jax.Array) -> jax.Array:
+    """Normalised latents (B, h, w, C) -> images (B, H, W, 3) in [−1, 1], not clipped."""
+    return vae.apply({"params": vae_params}, latents / vae.scaling_factor + vae.shift_factor, method="decode")
+
+
+def vae_factor(vae: Any) -> int:
+    """Pixels per latent, f."""
+    return 2 ** (len(vae.block_out_channels) - 1)
+
+
+def encode_masked_image(vae: Any, vae_params, images: jax.Array, masks: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The two picture conditions of FLUX-Fill.
+
+    Args:
+      images: (B, H, W, 3), uint8 or [0, 1].
+      masks: (B, H, W), 1 = generate.
+
+    Returns:
+      packed latents of `image·(1 − mask)` taken in [−1, 1], (B, N, 4C), and packed mask, (B, N, 4f²).
+    """
+    masks = masks.astype(jnp.float32)
+    masked = to_model_range(images) * (1.0 - masks[..., None])
+    return pack(encode_image(vae, vae_params, masked)), pack_mask(masks, vae_factor(vae))
+
+
+def encode_sample(
+    vae: Any, vae_params, images: jax.Array, masks: jax.Array, targets: jax.Array
+) -> dict[str, jax.Array]:
+    """What flow matching needs of a sample, packed: data, masked_image (B, N, 4C) and mask (B, N, 4f²).
+
+    Args:
+      images, targets: (B, H, W, 3), uint8 or [0, 1]; masks: (B, H, W), 1 = generate.
+    """
+    masked_image, mask = encode_masked_image(vae, vae_params, images, masks)
+    data = pack(encode_image(vae, vae_params, to_model_range(targets)))
+    return {"data": data, "masked_image": masked_image, "mask": mask}

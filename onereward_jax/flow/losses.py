@@ -1,0 +1,108 @@
+"""Losses of the generator's own training: the autoencoder, and flow matching.
+
+Both have the form that `train_state.supervised_step` takes: loss(params, frozen, batch, key) -> (value, metrics).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from onereward_jax.flow import conditioning, sampler
+from onereward_jax.flow.schedule import Shift, shift_sigma
+
+
+def vae_loss(vae: Any, kl_weight: float = 1e-6, edge_weight: float = 0.5, square_weight: float = 3.0) -> Callable:
+    """Absolute error of pixels and of their differences to the neighbours (which keeps strokes sharp), squared
+    error (which does not let a rare saturated colour fade), and the posterior's divergence from a unit normal.
+
+    A batch holds image: uint8 (B, H, W, 3), and index: int32 (B,).
+    """
+
+    def loss(params, frozen, batch, key):
+        del frozen
+        images = conditioning.to_model_range(batch["image"])
+        mean, log_variance = vae.apply({"params": params}, images, method="encode")
+        noise = _normal(key, batch["index"], mean.shape[1:])
+        decoded = vae.apply({"params": params}, mean + jnp.exp(0.5 * log_variance) * noise, method="decode")
+        pixels = jnp.abs(decoded - images).mean()
+        edges = sum(jnp.abs(jnp.diff(decoded - images, axis=axis)).mean() for axis in (1, 2))
+        kl = 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance).mean()
+        square = jnp.square(decoded - images).mean()
+        metrics = {"learning/pixels": pixels, "learning/kl": kl, "learning/psnr": -10 * jnp.log10(square / 4)}
+        return pixels + edge_weight * edges + square_weight * square + kl_weight * kl, metrics
+
+    return loss
+
+
+def latent_statistics(vae: Any, params: Any, images: jax.Array) -> tuple[float, float]:
+    """(scaling_factor, shift_factor) that give latents of `images` (uint8 (B, H, W, 3)) mean 0 and deviation 1."""
+    mean, _ = vae.apply({"params": params}, conditioning.to_model_range(images), method="encode")
+    return float(1.0 / mean.std()), float(mean.mean())
+
+
+def flow_matching_loss(
+    transformer: Any,
+    image_size: tuple[int, int],
+    text_encoder: Any = None,
+    text_encoder_2: Any = None,
+    *,
+    prompt_dropout: float = 0.1,
+    guidance_scale: float = 1.0,
+    shift: Shift = Shift(),  # noqa: B008 (frozen)
+) -> Callable:
+    """Velocity matching `‖v_θ(x_σ) − (ε − x)‖²` of a Fill model, σ logit-normal and shifted by resolution.
+
+    Args:
+      image_size: height and width of the latents.
+      text_encoder, text_encoder_2: CLIP and T5 when they learn with the transformer (the miniature); params
+        then holds their trees beside "transformer".
+      prompt_dropout: share of samples that are shown the empty prompt, so that true guidance has its
+        negative branch.
+
+    A batch holds latents that were encoded ahead (`conditioning.encode_sample`)
+      index (B,); data, masked_image (B, N, 4C); mask (B, N, 4f²);
+      clip_ids, t5_ids, empty_clip_ids, empty_t5_ids (B, ·) when the text encoders learn, otherwise
+      prompt_embeds, pooled and, of the empty prompt, negative_prompt_embeds, negative_pooled (B, ...).
+    """
+    ids = conditioning.image_ids(*image_size)
+
+    def prompts(params, batch, dropped):
+        """prompt_embeds and pooled of each sample's prompt, or of the empty one."""
+        choose = lambda negative, positive: jnp.where(  # noqa: E731
+            dropped.reshape(-1, *[1] * (positive.ndim - 1)), negative, positive
+        )
+        if text_encoder is None:
+            return (
+                choose(batch["negative_prompt_embeds"], batch["prompt_embeds"]),
+                choose(batch["negative_pooled"], batch["pooled"]),
+            )
+        clip_ids = choose(batch["empty_clip_ids"], batch["clip_ids"])
+        t5_ids = choose(batch["empty_t5_ids"], batch["t5_ids"])
+        _, pooled = text_encoder.apply({"params": params["text_encoder"]}, clip_ids)
+        return text_encoder_2.apply({"params": params["text_encoder_2"]}, t5_ids), pooled
+
+    def loss(params, frozen, batch, key):
+        del frozen
+        data, mask = batch["data"], batch["mask"]
+        noise = _normal(key, batch["index"], data.shape[1:])
+        draws = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(jax.random.fold_in(key, i), 1)))(batch["index"])
+        sigma = jax.nn.sigmoid(jax.vmap(jax.random.normal)(draws[:, 0]))
+        sigma = shift_sigma(sigma, shift.mu(len(ids)))
+        dropped = jax.vmap(lambda k: jax.random.bernoulli(k, prompt_dropout))(draws[:, 1])
+
+        condition = conditioning.Condition(batch["masked_image"], mask, *prompts(params, batch, dropped))
+        velocity = sampler.velocity_of(transformer, params["transformer"], condition, ids, guidance_scale)
+        level = sigma[:, None, None]
+        error = jnp.square(velocity((1 - level) * data + level * noise, sigma) - (noise - data))
+        hole = mask.mean(axis=-1, keepdims=True)  # the part that the model is asked for
+        metrics = {"learning/error_in_hole": (error * hole).mean() / hole.mean()}
+        return error.mean(), metrics
+
+    return loss
+
+
+def _normal(key: jax.Array, index: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Standard normal (B, *shape), each sample's from its own global index."""
+    return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))(index)

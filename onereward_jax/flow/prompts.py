@@ -1,0 +1,174 @@
+"""Prompts as the flow transformer reads them: T5's token states and CLIP's pooled state."""
+
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from onereward_jax.weights.load import load_component
+
+Tree = Any
+
+
+@dataclass
+class PromptEncoder:
+    """Two tokenizers and two text encoders, named as in a diffusers directory.
+
+    Encodings are kept on the host, the most recently used `cache_size` of them, so a prompt that comes again
+    costs a copy. Equals `FluxFillPipeline.encode_prompt`: CLIP reads the prompt padded to its own length and
+    gives the pooled state; T5 reads it padded to `max_sequence_length`, and attends to the padding.
+
+    Attributes:
+      tokenizer, text_encoder, text_encoder_params: CLIP.
+      tokenizer_2, text_encoder_2, text_encoder_2_params: T5.
+      batch_size: prompts that go through the encoders at once; the last batch is filled up, so that one
+        compiled program serves all.
+      cache_size: number of encodings kept. At full size, one of 512 tokens takes 8 MiB in float32.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    tokenizer_2: PreTrainedTokenizerBase
+    text_encoder: Any
+    text_encoder_2: Any
+    text_encoder_params: Tree
+    text_encoder_2_params: Tree
+    batch_size: int = 8
+    cache_size: int = 1024
+    _cache: OrderedDict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = field(
+        default_factory=OrderedDict, init=False, repr=False
+    )
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: str | Path,
+        dtype: str = "float32",
+        place: Callable[[Tree], Tree] = jax.device_put,
+        **fields: Any,
+    ) -> "PromptEncoder":
+        """Reads `tokenizer`, `tokenizer_2`, `text_encoder` and `text_encoder_2` of a diffusers directory.
+
+        Args:
+          directory: the pipeline's directory.
+          dtype: "float32" or "bfloat16", of the encoders' parameters (they are not trained) and computation.
+          place: puts an encoder's parameters on devices; by default, on one.
+          fields: `batch_size`, `cache_size`.
+
+        Raises:
+          FileNotFoundError: a part of the directory is missing.
+          ValueError: an encoder's files do not fit its configuration.
+        """
+        directory = Path(directory)
+        for part in ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2"):
+            if not (directory / part).is_dir():
+                raise FileNotFoundError(
+                    f"{directory} has no folder {part!r}: give a directory in the layout of diffusers"
+                )
+        text_encoder, params = load_component(
+            directory / "text_encoder", "text_encoder", dtype, {"dtype": jnp.dtype(dtype)}
+        )
+        text_encoder_2, params_2 = load_component(
+            directory / "text_encoder_2", "text_encoder_2", dtype, {"dtype": jnp.dtype(dtype)}
+        )
+        return cls(
+            tokenizer=AutoTokenizer.from_pretrained(directory / "tokenizer"),
+            tokenizer_2=AutoTokenizer.from_pretrained(directory / "tokenizer_2"),
+            text_encoder=text_encoder,
+            text_encoder_2=text_encoder_2,
+            text_encoder_params=place(params),
+            text_encoder_2_params=place(params_2),
+            **fields,
+        )
+
+    @property
+    def clip_length(self) -> int:
+        """Number of tokens that CLIP reads."""
+        return min(self.tokenizer.model_max_length, self.text_encoder.max_position_embeddings)
+
+    def tokenize(self, prompts: Sequence[str], max_sequence_length: int = 512) -> tuple[np.ndarray, np.ndarray]:
+        """Token numbers of the prompts, padded and cut; a warning names what was cut.
+
+        Returns:
+          (B, `clip_length`) int32 for CLIP and (B, `max_sequence_length`) int32 for T5.
+        """
+        return (
+            _tokenize(self.tokenizer, prompts, self.clip_length, "CLIP"),
+            _tokenize(self.tokenizer_2, prompts, max_sequence_length, "T5"),
+        )
+
+    def encode(self, prompts: str | Sequence[str], max_sequence_length: int = 512) -> tuple[jax.Array, jax.Array]:
+        """What the flow transformer reads of the prompts; each distinct prompt is computed once.
+
+        Args:
+          prompts: B texts, or one.
+          max_sequence_length: number of T5's tokens, L.
+
+        Returns:
+          T5's states (B, L, `joint_attention_dim`) and CLIP's pooled states (B, `pooled_projection_dim`).
+
+        Raises:
+          ValueError: there is no prompt.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not prompts:
+            raise ValueError("there is no prompt to encode: pass at least one, which may be empty")
+        found = {}
+        for prompt in dict.fromkeys(prompts):
+            key = (prompt, max_sequence_length)
+            if key in self._cache:
+                self._cache.move_to_end(key)
+                found[prompt] = self._cache[key]
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
+        for start in range(0, len(missing), self.batch_size):
+            found |= self._compute(missing[start : start + self.batch_size], max_sequence_length)
+        for prompt in missing:
+            self._cache[prompt, max_sequence_length] = found[prompt]
+        while len(self._cache) > self.cache_size:
+            self._cache.popitem(last=False)
+        states, pooled = zip(*(found[prompt] for prompt in prompts), strict=True)
+        return jnp.asarray(np.stack(states)), jnp.asarray(np.stack(pooled))
+
+    def _compute(self, prompts: Sequence[str], max_sequence_length: int) -> Mapping[str, tuple[np.ndarray, np.ndarray]]:
+        """Encodings of at most `batch_size` prompts."""
+        clip_ids, t5_ids = self.tokenize(prompts, max_sequence_length)
+        fill = ((0, self.batch_size - len(prompts)), (0, 0))
+        states, pooled = jax.device_get(
+            self._apply(
+                self.text_encoder_params,
+                self.text_encoder_2_params,
+                np.pad(clip_ids, fill, mode="edge"),
+                np.pad(t5_ids, fill, mode="edge"),
+            )
+        )
+        # Copies: a slice would keep the whole batch alive.
+        return {prompt: (states[i].copy(), pooled[i].copy()) for i, prompt in enumerate(prompts)}
+
+    @cached_property
+    def _apply(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
+        @jax.jit
+        def apply(clip_params, t5_params, clip_ids, t5_ids):
+            _, pooled = self.text_encoder.apply({"params": clip_params}, clip_ids)
+            return self.text_encoder_2.apply({"params": t5_params}, t5_ids), pooled
+
+        return apply
+
+
+def _tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length: int, reader: str) -> np.ndarray:
+    """(B, length) int32; warns of each prompt that is longer."""
+    prompts = list(prompts)
+    whole = tokenizer(prompts, return_offsets_mapping=True, verbose=False)
+    for prompt, ids, offsets in zip(prompts, whole["input_ids"], whole["offset_mapping"], strict=True):
+        if len(ids) > length:
+            # The end-of-text token takes the last place, so the token that stood there is the first to go.
+            rest = prompt[offsets[length - 1][0] :]
+            warnings.warn(f"{reader} reads {length} tokens; cut from the end of the prompt: {rest!r}", stacklevel=4)
+    cut = tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="np")
+    return cut["input_ids"].astype(np.int32)

@@ -1,0 +1,48 @@
+"""Noise levels of FLUX: σ = 1 is noise, σ = 0 is data.
+
+Equals diffusers' FlowMatchEulerDiscreteScheduler with dynamic exponential shifting, as its
+FluxFillPipeline sets it.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Shift:
+    """Resolution-dependent shift: `mu` is linear in the number of image tokens (scheduler_config.json)."""
+
+    base_image_seq_len: int = 256
+    max_image_seq_len: int = 4096
+    base_shift: float = 0.5
+    max_shift: float = 1.15
+
+    def mu(self, num_tokens: int) -> float:
+        slope = (self.max_shift - self.base_shift) / (self.max_image_seq_len - self.base_image_seq_len)
+        return self.base_shift + slope * (num_tokens - self.base_image_seq_len)
+
+
+def sigmas(num_steps: int, num_tokens: int, shift: Shift = Shift()) -> np.ndarray:
+    """`linspace(1, 1/n, n)` pushed through the shift, then 0.
+
+    Args:
+      num_steps: n, Euler steps of a full denoising.
+      num_tokens: image tokens (2×2 latent patches) of one sample.
+
+    Returns:
+      float32 (num_steps + 1,), decreasing from 1 to 0.
+
+    Raises:
+      ValueError: there is no step.
+    """
+    if num_steps < 1:
+        raise ValueError(f"a denoising needs at least one step, not {num_steps}: raise the number of steps")
+    uniform = np.linspace(1.0, 1.0 / num_steps, num_steps)
+    return np.append(shift_sigma(uniform, shift.mu(num_tokens)), 0.0).astype(np.float32)
+
+
+def shift_sigma(sigma, mu: float):
+    """e^mu / (e^mu + 1/σ − 1): more of the steps at high noise, the larger the image."""
+    return math.exp(mu) / (math.exp(mu) + (1.0 / sigma - 1.0))

@@ -1,0 +1,39 @@
+"""The questions of many samples at once, as the judge's batches hold them."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from onereward_jax.judge.judge import Judge
+from onereward_jax.tasks import CELLS, TASKS, dimensions_of
+
+MAX_DIMENSIONS = max(len(dimensions_of(task)) for task in TASKS)
+
+
+def question_batch(judge: Judge, tasks: Sequence[str], prompts: Sequence[str], length: int) -> dict[str, np.ndarray]:
+    """Every sample's questions, padded to the largest set of dimensions.
+
+    Args:
+      length: tokens of a question, S; static, so that one compiled program serves every batch.
+
+    Returns:
+      question_ids (B, E, S), question_lengths (B, E), weights (B, E) and cell (B, E), an index into
+      `tasks.CELLS`; padding has length 0, weight 0 and cell −1.
+
+    Raises:
+      ValueError: a question is longer than `length`.
+    """
+    cells = np.full((len(tasks), MAX_DIMENSIONS), -1, np.int32)
+    texts: list[str | None] = []
+    for row, (task, prompt) in enumerate(zip(tasks, prompts, strict=True)):
+        dimensions = dimensions_of(task, prompt)
+        cells[row, : len(dimensions)] = [CELLS.index((task, dimension)) for dimension in dimensions]
+        texts += [judge.question(task, dimension, prompt) for dimension in dimensions]
+        texts += [None] * (MAX_DIMENSIONS - len(dimensions))
+    ids, lengths = judge.encode_questions(texts, length)
+    return {
+        "question_ids": ids.reshape(len(tasks), MAX_DIMENSIONS, length),
+        "question_lengths": lengths.reshape(len(tasks), MAX_DIMENSIONS),
+        "weights": (cells >= 0).astype(np.float32),
+        "cell": cells,
+    }

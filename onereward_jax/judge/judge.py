@@ -1,0 +1,302 @@
+"""`Judge`: one vision-language model that compares two images in any task and dimension."""
+
+import functools
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from onereward_jax import tasks
+from onereward_jax.judge import question as questions
+from onereward_jax.judge import reward
+from onereward_jax.judge.reward import ImageTokens
+from onereward_jax.judge.vision import ImageSettings
+from onereward_jax.weights import qwen2_5_vl
+from onereward_jax.weights.export import save_component
+from onereward_jax.weights.load import load_component
+
+PREPROCESSOR_FILE = "preprocessor_config.json"
+# How the judge was asked in training; an official release has none, and the words of `tasks` are taken.
+QUESTIONS_FILE = "questions.json"
+# Questions are padded to a multiple of this, so that similar ones share a compiled program.
+QUESTION_BUCKET = 16
+
+
+class Judge:
+    """Qwen2.5-VL with its tokenizer and its way of seeing images.
+
+    Attributes:
+      model: `Qwen2_5_VL`.
+      params: its parameters.
+      tokenizer: a tokenizer of transformers.
+      settings: how images are resized, normalised and cut into patches.
+      prefix: the text around the two images.
+      yes_no: token ids of the two answers.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        params: Any,
+        tokenizer: Any,
+        settings: ImageSettings,
+        *,
+        template: str = tasks.QUESTION_TEMPLATE,
+        template_with_prompt: str = tasks.QUESTION_WITH_PROMPT_TEMPLATE,
+    ):
+        """See `create` and `from_pretrained`.
+
+        Args:
+          template, template_with_prompt: the question Φ(task, dimension, prompt), see `tasks.question`.
+
+        Raises:
+          ValueError: model, tokenizer and image settings do not fit together.
+        """
+        visual = model.visual
+        for mine, theirs in (
+            ("patch_size", visual.patch_size),
+            ("merge_size", visual.spatial_merge_size),
+            ("temporal_patch_size", visual.temporal_patch_size),
+        ):
+            if getattr(settings, mine) != theirs:
+                raise ValueError(
+                    f"{mine} is {getattr(settings, mine)} in {PREPROCESSOR_FILE}, but the model's is {theirs}:"
+                    " use the files of one release"
+                )
+        if len(tokenizer) > model.model.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {len(tokenizer)} tokens, but the model only {model.model.vocab_size}:"
+                " use the files of one release"
+            )
+        self.model, self.params, self.tokenizer, self.settings = model, params, tokenizer, settings
+        self.template, self.template_with_prompt = template, template_with_prompt
+        self.prefix = questions.shared_prefix(tokenizer)
+        self.yes_no = questions.answer_ids(tokenizer)
+        # Training asks the same few questions again and again.
+        self._tokens = functools.lru_cache(maxsize=10_000)(functools.partial(questions.question_tokens, tokenizer))
+        self._processor: Any = None
+        self._encode_patches = jax.jit(
+            lambda params, patches, grid: reward.encode_patches(model, params, patches, grid), static_argnums=2
+        )
+        self._encode_pixels = jax.jit(lambda params, images: reward.encode_image(model, params, images, settings))
+        self._answer = jax.jit(self.apply)
+
+    @classmethod
+    def create(
+        cls,
+        config: Mapping[str, Any],
+        tokenizer: Any,
+        settings: ImageSettings | None = None,
+        seed: int = 0,
+        *,
+        dtype: Any = jnp.float32,
+        remat: str = "none",
+        attention_implementation: str = "xla",
+        **templates: str,
+    ) -> "Judge":
+        """A judge with random weights.
+
+        Args:
+          config: as in an official `config.json`.
+          settings: None takes the model's patch and merge sizes, and no limit on the area.
+        """
+        config = dict(config) | {"image_token_id": tokenizer.convert_tokens_to_ids(questions.IMAGE_TOKEN)}
+        model = qwen2_5_vl.module_from_config(
+            config, dtype=dtype, remat=remat, attention_implementation=attention_implementation
+        )
+        if settings is None:
+            visual = model.visual
+            settings = ImageSettings(
+                visual.patch_size, visual.spatial_merge_size, visual.temporal_patch_size, min_pixels=1, max_pixels=2**30
+            )
+        init = jax.jit(lambda key: model.init(key, *qwen2_5_vl.example_inputs(model))["params"])
+        return cls(model, init(jax.random.key(seed)), tokenizer, settings, **templates)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: str | pathlib.Path,
+        dtype: str = "float32",
+        lora: str | None = None,
+        fields: Mapping[str, Any] | None = None,
+        **templates: str,
+    ) -> "Judge":
+        """Reads an official directory: config.json (flat or nested), weights, tokenizer, preprocessor_config.json.
+
+        Args:
+          dtype: "float32" or "bfloat16", in which parameters are kept and products computed.
+          fields: more fields of the model: `remat`, `attention_implementation`; `dtype` of the computation alone.
+
+        Raises:
+          FileNotFoundError: a file is missing.
+          ValueError: the files are not of a Qwen2.5-VL, or do not fit together.
+        """
+        from transformers import AutoTokenizer
+
+        if lora is not None:
+            raise ValueError("adapters of the judge can't be loaded yet: merge them into the weights first")
+        directory = pathlib.Path(directory)
+        preprocessor = directory / PREPROCESSOR_FILE
+        if not preprocessor.is_file():
+            raise FileNotFoundError(f"{preprocessor} is missing: copy it from the release")
+        model, params = load_component(directory, "judge", dtype, {"dtype": jnp.dtype(dtype), **(fields or {})})
+        params = jax.tree.map(jnp.asarray, params)
+        tokenizer = AutoTokenizer.from_pretrained(directory)
+        settings = ImageSettings.from_config(json.loads(preprocessor.read_text()))
+        if (directory / QUESTIONS_FILE).is_file():
+            templates = json.loads((directory / QUESTIONS_FILE).read_text()) | templates
+        return cls(model, params, tokenizer, settings, **templates)
+
+    def save_pretrained(self, directory: str | pathlib.Path, params: Any = None, dtype: str = "float32") -> None:
+        """Writes weights, tokenizer, chat template and image settings as transformers opens them.
+
+        Args:
+          params: instead of the judge's own.
+        """
+        directory = pathlib.Path(directory)
+        save_component(directory, "judge", self.model, self.params if params is None else params, dtype)
+        if not self.tokenizer.chat_template:
+            self.tokenizer.chat_template = questions.CHAT_TEMPLATE
+        self.tokenizer.save_pretrained(directory)
+        (directory / PREPROCESSOR_FILE).write_text(json.dumps(self.settings.to_config(), indent=2) + "\n")
+        templates = {"template": self.template, "template_with_prompt": self.template_with_prompt}
+        (directory / QUESTIONS_FILE).write_text(json.dumps(templates, indent=2) + "\n")
+
+    # Questions.
+
+    def question(self, task: str, dimension: str, prompt: str | None = None) -> str:
+        """The query Φ(task, dimension, prompt), in this judge's words."""
+        return tasks.question(task, dimension, prompt, self.template, self.template_with_prompt)
+
+    def encode_questions(self, texts: Sequence[str | None], length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Questions as the judge's batch holds them.
+
+        Args:
+          texts: D questions; None where a dimension is not asked.
+          length: S; the longest question if None.
+
+        Returns:
+          ids int32 (D, S) and lengths int32 (D,).
+        """
+        tokens = [() if text is None else self._tokens(text) for text in texts]
+        return questions.pad(tokens, length, self.tokenizer.pad_token_id or 0)
+
+    # Pure functions of the parameters.
+
+    def apply(self, params: Any, batch: Mapping[str, Any], both_orders: bool = False) -> jax.Array:
+        """log P(Yes) and log P(No) over the whole vocabulary; pure, to be jitted and differentiated.
+
+        Args:
+          params: of the model; the judge's own are not read.
+          batch: first, second: (B, H, W, 3), float in [0, 1] or uint8, of any two sizes, or `ImageTokens`
+            question_ids: int32 (B, D, S); question_lengths: int32 (B, D), 0 where a dimension is not asked
+          both_orders: also asks with the images swapped; each still passes the vision tower once.
+
+        Returns:
+          float32 (B, D, 2), or (2, B, D, 2) with both orders.
+        """
+        log_p = reward.log_p_both_orders if both_orders else reward.log_p_answers
+        return log_p(
+            self.model,
+            params,
+            _unit_range(batch["first"]),
+            _unit_range(batch["second"]),
+            self.prefix,
+            batch["question_ids"],
+            batch["question_lengths"],
+            self.yes_no,
+            self.settings,
+        )
+
+    def log_p_yes(self, first: Any, second: Any, *, question: str, params: Any = None) -> jax.Array:
+        """log P(Yes) of one question about one pair: a scalar, differentiable in both images and in `params`.
+
+        Args:
+          first, second: (H, W, 3), float in [0, 1]; values outside are not clipped.
+          params: None takes the judge's own; under `jax.jit` pass them, or they are compiled in as constants.
+        """
+        ids, lengths = self.encode_questions([question])
+        first, second = (x if isinstance(x, ImageTokens) else jnp.asarray(x)[None] for x in (first, second))
+        batch = {"first": first, "second": second, "question_ids": ids[None], "question_lengths": lengths[None]}
+        return self.apply(self.params if params is None else params, batch)[0, 0, 0]
+
+    # For people.
+
+    def encode(self, image: Any) -> ImageTokens:
+        """An image through the vision tower, to be compared many times.
+
+        Args:
+          image: PIL image or uint8 (H, W, 3), seen through the official processor; or float (H, W, 3) in [0, 1].
+        """
+        if isinstance(image, ImageTokens):
+            return image
+        array = np.asarray(image)
+        if array.ndim != 3 or array.shape[-1] != 3:
+            if not hasattr(image, "convert"):
+                raise ValueError(f"an image has the shape (height, width, 3), not {array.shape}: convert it to RGB")
+            array = np.asarray(image.convert("RGB"))
+        if array.dtype != np.uint8:
+            return self._encode_pixels(self.params, jnp.asarray(array, jnp.float32)[None])
+        inputs = self._official_processor()(images=[array], return_tensors="np")
+        _, rows, columns = (int(x) for x in inputs["image_grid_thw"][0])
+        return self._encode_patches(self.params, jnp.asarray(inputs["pixel_values"])[None], (rows, columns))
+
+    def ask(self, first: Any, second: Any, *, question: str) -> dict[str, float]:
+        """P(Yes) and P(No) of a question in your own words, over the whole vocabulary.
+
+        Args:
+          first, second: images as of `encode`, or what it returned.
+        """
+        yes, no = self._ask(first, second, [question])[0]
+        return {"yes": float(yes), "no": float(no)}
+
+    def compare(self, first: Any, second: Any, *, task: str, dimension: str, prompt: str | None = None) -> float:
+        """P(Yes): that the first image is better than the second in a dimension of a task.
+
+        Raises:
+          ValueError: the dimension does not belong to the task, or text alignment has no prompt.
+        """
+        return self.ask(first, second, question=self.question(task, dimension, prompt))["yes"]
+
+    def compare_all(self, first: Any, second: Any, *, task: str, prompt: str | None = None) -> dict[str, float]:
+        """P(Yes) of each of the task's dimensions, in one pass; extension without a prompt has no text alignment."""
+        dimensions = tasks.dimensions_of(task, prompt or "")
+        answers = self._ask(first, second, [self.question(task, dimension, prompt) for dimension in dimensions])
+        return {dimension: float(answer[0]) for dimension, answer in zip(dimensions, answers, strict=True)}
+
+    def _ask(self, first: Any, second: Any, texts: Sequence[str]) -> np.ndarray:
+        """(D, 2): P(Yes), P(No)."""
+        tokens = [self._tokens(text) for text in texts]
+        length = -(-max(map(len, tokens)) // QUESTION_BUCKET) * QUESTION_BUCKET
+        ids, lengths = questions.pad(tokens, length, self.tokenizer.pad_token_id or 0)
+        batch = {
+            "first": self.encode(first),
+            "second": self.encode(second),
+            "question_ids": ids[None],
+            "question_lengths": lengths[None],
+        }
+        p = np.exp(np.asarray(self._answer(self.params, batch)[0]))
+        if not np.isfinite(p).all():
+            raise ValueError("the judge's answer is not a number: check the weights and the images for NaN")
+        return p
+
+    def _official_processor(self) -> Any:
+        if self._processor is None:
+            # The variant that needs neither torch nor torchvision.
+            from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+            config = self.settings.to_config()
+            fields = ("size", "patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
+            self._processor = Qwen2VLImageProcessorPil(**{name: config[name] for name in fields})
+        return self._processor
+
+
+def _unit_range(images: Any) -> Any:
+    """uint8 images in [0, 1]; others as they are."""
+    if not isinstance(images, ImageTokens) and images.dtype == jnp.uint8:
+        return images.astype(jnp.float32) / 255.0
+    return images

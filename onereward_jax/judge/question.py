@@ -1,0 +1,133 @@
+"""The judge's question as tokens: a prefix that all questions share, and a suffix for each question.
+
+Prefix.begin    the system turn, "<|vision_start|>"
+                the first image
+Prefix.middle   "<|vision_end|><|vision_start|>"
+                the second image
+Prefix.end      "<|vision_end|>"
+suffix          the question, and where its answer stands
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+SYSTEM = "You are a helpful assistant."
+IMAGE_TOKEN = "<|image_pad|>"
+IMAGE_END = "<|vision_end|>"
+ANSWERS = ("Yes", "No")
+
+# For tokenizers that come without one: the conversation format of Qwen2.5-VL, still images only.
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+{{- '<|im_start|>' + message.role + '\\n' -}}
+{%- if message.content is string -%}{{- message.content -}}
+{%- else -%}
+{%- for part in message.content -%}
+{{- '<|vision_start|><|image_pad|><|vision_end|>' if part.type == 'image' else part.text -}}
+{%- endfor -%}
+{%- endif -%}
+{{- '<|im_end|>\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
+"""
+
+Tokenizer = Any  # a tokenizer of transformers
+
+
+@dataclasses.dataclass(frozen=True)
+class Prefix:
+    """Token ids around the two images; the same for every size of image and every question."""
+
+    begin: tuple[int, ...]
+    middle: tuple[int, ...]
+    end: tuple[int, ...]
+
+
+def messages_of(question: str) -> list[dict[str, Any]]:
+    """The conversation: system turn, two images and the question."""
+    return [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": question}]},
+    ]
+
+
+def _texts(tokenizer: Tokenizer, question: str) -> tuple[str, str, str, str]:
+    """The conversation's text: before, between and after the images, and from the question on."""
+    template = None if getattr(tokenizer, "chat_template", None) else CHAT_TEMPLATE
+    text = tokenizer.apply_chat_template(
+        messages_of(question), tokenize=False, add_generation_prompt=True, chat_template=template
+    )
+    parts = text.split(IMAGE_TOKEN, 2)
+    if len(parts) != 3 or IMAGE_END not in parts[2]:
+        raise ValueError("the tokenizer's chat template does not show two images: use the template of Qwen2.5-VL")
+    end, suffix = parts[2].split(IMAGE_END, 1)
+    return parts[0], parts[1], end + IMAGE_END, suffix
+
+
+def _encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    return tuple(tokenizer.encode(text, add_special_tokens=False))
+
+
+def shared_prefix(tokenizer: Tokenizer) -> Prefix:
+    """Everything up to and including the second image's `<|vision_end|>`.
+
+    Raises:
+      ValueError: the tokenizer's chat template does not show two images.
+    """
+    begin, middle, end, _ = _texts(tokenizer, "?")
+    return Prefix(_encode(tokenizer, begin), _encode(tokenizer, middle), _encode(tokenizer, end))
+
+
+def question_tokens(tokenizer: Tokenizer, question: str) -> tuple[int, ...]:
+    """A question's suffix: from the question on to where the answer stands.
+
+    Raises:
+      ValueError: the question is empty, or contains one of the tokenizer's special tokens.
+    """
+    if not question.strip():
+        raise ValueError("the question is empty: write one that Yes or No answers")
+    for token in tokenizer.all_special_tokens:
+        if token in question:
+            raise ValueError(f"the question contains the special token {token}: take it out")
+    return _encode(tokenizer, _texts(tokenizer, question)[3])
+
+
+def pad(tokens: Sequence[Sequence[int]], length: int | None = None, pad_id: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Questions of different lengths as one array.
+
+    Args:
+      tokens: D token lists; an empty one stands for a dimension that is not asked.
+      length: S, static; the longest question if None.
+
+    Returns:
+      ids int32 (D, S) and lengths int32 (D,).
+
+    Raises:
+      ValueError: a question is longer than `length`.
+    """
+    longest = max(map(len, tokens), default=0)
+    length = longest if length is None else length
+    if longest > length:
+        raise ValueError(f"a question has {longest} tokens, but there is room for {length}: raise the question length")
+    ids = np.full((len(tokens), length), pad_id, np.int32)
+    for row, question in zip(ids, tokens, strict=True):
+        row[: len(question)] = question
+    return ids, np.asarray([len(question) for question in tokens], np.int32)
+
+
+def answer_ids(tokenizer: Tokenizer) -> tuple[int, int]:
+    """Token ids of "Yes" and "No".
+
+    Raises:
+      ValueError: one of them is not a single token.
+    """
+    ids = []
+    for answer in ANSWERS:
+        tokens = _encode(tokenizer, answer)
+        if len(tokens) != 1 or tokens[0] == getattr(tokenizer, "unk_token_id", None):
+            raise ValueError(f"the tokenizer has no single token for {answer!r}: use the tokenizer of Qwen2.5-VL")
+        ids.append(tokens[0])
+    return ids[0], ids[1]

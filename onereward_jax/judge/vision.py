@@ -1,0 +1,196 @@
+"""From pixels to the judge's patches, in JAX: resize, normalise, patchify, with a gradient.
+
+Equals `transformers.Qwen2VLImageProcessorPil`, apart from its rounding to whole grey levels.
+Shapes: B batch, H × W pixels, N patches.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL
+
+Grid = tuple[int, int]  # rows and columns of patches
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+MAX_ASPECT_RATIO = 200
+
+# From this version on, Pillow resizes rows before columns where the height shrinks much more than the width.
+_PILLOW_ORDERS_BY_SHAPE = int(PIL.__version__.split(".")[0]) >= 13
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSettings:
+    """How the judge sees an image: the content of `preprocessor_config.json`.
+
+    Attributes:
+      patch_size: side of a patch in pixels.
+      merge_size: side, in patches, of what becomes one token.
+      temporal_patch_size: frames of a patch; a still image is repeated.
+      min_pixels, max_pixels: images outside are resized to it.
+      image_mean, image_std: of red, green and blue in [0, 1].
+    """
+
+    patch_size: int = 14
+    merge_size: int = 2
+    temporal_patch_size: int = 2
+    min_pixels: int = 56 * 56
+    max_pixels: int = 28 * 28 * 1280
+    image_mean: tuple[float, float, float] = CLIP_MEAN
+    image_std: tuple[float, float, float] = CLIP_STD
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "ImageSettings":
+        """Reads the content of `preprocessor_config.json`, of older and newer releases."""
+        size = config.get("size") or {}
+        smallest = config.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels") or cls.min_pixels
+        largest = config.get("max_pixels") or size.get("longest_edge") or size.get("max_pixels") or cls.max_pixels
+        return cls(
+            patch_size=config.get("patch_size", cls.patch_size),
+            merge_size=config.get("merge_size", cls.merge_size),
+            temporal_patch_size=config.get("temporal_patch_size", cls.temporal_patch_size),
+            min_pixels=smallest,
+            max_pixels=largest,
+            image_mean=tuple(config.get("image_mean", cls.image_mean)),
+            image_std=tuple(config.get("image_std", cls.image_std)),
+        )
+
+    def to_config(self) -> dict[str, Any]:
+        """The content of `preprocessor_config.json` with which transformers opens the processor."""
+        return {
+            "image_processor_type": "Qwen2VLImageProcessor",
+            "processor_class": "Qwen2_5_VLProcessor",
+            "do_resize": True,
+            "do_rescale": True,
+            "do_normalize": True,
+            "patch_size": self.patch_size,
+            "merge_size": self.merge_size,
+            "temporal_patch_size": self.temporal_patch_size,
+            "size": {"shortest_edge": self.min_pixels, "longest_edge": self.max_pixels},
+            "image_mean": list(self.image_mean),
+            "image_std": list(self.image_std),
+        }
+
+
+def smart_resize(height: int, width: int, settings: ImageSettings) -> tuple[int, int]:
+    """The size at which the judge sees an image: sides divisible into tokens, area within the limits.
+
+    Raises:
+      ValueError: the image is longer than 200 times its short side.
+    """
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise ValueError(
+            f"an image of {height} x {width} is too elongated for the judge: crop it to at most {MAX_ASPECT_RATIO} : 1"
+        )
+    factor = settings.patch_size * settings.merge_size
+    new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
+    if new_height * new_width > settings.max_pixels:
+        shrink = math.sqrt(height * width / settings.max_pixels)
+        new_height = max(factor, math.floor(height / shrink / factor) * factor)
+        new_width = max(factor, math.floor(width / shrink / factor) * factor)
+    elif new_height * new_width < settings.min_pixels:
+        grow = math.sqrt(settings.min_pixels / (height * width))
+        new_height = math.ceil(height * grow / factor) * factor
+        new_width = math.ceil(width * grow / factor) * factor
+    return new_height, new_width
+
+
+def grid_of(height: int, width: int, settings: ImageSettings) -> Grid:
+    """Rows and columns of patches of an image of this size."""
+    new_height, new_width = smart_resize(height, width, settings)
+    return new_height // settings.patch_size, new_width // settings.patch_size
+
+
+@functools.lru_cache(maxsize=64)
+def bicubic_weights(size: int, new_size: int) -> np.ndarray:
+    """PIL's bicubic filter (a = −1/2, widened when shrinking) as a matrix (new_size, size), float32."""
+    scale = size / new_size
+    stretch = max(scale, 1.0)
+    support = 2.0 * stretch
+    weights = np.zeros((new_size, size))
+    for i in range(new_size):
+        centre = (i + 0.5) * scale
+        first = max(int(centre - support + 0.5), 0)
+        last = min(int(centre + support + 0.5), size)
+        x = np.abs((np.arange(first, last) + 0.5 - centre) / stretch)
+        near = 1.5 * x**3 - 2.5 * x**2 + 1
+        far = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+        row = np.where(x < 1, near, np.where(x < 2, far, 0.0))
+        weights[i, first:last] = row / row.sum()
+    return weights.astype(np.float32)
+
+
+def _vertical_first(height: int, width: int, new_height: int, new_width: int) -> bool:
+    shrinks = new_height < height and height - new_height > 2 * (width - new_width)
+    return _PILLOW_ORDERS_BY_SHAPE and shrinks
+
+
+def resize(images: jax.Array, height: int, width: int) -> jax.Array:
+    """Antialiased bicubic resizing as PIL does it: one direction after the other, clipped to [0, 1] after each.
+
+    What lies outside [0, 1] to begin with (a decoder's overshoot) is resized apart and not clipped: clipping
+    would leave such pixels without a gradient. On images within [0, 1] this changes nothing.
+
+    Args:
+      images: (B, H, W, 3), float.
+
+    Returns:
+      (B, height, width, 3), float32; the images themselves if they have that size.
+    """
+    images = images.astype(jnp.float32)
+    old_height, old_width = images.shape[1:3]
+    passes = []
+    if old_width != width:
+        passes.append(("bhwc,vw->bhvc", bicubic_weights(old_width, width)))
+    if old_height != height:
+        passes.append(("bhwc,vh->bvwc", bicubic_weights(old_height, height)))
+    if not passes:
+        return images
+    if _vertical_first(old_height, old_width, height, width):
+        passes.reverse()
+    inside = jnp.clip(images, 0.0, 1.0)
+    outside = images - inside
+    for subscripts, weights in passes:
+        apply = functools.partial(jnp.einsum, subscripts, precision=jax.lax.Precision.HIGHEST)
+        inside = jnp.clip(apply(inside, weights), 0.0, 1.0)
+        outside = apply(outside, weights)
+    return inside + outside
+
+
+def patchify(images: jax.Array, settings: ImageSettings) -> jax.Array:
+    """Cuts images into patches, in the processor's order.
+
+    Args:
+      images: (B, H, W, 3), sides divisible by patch_size · merge_size.
+
+    Returns:
+      (B, N, 3 · temporal_patch_size · patch_size²): merge_size² neighbours after one another.
+    """
+    batch, height, width, channels = images.shape
+    patch, merge = settings.patch_size, settings.merge_size
+    rows, columns = height // (patch * merge), width // (patch * merge)
+    x = images.reshape(batch, rows, merge, patch, columns, merge, patch, channels)
+    x = x.transpose(0, 1, 4, 2, 5, 7, 3, 6)  # batch, rows, columns, merge, merge, channels, patch, patch
+    x = jnp.repeat(x[..., None, :, :], settings.temporal_patch_size, axis=-3)
+    return x.reshape(batch, rows * columns * merge**2, -1)
+
+
+def preprocess(images: jax.Array, settings: ImageSettings) -> tuple[jax.Array, Grid]:
+    """Images as the judge's vision tower takes them.
+
+    Args:
+      images: (B, H, W, 3), float in [0, 1]; values outside are kept.
+
+    Returns:
+      patches (B, N, 3 · temporal_patch_size · patch_size²), float32, and their static grid.
+    """
+    height, width = smart_resize(images.shape[1], images.shape[2], settings)
+    images = resize(images, height, width)
+    images = (images - jnp.asarray(settings.image_mean)) / jnp.asarray(settings.image_std)
+    return patchify(images, settings), (height // settings.patch_size, width // settings.patch_size)

@@ -1,0 +1,341 @@
+"""The training loop that all trainers share: restore, step, log, evaluate, checkpoint, stop.
+
+A run killed at any moment and started again with the same command ends with the same parameters, bit for bit, and
+with a metrics.jsonl that has every step once. What makes it so:
+  - state and data state of one step are saved together, and the data state is that of the last batch *consumed*,
+    however far the input has read ahead;
+  - the lines of metrics up to step s are on the disk before the checkpoint of s, and those after s are dropped when
+    the run goes on from s.
+"""
+
+import contextlib
+import copy
+import queue
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from onereward_jax.checkpoint import Checkpointer
+from onereward_jax.errors import Interrupted, UserError
+from onereward_jax.metrics import MetricsWriter
+
+State = Any  # a pytree with an attribute `step`: int32 scalar, the number of updates done
+Batch = Any
+Metrics = Mapping[str, Any]
+
+_PREFETCH = 2  # batches ready ahead of the step
+_QUIET_SECONDS = 30.0  # between two lines of progress when no one watches a bar
+_PROGRESS = {"loss": "learning/loss", "reward": "rewards/"}
+
+
+def run(
+    *,
+    step: Callable[[State, Batch], tuple[State, Metrics]],
+    state: State,
+    batches: Iterator[Batch],
+    num_steps: int,
+    workdir: str | Path,
+    prepare: Callable[[Batch], Batch] = lambda batch: batch,
+    checkpoint_every: int = 1000,
+    keep: int = 3,
+    log_every: int = 1,
+    evaluate: Callable[[State], Metrics] | None = None,
+    evaluate_every: int = 0,
+    description: str = "train",
+    progress: Mapping[str, str] = _PROGRESS,
+    optional: tuple[str, ...] = ("rewards/",),
+) -> State:
+    """Trains up to `num_steps`, going on from the newest whole checkpoint in `workdir/checkpoints`.
+
+    Args:
+      step: jitted (state, batch) -> (new state, {name: scalar array}); may donate the state.
+      state: the state before the first step; a restored state takes its structure, dtypes and shardings.
+      batches: iterator with `get_state()` and `set_state()`, such as `iter(data.mixture.mixture(...))`.
+      num_steps: value of `state.step` at which the run is done.
+      workdir: gets `checkpoints/`, `metrics.jsonl`, `tensorboard/`.
+      prepare: batch -> what `step` takes (encoding prompts, placing on devices); must depend on the batch only.
+        Runs in a background thread, except in a run of many processes, where the order in which programs are
+        launched must be the same in all of them.
+      checkpoint_every: steps between checkpoints; one more is saved at the end. 0: only that.
+      keep: checkpoints kept.
+      log_every: a line of metrics is written at the multiples of it and at the last step.
+      evaluate: state -> {name: number}, joined to the line of its step.
+      evaluate_every: steps between evaluations; one more at the last step. 0: never.
+      description: word before the bar.
+      progress: {word: metric} shown beside the bar; a name that ends in / is the mean of all metrics below it.
+      optional: prefixes of metrics for which NaN means "no sample of that kind in this batch": left out of the line.
+
+    Returns:
+      The state at `num_steps`.
+
+    Raises:
+      Interrupted: SIGTERM or SIGINT came; the step that was running is finished and saved.
+      UserError: no checkpoint is whole, another state is saved there, or the data ended.
+    """
+    directory = Path(workdir)
+    primary = jax.process_index() == 0
+    checkpointer = Checkpointer(directory.resolve() / "checkpoints", keep)
+
+    # ------------------------------------------------------------------------------------------ going on from
+    restored = checkpointer.restore_latest(_abstract(state))
+    if restored is not None:
+        _, saved_state, data_state = restored
+        state = jax.tree.map(_placed_like, state, saved_state)
+        batches.set_state(data_state)  # type: ignore[attr-defined]
+    number = int(state.step)
+    if primary and restored is not None:
+        print(f"{description}: going on from step {number} of {num_steps}", file=sys.stderr)
+    if number >= num_steps:
+        return state
+
+    # ------------------------------------------------------------------------------------------------ the loop
+    def due(every: int) -> bool:
+        return number == num_steps or (every > 0 and number % every == 0)
+
+    with contextlib.ExitStack() as stack:
+        stopping = stack.enter_context(_StopSignals())
+        stack.callback(checkpointer.close)
+        writer = stack.enter_context(MetricsWriter(directory, number)) if primary else None
+        bar = stack.enter_context(_Progress(description, number, num_steps, progress, shown=primary))
+        log = _Log(writer, bar, optional)
+        source = stack.enter_context(_Source(batches, prepare, ahead=_PREFETCH if jax.process_count() == 1 else 0))
+        while number < num_steps:
+            batch, data_state = source.next()
+            state, metrics = step(state, batch)
+            number += 1
+            log.flush()  # the metrics of the step before, while this one runs
+            log.add(number, metrics, written=due(log_every))
+            stop_signal = stopping.at(number)
+            if evaluate is not None and evaluate_every and due(evaluate_every):
+                log.flush(hold=True)
+                log.join(evaluate(state))
+            if due(checkpoint_every) or stop_signal:
+                log.flush()
+                if writer is not None:
+                    writer.sync()
+                checkpointer.save(number, state, data_state)
+                log.restart_clock()
+            if stop_signal and number < num_steps:
+                checkpointer.wait()
+                raise Interrupted(stop_signal, number, str(workdir))
+    return state
+
+
+# ------------------------------------------------------------------------------------------------------- the state
+
+
+def _abstract(state: State) -> State:
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) if isinstance(x, jax.Array) else x, state
+    )
+
+
+def _placed_like(initial: Any, restored: Any) -> Any:
+    """The restored leaf, as free to move as the initial one: a jit over many devices refuses an array that is
+    committed to one, and Orbax commits all."""
+    if not isinstance(initial, jax.Array) or initial.committed:
+        return restored
+    if jax.dtypes.issubdtype(restored.dtype, jax.dtypes.prng_key):
+        words = jnp.array(np.asarray(jax.random.key_data(restored)))
+        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(restored))
+    return jnp.array(np.asarray(restored))
+
+
+# -------------------------------------------------------------------------------------------------------- the data
+
+
+class _Source:
+    """Batches with the data state after each; reads `ahead` of them in a background thread."""
+
+    def __init__(self, batches: Any, prepare: Callable[[Batch], Batch], ahead: int):
+        self._batches, self._prepare = batches, prepare
+        self._ready: queue.Queue = queue.Queue(maxsize=max(ahead, 1))
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._fill, name="batches", daemon=True) if ahead else None
+
+    def __enter__(self) -> "_Source":
+        if self._thread is not None:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def next(self) -> tuple[Batch, Any]:
+        """(prepared batch, state of the iterator right after it was drawn)."""
+        item = self._read() if self._thread is None else self._ready.get()
+        if isinstance(item, StopIteration):
+            raise UserError("the data ended before the last step: lower num_steps, or repeat the data")
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def _read(self) -> Any:
+        try:
+            batch = next(self._batches)
+            # A copy: an iterator may go on writing to the state that it gave.
+            data_state = copy.deepcopy(self._batches.get_state())
+            return self._prepare(batch), data_state
+        except BaseException as error:
+            return error
+
+    def _fill(self) -> None:
+        while not self._closing.is_set():
+            item = self._read()
+            while not self._closing.is_set():
+                with contextlib.suppress(queue.Full):
+                    self._ready.put(item, timeout=0.1)
+                    break
+            if isinstance(item, BaseException):
+                return
+
+
+# --------------------------------------------------------------------------------------------------- stop signals
+
+
+class _StopSignals:
+    """SIGTERM and SIGINT ask the loop to stop after the running step; a second one stops at once.
+
+    In a run of many processes they come at different times, so JAX agrees on the step (SIGTERM only).
+    """
+
+    def __init__(self) -> None:
+        self._received = 0
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> "_StopSignals":
+        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._previous[number] = signal.signal(number, self._receive)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def at(self, step: int) -> int:
+        """The signal to stop for after this step, or 0."""
+        if jax.process_count() > 1:
+            return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else 0
+        return self._received
+
+    def _receive(self, number: int, _: Any) -> None:
+        if self._received:
+            raise KeyboardInterrupt
+        self._received = number
+        print(f"\n{signal.Signals(number).name}: finishing this step and saving", file=sys.stderr)
+
+
+# ------------------------------------------------------------------------------------------------ what a person sees
+
+
+class _Log:
+    """Holds the metrics of the newest step back until the next one is launched; writes and shows them then."""
+
+    def __init__(self, writer: MetricsWriter | None, bar: "_Progress", optional: tuple[str, ...]):
+        self._writer, self._bar, self._optional = writer, bar, optional
+        self._number: int | None = None
+        self._metrics: Metrics = {}
+        self._written = False
+        self._steps = 0  # since the line before
+        self._seconds = 0.0
+        self._clock = time.perf_counter()
+
+    def add(self, number: int, metrics: Metrics, written: bool) -> None:
+        self._number, self._metrics, self._written = number, metrics, written
+
+    def join(self, more: Metrics) -> None:
+        """Adds an evaluation's numbers to the line that is held back, which is then written."""
+        self._metrics = {**self._metrics, **more}
+        self._written = True
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Leaves what was done since the last step (an evaluation, a save) out of the step time."""
+        self._clock = time.perf_counter()
+
+    def flush(self, hold: bool = False) -> None:
+        """Waits for the step whose metrics are held, and writes its line (or, with `hold`, keeps it for `join`)."""
+        if self._number is None:
+            return
+        if "perf/step_time_seconds" not in self._metrics:
+            values = {name: np.asarray(value) for name, value in jax.device_get(dict(self._metrics)).items()}
+            now = time.perf_counter()
+            self._steps, self._seconds, self._clock = self._steps + 1, self._seconds + now - self._clock, now
+            self._metrics = {**values, "perf/step_time_seconds": round(self._seconds / self._steps, 6)}
+        if hold:
+            return
+        shown = {name: value for name, value in self._metrics.items() if not self._is_absent(name, value)}
+        self._bar.update(self._number, shown)
+        if self._written:
+            if self._writer is not None:
+                self._writer.write(self._number, shown)
+            self._steps, self._seconds = 0, 0.0
+        self._number = None
+
+    def _is_absent(self, name: str, value: Any) -> bool:
+        return name.startswith(self._optional) and bool(np.isnan(value))
+
+
+class _Progress:
+    """A bar on a terminal; elsewhere a line now and then."""
+
+    def __init__(self, description: str, start: int, end: int, words: Mapping[str, str], shown: bool):
+        self._words, self._shown = words, shown
+        self._description, self._start, self._end = description, start, end
+        self._began = self._last = time.perf_counter()
+        self._first_seconds = 0.0
+        self._bar = None
+        if shown and sys.stderr.isatty():
+            self._bar = tqdm(total=end, initial=start, desc=description, unit="step", dynamic_ncols=True, smoothing=0.1)
+
+    def __enter__(self) -> "_Progress":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def update(self, number: int, metrics: Metrics) -> None:
+        words = {word: _value_of(name, metrics) for word, name in self._words.items()}
+        shown = {word: f"{value:.4g}" for word, value in words.items() if value is not None}
+        seconds = float(metrics["perf/step_time_seconds"])
+        if self._bar is not None:
+            self._bar.set_postfix({**shown, "step": f"{seconds:.3g}s"}, refresh=False)
+            self._bar.update(number - self._bar.n)
+            return
+        now = time.perf_counter()
+        done = number - self._start
+        if done == 1:
+            self._first_seconds = now - self._began  # compilation, mostly: no measure of the time left
+        if not self._shown or (done > 1 and number < self._end and now - self._last < _QUIET_SECONDS):
+            return
+        self._last = now
+        left = ""
+        if done > 1:
+            rate = (now - self._began - self._first_seconds) / (done - 1)
+            left = f" · {tqdm.format_interval(int(rate * (self._end - number)))} left"
+        numbers = "".join(f" · {word} {value}" for word, value in shown.items())
+        print(
+            f"{self._description}: step {number}/{self._end}{numbers} · {seconds:.3g} s a step{left}", file=sys.stderr
+        )
+
+
+def _value_of(name: str, metrics: Metrics) -> float | None:
+    """A metric; of a prefix like "rewards/", the mean over those that are there."""
+    if not name.endswith("/"):
+        return float(metrics[name]) if name in metrics else None
+    values = [float(value) for key, value in metrics.items() if key.startswith(name)]
+    return sum(values) / len(values) if values else None

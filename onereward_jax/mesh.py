@@ -1,0 +1,82 @@
+"""Devices as a mesh `(data, fsdp, tensor)`, and which parameter lies where.
+
+A model's sharding is one ordered list of (path regex, spec): the first match wins. The same list places
+parameters, EMA, reference and optimiser state, since their paths end alike.
+"""
+
+import re
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from onereward_jax import tree as trees
+
+AXES = ("data", "fsdp", "tensor")
+Rules = Sequence[tuple[str, PartitionSpec]]
+
+P = PartitionSpec
+BATCH = P(("data", "fsdp"))
+
+# Kernels are (..., in, out). Products that open a block split their outputs over `tensor`, those that close
+# it split their inputs, so a block needs one reduction. A leading layer axis stays whole.
+TRANSFORMER_RULES: Rules = (
+    (r"(to_q|to_k|to_v|add_[qkv]_proj|q_proj|k_proj|v_proj|q|k|v|wi_0|wi_1|fc1|gate_proj|up_proj|qkv|proj_mlp|proj)/kernel$",
+     P(..., "fsdp", "tensor")),
+    (r"(to_out|to_add_out|o_proj|o|wo|fc2|down_proj|out_proj|proj_out)(_0)?/kernel$", P(..., "tensor", "fsdp")),
+    (r"(embedding|embed_tokens)$", P("tensor", "fsdp")),
+    (r"kernel$", P(..., "fsdp", None)),
+    (r".*", P()),
+)  # fmt: skip
+
+
+def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over all devices; one axis may be −1: what the others leave.
+
+    Raises:
+      ValueError: the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    shape = [data, fsdp, tensor]
+    if shape.count(-1) > 1:
+        raise ValueError(f"mesh {dict(zip(AXES, shape, strict=True))} leaves two axes open: set all but one")
+    if -1 in shape:
+        known = -int(np.prod(shape))
+        shape[shape.index(-1)] = len(devices) // known if known else 0
+    if int(np.prod(shape)) != len(devices):
+        raise ValueError(
+            f"mesh {dict(zip(AXES, shape, strict=True))} needs {int(np.prod(shape))} devices, but there are"
+            f" {len(devices)}: make the product of its axes equal"
+        )
+    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def spec_for(rules: Rules, path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
+    """The spec of one array: `...` stands for its leading axes; an axis that does not divide stays whole."""
+    entries = list(next((spec for pattern, spec in rules if re.search(pattern, path)), P()))
+    if Ellipsis in entries:
+        at = entries.index(Ellipsis)
+        entries[at : at + 1] = [None] * max(len(shape) - len(entries) + 1, 0)
+    if len(entries) > len(shape):
+        return P()  # a scalar or vector (an optimiser's count, say) under a matrix's name
+
+    def size(axes):
+        names = () if axes is None else (axes,) if isinstance(axes, str) else axes
+        return int(np.prod([mesh.shape[name] for name in names]))
+
+    return P(*[axes if extent % size(axes) == 0 else None for axes, extent in zip(entries, shape, strict=False)])
+
+
+def shardings(tree: trees.Tree, mesh: Mesh, rules: Rules = TRANSFORMER_RULES) -> trees.Tree:
+    """A `NamedSharding` for every leaf of a tree of arrays or of `jax.eval_shape`."""
+    return trees.map_with_path(lambda path, leaf: NamedSharding(mesh, spec_for(rules, path, leaf.shape, mesh)), tree)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The leading axis of every array of a batch, over `data` and `fsdp`."""
+    return NamedSharding(mesh, BATCH)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())

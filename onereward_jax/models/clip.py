@@ -1,0 +1,184 @@
+"""CLIP text encoder: its pooled state is FLUX's summary of the prompt.
+
+Source: Radford et al. 2021; equals `transformers.CLIPTextModel` (no projection).
+Shapes: B batch, L tokens, H heads, K head size, D = `hidden_size`.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from onereward_jax.models.attention import attention
+from onereward_jax.models.remat import remat
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "quick_gelu": lambda x: x * nn.sigmoid(1.702 * x),
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+}
+
+# The configuration of the first CLIP releases, FLUX's among them, names 2 as the end of text, which no
+# tokenizer of theirs gives. They are read as meant: the end of text is the highest token of the vocabulary.
+LEGACY_EOS_TOKEN_ID = 2
+
+
+def pooled_position(input_ids: jax.Array, eos_token_id: int) -> jax.Array:
+    """Where each text ends: (B, L) integers -> (B,) positions of the first end-of-text token."""
+    if eos_token_id == LEGACY_EOS_TOKEN_ID:
+        return jnp.argmax(input_ids, axis=-1)
+    return jnp.argmax(input_ids == eos_token_id, axis=-1)
+
+
+def _layer_norm(epsilon: float, dtype: jnp.dtype, name: str) -> nn.LayerNorm:
+    return nn.LayerNorm(epsilon=epsilon, dtype=dtype, use_fast_variance=False, name=name)
+
+
+def _projection(features: int, stddev: float, dtype: jnp.dtype, name: str) -> nn.Dense:
+    return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(stddev), name=name)
+
+
+class CLIPAttention(nn.Module):
+    """Causal self-attention."""
+
+    num_heads: int
+    in_stddev: float
+    dtype: jnp.dtype
+    attention_implementation: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        query, key, value = (
+            _projection(width, self.in_stddev, self.dtype, name)(x).reshape(*x.shape[:-1], self.num_heads, -1)
+            for name in ("q_proj", "k_proj", "v_proj")
+        )
+        x = attention(query, key, value, mask=mask, implementation=self.attention_implementation).reshape(x.shape)
+        return _projection(width, width**-0.5, self.dtype, "out_proj")(x)
+
+
+class CLIPMLP(nn.Module):
+    """Feed-forward."""
+
+    intermediate_size: int
+    hidden_act: str
+    out_stddev: float
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = x.shape[-1]
+        x = _projection(self.intermediate_size, (2 * width) ** -0.5, self.dtype, "fc1")(x)
+        return _projection(width, self.out_stddev, self.dtype, "fc2")(ACTIVATIONS[self.hidden_act](x))
+
+
+class CLIPEncoderLayer(nn.Module):
+    """One layer, as the body of a scan: returns (x, None)."""
+
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    hidden_act: str
+    layer_norm_eps: float
+    dtype: jnp.dtype
+    attention_implementation: str
+
+    @nn.compact
+    def __call__(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, None]:
+        stddev = (2 * self.num_hidden_layers * x.shape[-1]) ** -0.5  # smaller the more layers add up
+        attend = CLIPAttention(
+            self.num_attention_heads, stddev, self.dtype, self.attention_implementation, name="self_attn"
+        )
+        feed_forward = CLIPMLP(self.intermediate_size, self.hidden_act, stddev, self.dtype, name="mlp")
+        x = x + attend(_layer_norm(self.layer_norm_eps, self.dtype, "layer_norm1")(x), mask)
+        x = x + feed_forward(_layer_norm(self.layer_norm_eps, self.dtype, "layer_norm2")(x))
+        return x, None
+
+
+class CLIPTextEncoder(nn.Module):
+    """CLIP's text transformer, equal to `transformers.CLIPTextModel`.
+
+    Fields are the names of its configuration.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    max_position_embeddings: int = 77
+    hidden_act: str = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    eos_token_id: int = LEGACY_EOS_TOKEN_ID
+    dtype: jnp.dtype = jnp.float32
+    remat: str = "none"
+    attention_implementation: str = "xla"
+
+    @nn.compact
+    def __call__(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
+        """States of a batch of texts.
+
+        Args:
+          input_ids: (B, L) integers, L at most `max_position_embeddings`.
+          attention_mask: (B, L), nonzero where a token may be attended to. FLUX gives none.
+
+        Returns:
+          The states (B, L, D), and each text's state at its end-of-text token (B, D), both in `dtype`.
+
+        Raises:
+          ValueError: the text is too long, or the activation has no such name.
+        """
+        length = input_ids.shape[1]
+        if length > self.max_position_embeddings:
+            raise ValueError(
+                f"CLIP reads at most {self.max_position_embeddings} tokens, not {length}: cut the text to that"
+            )
+        if self.hidden_act not in ACTIVATIONS:
+            raise ValueError(f"unknown hidden_act {self.hidden_act!r}: choose one of {', '.join(ACTIVATIONS)}")
+
+        x = CLIPTextEmbeddings(
+            self.vocab_size, self.hidden_size, self.max_position_embeddings, self.dtype, name="embeddings"
+        )(input_ids)
+        mask = jnp.tril(jnp.ones((length, length), bool))[None, None]
+        if attention_mask is not None:
+            mask = mask & (attention_mask != 0)[:, None, None, :]
+
+        layers = nn.scan(
+            remat(CLIPEncoderLayer, self.remat),
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=self.num_hidden_layers,
+        )(
+            self.intermediate_size,
+            self.num_hidden_layers,
+            self.num_attention_heads,
+            self.hidden_act,
+            self.layer_norm_eps,
+            self.dtype,
+            self.attention_implementation,
+            name="layers",
+        )
+        x, _ = layers(x, mask)
+        x = _layer_norm(self.layer_norm_eps, self.dtype, "final_layer_norm")(x)
+        end = pooled_position(input_ids, self.eos_token_id)
+        return x, jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
+
+
+class CLIPTextEmbeddings(nn.Module):
+    """Token plus position embeddings: (B, L) -> (B, L, D)."""
+
+    vocab_size: int
+    hidden_size: int
+    max_position_embeddings: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, input_ids: jax.Array) -> jax.Array:
+
+        def embed(rows: int, name: str) -> nn.Embed:
+            init = nn.initializers.normal(0.02)
+            return nn.Embed(rows, self.hidden_size, dtype=self.dtype, embedding_init=init, name=name)
+
+        token = embed(self.vocab_size, "token_embedding")(input_ids)
+        return token + embed(self.max_position_embeddings, "position_embedding")(jnp.arange(input_ids.shape[1]))

@@ -1,0 +1,31 @@
+"""Named rematerialisation policies: what the backward pass keeps and what it computes again."""
+
+from collections.abc import Callable
+
+import jax
+from flax import linen as nn
+
+# "none" keeps every activation; "full" keeps only each block's input; "dots" keeps the results of
+# matrix products that have no batch dimension (weights times activations), not attention's.
+_POLICIES: dict[str, Callable | None] = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def remat(block: type[nn.Module], policy: str, in_scan: bool = True) -> type[nn.Module]:
+    """Wraps a block class so that its activations are rematerialised by the named policy.
+
+    Args:
+      in_scan: the block is the body of an nn.scan, where the loop already keeps XLA from merging the two
+        computations; elsewhere a barrier must.
+
+    Raises:
+      ValueError: the policy has no such name.
+    """
+    if policy not in _POLICIES:
+        raise ValueError(f"unknown remat policy {policy!r}: choose one of {', '.join(_POLICIES)}")
+    if policy == "none":
+        return block
+    return nn.remat(block, policy=_POLICIES[policy], prevent_cse=not in_scan)

@@ -1,0 +1,219 @@
+"""One update of reward feedback learning: Algorithms 1 and 2 as one pure function.
+
+    1. noises ε1 ≠ ε2 and a stopping index t per sample (or per batch)
+    2. x_ref: the reference denoises from ε1 fully, decoded; no gradient
+    3. x_θ: the policy denoises from ε2 to index t without gradient, then predicts the data once with gradient
+    4. judge, loss over the task's dimensions, optimiser step, EMA
+
+Algorithm 1 reads `state.reference`; Algorithm 2 has none and reads `state.ema`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from onereward_jax.flow import conditioning, sampler
+from onereward_jax.flow.schedule import Shift, sigmas
+from onereward_jax.rl.objective import reward_loss
+from onereward_jax.tasks import CELLS
+from onereward_jax.train_state import TrainState, apply_gradient
+
+# (judge parameters, {"first", "second", "question_ids", "question_lengths"}) -> log P(Yes), log P(No): (B, D, 2)
+JudgeApply = Callable[[Any, dict[str, jax.Array]], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class StepConfig:
+    """What the paper leaves open, and what it sets.
+
+    Attributes:
+      threshold: λ of Eq. 5.
+      ema_decay: τ.
+      num_steps: Euler steps of a full denoising, n.
+      first_index, last_index: [t1, t2], both included: indices of the schedule at which the policy stops
+        and predicts. Index i has σ = sigmas[i]; 0 is pure noise.
+      index_per_sample: draw t for each sample; otherwise once for the batch.
+      rollout_guidance_scale, rollout_true_cfg_scale: of both rollouts, without gradient.
+      gradient_guidance_scale, gradient_true_cfg_scale: of the one prediction with gradient; true guidance
+        there doubles its memory.
+      flow_matching_weight: weight of the flow-matching loss on the batch's `target`; 0 leaves it out.
+      accumulate: micro-batches per update.
+    """
+
+    threshold: float = 0.9
+    ema_decay: float = 0.99
+    num_steps: int = 50
+    first_index: int = 15
+    last_index: int = 35
+    index_per_sample: bool = True
+    rollout_guidance_scale: float = 1.0
+    rollout_true_cfg_scale: float = 4.0
+    gradient_guidance_scale: float = 1.0
+    gradient_true_cfg_scale: float = 1.0
+    flow_matching_weight: float = 0.0
+    accumulate: int = 1
+
+    def __post_init__(self):
+        if not 0 <= self.first_index <= self.last_index < self.num_steps:
+            raise ValueError(
+                f"the prediction indices must satisfy 0 <= first_index <= last_index < num_steps, not"
+                f" {self.first_index}, {self.last_index}, {self.num_steps}: change the range or the steps"
+            )
+
+
+@flax.struct.dataclass
+class Frozen:
+    """Parameters that the update reads and never changes."""
+
+    vae: Any
+    judge: Any
+
+
+def make_step(
+    transformer: Any,
+    vae: Any,
+    judge: JudgeApply,
+    optimizer: optax.GradientTransformation,
+    config: StepConfig,
+    shift: Shift = Shift(),  # noqa: B008 (frozen)
+) -> Callable[[TrainState, Frozen, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
+    """Builds `step(state, frozen, batch) -> (state, metrics)`, pure and ready for `jax.jit`.
+
+    A batch holds
+      index: int32 (B,), global sample index: the sample's randomness, whatever the batch size or host count
+      image: uint8 (B, H, W, 3), mask: uint8 (B, H, W), 1 = generate
+      prompt_embeds (B, L, D), pooled (B, P); negative_prompt_embeds, negative_pooled with true guidance
+      question_ids (B, E, S), question_lengths (B, E), weights (B, E): a question per dimension, 0 on padding
+      cell: int32 (B, E), index into `tasks.CELLS`, −1 on padding
+      target: uint8 (B, H, W, 3), only with flow_matching_weight
+
+    Metrics are scalars; `rewards/<task>/<dimension>` is NaN where the batch has no such cell.
+    """
+
+    def rollout_velocity(params, condition, ids):
+        return sampler.velocity_of(
+            transformer, params, condition, ids, config.rollout_guidance_scale, config.rollout_true_cfg_scale
+        )
+
+    def decode(frozen, tokens, height, width):
+        images = conditioning.decode_latents(vae, frozen.vae, conditioning.unpack(tokens, height, width))
+        return conditioning.to_unit_range(images)
+
+    def loss_and_gradient(state: TrainState, frozen: Frozen, batch):
+        batch_size, image_height, image_width = batch["mask"].shape
+        factor = conditioning.vae_factor(vae)
+        height, width = image_height // factor, image_width // factor
+        ids = conditioning.image_ids(height, width)
+        schedule = jnp.asarray(sigmas(config.num_steps, len(ids), shift))
+
+        # 1. Randomness of each sample by its global index.
+        keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(state.key, index), 4))(batch["index"])
+        shape = (len(ids), 4 * vae.latent_channels)
+        normal = jax.vmap(lambda key: jax.random.normal(key, shape))
+        reference_noise, policy_noise, matching_noise = (normal(keys[:, i]) for i in range(3))
+        if config.index_per_sample:
+            index_keys = keys[:, 3]
+        else:
+            index_keys = jnp.broadcast_to(jax.random.fold_in(state.key, -1 - state.step), (batch_size,))
+        stop = jax.vmap(lambda key: jax.random.randint(key, (), config.first_index, config.last_index + 1))(index_keys)
+
+        masked_image, mask = conditioning.encode_masked_image(vae, frozen.vae, batch["image"], batch["mask"])
+        condition = conditioning.Condition(
+            masked_image=masked_image,
+            mask=mask,
+            prompt_embeds=batch["prompt_embeds"],
+            pooled=batch["pooled"],
+            negative_prompt_embeds=batch.get("negative_prompt_embeds"),
+            negative_pooled=batch.get("negative_pooled"),
+        )
+        condition = jax.lax.stop_gradient(condition)
+
+        # 2. The reference's full denoising.
+        reference = state.ema if state.reference is None else state.reference
+        reference_tokens = sampler.denoise(
+            rollout_velocity(reference, condition, ids), reference_noise, schedule, config.num_steps
+        )
+        reference_images = jnp.clip(decode(frozen, reference_tokens, height, width), 0.0, 1.0)
+
+        # 3. The policy's rollout to t.
+        tokens = sampler.denoise(rollout_velocity(state.params, condition, ids), policy_noise, schedule, stop)
+        tokens, reference_images = jax.lax.stop_gradient((tokens, reference_images))
+
+        def loss(params):
+            velocity = sampler.velocity_of(
+                transformer, params, condition, ids, config.gradient_guidance_scale, config.gradient_true_cfg_scale
+            )
+            policy_images = decode(frozen, sampler.predict_data(velocity, tokens, schedule[stop]), height, width)
+            log_p = judge(
+                frozen.judge,
+                {
+                    "first": policy_images,
+                    "second": reference_images,
+                    "question_ids": batch["question_ids"],
+                    "question_lengths": batch["question_lengths"],
+                },
+            )
+            p_yes = jnp.exp(log_p[..., 0])
+            value = reward_loss(p_yes, batch["weights"], config.threshold)
+            metrics = {"learning/reward_loss": value, **_cell_sums(p_yes, batch["cell"])}
+            if config.flow_matching_weight:
+                data = conditioning.to_model_range(batch["target"])
+                data = conditioning.pack(conditioning.encode_image(vae, frozen.vae, data))
+                sigma = schedule[stop][:, None, None]
+                noisy = (1 - sigma) * data + sigma * matching_noise
+                error = velocity(noisy, schedule[stop]) - (matching_noise - data)
+                metrics["learning/flow_matching_loss"] = jnp.mean(jnp.square(error))
+                value += config.flow_matching_weight * metrics["learning/flow_matching_loss"]
+            return value, metrics | {"learning/loss": value, "learning/sigma": schedule[stop].mean()}
+
+        (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
+        return gradient, metrics
+
+    def step(state: TrainState, frozen: Frozen, batch):
+        if config.accumulate == 1:
+            gradient, metrics = loss_and_gradient(state, frozen, batch)
+        else:
+            gradient, metrics = _accumulate(
+                lambda part: loss_and_gradient(state, frozen, part), batch, config.accumulate
+            )
+
+        # 4. Optimiser and EMA.
+        state, norms = apply_gradient(state, gradient, optimizer, config.ema_decay)
+        return state, _finish_metrics(metrics) | norms
+
+    return step
+
+
+def _accumulate(loss_and_gradient, batch, parts: int):
+    """Mean of gradient and metrics over `parts` micro-batches, one after the other.
+
+    Sample i goes to micro-batch i mod parts, so that a batch sharded in contiguous pieces leaves each
+    device a piece of every micro-batch.
+    """
+    batch = jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+    shapes = jax.eval_shape(loss_and_gradient, jax.tree.map(lambda x: x[0], batch))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    add = lambda total, part: (jax.tree.map(jnp.add, total, loss_and_gradient(part)), None)  # noqa: E731
+    total, _ = jax.lax.scan(add, zeros, batch)
+    return jax.tree.map(lambda x: x / parts, total)
+
+
+def _cell_sums(p_yes: jax.Array, cell: jax.Array) -> dict[str, jax.Array]:
+    """Sum of P(Yes) and number of answers of each cell: additive over micro-batches."""
+    member = cell[..., None] == jnp.arange(len(CELLS))
+    return {
+        "reward_sums": (p_yes[..., None] * member).sum(axis=(0, 1)),
+        "reward_counts": member.sum(axis=(0, 1)).astype(jnp.float32),
+    }
+
+
+def _finish_metrics(metrics: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    sums, counts = metrics.pop("reward_sums"), metrics.pop("reward_counts")
+    means = sums / counts  # 0/0: NaN, the cell is not in this batch
+    rewards = {f"rewards/{task}/{dimension}": means[i] for i, (task, dimension) in enumerate(CELLS)}
+    return metrics | rewards | {"rewards/mean": sums.sum() / counts.sum()}

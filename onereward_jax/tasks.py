@@ -1,0 +1,74 @@
+"""The vocabulary: tasks, preference dimensions, fixed prompts and the judge's question.
+
+Everything else is written in these words. This file imports nothing of the project.
+Source: OneReward (arXiv 2508.21066), section 3; the wording of the question is left open
+there (it is printed inside a figure), so ours is a template that a config may replace.
+"""
+
+TASKS = ("image_fill", "image_extend", "object_removal", "text_rendering")
+
+DIMENSIONS = ("text_alignment", "consistency", "structure", "aesthetics", "removal_quality")
+
+REMOVAL_PROMPT = "remove"
+EXTEND_PROMPT = "high-definition, perfect composition"
+NEGATIVE_PROMPT = "nsfw"
+
+_CREATIVE_DIMENSIONS = ("text_alignment", "consistency", "structure", "aesthetics")
+_DIMENSIONS_OF = {
+    "image_fill": _CREATIVE_DIMENSIONS,
+    "image_extend": _CREATIVE_DIMENSIONS,
+    "object_removal": ("removal_quality",),
+    "text_rendering": _CREATIVE_DIMENSIONS,
+}
+
+# Every (task, dimension) cell, in the order in which tables and plots show them.
+CELLS = tuple((task, dimension) for task in TASKS for dimension in _DIMENSIONS_OF[task])
+
+# {task}, {dimension} and {prompt} are filled in; the two images stand before the question, so
+# that all dimensions share one prefix.
+QUESTION_TEMPLATE = "Task: {task}. Is the first image better than the second in {dimension}? Answer Yes or No."
+QUESTION_WITH_PROMPT_TEMPLATE = (
+    'Task: {task}. Is the first image better than the second in {dimension} for "{prompt}"? Answer Yes or No.'
+)
+
+
+def dimensions_of(task: str, prompt: str | None = None) -> tuple[str, ...]:
+    """Preference dimensions of a task.
+
+    Args:
+      task: one of `TASKS`.
+      prompt: the sample's prompt. `None` asks for the task's full set. For `image_extend`, an empty
+        prompt or the fixed `EXTEND_PROMPT` means "without a prompt": no `text_alignment`.
+
+    Raises:
+      ValueError: the task is unknown.
+    """
+    if task not in _DIMENSIONS_OF:
+        raise ValueError(f"unknown task {task!r}: choose one of {', '.join(TASKS)}")
+    dimensions = _DIMENSIONS_OF[task]
+    if task == "image_extend" and prompt is not None and prompt in ("", EXTEND_PROMPT):
+        return tuple(d for d in dimensions if d != "text_alignment")
+    return dimensions
+
+
+def question(
+    task: str,
+    dimension: str,
+    prompt: str | None = None,
+    template: str = QUESTION_TEMPLATE,
+    template_with_prompt: str = QUESTION_WITH_PROMPT_TEMPLATE,
+) -> str:
+    """The query q = Φ(task, dimension, prompt); the prompt enters only for `text_alignment`.
+
+    Raises:
+      ValueError: the dimension does not belong to the task, or `text_alignment` has no prompt.
+    """
+    dimensions = dimensions_of(task)
+    if dimension not in dimensions:
+        raise ValueError(f"{task} is not judged on {dimension!r}: choose one of {', '.join(dimensions)}")
+    words = {"task": task.replace("_", " "), "dimension": dimension.replace("_", " ")}
+    if dimension != "text_alignment":
+        return template.format(**words)
+    if not prompt:
+        raise ValueError(f"text_alignment of {task} needs the prompt that the image should follow: pass prompt=")
+    return template_with_prompt.format(prompt=prompt, **words)

@@ -1,0 +1,125 @@
+"""One train state for every trainer; in reward feedback learning it holds policy, EMA and reference."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from onereward_jax.mesh import TRANSFORMER_RULES, Rules, batch_sharding, replicated, shardings
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything a run needs to go on.
+
+    Attributes:
+      step: int32 (), updates done.
+      params: what is trained (the policy θ, the judge φ, ...), float32.
+      opt_state: of optax.
+      ema: params averaged, `ema ← τ·ema + (1−τ)·params`, float32; the reference of Algorithm 2. None
+        where a trainer keeps no average.
+      reference: frozen pre-trained parameters (Algorithm 1), otherwise None.
+      key: root of all randomness; a sample's key is folded in from its global index.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: optax.OptState
+    ema: Any | None
+    reference: Any | None
+    key: jax.Array
+
+
+def create_state(
+    params: Any, optimizer: optax.GradientTransformation, seed: int, *, ema: bool = True, reference: bool = False
+) -> TrainState:
+    """The state before the first update; params, EMA and reference start alike, in separate buffers
+    (one buffer under two names can't be donated)."""
+    params = jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
+    copy = lambda: jax.tree.map(jnp.copy, params)  # noqa: E731
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        ema=copy() if ema else None,
+        reference=copy() if reference else None,
+        key=jax.random.key(seed),
+    )
+
+
+def apply_gradient(
+    state: TrainState, gradient: Any, optimizer: optax.GradientTransformation, ema_decay: float | None = None
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """Optimiser step, EMA, step count; returns the metrics `learning/grad_norm` and `learning/update_norm`."""
+    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema = state.ema
+    if ema is not None:
+        assert ema_decay is not None, "a state with an EMA needs its decay"
+        ema = optax.incremental_update(params, ema, 1.0 - ema_decay)
+    metrics = {"learning/grad_norm": optax.global_norm(gradient), "learning/update_norm": optax.global_norm(updates)}
+    return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
+
+
+def supervised_step(
+    loss: Callable[..., tuple[jax.Array, dict[str, jax.Array]]],
+    optimizer: optax.GradientTransformation,
+    ema_decay: float | None = None,
+) -> Callable[[TrainState, Any, dict], tuple[TrainState, dict[str, jax.Array]]]:
+    """`step(state, frozen, batch)` that descends `loss(params, frozen, batch, key)`, which returns (value, metrics)."""
+
+    def step(state: TrainState, frozen: Any, batch: dict):
+        (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, frozen, batch, state.key)
+        state, norms = apply_gradient(state, gradient, optimizer, ema_decay)
+        return state, {"learning/loss": value, **norms, **metrics}
+
+    return step
+
+
+def make_optimizer(
+    learning_rate: float,
+    *,
+    warmup_steps: int = 0,
+    decay_steps: int = 0,
+    clip_norm: float = 1.0,
+    weight_decay: float = 0.0,
+    b2: float = 0.999,
+) -> optax.GradientTransformation:
+    """AdamW after clipping by global norm: linear warm-up, then a constant rate, or a cosine to a tenth of it
+    at `decay_steps`."""
+    if decay_steps:
+        rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, decay_steps, learning_rate / 10)
+    elif warmup_steps:
+        rate = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    else:
+        rate = learning_rate
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm), optax.adamw(rate, b1=0.9, b2=b2, weight_decay=weight_decay)
+    )
+
+
+def compile_step(
+    step: Callable, new_state: Callable[[], TrainState], frozen: Any, mesh: Mesh, rules: Rules = TRANSFORMER_RULES
+) -> tuple[Callable, TrainState, Any]:
+    """Places state and frozen parameters on the mesh and jits `step(state, frozen, batch)` for it.
+
+    The state is donated; params, EMA, reference and optimiser state follow the same rules; batches come
+    split over their leading axis (`mesh.batch_sharding`).
+
+    Returns:
+      (jitted step, state on the mesh, frozen on the mesh)
+    """
+    state_shardings = shardings(jax.eval_shape(new_state), mesh, rules)
+    frozen_shardings = shardings(frozen, mesh, rules)
+    jitted = jax.jit(
+        step,
+        in_shardings=(state_shardings, frozen_shardings, batch_sharding(mesh)),
+        out_shardings=(state_shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+    return jitted, jax.device_put(new_state(), state_shardings), jax.device_put(frozen, frozen_shardings)

@@ -1,0 +1,151 @@
+"""Writes a component to the official directory layout, for diffusers, transformers and `load_component`."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from onereward_jax import tree as trees
+from onereward_jax.weights import tables
+from onereward_jax.weights.kinds import kind_of
+from onereward_jax.weights.load import param_dtype_of
+from onereward_jax.weights.safetensors_file import write
+
+# diffusers asks for a version: the first whose configuration has all fields that we write.
+_DIFFUSERS_VERSION = "0.36.0"
+MAX_SHARD_BYTES = 5_000_000_000
+
+
+def save_component(
+    directory: str | Path,
+    kind: str,
+    module: Any,
+    params: trees.Tree,
+    dtype: str = "float32",
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """Writes config.json and the weights; what was in the directory is replaced at once when all is written.
+
+    Args:
+      directory: is made; if it is there, its config.json and weights are replaced and its other files kept.
+      kind: "transformer", "vae", "text_encoder", "text_encoder_2" or "judge".
+      module: the Flax module, or its configuration as `module_from_config` takes it.
+      params: its parameters, on host or on devices; fetched one stack of layers at a time.
+      dtype: on disk: "float32" or "bfloat16".
+      max_shard_bytes: a larger model is written in shards with an index.
+
+    Raises:
+      ValueError: the directory is a file or has subdirectories, or the parameters are not the module's.
+    """
+    directory = Path(directory).resolve()
+    component = kind_of(kind)
+    weights = component.module()
+    param_dtype = param_dtype_of(dtype)
+    if isinstance(module, Mapping):
+        module = weights.module_from_config(dict(module))
+    kept = _other_files(directory, component.stem)
+    _check_params(weights, module, params, kind)
+
+    config = weights.config_of(module)
+    if component.type_field == "_class_name":
+        config = {"_class_name": config["_class_name"], "_diffusers_version": _DIFFUSERS_VERSION, **config}
+    else:
+        config["dtype"] = dtype
+
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
+    partial.mkdir(parents=True)
+    try:
+        _write_json(partial / "config.json", config)
+        _write_weights(partial, component.stem, weights.TABLE, params, param_dtype, max_shard_bytes)
+        for file in kept:
+            shutil.copy2(file, partial / file.name)
+        _replace(directory, partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _write_weights(
+    directory: Path, stem: str, table: tables.Table, params: trees.Tree, dtype: np.dtype, max_shard_bytes: int
+) -> None:
+    shapes = tables.official_shapes(table, params)
+    sizes = {name: int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for name, shape in shapes.items()}
+    shards = _split(sizes, max_shard_bytes)
+    tensors = tables.to_official(table, params)  # one iterator over all shards, in the order of shapes
+    if len(shards) == 1:
+        write(directory / f"{stem}.safetensors", shapes, tensors, dtype, {"format": "pt"})
+        return
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, start=1):
+        file = f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors"
+        part: Iterator[tuple[str, np.ndarray]] = islice(tensors, len(names))
+        write(directory / file, {name: shapes[name] for name in names}, part, dtype, {"format": "pt"})
+        weight_map |= dict.fromkeys(names, file)
+    index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
+    _write_json(directory / f"{stem}.safetensors.index.json", index)
+
+
+def _split(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+    """Names in order, cut into shards of at most `limit` bytes; a larger tensor is a shard of its own."""
+    shards: list[list[str]] = [[]]
+    filled = 0
+    for name, size in sizes.items():
+        if shards[-1] and filled + size > limit:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    return shards
+
+
+def _check_params(weights: Any, module: Any, params: trees.Tree, kind: str) -> None:
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *weights.example_inputs(module)))["params"]
+    expected = {path: leaf.shape for path, leaf in trees.flatten(shapes).items()}
+    given = {path: leaf.shape for path, leaf in trees.flatten(params).items()}
+    if expected != given:
+        different = sorted(path for path in expected.keys() | given.keys() if expected.get(path) != given.get(path))
+        raise ValueError(
+            f"these are not the parameters of this {kind}: {different[0]} is {given.get(different[0])}, "
+            f"the module has {expected.get(different[0])} ({len(different)} differ)"
+        )
+
+
+def _other_files(directory: Path, stem: str) -> list[Path]:
+    """What stays when the directory is replaced: all but config.json and weights, the judge's tokenizer for one."""
+    if not directory.exists():
+        return []
+    if not directory.is_dir():
+        raise ValueError(f"{directory} is a file: choose a directory to export to")
+    entries = sorted(directory.iterdir())
+    for entry in entries:
+        if not entry.is_file():
+            raise ValueError(
+                f"{directory} holds {entry.name}, which is no file of a component: choose another directory"
+            )
+    is_weights = lambda name: name.startswith((f"{stem}.", f"{stem}-")) and ".safetensors" in name  # noqa: E731
+    return [entry for entry in entries if entry.name != "config.json" and not is_weights(entry.name)]
+
+
+def _replace(directory: Path, finished: Path) -> None:
+    """Puts the finished directory in place; an earlier one is deleted only after that."""
+    replaced = directory.with_name(f".{directory.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if directory.exists():
+        directory.rename(replaced)
+    finished.rename(directory)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _write_json(file: Path, content: Mapping[str, Any]) -> None:
+    with file.open("w", encoding="utf-8") as stream:
+        json.dump(content, stream, indent=2)
+        stream.write("\n")
+        stream.flush()
+        os.fsync(stream.fileno())

@@ -1,0 +1,49 @@
+"""The components of a pipeline, and where each is described."""
+
+import importlib
+from types import ModuleType
+from typing import Any, NamedTuple
+
+
+class Kind(NamedTuple):
+    """One component.
+
+    Its `weights` module has `TABLE`, `module_from_config`, `config_of` and `example_inputs`, and may have
+      ALIASES, TIED_ALIASES: {official name: another name of the same tensor}; a file may hold either or both;
+      IGNORED: names of tensors that some files hold and no model reads;
+      official_name(name): a tensor's name in a file -> its name in the table, where some files differ.
+    """
+
+    weights: str  # module beside this file
+    type_field: str  # the field of config.json that tells the architecture
+    type_name: str  # and its value
+    stem: str  # name of the weight files
+
+    def module(self) -> ModuleType:
+        return importlib.import_module(f"onereward_jax.weights.{self.weights}")
+
+    def aliases(self, expected: dict[str, Any]) -> dict[str, str]:
+        """Second names, but not those that are tensors of their own in this model."""
+        module = self.module()
+        both = getattr(module, "ALIASES", {}) | getattr(module, "TIED_ALIASES", {})
+        return {name: other for name, other in both.items() if name in expected and other not in expected}
+
+
+KINDS = {
+    "transformer": Kind("flux", "_class_name", "FluxTransformer2DModel", "diffusion_pytorch_model"),
+    "vae": Kind("vae", "_class_name", "AutoencoderKL", "diffusion_pytorch_model"),
+    "text_encoder": Kind("clip", "model_type", "clip_text_model", "model"),
+    "text_encoder_2": Kind("t5", "model_type", "t5", "model"),
+    "judge": Kind("qwen2_5_vl", "model_type", "qwen2_5_vl", "model"),
+}
+
+
+def kind_of(name: str) -> Kind:
+    """The component of that name.
+
+    Raises:
+      ValueError: there is none.
+    """
+    if name not in KINDS:
+        raise ValueError(f"unknown kind of component {name!r}: choose one of {', '.join(KINDS)}")
+    return KINDS[name]

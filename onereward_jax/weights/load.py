@@ -1,0 +1,190 @@
+"""Reads a component from its official directory: config.json and safetensors files."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from onereward_jax import tree as trees
+from onereward_jax.weights import tables
+from onereward_jax.weights.kinds import Kind, kind_of
+from onereward_jax.weights.safetensors_file import DTYPES, Tensor, read_header
+
+PARAM_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+_NAMED = 8  # so many names of each kind of mismatch; the rest is counted
+
+
+def load_component(
+    directory: str | Path, kind: str, dtype: str = "float32", fields: Mapping[str, Any] | None = None
+) -> tuple[Any, trees.Tree]:
+    """The module that a directory describes, and its weights.
+
+    Args:
+      directory: holds config.json and *.safetensors, in one file or in shards with an index.
+      kind: "transformer", "vae", "text_encoder", "text_encoder_2" or "judge".
+      dtype: of the parameters: "float32" (masters of training) or "bfloat16". Files may hold float64, float32,
+        float16 or bfloat16.
+      fields: fields of the module that config.json does not know: `dtype` of the computation, `remat`, ...
+
+    Returns:
+      The Flax module, and its parameters as numpy arrays in this machine's memory; what places them on devices
+      decides how they are sharded.
+
+    Raises:
+      FileNotFoundError: the directory, config.json or the weights are not there.
+      ValueError: the configuration is not that of the kind, the files do not fit it (one message names every
+        mismatch), or there are only pickles.
+    """
+    directory = Path(directory)
+    component = kind_of(kind)
+    param_dtype = param_dtype_of(dtype)
+    module = module_from_directory(directory, kind, fields)
+    weights = component.module()
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *weights.example_inputs(module)))["params"]
+    tensors = _checked(directory, component, tables.official_shapes(weights.TABLE, shapes))
+    return module, tables.from_official(weights.TABLE, shapes, lambda name: tensors[name].read().astype(param_dtype))
+
+
+def module_from_directory(directory: str | Path, kind: str, fields: Mapping[str, Any] | None = None) -> Any:
+    """The module that a directory's config.json describes; its weights are not looked at.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load_component`.
+    """
+    directory = Path(directory)
+    component = kind_of(kind)
+    config = _config(directory, kind, component)
+    try:
+        return component.module().module_from_config(config, **(fields or {}))
+    except ValueError as error:
+        raise ValueError(f"{directory / 'config.json'}: {error}") from None
+
+
+def param_dtype_of(name: str) -> np.dtype:
+    """The parameters' dtype of that name.
+
+    Raises:
+      ValueError: parameters cannot have it.
+    """
+    if name not in PARAM_DTYPES:
+        raise ValueError(f"parameters cannot be {name!r}: choose one of {', '.join(PARAM_DTYPES)}")
+    return PARAM_DTYPES[name]
+
+
+def _config(directory: Path, kind: str, component: Kind) -> dict[str, Any]:
+    if not directory.is_dir():
+        raise FileNotFoundError(f"there is no directory {directory}: give the one that holds the {kind}'s config.json")
+    file = directory / "config.json"
+    if not file.is_file():
+        if (directory / "model_index.json").is_file():
+            raise FileNotFoundError(f"{directory} is a whole pipeline: give its subdirectory with the {kind}")
+        raise FileNotFoundError(f"{directory} has no config.json: give the directory of a {kind} as it was published")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file} is not valid JSON ({error}): download it again") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{file} is not a JSON object: download it again")
+    found = config.get(component.type_field, component.type_name)
+    if found != component.type_name:
+        raise ValueError(f"{file} describes a {found}, but a {kind} is a {component.type_name}: give its directory")
+    return config
+
+
+def _weight_files(directory: Path, stem: str) -> tuple[list[Path], dict[str, str] | None]:
+    """The files to read, and the index's {tensor: file name} if there is one."""
+    single, index = directory / f"{stem}.safetensors", directory / f"{stem}.safetensors.index.json"
+    if single.is_file() and index.is_file():
+        raise ValueError(f"{directory} has both {single.name} and {index.name}: remove the one that is out of date")
+    if single.is_file():
+        return [single], None
+    if not index.is_file():
+        indices = sorted(directory.glob("*.safetensors.index.json"))
+        index = indices[0] if len(indices) == 1 else index
+    if index.is_file():
+        try:
+            weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{index} is damaged: it has no readable weight_map; download it again") from None
+        return [directory / name for name in sorted(set(weight_map.values()))], weight_map
+    files = sorted(directory.glob("*.safetensors"))
+    if not files:
+        pickles = sorted(file.name for pattern in _PICKLES for file in directory.glob(pattern))
+        if pickles:
+            raise ValueError(
+                f"{directory} has its weights only as pickle ({pickles[0]}), which can run code when read: "
+                "give a directory with .safetensors files"
+            )
+        raise FileNotFoundError(f"{directory} has no .safetensors file: download the weights")
+    if len(files) > 1:
+        raise ValueError(
+            f"{directory} has {len(files)} .safetensors files and no index that says which to read: "
+            f"add {stem}.safetensors.index.json, or keep one file"
+        )
+    return files, None
+
+
+def _checked(directory: Path, component: Kind, expected: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    """Official name -> tensor for everything that is expected; all mismatches in one message."""
+    files, weight_map = _weight_files(directory, component.stem)
+    problems: list[str] = []
+    found: dict[str, Tensor] = {}
+    unread: set[str] = set()  # files that cannot be read: what they should hold is not reported as missing, too
+    official_name = getattr(component.module(), "official_name", lambda name: name)
+    for file in files:
+        if not file.is_file():
+            problems.append(f"{file.name} is missing")
+            unread.add(file.name)
+            continue
+        try:
+            header = read_header(file)
+        except ValueError as error:
+            problems.append(str(error).replace(f"{directory}/", ""))
+            unread.add(file.name)
+            continue
+        found |= {
+            official_name(name): tensor
+            for name, tensor in header.items()
+            if weight_map is None or weight_map.get(name) == file.name
+        }
+
+    for name in getattr(component.module(), "IGNORED", ()):
+        found.pop(name, None)
+    for name, other in component.aliases(expected).items():
+        second = found.pop(other, None)
+        if second is not None:
+            found.setdefault(name, second)
+
+    excused = set() if weight_map is None else {official_name(n) for n, file in weight_map.items() if file in unread}
+    where = lambda name: f"{name} ({found[name].file.name})"  # noqa: E731
+    if weight_map is not None or not unread:
+        problems += _listed("missing", sorted(expected.keys() - found.keys() - excused))
+    problems += _listed("unexpected", [where(name) for name in sorted(found.keys() - expected.keys())])
+    common = [name for name in expected if name in found]
+    problems += _listed(
+        "wrong shape",
+        [
+            f"{where(name)} is {found[name].shape}, config.json asks for {tuple(expected[name])}"
+            for name in common
+            if found[name].shape != tuple(expected[name])
+        ],
+    )
+    problems += _listed(
+        "wrong dtype",
+        [f"{where(name)} is {found[name].dtype}, not a float" for name in common if found[name].dtype not in DTYPES],
+    )
+    if problems:
+        raise ValueError(f"the weights in {directory} do not fit its config.json: {'; '.join(problems)}")
+    return found
+
+
+def _listed(what: str, names: list[str]) -> list[str]:
+    if not names:
+        return []
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return [f"{what}: {', '.join(names[:_NAMED])}{more}"]

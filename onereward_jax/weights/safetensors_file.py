@@ -1,0 +1,106 @@
+"""The safetensors format: 8 bytes of header length, a JSON header, the tensors' bytes.
+
+Reading is by memory map, one tensor at a time; writing is a stream. So neither needs more memory than one tensor,
+and bfloat16, which numpy lacks, is as good as the others.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+# Those that a parameter may have on disk.
+DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(jnp.bfloat16),
+}
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+_MAX_HEADER = 100_000_000  # the format's own limit
+
+
+class Tensor(NamedTuple):
+    """Where a tensor lies."""
+
+    file: Path
+    dtype: str  # as the format names it: "BF16"
+    shape: tuple[int, ...]
+    offset: int  # of its first byte in the file
+
+    def read(self) -> np.ndarray:
+        """The tensor, as a read-only view of the file."""
+        count = int(np.prod(self.shape, dtype=np.int64))
+        if count == 0:
+            return np.zeros(self.shape, DTYPES[self.dtype])
+        raw = np.memmap(self.file, dtype=DTYPES[self.dtype], mode="r", offset=self.offset, shape=(count,))
+        return raw.reshape(self.shape)
+
+
+def read_header(file: Path) -> dict[str, Tensor]:
+    """The tensors of a file.
+
+    Raises:
+      ValueError: the file is cut off or damaged; the message names it.
+    """
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or (length <= _MAX_HEADER and size < 8 + length):
+            raise ValueError(f"{file} is truncated: {size} bytes do not even hold its header")
+        if length > _MAX_HEADER:
+            raise ValueError(f"{file} is no safetensors file: it has no valid header")
+        try:
+            header = json.loads(stream.read(length))
+            header.pop("__metadata__", None)
+            entries = [
+                (name, entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"]) for name, entry in header.items()
+            ]
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise ValueError(f"{file} is damaged: its header cannot be read") from None
+    start = 8 + length
+    end = start + max((entry[4] for entry in entries), default=0)
+    if size < end:
+        raise ValueError(f"{file} is truncated: it has {size} of {end} bytes")
+    tensors = {}
+    for name, dtype, shape, begin, stop in entries:
+        if dtype in DTYPES and int(np.prod(shape, dtype=np.int64)) * DTYPES[dtype].itemsize != stop - begin:
+            raise ValueError(f"{file} is damaged: the size of {name} is not that of its shape")
+        tensors[name] = Tensor(file, dtype, shape, start + begin)
+    return tensors
+
+
+def write(
+    file: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    tensors: Iterable[tuple[str, np.ndarray]],
+    dtype: np.dtype,
+    metadata: Mapping[str, str],
+) -> None:
+    """Writes one file, tensor by tensor.
+
+    Args:
+      shapes: every tensor's shape, in the order in which `tensors` gives them.
+      tensors: (name, array), consumed one at a time and cast to `dtype`.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name, shape in shapes.items():
+        stop = offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [offset, stop]}
+        offset = stop
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data starts aligned
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little"))
+        stream.write(text)
+        for (name, shape), (given, array) in zip(shapes.items(), tensors, strict=True):
+            if name != given or array.shape != shape:
+                raise AssertionError(f"expected {name} {shape}, got {given} {array.shape}")
+            stream.write(np.ascontiguousarray(array, dtype).reshape(-1).view(np.uint8).data)
+        stream.flush()
+        os.fsync(stream.fileno())

@@ -1,0 +1,109 @@
+"""Official tensor names <-> parameter paths.
+
+A model's table is an ordered tuple of `Rule`s; the first whose `path` matches the whole parameter path
+wins. Paths carry no layer index: a stacked parameter has a leading layer axis, and its official name
+has `{layer}` where the index stands, so one rule reads and writes all layers.
+
+    Rule(r"transformer_blocks/attn/(to_q|to_k)/kernel", r"transformer_blocks.{layer}.attn.\\1.weight", "linear")
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Literal, NamedTuple
+
+import jax
+import numpy as np
+
+from onereward_jax import tree as trees
+
+# "linear": (out, in, ...) on disk, (..., in, out) here: torch's Linear and Flax's Dense.
+# "conv": OIHW on disk, HWIO here.
+Layout = Literal["same", "linear", "conv"]
+
+
+class Rule(NamedTuple):
+    path: str  # regular expression on the whole parameter path
+    name: str  # official name; \1 are the expression's groups, {layer} the index on the leading axis
+    layout: Layout = "same"
+
+
+Table = tuple[Rule, ...]
+
+
+def _to_ours(array: np.ndarray, layout: Layout) -> np.ndarray:
+    if layout == "linear":
+        return np.moveaxis(array, 0, -1)
+    if layout == "conv":
+        return np.transpose(array, (2, 3, 1, 0))
+    return array
+
+
+def _to_official(array: np.ndarray, layout: Layout) -> np.ndarray:
+    if layout == "linear":
+        return np.moveaxis(array, -1, 0)
+    if layout == "conv":
+        return np.transpose(array, (3, 2, 0, 1))
+    return array
+
+
+def _official_shape(shape: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
+    return _to_official(np.broadcast_to(np.bool_(False), shape), layout).shape  # a view: full-size shapes cost nothing
+
+
+def _match(table: Table, path: str) -> tuple[str, Layout]:
+    for rule in table:
+        found = re.fullmatch(rule.path, path)
+        if found:
+            return found.expand(rule.name), rule.layout
+    raise KeyError(f"no rule maps the parameter {path}: add it to the model's table")
+
+
+def official_shapes(table: Table, tree: trees.Tree) -> dict[str, tuple[int, ...]]:
+    """Official name -> shape on disk, for a tree of arrays or of `jax.eval_shape`."""
+    shapes = {}
+    for path, leaf in trees.flatten(tree).items():
+        name, layout = _match(table, path)
+        if "{layer}" in name:
+            for layer in range(leaf.shape[0]):
+                shapes[name.format(layer=layer)] = _official_shape(leaf.shape[1:], layout)
+        else:
+            shapes[name] = _official_shape(leaf.shape, layout)
+    return shapes
+
+
+def from_official(table: Table, shapes: trees.Tree, read: Callable[[str], np.ndarray]) -> trees.Tree:
+    """Builds the parameter tree, one tensor at a time.
+
+    Args:
+      table: the model's rules.
+      shapes: the tree that `jax.eval_shape` of the model's init gives.
+      read: official name -> array as on disk, all of one dtype.
+
+    Returns:
+      The tree with numpy arrays in this machine's memory, in the dtype that `read` gives.
+    """
+
+    def leaf(path: str, shape: jax.ShapeDtypeStruct) -> np.ndarray:
+        name, layout = _match(table, path)
+        if "{layer}" not in name:
+            return np.ascontiguousarray(_to_ours(read(name), layout))
+        first = _to_ours(read(name.format(layer=0)), layout)
+        stacked = np.empty((shape.shape[0], *first.shape), first.dtype)
+        stacked[0] = first
+        for layer in range(1, shape.shape[0]):
+            stacked[layer] = _to_ours(read(name.format(layer=layer)), layout)
+        return stacked
+
+    return trees.map_with_path(leaf, shapes)
+
+
+def to_official(table: Table, tree: trees.Tree) -> Iterator[tuple[str, np.ndarray]]:
+    """(official name, array as on disk) of every tensor of the tree."""
+    for path, leaf in trees.flatten(tree).items():
+        name, layout = _match(table, path)
+        array = np.asarray(leaf)
+        if "{layer}" in name:
+            for layer in range(array.shape[0]):
+                yield name.format(layer=layer), np.ascontiguousarray(_to_official(array[layer], layout))
+        else:
+            yield name, np.ascontiguousarray(_to_official(array, layout))

@@ -1,0 +1,63 @@
+import numpy as np
+import pytest
+
+from onereward_jax.data import masks
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 80), (300, 200)])
+@pytest.mark.parametrize("kind", masks.COVERING_KINDS)
+def test_a_covering_mask_fills_its_bounds_and_not_much_more(kind, size):
+    height, width = size
+    bounds = (0.3 * width, 0.25 * height, 0.8 * width, 0.75 * height)
+    inside = masks.box(height, width, bounds).astype(bool)
+    for seed in range(10):
+        mask = masks.cover(kind, height, width, bounds, np.random.default_rng(seed))
+        assert mask.shape == size
+        assert mask.dtype == np.uint8
+        assert set(np.unique(mask)) == {0, 1}
+        assert mask[inside].mean() > 0.5
+        assert mask[~inside].mean() < 0.15
+        assert mask[height // 2, int(0.55 * width)] == 1
+
+
+@pytest.mark.parametrize("kind", masks.KINDS)
+def test_a_random_mask_is_a_function_of_its_seed(kind):
+    draws = [masks.random_mask(90, 120, np.random.default_rng(seed), kinds=[kind]) for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(draws[0], draws[1])
+    assert (draws[0] != draws[2]).any()
+    assert 0 < draws[0].mean() < 0.95
+
+
+def test_random_masks_scale_with_the_image():
+    shares = [
+        np.mean([masks.random_mask(side, side, np.random.default_rng(seed), ["blob"]).mean() for seed in range(30)])
+        for side in (64, 256)
+    ]
+    assert shares[0] == pytest.approx(shares[1], abs=0.02)
+
+
+def test_borders():
+    mask = masks.borders(10, 20, {"left": 3, "bottom": 2})
+    assert mask[:, :3].all()
+    assert mask[8:].all()
+    assert mask.sum() == 3 * 10 + 2 * 17
+    assert masks.bounding_box(1 - mask) == (3, 0, 20, 8)
+
+
+def test_random_borders_touch_one_to_four_sides():
+    counts = set()
+    for seed in range(60):
+        mask = masks.random_borders(40, 40, np.random.default_rng(seed))
+        counts.add(sum(bool(edge.all()) for edge in (mask[0], mask[-1], mask[:, 0], mask[:, -1])))
+    assert counts == {1, 2, 3, 4}
+
+
+def test_what_is_wrong_is_said_in_one_sentence():
+    with pytest.raises(ValueError, match="unknown side 'north': choose among left, right, top, bottom"):
+        masks.borders(10, 10, {"north": 2})
+    with pytest.raises(ValueError, match="leave nothing"):
+        masks.borders(10, 10, {"left": 5, "right": 5})
+    with pytest.raises(ValueError, match="unknown kind of mask 'lasso'"):
+        masks.cover("lasso", 10, 10, (0, 0, 5, 5), np.random.default_rng(0))
+    with pytest.raises(ValueError, match="mask is empty"):
+        masks.bounding_box(np.zeros((4, 4), np.uint8))

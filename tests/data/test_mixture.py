@@ -1,0 +1,110 @@
+"""The mixture: one sequence of samples, whatever the batch size, the processes and the threads; resumable."""
+
+import json
+
+import numpy as np
+import pytest
+
+from onereward_jax.data.mixture import mixture
+from onereward_jax.errors import UserError
+
+TASKS = {"image_fill": 0.5, "image_extend": 0.25, "object_removal": 0.25, "text_rendering": 0.0}
+NUMBER = {task: number for number, task in enumerate(TASKS)}
+
+
+def make_record(index: int, task: str) -> dict:
+    pixels = np.random.default_rng(index).integers(0, 256, (2, 3), dtype=np.uint8)
+    return {"pixels": pixels, "task": NUMBER[task], "prompt": f"{task} number {index}"}
+
+
+def take(count: int, batch_size: int, **options) -> dict[str, np.ndarray]:
+    """The first `count` samples, in order."""
+    batches = iter(mixture(TASKS, make_record, seed=options.pop("seed", 3), batch_size=batch_size, **options))
+    taken = [next(batches) for _ in range(count // batch_size * options.get("process_count", 1))]
+    return {name: np.concatenate([batch[name] for batch in taken])[:count] for name in taken[0]}
+
+
+def assert_same(a: dict, b: dict):
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_fields_of_a_batch():
+    batch = next(iter(mixture(TASKS, make_record, seed=0, batch_size=4)))
+    assert batch["pixels"].shape == (4, 2, 3)
+    assert batch["pixels"].dtype == np.uint8
+    assert batch["index"].dtype == np.int64
+    assert batch["index"].tolist() == [0, 1, 2, 3]
+    assert batch["prompt"][3].endswith(" number 3")
+
+
+@pytest.mark.parametrize(("batch_size", "threads"), [(1, 0), (4, 1), (8, 3), (24, 2)])
+def test_does_not_depend_on_batch_size_or_threads(batch_size, threads):
+    assert_same(take(48, 12, num_threads=0), take(48, batch_size, num_threads=threads))
+
+
+@pytest.mark.parametrize("process_count", [2, 4])
+def test_does_not_depend_on_the_number_of_processes(process_count):
+    whole = [iter(mixture(TASKS, make_record, 3, 8))]
+    parts = [iter(mixture(TASKS, make_record, 3, 8, p, process_count)) for p in range(process_count)]
+    for _ in range(3):
+        expected = next(whole[0])
+        pieces = [next(part) for part in parts]
+        assert_same({name: np.concatenate([piece[name] for piece in pieces]) for name in expected}, expected)
+    assert len({json.dumps(part.get_state()) for part in parts}) == 1
+
+
+def test_tasks_are_drawn_with_their_weights():
+    """4,000 draws: the standard deviation of a share is at most 0.008."""
+    tasks = take(4000, 400)["task"]
+    shares = np.bincount(tasks, minlength=4) / 4000
+    np.testing.assert_allclose(shares, list(TASKS.values()), atol=0.03)
+    assert shares[3] == 0
+    # One draw says nothing about the next.
+    fill = tasks == NUMBER["image_fill"]
+    assert abs(np.mean(fill[1:] & fill[:-1]) - 0.25) < 0.03
+
+
+def test_the_seed_changes_the_tasks():
+    assert (take(64, 8, seed=1)["task"] != take(64, 8, seed=2)["task"]).any()
+    assert_same(take(64, 8, seed=1), take(64, 8, seed=1))
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_goes_on_from_a_state(threads):
+    batches = iter(mixture(TASKS, make_record, 3, 4, num_threads=threads))
+    for _ in range(3):
+        next(batches)
+    state = json.loads(json.dumps(batches.get_state()))
+    expected = [next(batches) for _ in range(3)]
+    again = iter(mixture(TASKS, make_record, 3, 4, num_threads=threads))
+    again.set_state(state)
+    for batch in expected:
+        assert_same(next(again), batch)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"tasks": {"image_fill": -1.0}}, "the weight of task image_fill is -1.0"),
+        ({"tasks": {"image_fill": float("nan")}}, "weight of task image_fill"),
+        ({"tasks": {"image_fill": 0.0}}, "all task weights are zero"),
+        ({"batch_size": 6, "process_count": 4}, "can't be shared by 4 processes"),
+        ({"process_index": 2, "process_count": 2}, "process 2 is not one of 2"),
+    ],
+)
+def test_what_can_not_be(change, words):
+    with pytest.raises(UserError, match=words):
+        mixture(**{"tasks": TASKS, "make_record": make_record, "seed": 0, "batch_size": 4, **change})
+
+
+def test_an_error_of_a_record_is_raised():
+    def broken(index: int, task: str) -> dict:
+        if index == 5:
+            raise ValueError("photo 5 is damaged: remove it")
+        return {"a": index}
+
+    batches = iter(mixture(TASKS, broken, 0, 2))
+    with pytest.raises(ValueError, match="photo 5 is damaged"):
+        [next(batches) for _ in range(4)]

@@ -1,0 +1,65 @@
+import json
+
+import numpy as np
+import pytest
+
+from onereward_jax.evaluation.accuracy import judge_accuracy, table
+from onereward_jax.tasks import CELLS
+
+
+def test_a_cell_by_hand():
+    cell = ("image_fill", "structure")
+    records = [
+        (*cell, 0.9, 0.1, True),  # right in both orders
+        (*cell, 0.8, 0.7, True),  # right with the winner first; the mean of both orders is right
+        (*cell, 0.6, 0.9, False),  # right with the winner first; the mean of both orders is wrong
+        (*cell, 0.2, 0.5, True),  # wrong, and undecided
+    ]
+    result = judge_accuracy(records)["cells"]["image_fill"]["structure"]
+    assert result["n"] == 4
+    assert result["winner_first"] == 3 / 4
+    assert result["loser_first"] == 1.5 / 4
+    assert result["accuracy"] == (1 + 0.5 + 0.5 + 0.25) / 4
+    assert result["both_orders"] == 2 / 4
+    assert result["ceiling"] == 3 / 4
+    assert result["truth_accuracy"] == (1 + 0.5 + 0.5 + 0.25) / 4
+    assert result["position_bias"] == pytest.approx(4.7 / 8 - 0.5)
+    assert result["ci95"][0] < result["accuracy"] < result["ci95"][1]
+
+
+def test_a_judge_that_says_half_is_at_chance():
+    result = judge_accuracy([(*cell, 0.5, 0.5, None) for cell in CELLS for _ in range(3)])
+    assert table(result) == {
+        task: {dimension: 0.5 for other, dimension in CELLS if other == task} for task in result["cells"]
+    }
+    assert result["overall"]["position_bias"] == 0
+    assert result["overall"]["truth_accuracy"] is None
+    assert table(result, "ceiling") == {}
+
+
+def test_a_judge_that_always_says_yes_is_at_chance_with_full_bias():
+    overall = judge_accuracy([(*CELLS[0], 0.99, 0.99, True)] * 10)["overall"]
+    assert (overall["winner_first"], overall["loser_first"], overall["accuracy"]) == (1, 0, 0.5)
+    assert overall["position_bias"] == pytest.approx(0.49)
+
+
+def test_calibration_of_a_calibrated_judge():
+    generator = np.random.default_rng(0)
+    records = []
+    for _ in range(4000):
+        p = float(generator.uniform())  # P(first image is better), and it is, with that probability
+        first_won = generator.uniform() < p
+        records.append((*CELLS[0], p, 1 - p, None) if first_won else (*CELLS[0], 1 - p, p, None))
+    overall = judge_accuracy(records)["overall"]
+    assert overall["calibration_error"] < 0.02
+    assert sum(b["n"] for b in overall["calibration"]) == 8000
+    assert all(b["lower"] <= b["predicted"] <= b["upper"] for b in overall["calibration"])
+    json.dumps(overall, allow_nan=False)
+
+
+def test_no_records_and_wrong_records():
+    assert judge_accuracy([]) == {"cells": {}, "overall": None}
+    with pytest.raises(ValueError, match="no cell"):
+        judge_accuracy([("object_removal", "structure", 0.5, 0.5, None)])
+    with pytest.raises(ValueError, match=r"not in \[0, 1\]"):
+        judge_accuracy([("image_fill", "structure", float("nan"), 0.5, None)])

@@ -1,0 +1,262 @@
+import base64
+import html.parser
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from onereward_jax.evaluation import accuracy, gsb, plots, report
+from onereward_jax.tasks import CELLS, TASKS, dimensions_of
+
+VOID = {"meta", "link", "img", "br", "input"}
+
+
+class Page(html.parser.HTMLParser):
+    """Checks that elements nest, and collects text, ids, and every address the page could load."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text: list[str] = []
+        self.addresses: list[str] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.feed(text)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag not in VOID:
+            self.open.append(tag)
+        self.addresses += [value for key, value in attrs if key in ("src", "href", "xlink:href", "srcset", "data")]
+        self.ids += [value for key, value in attrs if key == "id"]
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [value for key, value in attrs if key in ("src", "href", "xlink:href")]
+        self.ids += [value for key, value in attrs if key == "id"]
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if not self.open or self.open[-1] not in ("style", "script"):
+            self.text.append(data)
+
+    @property
+    def words(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.text))
+
+
+def comparisons(gains: dict[str, float], n: int = 60) -> list[gsb.Comparison]:
+    generator = np.random.default_rng(0)
+    scenes = []
+    for task, gain in gains.items():
+        for _ in range(n):
+            base = {dimension: float(generator.uniform(0.3, 0.6)) for dimension in dimensions_of(task)}
+            shift = gain + generator.normal(0, 0.1)
+            policy = {dimension: float(np.clip(score + shift, 0, 1)) for dimension, score in base.items()}
+            scenes.append(gsb.Comparison(task, base, policy, dict.fromkeys(base, 0.7)))
+    return scenes
+
+
+@pytest.fixture(scope="module")
+def evaluation():
+    generator = np.random.default_rng(0)
+    records = [
+        (*cell, float(generator.uniform(0.3, 1)), float(generator.uniform(0, 0.7)), bool(generator.uniform() < 0.9))
+        for cell in CELLS
+        for _ in range(50)
+    ]
+    judged = accuracy.judge_accuracy(records)
+    scenes = comparisons(dict(zip(TASKS, (0.2, 0.0, 0.15, -0.2), strict=True)))
+    return {
+        "algorithm": "dynamic",
+        "judge_accuracy": accuracy.table(judged),
+        "judge_ceiling": accuracy.table(judged, "ceiling"),
+        "gsb": gsb.good_same_bad(scenes),
+        "seconds": {"train": 200.0, "evaluate": 50.0},
+        "peak_memory_gib": 2.5,
+        "judge": judged,
+        "truth": gsb.truth_by_dimension(scenes),
+        "judge_view": gsb.judge_view(scenes),
+    }
+
+
+@pytest.fixture(scope="module")
+def metrics(tmp_path_factory):
+    path = tmp_path_factory.mktemp("run") / "metrics.jsonl"
+    lines = []
+    for step in range(1, 61):
+        line = {"step": step, "learning/loss": 1 / step, "learning/grad_norm": 0.5, "perf/step_time_seconds": 1.0}
+        task = TASKS[step % 4]
+        line |= {plots.reward_key(task, dimension): 0.5 + step / 200 for dimension in dimensions_of(task)}
+        lines.append(json.dumps(line))
+    path.write_text("\n".join(lines) + '\n{"step": 61, "learn')
+    return path
+
+
+def example(task: str, prompt: str, seed: int = 0, size: int = 64) -> report.ExampleRow:
+    generator = np.random.default_rng(seed)
+    source, base, reference, policy = generator.integers(0, 256, (4, size, size, 3), np.uint8)
+    mask = np.zeros((size, size), np.uint8)
+    mask[20:40, 10:30] = 1
+    scores = dict.fromkeys(dimensions_of(task), (0.25, 0.75))
+    p_yes = dict.fromkeys(scores, 0.31)
+    return report.ExampleRow(task, prompt, source, mask, base, reference, policy, scores, p_yes, "good")
+
+
+def test_the_whole_page(tmp_path, evaluation, metrics):
+    config = ConfigDict({"seed": 0, "rl": {"threshold": 0.9}, "note": "</pre><script>alert(1)</script>"})
+    rows = [example(task, 'the word "<b>SUN</b>" & more') for task in TASKS]
+    path = report.write_report(
+        tmp_path / "report.html",
+        metrics_jsonl=metrics,
+        evaluation=evaluation,
+        grids=rows,
+        config=config,
+        versions={"jax": "0.10"},
+        credits=["Photographs: <somebody>"],
+    )
+    text = path.read_text(encoding="utf-8")
+    page = Page(text)
+    assert [p.name for p in tmp_path.iterdir()] == ["report.html"]
+    assert path.stat().st_size < 3_000_000
+
+    # Nothing is loaded, nothing of the run's words becomes markup, no stand-in colour is left.
+    assert all(address.startswith(("data:", "#")) for address in page.addresses)
+    assert "script" not in page.tags
+    assert "b" in page.tags
+    assert "<b>SUN" not in text
+    assert not any(colour in text for colour in plots.STAND_IN.values())
+    assert "@import" not in text
+    assert not re.search(r"url\((?!#)", text)
+    references = re.findall(r"url\(#([^)]*)\)", text) + [a[1:] for a in page.addresses if a.startswith("#")]
+    assert references
+    assert set(references) <= set(page.ids)
+
+    # 4 rewards, 2 comparisons, 1 calibration, 3 training curves, and a bullet a cell.
+    assert page.tags.count("svg") == 4 + 2 + 1 + 3 + len(CELLS)
+    assert page.tags.count("img") == 5 * len(TASKS)
+    for words in ("text alignment 25 → 75 · P(Yes) 0.31", "judge differs", "rl.threshold = 0.9", "3.3 min", "2.50 GiB"):
+        assert words in page.words
+    headings = re.findall(r"<h2>([^<]*)", text)
+    assert headings == [
+        "The judge’s reward in training",
+        "How often the judge is right",
+        "Policy against base, by ground truth",
+        "The judge’s view beside the truth",
+        "Pictures",
+        "Training",
+        "Setting",
+        "Credits",
+    ]
+
+
+def test_pictures_in_the_page_are_the_pictures(tmp_path):
+    row = example("object_removal", "remove")
+    text = report.write_report(tmp_path / "report.html", grids=[row]).read_text(encoding="utf-8")
+    encoded = re.findall(r'src="data:image/png;base64,([^"]*)" alt="(\w+)"', text)
+    assert [name for _, name in encoded] == ["source", "mask", "base", "reference", "policy"]
+    shown = {name: np.array(Image.open(io.BytesIO(base64.b64decode(data)))) for data, name in encoded}
+    np.testing.assert_array_equal(shown["policy"], row.policy)
+    np.testing.assert_array_equal(shown["mask"][row.mask == 0], row.source[row.mask == 0])
+    assert (shown["mask"][row.mask == 1] != row.source[row.mask == 1]).any(axis=-1).all()
+
+
+def test_many_or_large_pictures_keep_the_page_small(tmp_path):
+    rows = [example(task, "x", seed) for task in TASKS for seed in range(20)]
+    path = report.write_report(tmp_path / "many.html", grids=rows)
+    assert path.stat().st_size < 3_000_000
+    left_out = re.search(r"(\d+) of 80 rows were left out", path.read_text(encoding="utf-8"))
+    assert left_out
+    assert path.read_text(encoding="utf-8").count("<section") == 80 - int(left_out[1])
+
+    path = report.write_report(tmp_path / "large.html", grids=[example("image_fill", "x", size=512)])
+    assert path.read_text(encoding="utf-8").count("data:image/jpeg") == 5
+    assert path.stat().st_size < 600_000
+
+
+def test_a_page_without_data_says_so(tmp_path):
+    words = Page(report.write_report(tmp_path / "report.html").read_text(encoding="utf-8")).words
+    for sentence in (
+        "have not been compared yet, so this page shows no result",
+        "No reward was recorded",
+        "The judge has not been evaluated yet",
+        "No pictures were drawn",
+        "No training curves were recorded",
+    ):
+        assert sentence in words
+
+
+def test_a_page_with_the_required_keys_alone(tmp_path, evaluation):
+    required = {key: evaluation[key] for key in ("algorithm", "judge_accuracy", "gsb", "seconds", "peak_memory_gib")}
+    words = Page(report.write_report(tmp_path / "r.html", evaluation=required).read_text(encoding="utf-8")).words
+    assert "The judge has not been asked about the evaluated pictures" in words
+    assert "good − bad" in words
+
+
+def test_the_result_is_honest(evaluation):
+    text = report.summarize(evaluation, {}).replace(report.SPACE, " ")
+    better, worse = text.index("is better than the base in image fill"), text.index("it is worse in text rendering")
+    assert better < text.index("object removal (+") < worse
+    assert re.search(r"In image extend \([^)]*\) the interval includes zero, so nothing is shown either way", text)
+    assert "in text rendering the judge prefers the policy where by truth the policy is worse" in text
+
+    nothing = {"gsb": {"image_fill": gsb.shares(10, 30, 10)}}
+    assert "shows no certain change" in report.summarize(nothing, {})
+    assert "better" not in report.summarize(nothing, {})
+    harm = report.summarize({"gsb": {"image_fill": gsb.shares(5, 10, 85)}}, {})
+    assert "is worse than the base in image fill (−80" in harm
+    assert "better" not in harm
+
+
+def test_the_reward_is_told_as_it_went():
+    steps = np.arange(100.0)
+    for slope, word in ((0.002, "rose from"), (-0.002, "fell from"), (0.0, "stayed at")):
+        curves = {"rewards/image_fill/structure": (steps, 0.5 + slope * steps)}
+        assert word in report.summarize({}, curves)
+
+
+def test_curves_are_read_without_gaps_or_nonsense(metrics, tmp_path):
+    curves = plots.read_curves(metrics)
+    steps, values = curves["learning/loss"]
+    np.testing.assert_array_equal(steps, np.arange(1, 61))
+    np.testing.assert_allclose(values, 1 / steps)
+    assert len(curves["rewards/image_fill/structure"][0]) == 15
+
+    odd = tmp_path / "odd.jsonl"
+    odd.write_text('{"step": 2, "a": 1}\n{"step": 1, "a": NaN, "b": "x"}\n[]\n{"step": 2, "a": 3}\n{"a": 9}\n')
+    assert {key: (list(s), list(v)) for key, (s, v) in plots.read_curves(odd).items()} == {"a": ([2.0], [3.0])}
+    assert plots.read_curves(tmp_path / "absent.jsonl") == {}
+
+
+def test_smoothing_keeps_a_line_and_removes_noise():
+    steps = np.arange(1.0, 501)
+    where, smoothed = plots.smooth(steps, np.full(500, 0.7))
+    np.testing.assert_allclose(smoothed, 0.7)
+    noise = np.random.default_rng(0).normal(0, 1, 500)
+    assert plots.smooth(steps, noise)[1].std() < 0.3
+    where, smoothed = plots.smooth(np.array([5.0]), np.array([2.0]))
+    assert (list(where), list(smoothed)) == ([5.0], [2.0])
+
+
+def test_figures_for_the_documents(tmp_path, evaluation, metrics):
+    written = plots.save_figures(tmp_path, metrics, evaluation)
+    assert {path.stem for path in written} == {
+        "reward_curves",
+        "training",
+        "judge_accuracy",
+        "good_same_bad",
+        "judge_and_truth",
+        "calibration",
+    }
+    for path in written:
+        pixels = np.array(Image.open(path).convert("L"))
+        assert pixels[0, 0] == 255
+        assert 0.002 < (pixels < 200).mean() < 0.5
+    assert plots.save_figures(tmp_path / "none", None, {}) == []

@@ -1,0 +1,53 @@
+import numpy as np
+import pytest
+
+from onereward_jax.evaluation.statistics import good_minus_bad_interval, mean_interval, wilson_interval
+
+
+def test_wilson_equals_published_values():
+    # Newcombe 1998 (Stat. Med. 17:857), table I, method 3: 81/263, 15/148, 0/20, 1/29.
+    for successes, n, expected in (
+        (81, 263, (0.2553, 0.3662)),
+        (15, 148, (0.0624, 0.1605)),
+        (0, 20, (0.0, 0.1611)),
+        (1, 29, (0.0061, 0.1718)),
+    ):
+        assert wilson_interval(successes, n) == pytest.approx(expected, abs=6e-5)
+
+
+def test_wilson_of_nothing_and_of_everything():
+    assert wilson_interval(0, 0) == (0.0, 1.0)
+    low, high = wilson_interval(50, 50)
+    assert high == 1.0
+    assert 0.9 < low < 1
+    with pytest.raises(ValueError, match="impossible"):
+        wilson_interval(3, 2)
+
+
+@pytest.mark.parametrize("shares", [(0.4, 0.2), (0.1, 0.1), (0.03, 0.0), (0.95, 0.02), (0.5, 0.5)])
+@pytest.mark.parametrize("n", [60, 400])
+def test_good_minus_bad_covers_the_truth(shares, n):
+    good, bad = shares
+    counts = np.random.default_rng(0).multinomial(n, [good, bad, 1 - good - bad], size=2000)
+    intervals = np.array([good_minus_bad_interval(int(g), int(b), n) for g, b, _ in counts])
+    covered = (intervals[:, 0] <= good - bad) & (good - bad <= intervals[:, 1])
+    assert covered.mean() >= 0.94
+    if min(good, bad) * n >= 5:  # with rarer events the interval is on the safe side
+        assert covered.mean() <= 0.97
+
+
+def test_good_minus_bad_has_a_width_even_where_all_agree():
+    low, high = good_minus_bad_interval(100, 0, 100)
+    assert 0.9 < low < 1
+    assert high == 1.0
+    assert good_minus_bad_interval(30, 30, 100)[0] == -good_minus_bad_interval(30, 30, 100)[1]
+    with pytest.raises(ValueError, match="impossible"):
+        good_minus_bad_interval(60, 50, 100)
+
+
+def test_mean_interval_is_students():
+    # t(0.975, 4) = 2.7764; the standard deviation of 1..5 is 1.5811.
+    half_width = 2.7764 * 1.5811 / 5**0.5
+    assert mean_interval([1, 2, 3, 4, 5], (-100, 100)) == pytest.approx((3 - half_width, 3 + half_width), abs=1e-3)
+    assert mean_interval([0.5], (0, 1)) == (0, 1)
+    assert mean_interval([0, 1], (0, 1)) == (0, 1)

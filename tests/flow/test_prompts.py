@@ -1,0 +1,139 @@
+"""PromptEncoder: cutting, caching, filled batches, both encoders."""
+
+import jax
+import numpy as np
+import pytest
+
+from onereward_jax.data.proving_ground import tokenizers
+from onereward_jax.flow.prompts import PromptEncoder
+from onereward_jax.weights import clip, t5
+
+PROMPTS = ["a small red circle", "remove", 'the word "SUN"', "a large blue square", ""]
+CLIP_LENGTH, T5_LENGTH = 11, 9
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tokenizers")
+    tokenizer = tokenizers.write_clip_tokenizer(directory / "tokenizer", PROMPTS, model_max_length=CLIP_LENGTH)
+    tokenizer_2 = tokenizers.write_t5_tokenizer(directory / "tokenizer_2", PROMPTS)
+    text_encoder = clip.module_from_config(
+        {
+            "vocab_size": len(tokenizer),
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "max_position_embeddings": CLIP_LENGTH,
+            "eos_token_id": tokenizer.eos_token_id,
+        }
+    )
+    text_encoder_2 = t5.module_from_config(
+        {
+            "vocab_size": len(tokenizer_2),
+            "d_model": 24,
+            "d_kv": 8,
+            "d_ff": 32,
+            "num_layers": 2,
+            "num_heads": 2,
+            "feed_forward_proj": "gated-gelu",
+        }
+    )
+    params = jax.jit(text_encoder.init)(jax.random.key(0), *clip.example_inputs(text_encoder))["params"]
+    params_2 = jax.jit(text_encoder_2.init)(jax.random.key(1), *t5.example_inputs(text_encoder_2))["params"]
+    return tokenizer, tokenizer_2, text_encoder, text_encoder_2, params, params_2
+
+
+def _encoder(parts, **fields):
+    return PromptEncoder(*parts, **({"batch_size": 3} | fields))
+
+
+def _count_batches(encoder):
+    """Replaces the compiled function by one that notes the shapes of its tokens."""
+    apply, shapes = encoder._apply, []
+
+    def counted(clip_params, t5_params, clip_ids, t5_ids):
+        shapes.append((clip_ids.shape, t5_ids.shape))
+        return apply(clip_params, t5_params, clip_ids, t5_ids)
+
+    encoder.__dict__["_apply"] = counted
+    return shapes
+
+
+def test_tokens_are_padded_to_fixed_lengths(parts):
+    clip_ids, t5_ids = _encoder(parts).tokenize(PROMPTS, T5_LENGTH)
+    tokenizer, tokenizer_2 = parts[:2]
+    assert (clip_ids.shape, t5_ids.shape) == ((5, CLIP_LENGTH), (5, T5_LENGTH))
+    assert clip_ids.dtype == t5_ids.dtype == np.int32
+    np.testing.assert_array_equal(clip_ids[1, 2:], tokenizer.eos_token_id)  # start, "remove", then the end
+    assert t5_ids[4].tolist() == [tokenizer_2.eos_token_id] + [tokenizer_2.pad_token_id] * (T5_LENGTH - 1)
+
+
+def test_states_are_those_of_each_prompt_alone(parts):
+    encoder = _encoder(parts)
+    states, pooled = encoder.encode([*PROMPTS, PROMPTS[1]], T5_LENGTH)
+    assert (states.shape, pooled.shape) == ((6, T5_LENGTH, 24), (6, 16))
+    np.testing.assert_array_equal(states[5], states[1])
+    assert np.abs(np.diff(pooled[:5], axis=0)).max(axis=1).min() > 1e-3
+    alone = _encoder(parts, batch_size=1, cache_size=0)
+    for i, prompt in enumerate(PROMPTS):
+        state, summary = alone.encode(prompt, T5_LENGTH)
+        np.testing.assert_allclose(states[i], state[0], atol=2e-5)
+        np.testing.assert_allclose(pooled[i], summary[0], atol=2e-6)
+
+
+def test_each_prompt_is_computed_once_in_batches_of_one_size(parts):
+    encoder = _encoder(parts)
+    shapes = _count_batches(encoder)
+    first, _ = encoder.encode(PROMPTS, T5_LENGTH)
+    assert shapes == [((3, CLIP_LENGTH), (3, T5_LENGTH))] * 2
+    again, _ = encoder.encode(PROMPTS[::-1], T5_LENGTH)
+    assert len(shapes) == 2
+    np.testing.assert_array_equal(first, again[::-1])
+    encoder.encode("remove", T5_LENGTH + 1)  # another length is another encoding
+    assert len(shapes) == 3
+
+
+def test_the_oldest_encodings_go_first(parts):
+    encoder = _encoder(parts, cache_size=2)
+    shapes = _count_batches(encoder)
+    states, _ = encoder.encode(PROMPTS, T5_LENGTH)  # more than are kept
+    assert states.shape[0] == 5
+    encoder.encode(PROMPTS[3], T5_LENGTH)
+    assert len(shapes) == 2
+    encoder.encode(PROMPTS[0], T5_LENGTH)  # pushes out PROMPTS[4]
+    assert len(shapes) == 3
+    encoder.encode(PROMPTS[3], T5_LENGTH)
+    assert len(shapes) == 3
+    encoder.encode(PROMPTS[4], T5_LENGTH)
+    assert len(shapes) == 4
+
+
+def test_what_is_cut_is_named(parts):
+    encoder = _encoder(parts)
+    prompt = "a small red circle a large blue square a small red circle"
+    with pytest.warns(UserWarning, match="cut from the end") as warned:
+        clip_ids, t5_ids = encoder.tokenize([PROMPTS[0], prompt], T5_LENGTH)
+    assert [str(w.message) for w in warned] == [
+        f"CLIP reads {CLIP_LENGTH} tokens; cut from the end of the prompt: 'small red circle'",
+        f"T5 reads {T5_LENGTH} tokens; cut from the end of the prompt: 'a small red circle'",
+    ]
+    tokenizer, tokenizer_2 = parts[:2]
+    assert clip_ids[1, -1] == tokenizer.eos_token_id
+    assert t5_ids[1, -1] == tokenizer_2.eos_token_id
+    assert tokenizer_2.decode(t5_ids[1, :-1]) == "a small red circle a large blue square"
+
+
+def test_a_prompt_that_just_fits_is_not_warned_of(parts):
+    _encoder(parts).tokenize(["a small red circle a large blue square"], T5_LENGTH)  # warnings are errors here
+
+
+def test_no_prompt_is_refused(parts):
+    with pytest.raises(ValueError, match="at least one"):
+        _encoder(parts).encode([])
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    (tmp_path / "tokenizer").mkdir()
+    with pytest.raises(FileNotFoundError, match="no folder 'tokenizer_2'"):
+        PromptEncoder.from_pretrained(tmp_path)

@@ -1,0 +1,105 @@
+"""The public face of the judge; files are compared with transformers in tests/parity."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import PIL.Image
+import pytest
+
+from onereward_jax.judge.judge import Judge
+from onereward_jax.judge.vision import ImageSettings
+from tests.judge import tiny
+
+
+@pytest.fixture(scope="module")
+def images():
+    generator = np.random.default_rng(0)
+    return [generator.integers(0, 256, (32, 24, 3), np.uint8) for _ in range(2)]
+
+
+def test_one_pass_for_all_dimensions_equals_comparing_one_by_one(images):
+    judge = tiny.judge()
+    together = judge.compare_all(*images, task="image_fill", prompt="a red circle")
+    assert list(together) == ["text_alignment", "consistency", "structure", "aesthetics"]
+    for dimension, p in together.items():
+        alone = judge.compare(*images, task="image_fill", dimension=dimension, prompt="a red circle")
+        assert 0 < p < 1
+        assert alone == pytest.approx(p, rel=1e-4)
+
+
+def test_extension_without_a_prompt_has_no_text_alignment(images):
+    extended = tiny.judge().compare_all(*images, task="image_extend")
+    assert list(extended) == ["consistency", "structure", "aesthetics"]
+
+
+def test_kinds_of_images_agree(images):
+    judge = tiny.judge()
+    ask = lambda *pair: judge.ask(*pair, question="Is the first better?")  # noqa: E731
+    expected = ask(*images)
+    assert expected["yes"] + expected["no"] < 1  # of the whole vocabulary
+    for pair in (
+        [PIL.Image.fromarray(image) for image in images],
+        [PIL.Image.fromarray(image).convert("RGBA") for image in images],
+        [image / 255.0 for image in images],
+        [judge.encode(image) for image in images],
+    ):
+        assert ask(*pair) == pytest.approx(expected, rel=1e-4)
+    assert ask(*images[::-1]) != pytest.approx(expected, rel=1e-3)
+
+
+def test_log_p_yes_is_pure_in_its_parameters(images):
+    judge = tiny.judge()
+    first, second = (jnp.asarray(image / 255.0, jnp.float32) for image in images)
+    log_p = jax.jit(lambda a, b, params: judge.log_p_yes(a, b, question="Is the first better?", params=params))
+    assert float(jnp.exp(log_p(first, second, judge.params))) == pytest.approx(
+        judge.ask(*images, question="Is the first better?")["yes"], rel=1e-4
+    )
+    zeros = jax.tree.map(jnp.zeros_like, judge.params)
+    assert float(log_p(first, second, zeros)) == pytest.approx(-np.log(judge.model.model.vocab_size), rel=1e-5)
+
+
+def test_uint8_batches_are_read_as_images(images):
+    judge = tiny.judge()
+    ids, lengths = judge.encode_questions(["Is the first better?"])
+    questions = {"question_ids": ids[None], "question_lengths": lengths[None]}
+    batch = questions | {"first": jnp.asarray(images[0])[None], "second": jnp.asarray(images[1])[None]}
+    p = jnp.exp(judge._answer(judge.params, batch))[0, 0, 0]
+    assert float(p) == pytest.approx(judge.ask(*images, question="Is the first better?")["yes"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"task": "image_fill", "dimension": "removal_quality"}, "not judged on 'removal_quality'"),
+        ({"task": "image_fill", "dimension": "text_alignment"}, "needs the prompt"),
+        ({"task": "painting", "dimension": "structure"}, "unknown task 'painting'"),
+    ],
+)
+def test_wrong_questions_are_named(images, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        tiny.judge().compare(*images, **arguments)
+
+
+def test_grey_arrays_are_refused(images):
+    with pytest.raises(ValueError, match=r"not \(32, 24\)"):
+        tiny.judge().encode(images[0][..., 0])
+
+
+def test_answers_that_are_no_numbers_are_refused(images):
+    judge = tiny.judge()
+    broken = Judge(judge.model, jax.tree.map(lambda x: x * np.nan, judge.params), judge.tokenizer, judge.settings)
+    with pytest.raises(ValueError, match="NaN"):
+        broken.ask(*images, question="Is the first better?")
+
+
+def test_files_of_different_releases_are_refused():
+    judge = tiny.judge()
+    with pytest.raises(ValueError, match="patch_size is 14"):
+        Judge(judge.model, judge.params, judge.tokenizer, ImageSettings())
+    with pytest.raises(ValueError, match="tokens, but the model only 100"):
+        Judge.create(tiny.config(100), judge.tokenizer, judge.settings)
+
+
+def test_missing_files_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"preprocessor_config\.json is missing"):
+        Judge.from_pretrained(tmp_path)

@@ -1,0 +1,76 @@
+"""A judge of random weights, small enough for tests."""
+
+import functools
+import pathlib
+import tempfile
+from typing import Any
+
+import jax
+
+from onereward_jax import tasks
+from onereward_jax.data.proving_ground.tokenizers import write_qwen2_tokenizer
+from onereward_jax.judge.judge import Judge
+from onereward_jax.judge.vision import ImageSettings
+
+QUESTIONS = (
+    tasks.question("image_fill", "structure"),
+    tasks.question("image_fill", "text_alignment", "a red circle on the left"),
+    tasks.question("object_removal", "removal_quality"),
+)
+SETTINGS = ImageSettings(patch_size=4, min_pixels=16 * 16, max_pixels=64 * 64)
+
+
+def config(vocab_size: int, **changes: Any) -> dict[str, Any]:
+    """Three vision layers, the second over the whole image; windows of 2 x 2 tokens; two decoder layers."""
+    text = {
+        "vocab_size": vocab_size,
+        "hidden_size": 48,
+        "intermediate_size": 40,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "rms_norm_eps": 1e-6,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": [2, 2, 2]},
+    }
+    vision = {
+        "depth": 3,
+        "hidden_size": 32,
+        "intermediate_size": 28,
+        "num_heads": 2,
+        "out_hidden_size": 48,
+        "fullatt_block_indexes": [1],
+        "window_size": 16,
+        "patch_size": 4,
+    }
+    text |= {name: value for name, value in changes.items() if name in text}
+    return {
+        "model_type": "qwen2_5_vl",
+        "text_config": text,
+        "vision_config": vision,
+        "tie_word_embeddings": changes.get("tie_word_embeddings", False),
+    }
+
+
+_DIRECTORY = tempfile.TemporaryDirectory()
+
+
+@functools.cache
+def tokenizer() -> Any:
+    return write_qwen2_tokenizer(tokenizer_directory(), QUESTIONS)
+
+
+def tokenizer_directory() -> pathlib.Path:
+    return pathlib.Path(_DIRECTORY.name)
+
+
+@functools.cache
+def judge(**changes: Any) -> Judge:
+    made = Judge.create(config(len(tokenizer()) + 3, **changes), tokenizer(), SETTINGS)
+    # Norms and biases that start at 1 or 0 would hide a missing one.
+    key = jax.random.key(1)
+    made.params = jax.tree.map(
+        lambda x: x + 0.1 * jax.random.normal(jax.random.fold_in(key, x.size), x.shape), made.params
+    )
+    return made

@@ -1,0 +1,72 @@
+"""The real run (`onereward train`, packaged miniature), killed and started again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 4
+OVERRIDES = {
+    "train.num_steps": STEPS,
+    "train.batch_size": 2,
+    "train.checkpoint_every": 2,
+    "rl.num_steps": 2,
+    "rl.first_index": 0,
+    "rl.last_index": 1,
+}
+
+
+def start(variant: str, workdir: Path, cache: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "onereward_jax.cli", "train", "--config", f"configs/tiny.py:{variant}"]
+    command += [f"--config.{name}={value}" for name, value in OVERRIDES.items()]
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_llvm_disable_expensive_passes=true",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    return subprocess.Popen([*command, "--workdir", str(workdir)], cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+
+
+def finish(process: subprocess.Popen) -> None:
+    _, errors = process.communicate(timeout=500)
+    assert process.returncode == 0, errors.decode()[-2000:]
+
+
+def steps(workdir: Path) -> list[dict]:
+    path = workdir / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.exists() else []
+    records = []
+    for line in lines:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:  # being written
+            break
+    return [{name: value for name, value in record.items() if not name.startswith("perf/")} for record in records]
+
+
+@pytest.mark.parametrize("variant", ["fixed", "dynamic"])
+def test_killed_run_ends_where_the_undisturbed_one_does(variant, tmp_path_factory):
+    cache = tmp_path_factory.getbasetemp() / "compiled"
+    whole, killed = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("killed")
+    finish(start(variant, whole, cache))
+
+    process = start(variant, killed, cache)
+    deadline = time.time() + 500
+    while len(steps(killed)) < 3 and process.poll() is None and time.time() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    finish(start(variant, killed, cache))
+
+    assert [record["step"] for record in steps(killed)] == list(range(1, STEPS + 1))
+    assert steps(killed) == steps(whole)
+    for name in ("policy", "ema"):
+        file = Path("export") / name / "diffusion_pytorch_model.safetensors"
+        assert (killed / file).read_bytes() == (whole / file).read_bytes()

@@ -1,0 +1,113 @@
+"""FluxTransformer equals diffusers' FluxTransformer2DModel."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+
+from onereward_jax.weights import flux  # noqa: E402
+from tests.parity import compare  # noqa: E402
+
+CONFIG = {
+    "in_channels": 20,
+    "out_channels": 12,
+    "num_layers": 2,
+    "num_single_layers": 3,
+    "attention_head_dim": 16,
+    "num_attention_heads": 3,
+    "joint_attention_dim": 24,
+    "pooled_projection_dim": 10,
+    "guidance_embeds": True,
+    "axes_dims_rope": (4, 6, 6),
+}
+BATCH, ROWS, COLUMNS, TEXT = 2, 3, 5, 7
+
+
+def pair(**changes):
+    config = CONFIG | changes
+    theirs = compare.randomize(diffusers.FluxTransformer2DModel(patch_size=1, **config))
+    compare.shrink(theirs, ("x_embedder", "context_embedder", "to_q", "to_k", "add_q_proj", "add_k_proj"))
+    return flux.module_from_config(config), theirs
+
+
+def inputs(guidance=True):
+    """Small scalars: `test_time_features` has the larger ones, and says why."""
+    draw = np.random.default_rng(1)
+    normal = lambda *shape: draw.standard_normal(shape).astype(np.float32)  # noqa: E731
+    rows, columns = np.meshgrid(np.arange(ROWS), np.arange(COLUMNS), indexing="ij")
+    img_ids = np.stack([np.zeros_like(rows), rows, columns], -1).reshape(-1, 3).astype(np.float32)
+    txt_ids = np.stack([np.arange(TEXT)] * 3, -1).astype(np.float32)  # not the zeros of FLUX: rope must be seen on text
+    return (
+        normal(BATCH, ROWS * COLUMNS, CONFIG["in_channels"]),
+        normal(BATCH, TEXT, CONFIG["joint_attention_dim"]),
+        normal(BATCH, CONFIG["pooled_projection_dim"]),
+        np.array([0.31, 0.127], np.float32),
+        img_ids,
+        txt_ids,
+        np.array([0.4, 0.25], np.float32) if guidance else None,
+    )
+
+
+def call(theirs, image, text, pooled, timestep, img_ids, txt_ids, guidance):
+    return theirs(
+        hidden_states=image,
+        encoder_hidden_states=text,
+        pooled_projections=pooled,
+        timestep=timestep,
+        img_ids=img_ids,
+        txt_ids=txt_ids,
+        guidance=guidance,
+        return_dict=False,
+    )[0]
+
+
+@pytest.mark.parametrize("guidance", [True, False])
+def test_output_and_gradients(guidance):
+    ours, theirs = pair(guidance_embeds=guidance)
+    arguments = inputs(guidance)
+    params = compare.params_from_torch(theirs, flux.TABLE, ours, arguments)
+    tensors = [None if x is None else torch.from_numpy(x) for x in arguments]
+    compare.assert_same(ours, params, arguments, theirs, call, tensors, table=flux.TABLE)
+
+
+@pytest.mark.parametrize("fields", [{"remat": "full"}, {"remat": "dots", "attention_implementation": "reference"}])
+def test_every_implementation_equals_the_same_reference(fields):
+    ours, theirs = pair()
+    ours = dataclasses.replace(ours, **fields)
+    arguments = inputs()
+    params = compare.params_from_torch(theirs, flux.TABLE, ours, arguments)
+    compare.assert_same(
+        ours, params, arguments, theirs, call, [torch.from_numpy(x) for x in arguments], table=flux.TABLE
+    )
+
+
+def test_time_features():
+    """σ and guidance up to 30. The angles go up to 1000·x, where one unit in the last place of a frequency, in
+    which torch's own `exp` differs between machines, is worth 1000·x·2⁻²³."""
+    from diffusers.models.embeddings import Timesteps
+
+    from onereward_jax.models.flux import sinusoidal_features
+
+    x = np.array([0.0, 1 / 50, 0.127, 0.83, 1.0, 3.5, 30.0], np.float32)
+    ours = sinusoidal_features(x)
+    theirs = Timesteps(256, flip_sin_to_cos=True, downscale_freq_shift=0)(1000 * torch.from_numpy(x)).numpy()
+    assert (np.abs(ours - theirs) <= 1e-6 + 1000 * x[:, None] * 2.0**-23).all()
+    assert (np.abs(ours - theirs) < 1e-6).mean() > 0.95
+
+
+def test_rope_at_the_far_end_of_a_large_image():
+    """Positions of a 2048-pixel image and 512 text tokens, float32 against diffusers' float64."""
+    from diffusers.models.embeddings import apply_rotary_emb
+    from diffusers.models.transformers.transformer_flux import FluxPosEmbed
+
+    from onereward_jax.models import rope
+
+    ids = np.stack([np.zeros(64), np.arange(64, 128), np.arange(127, 63, -1)], -1).astype(np.float32)
+    x = np.random.default_rng(0).standard_normal((2, 64, 3, 128)).astype(np.float32)
+    ours = rope.rotate(x, rope.rotation(ids, (16, 56, 56)))
+    embedding = FluxPosEmbed(theta=10_000, axes_dim=(16, 56, 56))(torch.from_numpy(ids))
+    theirs = apply_rotary_emb(torch.from_numpy(x), embedding, sequence_dim=1)
+    assert compare.relative_error(ours, theirs) < compare.TOLERANCE

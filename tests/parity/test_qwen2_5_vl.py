@@ -1,0 +1,204 @@
+"""Qwen2_5_VL and the judge's answers equal transformers.Qwen2_5_VLForConditionalGeneration and its processor."""
+
+import functools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("diffusers")
+
+from onereward_jax.judge import question, reward  # noqa: E402
+from onereward_jax.judge.vision import grid_of, preprocess  # noqa: E402
+from onereward_jax.weights import qwen2_5_vl as weights  # noqa: E402
+from onereward_jax.weights.export import save_component  # noqa: E402
+from onereward_jax.weights.load import load_component  # noqa: E402
+from tests.judge import tiny  # noqa: E402
+from tests.parity import compare  # noqa: E402
+
+# Windows are 16 pixels: the first image is whole windows, the second is cut on both sides.
+SIZES = ((32, 48), (40, 24))
+SETTINGS = tiny.SETTINGS
+BATCH = 2
+
+
+def _models(**changes):
+    config = tiny.config(len(tiny.tokenizer()), **changes)
+    config["image_token_id"] = tiny.tokenizer().convert_tokens_to_ids(question.IMAGE_TOKEN)
+    theirs = transformers.Qwen2_5_VLForConditionalGeneration(transformers.Qwen2_5_VLConfig(**config))
+    theirs = compare.randomize(theirs)
+    ours = weights.module_from_config(config)
+    params = compare.params_from_torch(
+        theirs, weights.TABLE, ours, weights.example_inputs(ours), rename=weights.official_name
+    )
+    return ours, params, theirs
+
+
+@pytest.fixture(scope="module")
+def models():
+    return _models()
+
+
+@functools.cache
+def _images(seed=0):
+    generator = np.random.default_rng(seed)
+    return [generator.random((BATCH, *size, 3), np.float32) for size in SIZES]
+
+
+def _sequence(grids, text):
+    """Token ids of one conversation about images of these grids of patches."""
+    prefix = question.shared_prefix(tiny.tokenizer())
+    image = tiny.tokenizer().convert_tokens_to_ids(question.IMAGE_TOKEN)
+    pads = [(image,) * (rows * columns // SETTINGS.merge_size**2) for rows, columns in grids]
+    suffix = question.question_tokens(tiny.tokenizer(), text)
+    return prefix.begin + pads[0] + prefix.middle + pads[1] + prefix.end + suffix
+
+
+def _torch_patches(image):
+    """(H, W, 3) leaf -> (N, C·T·p·p), as the processor cuts it."""
+    p, m, t = SETTINGS.patch_size, SETTINGS.merge_size, SETTINGS.temporal_patch_size
+    x = ((image - torch.tensor(SETTINGS.image_mean)) / torch.tensor(SETTINGS.image_std)).permute(2, 0, 1)
+    rows, columns = x.shape[1] // p, x.shape[2] // p
+    x = x[None].expand(t, -1, -1, -1).reshape(t, 3, rows // m, m, p, columns // m, m, p)
+    return x.permute(2, 5, 3, 6, 1, 0, 4, 7).reshape(rows * columns, -1)
+
+
+def _torch_logits(model, ids, images):
+    """(B, L, V); images: the first and the second of each pair, (B, H, W, 3)."""
+    grids = [grid_of(*image.shape[1:3], SETTINGS) for image in images]
+    packed = torch.cat([_torch_patches(image[i]) for i in range(BATCH) for image in images])
+    ids = torch.as_tensor(ids)
+    return model(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        pixel_values=packed,
+        image_grid_thw=torch.tensor([[1, *grid] for grid in grids] * BATCH),
+        mm_token_type_ids=(ids == model.config.image_token_id).int(),
+    ).logits
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_logits_and_gradients_of_all_parameters(models, tied):
+    ours, params, theirs = _models(tie_word_embeddings=True) if tied else models
+    assert ("lm_head" in params) is not tied
+    grids = [grid_of(*size, SETTINGS) for size in SIZES]
+    ids = np.asarray([_sequence(grids, tiny.QUESTIONS[0])] * BATCH)
+    ids[1, -9:-6] = ids[0, -12:-9]  # another question of the same length
+    patches = [preprocess(jnp.asarray(image), SETTINGS)[0] for image in _images()]
+    tokens = [(rows // 2, columns // 2) for rows, columns in grids]
+    positions = reward.prefix_positions(question.shared_prefix(tiny.tokenizer()), *tokens)
+    length = ids.shape[1] - positions.shape[1] + 1
+    positions = np.concatenate([positions[:, :-1], positions[:, -1:] + np.arange(length)], axis=1)
+    mask = np.tril(np.ones((1, ids.shape[1], ids.shape[1]), bool))
+    compare.assert_same(
+        ours,
+        params,
+        (ids, patches, grids, positions[:, None], mask),
+        theirs,
+        lambda model: _torch_logits(model, ids, [torch.from_numpy(image) for image in _images()]),
+        (),
+        table=weights.TABLE,
+        rename=weights.official_name,
+    )
+
+
+def test_answers_and_gradient_of_the_pixels(models):
+    """log P of all three questions, packed on one prefix here and asked one at a time there."""
+    ours, params, theirs = models
+    tokenizer = tiny.tokenizer()
+    yes_no = question.answer_ids(tokenizer)
+    ids, lengths = question.pad([question.question_tokens(tokenizer, text) for text in tiny.QUESTIONS])
+    ids, lengths = np.tile(ids, (BATCH, 1, 1)), np.tile(lengths, (BATCH, 1))
+    prefix = question.shared_prefix(tokenizer)
+
+    def log_p(first, second):
+        return reward.log_p_answers(ours, params, first, second, prefix, ids, lengths, yes_no, SETTINGS)
+
+    weight = np.random.default_rng(5).standard_normal((BATCH, 3, 2)).astype(np.float32)
+
+    @jax.jit
+    def value_and_gradient(first, second):
+        functional = lambda *images: ((out := log_p(*images)) * weight).sum() + 0 * out.sum()  # noqa: E731
+        return log_p(first, second), jax.grad(functional, argnums=(0, 1))(first, second)
+
+    with jax.default_matmul_precision("highest"):
+        values, gradients = value_and_gradient(*map(jnp.asarray, _images()))
+
+    images = [torch.from_numpy(image).requires_grad_() for image in _images()]
+    with compare.one_thread():
+        expected = []
+        for text in tiny.QUESTIONS:
+            sequence = np.asarray([_sequence([grid_of(*size, SETTINGS) for size in SIZES], text)] * BATCH)
+            logits = _torch_logits(theirs, sequence, images)[:, -1]
+            expected.append(torch.log_softmax(logits, dim=-1)[:, list(yes_no)])
+        expected = torch.stack(expected, dim=1)
+        (expected * torch.from_numpy(weight)).sum().backward()
+    assert compare.relative_error(values, expected) < 1e-5
+    for ours_, image in zip(gradients, images, strict=True):
+        assert compare.relative_error(ours_, image.grad) < 1e-4
+
+
+@pytest.mark.parametrize("size", [(40, 56), (33, 200), (100, 90), (12, 17), (190, 61), (131, 120)])
+def test_pixels_equal_the_official_processor(size):
+    processor = tiny.judge()._official_processor()
+    image = np.random.default_rng(size[0]).integers(0, 2, (*size, 3), np.uint8) * 255  # the worst overshoot
+    inputs = processor(images=[image], return_tensors="np")
+    patches, grid = preprocess(jnp.asarray(image / 255.0, jnp.float32)[None], SETTINGS)
+    assert (1, *grid) == tuple(inputs["image_grid_thw"][0])
+    grey_levels = np.abs(np.asarray(patches[0]) - inputs["pixel_values"]) * max(SETTINGS.image_std) * 255
+    exact = size == (40, 56)
+    assert grey_levels.max() < (1e-3 if exact else 2.0)
+    assert (grey_levels.max() > 1e-3) is not exact
+
+
+def test_answer_of_a_resized_image_is_close_to_the_official_one():
+    judge = tiny.judge()
+    generator = np.random.default_rng(0)
+    first, second = (generator.integers(0, 256, (*size, 3), np.uint8) for size in ((90, 70), (50, 101)))
+    official = judge.ask(first, second, question=tiny.QUESTIONS[0])
+    ours = judge.ask(first / 255.0, second / 255.0, question=tiny.QUESTIONS[0])
+    for answer in ("yes", "no"):
+        assert ours[answer] == pytest.approx(official[answer], abs=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_files_go_both_ways(models, tmp_path):
+    ours, params, theirs = models
+    ids = np.asarray([_sequence([grid_of(*size, SETTINGS) for size in SIZES], "Is it?")] * BATCH)
+    images = [torch.from_numpy(image) for image in _images()]
+    with torch.no_grad(), compare.one_thread():
+        expected = _torch_logits(theirs, ids, images)
+
+        save_component(tmp_path / "ours", "judge", ours, params)
+        opened = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(tmp_path / "ours").eval()
+        assert torch.equal(_torch_logits(opened, ids, images), expected)
+
+    theirs.save_pretrained(tmp_path / "theirs")
+    module, loaded = load_component(tmp_path / "theirs", "judge")
+    assert module == ours
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+
+    # The hub release's config.json is flat.
+    nested = json.loads((tmp_path / "theirs" / "config.json").read_text())
+    text = nested.pop("text_config")
+    flat = nested | {name: value for name, value in text.items() if name != "model_type"}
+    flat["rope_scaling"] = {"type": "mrope", "mrope_section": text["rope_parameters"]["mrope_section"]}
+    flat["rope_theta"] = flat.pop("rope_parameters")["rope_theta"]
+    flat["vision_config"]["in_chans"] = flat["vision_config"].pop("in_channels")
+    assert weights.module_from_config(flat) == ours
+
+
+def test_saved_judge_opens_in_transformers(tmp_path):
+    judge = tiny.judge()
+    judge.save_pretrained(tmp_path)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert question.shared_prefix(tokenizer) == judge.prefix
+    opened = type(judge).from_pretrained(tmp_path)
+    assert opened.settings == judge.settings
+    assert (opened.prefix, opened.yes_no) == (judge.prefix, judge.yes_no)
+    jax.tree.map(np.testing.assert_array_equal, opened.params, judge.params)

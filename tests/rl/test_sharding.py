@@ -1,0 +1,68 @@
+"""The update on a mesh of eight simulated devices is the update on one."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from onereward_jax import mesh as meshes
+from onereward_jax.rl.step import make_step
+from onereward_jax.train_state import compile_step, create_state
+from tests.rl import tiny
+
+
+def update(mesh, algorithm="dynamic"):
+    """Gradient and metrics of one update of plain gradient descent at rate 1: θ − θ' is the gradient."""
+    made, plain = tiny.models(), optax.sgd(1.0)
+    step = make_step(
+        made.transformer, made.vae, made.judge.apply, plain, dataclasses.replace(tiny.CONFIG, accumulate=1)
+    )
+    new_state = lambda: create_state(made.params, plain, seed=0, reference=algorithm == "fixed")  # noqa: E731
+    compiled, state, frozen = compile_step(step, new_state, made.frozen, mesh)
+    before = jax.device_get(state.params)
+    batch = jax.device_put(tiny.batch(8), meshes.batch_sharding(mesh))
+    after, metrics = compiled(state, frozen, batch)
+    return jax.tree.map(np.subtract, before, jax.device_get(after.params)), metrics, after
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return update(meshes.make_mesh(1, 1, 1, devices=jax.devices()[:1]))
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
+def test_gradient_on_eight_devices_equals_one(one_device, shape):
+    gradient, metrics, state = update(meshes.make_mesh(*shape))
+    expected, expected_metrics, _ = one_device
+    norm = optax.global_norm(expected)
+    assert float(norm) > 0
+    difference = optax.global_norm(jax.tree.map(jnp.subtract, gradient, expected))
+    assert float(difference / norm) < 1e-5
+    assert float(metrics["learning/loss"]) == pytest.approx(float(expected_metrics["learning/loss"]), rel=1e-5)
+    if shape == (2, 2, 2):
+        split = [x for x in jax.tree.leaves(state.params) if not x.sharding.is_fully_replicated]
+        assert len(split) > 20
+        assert all(
+            x.sharding == y.sharding
+            for x, y in zip(jax.tree.leaves(state.params), jax.tree.leaves(state.ema), strict=True)
+        )
+
+
+def test_mesh_must_use_all_devices():
+    with pytest.raises(ValueError, match="needs 3 devices, but there are 8"):
+        meshes.make_mesh(3, 1, 1)
+    with pytest.raises(ValueError, match="leaves two axes open"):
+        meshes.make_mesh(-1, -1, 1)
+    assert dict(meshes.make_mesh(2, -1, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+def test_an_axis_that_does_not_divide_stays_whole():
+    mesh = meshes.make_mesh(2, 2, 2)
+    rules = ((r"kernel$", meshes.P(..., "fsdp", "tensor")), (r".*", meshes.P()))
+    assert meshes.spec_for(rules, "a/kernel", (3, 8, 6), mesh) == meshes.P(None, "fsdp", "tensor")
+    assert meshes.spec_for(rules, "a/kernel", (3, 7, 6), mesh) == meshes.P(None, None, "tensor")
+    assert meshes.spec_for(rules, "a/kernel", (), mesh) == meshes.P()
+    assert meshes.spec_for(rules, "a/bias", (8,), mesh) == meshes.P()

@@ -1,0 +1,105 @@
+"""Random models and batches, small enough to run whole updates in tests."""
+
+import functools
+import zlib
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from onereward_jax import tree
+from onereward_jax.judge.batches import question_batch
+from onereward_jax.rl.step import Frozen, StepConfig, make_step
+from onereward_jax.tasks import TASKS
+from onereward_jax.train_state import TrainState, create_state, make_optimizer
+from onereward_jax.weights import flux, vae
+from tests.judge import tiny as tiny_judge
+
+TEXT_WIDTH, POOLED_WIDTH, TEXT_LENGTH, QUESTION_LENGTH = 16, 12, 3, 48
+CONFIG = StepConfig(
+    num_steps=3,
+    first_index=1,
+    last_index=2,
+    ema_decay=0.9,
+    threshold=1.0,
+    rollout_true_cfg_scale=1.0,
+)
+
+
+class Models(NamedTuple):
+    transformer: Any
+    vae: Any
+    judge: Any
+    params: Any
+    frozen: Frozen
+
+
+@functools.cache
+def models() -> Models:
+    transformer = flux.module_from_config(
+        {
+            "in_channels": 8 + 8 + 16,
+            "out_channels": 8,
+            "num_layers": 1,
+            "num_single_layers": 1,
+            "attention_head_dim": 16,
+            "num_attention_heads": 2,
+            "joint_attention_dim": TEXT_WIDTH,
+            "pooled_projection_dim": POOLED_WIDTH,
+            "guidance_embeds": True,
+            "axes_dims_rope": (4, 6, 6),
+        }
+    )
+    autoencoder = vae.module_from_config(
+        {"block_out_channels": (8, 8), "layers_per_block": 1, "latent_channels": 2, "norm_num_groups": 4}
+    )
+    judge = tiny_judge.judge()
+    init = lambda module, weights: jax.jit(module.init)(jax.random.key(0), *weights.example_inputs(module))["params"]  # noqa: E731
+    frozen = Frozen(vae=init(autoencoder, vae), judge=judge.params)
+    # Gates that start at 0 would hide a gradient that is missing.
+    key = jax.random.key(1)
+    params = tree.map_with_path(
+        lambda path, x: x + 0.1 * jax.random.normal(jax.random.fold_in(key, zlib.crc32(path.encode())), x.shape),
+        init(transformer, flux),
+    )
+    return Models(transformer, autoencoder, judge, params, frozen)
+
+
+def batch(size: int, first_index: int = 0) -> dict[str, np.ndarray]:
+    """`size` samples of 16×16 pixels, tasks in turn; a sample depends on its global index only."""
+    rows = [_sample(first_index + row) for row in range(size)]
+    stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    tasks = [TASKS[index % len(TASKS)] for index in stacked["index"]]
+    questions = question_batch(models().judge, tasks, ["a red circle on the left"] * size, QUESTION_LENGTH)
+    return stacked | questions
+
+
+def _sample(index: int) -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(index)
+    mask = np.zeros((16, 16), np.uint8)
+    mask[4:12, 4:12] = 1
+    return {
+        "index": np.int32(index),
+        "image": generator.integers(0, 256, (16, 16, 3), dtype=np.uint8),
+        "target": generator.integers(0, 256, (16, 16, 3), dtype=np.uint8),
+        "mask": mask,
+        "prompt_embeds": generator.normal(size=(TEXT_LENGTH, TEXT_WIDTH)).astype(np.float32),
+        "pooled": generator.normal(size=POOLED_WIDTH).astype(np.float32),
+        "negative_prompt_embeds": np.zeros((TEXT_LENGTH, TEXT_WIDTH), np.float32),
+        "negative_pooled": np.zeros(POOLED_WIDTH, np.float32),
+    }
+
+
+def optimizer():
+    return make_optimizer(1e-3, clip_norm=1e9)
+
+
+def state(algorithm: str = "dynamic") -> TrainState:
+    return create_state(models().params, optimizer(), seed=0, reference=algorithm == "fixed")
+
+
+@functools.cache
+def step(config: StepConfig = CONFIG):
+    """The jitted update; nothing is donated, so that a test can compare states."""
+    made = models()
+    return jax.jit(make_step(made.transformer, made.vae, made.judge.apply, optimizer(), config))

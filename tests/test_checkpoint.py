@@ -1,0 +1,287 @@
+"""Checkpoints: round trips bit by bit, every kind of damage, leftovers, deletion."""
+
+import json
+import shutil
+import warnings
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from onereward_jax import checkpoint
+from onereward_jax.checkpoint import Checkpointer, CheckpointWarning
+from onereward_jax.errors import UserError
+
+
+@flax.struct.dataclass
+class State:
+    step: jax.Array
+    params: dict
+    opt_state: optax.OptState
+    ema: dict | None
+    key: jax.Array
+
+
+def make_state(step: int = 0) -> State:
+    params = {"dense": {"kernel": jax.random.normal(jax.random.key(step), (16, 8)), "bias": jnp.zeros(8, jnp.bfloat16)}}
+    return State(jnp.int32(step), params, optax.adam(1e-3).init(params), None, jax.random.key(step + 1))
+
+
+def abstract(state):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+
+
+def words(leaf) -> bytes:
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf).tobytes()
+
+
+def assert_same(found, expected):
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape)
+        assert words(a) == words(b)
+
+
+@pytest.fixture(scope="module")
+def three_steps(tmp_path_factory):
+    """Checkpoints of steps 1, 2 and 3, to be copied and damaged."""
+    directory = tmp_path_factory.mktemp("three")
+    with warnings.catch_warnings(record=True):
+        checkpointer = Checkpointer(directory, keep=3)
+        for step in (1, 2, 3):
+            checkpointer.save(step, make_state(step), {"next": step})
+        checkpointer.close()
+    return directory
+
+
+@pytest.fixture
+def copy(three_steps, tmp_path):
+    return shutil.copytree(three_steps, tmp_path / "checkpoints")
+
+
+# ------------------------------------------------------------------------------------------------- round trips
+
+
+def test_nothing_there(tmp_path):
+    assert Checkpointer(tmp_path / "new").restore_latest(abstract(make_state())) is None
+
+
+def test_round_trip_is_bit_identical(copy):
+    step, state, data_state = Checkpointer(copy).restore_latest(abstract(make_state()))
+    assert (step, data_state) == (3, {"next": 3})
+    assert_same(state, make_state(3))
+
+
+@pytest.mark.parametrize("data_state", [None, b"\x00\xff grain", {"position": [1, 2], "inner": {"n": np.int64(4)}}])
+def test_data_state(tmp_path, data_state):
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(1, {"a": jnp.ones(3)}, data_state)
+    _, _, restored = checkpointer.restore_latest({"a": jax.ShapeDtypeStruct((3,), jnp.float32)})
+    assert restored == data_state
+
+
+def test_unusual_leaves(tmp_path):
+    state = {
+        "raw": jax.random.PRNGKey(3),
+        "typed": jax.random.split(jax.random.key(4, impl="rbg"), 3),
+        "empty": jnp.zeros((0, 4)),
+        "numpy": np.arange(3),
+        "scalar": np.float32(0.1),
+        "list": [jnp.ones(2), (jnp.zeros(1),)],
+    }
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(1, state)
+    assert_same(checkpointer.restore_latest(state)[1], state)
+
+
+def test_donated_state_is_saved_as_it_was(tmp_path):
+    """The save copies before it returns: the step that follows may overwrite the buffers."""
+    advance = jax.jit(lambda x: x * 1.5 + 1.0, donate_argnums=0)
+    state = {"a": jnp.arange(1 << 20, dtype=jnp.float32)}
+    expected = np.array(state["a"])
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(1, state)
+    moved = state["a"]
+    for _ in range(10):
+        moved = advance(moved)
+    _, restored, _ = checkpointer.restore_latest({"a": jax.ShapeDtypeStruct(expected.shape, jnp.float32)})
+    np.testing.assert_array_equal(restored["a"], expected)
+    assert float(moved[0]) > 1.0
+
+
+def test_restores_into_the_given_sharding(tmp_path):
+    mesh = jax.make_mesh((len(jax.devices()),), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    sharding = jax.NamedSharding(mesh, jax.P("data"))
+    checkpointer = Checkpointer(tmp_path)
+    state = {"a": jnp.arange(16.0), "key": jax.random.split(jax.random.key(0), 8)}
+    checkpointer.save(1, state)
+    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state)
+    restored = checkpointer.restore_latest(wanted)[1]
+    assert restored["a"].sharding == sharding
+    assert restored["key"].sharding.is_equivalent_to(sharding, 1)
+    assert_same(restored, state)
+
+
+# ------------------------------------------------------------------------------------------------------ damage
+
+
+def array_files(directory):
+    """The files that hold arrays, the largest first."""
+    return sorted((path for path in directory.rglob("d/*") if path.is_file()), key=lambda path: -path.stat().st_size)
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+DAMAGES = {
+    "flipped bit in an array": (lambda step: flip_a_bit(array_files(step)[0]), "does not have the digest"),
+    "flipped bit in the data state": (lambda step: flip_a_bit(step / "data" / "data.json"), "does not have the digest"),
+    "truncated file": (lambda step: truncate(array_files(step)[0]), r"bytes instead of \d+"),
+    "missing file": (lambda step: array_files(step)[0].unlink(), "is missing"),
+    "missing directory": (lambda step: shutil.rmtree(step), "its directory is missing"),
+    "a file instead": (lambda step: (shutil.rmtree(step), step.write_text("")), "it is not a directory"),
+    "missing manifest": (lambda step: step.with_suffix(".json").unlink(), "its manifest step_00000003.json is missing"),
+    "torn manifest": (lambda step: truncate(step.with_suffix(".json")), None),
+    "flipped bit in the manifest": (lambda step: flip_a_bit(step.with_suffix(".json")), None),
+    "empty manifest": (lambda step: step.with_suffix(".json").write_text(""), "can not be read"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damage_is_named_and_the_older_one_used(copy, damage):
+    do, words_of_it = DAMAGES[damage]
+    do(copy / "step_00000003")
+    with pytest.warns(CheckpointWarning, match=words_of_it or "manifest") as caught:
+        step, state, data_state = Checkpointer(copy).restore_latest(abstract(make_state()))
+    assert (step, data_state) == (2, {"next": 2})
+    assert "step_00000003" in str(caught[0].message)
+    assert_same(state, make_state(2))
+
+
+def test_every_file_is_covered(copy):
+    """Whatever file of a checkpoint is altered, the checkpoint is refused."""
+    files = [path for path in (copy / "step_00000003").rglob("*") if path.is_file() and path.stat().st_size]
+    assert len(files) > 5
+    for path in files:
+        content = path.read_bytes()
+        flip_a_bit(path)
+        assert Checkpointer(copy)._damage("step_00000003") is not None, path
+        path.write_bytes(content)
+    assert Checkpointer(copy)._damage("step_00000003") is None
+
+
+def test_two_damaged(copy):
+    flip_a_bit(array_files(copy / "step_00000003")[0])
+    truncate(array_files(copy / "step_00000002")[0])
+    with pytest.warns(CheckpointWarning) as caught:
+        assert Checkpointer(copy).restore_latest(abstract(make_state()))[0] == 1
+    assert len(caught) == 2
+
+
+def test_none_whole_is_an_error_and_not_a_new_start(copy):
+    for step in (1, 2, 3):
+        flip_a_bit(array_files(copy / f"step_0000000{step}")[0])
+    with pytest.warns(CheckpointWarning), pytest.raises(UserError, match=r"none of the .* is whole.*remove"):
+        Checkpointer(copy).restore_latest(abstract(make_state()))
+
+
+def test_a_damaged_step_is_written_again(copy):
+    flip_a_bit(array_files(copy / "step_00000003")[0])
+    checkpointer = Checkpointer(copy)
+    with pytest.warns(CheckpointWarning):
+        checkpointer.restore_latest(abstract(make_state()))
+    assert checkpointer.save(3, make_state(3), {"next": 33})
+    assert checkpointer.restore_latest(abstract(make_state()))[::2] == (3, {"next": 33})
+
+
+@pytest.mark.parametrize("name", ["step_00000999", "step_999", "999", "step_00000003.bak", "notes.txt"])
+def test_stray_entries_are_ignored(copy, name):
+    (copy / name).mkdir()
+    with pytest.warns(CheckpointWarning, match=name):
+        assert Checkpointer(copy).restore_latest(abstract(make_state()))[0] == 3
+    assert (copy / name).exists()
+
+
+def test_a_stray_directory_alone_is_no_checkpoint(tmp_path):
+    (tmp_path / "step_00000999").mkdir()
+    with pytest.warns(CheckpointWarning, match="manifest"):
+        assert Checkpointer(tmp_path).restore_latest(abstract(make_state())) is None
+
+
+def test_leftovers_are_removed(copy):
+    before = {path.name for path in copy.iterdir()}
+    shutil.copytree(copy / "step_00000003", copy / "step_00000004")  # Orbax was done, the manifest not written
+    (copy / "step_00000004.unfinished").touch()
+    (copy / "step_00000005.orbax-checkpoint-tmp").mkdir()  # Orbax was not done
+    (copy / "step_00000005.unfinished").touch()
+    (copy / "step_00000004.json.tmp").write_text("{")
+    (copy / "step_00000003.unfinished").touch()  # all was done but for the marker
+    assert Checkpointer(copy).restore_latest(abstract(make_state()))[0] == 3
+    assert {path.name for path in copy.iterdir()} == before
+
+
+# ------------------------------------------------------------------------------------- other states, other errors
+
+
+@pytest.mark.parametrize(
+    ("change", "words_of_it"),
+    [
+        (lambda s: {**s, "b": jnp.ones(2)}, r"b \(nothing there, float32\[2\] here\)"),
+        (lambda s: {"a": s["a"]}, r"c \(int32\[\] there, nothing here\)"),
+        (lambda s: {**s, "a": jnp.ones((4, 3))}, r"a \(float32\[3,4\] there, float32\[4,3\] here\)"),
+        (lambda s: {**s, "a": s["a"].astype(jnp.bfloat16)}, r"a \(float32\[3,4\] there, bfloat16\[3,4\] here\)"),
+    ],
+)
+def test_another_state_is_refused(tmp_path, change, words_of_it):
+    state = {"a": jnp.ones((3, 4)), "c": jnp.int32(1)}
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(1, state)
+    with pytest.raises(UserError, match=words_of_it):
+        checkpointer.restore_latest(abstract(change(state)))
+
+
+def test_keeps_the_newest(tmp_path):
+    checkpointer = Checkpointer(tmp_path, keep=2)
+    for step in range(1, 6):
+        assert checkpointer.save(step, {"a": jnp.float32(step)})
+    checkpointer.close()
+    assert checkpointer.steps() == [4, 5]
+    assert {path.name.partition(".")[0] for path in tmp_path.iterdir()} == {"step_00000004", "step_00000005"}
+    assert not checkpointer.save(5, {"a": jnp.float32(50)})
+    assert checkpointer.save(5, {"a": jnp.float32(50)}, force=True)
+    assert float(checkpointer.restore_latest({"a": jax.ShapeDtypeStruct((), jnp.float32)})[1]["a"]) == 50
+    with pytest.raises(UserError, match="keep at least 1"):
+        Checkpointer(tmp_path, keep=0)
+
+
+def test_an_error_in_the_background_is_raised(tmp_path, monkeypatch):
+    def no_space(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "_write_manifest", no_space)
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(1, {"a": jnp.ones(2)})
+    with pytest.raises(OSError, match="No space left"):
+        checkpointer.wait()
+    assert checkpointer.steps() == []
+
+
+def test_manifest_lists_sizes_and_digests(copy):
+    manifest = json.loads((copy / "step_00000003.json").read_text())
+    assert manifest["step"] == 3
+    assert manifest["arrays"]["params/dense/kernel"] == "float32[16,8]"
+    for file, entry in manifest["files"].items():
+        assert (copy / "step_00000003" / file).stat().st_size == entry["size"]
+        assert len(entry["sha256"]) == 64

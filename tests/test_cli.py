@@ -1,0 +1,319 @@
+"""The command line: what works, and one sentence with exit code 2 for what can't."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from onereward_jax import cli
+from onereward_jax.configuration import claim_workdir, fields, load_config
+from onereward_jax.errors import Interrupted, UserError
+
+CONFIG = """
+from ml_collections import ConfigDict, config_dict
+
+def get_config(variant="fixed"):
+    if variant not in ("fixed", "dynamic"):
+        raise ValueError(f"there is no variant {variant!r}: choose fixed or dynamic")
+    config = ConfigDict()
+    config.algorithm = variant
+    config.seed = 0
+    config.train = ConfigDict({"num_steps": 100, "learning_rate": 1e-3, "ema": True, "log_every": 1})
+    config.model = ConfigDict({"channels": (8, 16), "name": "tiny", "scales": (0.5, "a"), "parts": [1, 2]})
+    config.limit = config_dict.placeholder(int)
+    config.mystery = None
+    return config
+"""
+
+# Stands in for a command, in the package's namespace as those in onereward_jax/commands/ are.
+COMMAND = '''
+"""Trains a thing.
+
+Longer words about it.
+"""
+from onereward_jax.commands import config_arguments
+
+def add_arguments(parser):
+    config_arguments(parser)
+
+def run(args):
+    print(args.config.train.num_steps, args.config.model.channels, args.config_file, args.workdir)
+'''
+
+
+@pytest.fixture
+def config_file(tmp_path) -> str:
+    path = tmp_path / "x.py"
+    path.write_text(CONFIG)
+    return str(path)
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch):
+    """Adds a module to onereward_jax/commands/ for this test, without writing there."""
+
+    def add(source: str) -> str:
+        package = tmp_path / "package"
+        (package / "commands").mkdir(parents=True)
+        (package / "commands" / "try_it.py").write_text(textwrap.dedent(source))
+        monkeypatch.setattr(cli, "PACKAGE", package)
+        monkeypatch.setattr("onereward_jax.commands.__path__", [str(package / "commands")])
+        monkeypatch.delitem(sys.modules, "onereward_jax.commands.try_it", raising=False)
+        return "try-it"
+
+    yield add
+    sys.modules.pop("onereward_jax.commands.try_it", None)
+
+
+def one_sentence(capsys) -> str:
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    assert captured.err.startswith("onereward: ")
+    return captured.err.strip()
+
+
+# ------------------------------------------------------------------------------------------------ configurations
+
+
+def test_overrides_take_the_type_of_the_field(config_file):
+    texts = {
+        "train.num_steps": "7",
+        "train.learning_rate": "1",
+        "train.ema": "false",
+        "model.channels": "(4, 2)",
+        "model.scales": "2,b",
+        "model.name": "12",
+        "limit": "3",
+    }
+    config = load_config(f"{config_file}:dynamic", texts)
+    found = fields(config)
+    assert {name: found[name] for name in texts} == {
+        "train.num_steps": 7,
+        "train.learning_rate": 1.0,
+        "train.ema": False,
+        "model.channels": (4, 2),
+        "model.scales": (2.0, "b"),
+        "model.name": "12",
+        "limit": 3,
+    }
+    assert isinstance(config.train.learning_rate, float)
+    assert config.algorithm == "dynamic"
+    assert config.is_locked
+    with pytest.raises(AttributeError):
+        config.train.num_stps = 3
+
+
+def test_python_values_and_none(config_file):
+    config = load_config(config_file, {"model.channels": [1, 2], "train.num_steps": 5, "limit": None})
+    assert config.model.channels == (1, 2)
+    assert config.limit is None
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("train.num_stps", "3", "has no field train.num_stps: did you mean train.num_steps?"),
+        ("optimizer.learning_rate", "3", "did you mean train.learning_rate?"),
+        ("train.num_steps.x", "3", "has no field train.num_steps.x"),
+        ("zzz", "3", "has no field zzz"),
+        ("", "3", "has no field"),
+        ("train", "3", "train is a group of fields: set one of train.ema, train.learning_rate"),
+        ("train.num_steps", "many", "train.num_steps must be a whole number, not 'many'"),
+        ("train.num_steps", "1.5", "must be a whole number"),
+        ("train.num_steps", True, "must be a whole number"),
+        ("train.learning_rate", "fast", "must be a number"),
+        ("train.ema", "maybe", "must be true or false"),
+        ("model.channels", "(1,2,3)", r"model.channels takes 2 values like \(8, 16\), not 3"),
+        ("model.channels", "1", "takes 2 values"),
+        ("model.channels", "(1,'a')", r"model.channels\[1\] must be a whole number"),
+        ("model.name", 3, "must be text"),
+        ("model.parts", "1,2", "is a list and can't be overridden"),
+        ("limit", "few", "limit must be a whole number"),
+        ("mystery", "1", "has no type"),
+    ],
+)
+def test_wrong_overrides(config_file, name, value, words):
+    with pytest.raises(UserError, match=words):
+        load_config(config_file, {name: value})
+
+
+def test_wrong_files(config_file, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"does not exist: did you mean .*x\.py"):
+        load_config(config_file.replace("x.py", "xx.py"))
+    with pytest.raises(UserError, match="no variant 'best': choose fixed or dynamic"):
+        load_config(f"{config_file}:best")
+    for text, words in {
+        "def get_config(:": "line 1",
+        "x = 1": r"defines no get_config\(\)",
+        "def get_config(): return {}": "has no variants",
+        "def get_config(v): return {'a': 1}[v]": "has no variant 'a1'",
+    }.items():
+        path = tmp_path / "broken.py"
+        path.write_text(text)
+        with pytest.raises(UserError, match=words):
+            load_config(f"{path}:a1")
+    (tmp_path / "x.txt").write_text("")
+    with pytest.raises(UserError, match="is not a Python file"):
+        load_config(tmp_path / "x.txt")
+
+
+# ------------------------------------------------------------------------------------------- working directories
+
+
+def test_workdir_of_another_configuration(config_file, tmp_path):
+    workdir = tmp_path / "runs" / "a"
+    claim_workdir(workdir, load_config(config_file))
+    claim_workdir(workdir, load_config(config_file))
+    claim_workdir(workdir, load_config(config_file, {"train.num_steps": 200}))
+    assert '"train.num_steps": 200' in (workdir / "config.json").read_text()
+    with pytest.raises(
+        UserError, match=r"differing in algorithm \(fixed there, dynamic now\), seed \(0 there, 1 now\)"
+    ):
+        claim_workdir(workdir, load_config(f"{config_file}:dynamic", {"seed": 1}))
+    (workdir / "config.json").write_text("{")
+    with pytest.raises(UserError, match="is damaged"):
+        claim_workdir(workdir, load_config(config_file))
+
+
+def test_unwritable_workdir(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"can't be written .*choose another --workdir"):
+        claim_workdir(tmp_path / "file" / "run", ConfigDict())
+
+
+# ---------------------------------------------------------------------------------------------- the command line
+
+
+def test_a_command_gets_its_configuration(command, config_file, capsys):
+    argv = [command(COMMAND), "--config", f"{config_file}:dynamic", "--config.train.num_steps=7", "--workdir", "w"]
+    assert cli.main([*argv, "--config.model.channels", "4,2"]) == 0
+    assert capsys.readouterr().out == f"7 (4, 2) {config_file}:dynamic w\n"
+
+
+def test_help(command, capsys):
+    name = command(COMMAND)
+    assert cli.main(["--help"]) == 0
+    assert "  try-it  Trains a thing.\n" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stop:
+        cli.main([name, "--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert "Longer words about it." in text
+    assert "--workdir DIR" in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["trian"], "there is no command trian: choose one of try-it"),
+        (["try-itt"], "did you mean try-it?"),
+        (["--config=x.py", "try-it"], "the command comes first"),
+        (["try-it"], "required: --config, --workdir"),
+        (["try-it", "--config=CONFIG"], "required: --workdir"),
+        (["try-it", "--config=CONFIG", "--workdir=w", "--wrong"], "unrecognized arguments: --wrong"),
+        (["try-it", "--config=missing.py", "--workdir=w"], "missing.py does not exist"),
+        (["try-it", "--config=CONFIG:best", "--workdir=w"], "there is no variant 'best'"),
+        (["try-it", "--config.seed=1", "--config=CONFIG", "--workdir=w"], "--config comes before its overrides"),
+        (["try-it", "--config=CONFIG", "--config.sed=1", "--workdir=w"], "did you mean seed?"),
+        (["try-it", "--config=CONFIG", "--config.seed", "--workdir=w"], "--config.seed has no value"),
+        (["try-it", "--config=CONFIG", "--config.model.channels=1,2,3", "--workdir=w"], "takes 2 values"),
+    ],
+)
+def test_mistakes_are_one_sentence(command, config_file, capsys, argv, words):
+    command(COMMAND)
+    assert cli.main([word.replace("CONFIG", config_file) for word in argv]) == 2
+    assert words in one_sentence(capsys)
+
+
+def test_overrides_without_a_configuration(command, capsys):
+    assert cli.main([command("def run(args): pass"), "--config.a=1"]) == 2
+    assert "takes no configuration" in one_sentence(capsys)
+
+
+RAISES = """
+import json
+def run(args):
+    {}
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("raise ValueError('the mask is empty: draw one')", "the mask is empty: draw one"),
+        ("raise FileNotFoundError('no weights in x: download them')", "no weights in x: download them"),
+        ("open('/nowhere/file')", "/nowhere/file does not exist"),
+    ],
+)
+def test_errors_for_the_user(command, capsys, body, words):
+    assert cli.main([command(RAISES.format(body))]) == 2
+    assert words in one_sentence(capsys)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        ("json.loads('{')", ValueError),  # raised by a library
+        ("int('x')", ValueError),  # raised by an expression of ours
+        ("import jax.numpy as jnp; jnp.zeros(3).reshape(2)", TypeError),
+        ("import jax.numpy as jnp; jnp.concatenate([jnp.zeros(3), jnp.zeros((2, 2))])", (ValueError, TypeError)),
+        (
+            "import jax.numpy as jnp; jnp.stack([])",
+            ValueError,
+        ),  # JAX hides its frames
+        ("raise KeyError('x')", KeyError),
+    ],
+)
+def test_defects_keep_their_traceback(command, body, kind):
+    with pytest.raises(kind):
+        cli.main([command(RAISES.format(body))])
+
+
+def test_traceback_on_request(command, monkeypatch):
+    monkeypatch.setenv("ONEREWARD_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="empty"):
+        cli.main([command(RAISES.format("raise ValueError('empty')"))])
+
+
+def test_an_interrupted_run_has_its_own_code(command, capsys):
+    body = "from onereward_jax.errors import Interrupted; raise Interrupted(15, 7, 'runs/x')"
+    assert cli.main([command(RAISES.format(body))]) == 143
+    assert one_sentence(capsys).endswith(
+        "stopped by SIGTERM at step 7, saved in runs/x: the same command goes on from there"
+    )
+    with pytest.raises(SystemExit) as stop:
+        raise Interrupted(2, 1, "w")
+    assert stop.value.code == 130
+
+
+# ----------------------------------------------------------------------------------------------- the real program
+
+
+def test_the_commands_there_are_light_and_documented():
+    """Each command's first docstring line is its help; its module imports nothing heavy."""
+    known = cli.commands()
+    assert all(len(summary) > 10 and summary.endswith(".") for summary in known.values()), known
+    modules = [f"onereward_jax.commands.{name.replace('-', '_')}" for name in known]
+    code = (
+        f"import importlib, sys\nfor name in {modules}:\n    importlib.import_module(name)\n"
+        "print([name for name in ('jax', 'flax', 'numpy', 'grain', 'transformers') if name in sys.modules])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+def test_fast_in_a_process_of_its_own(config_file):
+    """Errors come before any heavy import: exit code 2, one line, well under a second of processor time."""
+    argv = [sys.executable, "-X", "importtime", "-m", "onereward_jax.cli"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    for words, code in ((["--help"], 0), (["wrong"], 2)):
+        result = subprocess.run([*argv, *words], capture_output=True, text=True, env=environment)
+        assert result.returncode == code
+        assert "| jax" not in result.stderr
+        last = [line for line in result.stderr.splitlines() if not line.startswith("import time:")]
+        assert len(last) == (1 if code else 0), last

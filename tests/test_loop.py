@@ -1,0 +1,189 @@
+"""The training loop in this process: what is logged, saved, resumed and how it stops."""
+
+import json
+import os
+import signal
+import threading
+import time
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from onereward_jax import loop
+from onereward_jax.errors import Interrupted, UserError
+from onereward_jax.metrics import read_metrics
+
+
+@flax.struct.dataclass
+class State:
+    step: jax.Array
+    total: jax.Array
+    key: jax.Array
+
+
+class Counter:
+    """Batches 0, 1, 2, ...; state is the next one."""
+
+    def __init__(self, end: int = 1 << 30):
+        self.position, self.end, self.state = 0, end, {"next": 0}
+
+    def __next__(self) -> np.ndarray:
+        if self.position >= self.end:
+            raise StopIteration
+        self.position += 1
+        self.state["next"] = self.position  # written in place, as an iterator may
+        return np.float32(self.position - 1)
+
+    def get_state(self) -> dict:
+        return self.state
+
+    def set_state(self, state: dict) -> None:
+        self.position = state["next"]
+        self.state = dict(state)
+
+
+def initial() -> State:
+    return State(jnp.int32(0), jnp.float32(0), jax.random.key(0))
+
+
+@jax.jit
+def step(state, batch):
+    """total ← 1.5 total + batch, so that a batch left out, repeated or out of order shows."""
+    new = state.replace(step=state.step + 1, total=state.total * 1.5 + batch)
+    return new, {"learning/loss": new.total, "rewards/fill/structure": jnp.where(batch % 2 == 0, batch, jnp.nan)}
+
+
+def expected_total(steps: int) -> float:
+    total = np.float32(0)
+    for batch in range(steps):
+        total = np.float32(total * np.float32(1.5) + np.float32(batch))
+    return float(total)
+
+
+def run(workdir, num_steps=7, **options):
+    settings = {"step": step, "state": initial(), "batches": Counter(), "checkpoint_every": 3, "workdir": workdir}
+    return loop.run(**{**settings, "num_steps": num_steps, **options})
+
+
+def lines(workdir):
+    return read_metrics(workdir / "metrics.jsonl")
+
+
+def test_lines_and_evaluations(tmp_path):
+    seen = []
+    state = run(tmp_path, evaluate=lambda s: seen.append(int(s.step)) or {"evaluation/x": s.total}, evaluate_every=3)
+    assert float(state.total) == expected_total(7)
+    assert seen == [3, 6, 7]
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, 8))
+    assert [line["step"] for line in lines(tmp_path) if "evaluation/x" in line] == [3, 6, 7]
+    for line in lines(tmp_path):
+        assert line["learning/loss"] == pytest.approx(expected_total(line["step"]))
+        assert line["perf/step_time_seconds"] >= 0
+        # Batches 1, 3, 5 have no sample of this reward: it is left out, not null.
+        assert ("rewards/fill/structure" in line) == (line["step"] % 2 == 1)
+
+
+def test_log_every(tmp_path):
+    run(tmp_path, log_every=3, num_steps=8)
+    assert [line["step"] for line in lines(tmp_path)] == [3, 6, 8]
+
+
+@pytest.mark.parametrize("first", [3, 4, 6])
+def test_goes_on_with_the_next_batch(tmp_path, first):
+    """The input has read ahead when the state is saved; the state saved is of the batch consumed."""
+    run(tmp_path, num_steps=first)
+    assert float(run(tmp_path, num_steps=9).total) == expected_total(9)
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, 10))
+
+
+def test_nothing_to_do(tmp_path):
+    run(tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_text()
+
+    def never(state, batch):
+        raise AssertionError("a finished run took a step")
+
+    assert float(run(tmp_path, step=never).total) == expected_total(7)
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signals_save_first(tmp_path, number):
+    def prepare(batch):
+        if batch == 4:
+            os.kill(os.getpid(), number)
+        return batch
+
+    def slow(state, batch):
+        time.sleep(0.02)
+        return step(state, batch)
+
+    handler = signal.getsignal(number)
+    with pytest.raises(Interrupted) as stop:
+        run(tmp_path, num_steps=100, prepare=prepare, step=slow, checkpoint_every=0)
+    assert stop.value.code == 128 + number
+    assert signal.getsignal(number) is handler
+    stopped_at = lines(tmp_path)[-1]["step"]
+    assert 1 <= stopped_at <= 10
+    assert f"at step {stopped_at}" in str(stop.value)
+    assert float(run(tmp_path, num_steps=12).total) == expected_total(12)
+    assert [line["step"] for line in lines(tmp_path)] == list(range(1, 13))
+
+
+def test_errors_come_through_and_leave_no_thread(tmp_path):
+    with pytest.raises(UserError, match="the data ended before the last step"):
+        run(tmp_path / "a", batches=Counter(4))
+
+    def broken(batch):
+        raise ValueError("prompt too long")
+
+    with pytest.raises(ValueError, match="prompt too long"):
+        run(tmp_path / "b", prepare=broken)
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("batches", "finish"))]
+
+
+def test_an_error_keeps_the_checkpoint_before_it(tmp_path):
+    def broken_at_5(batch):
+        if batch == 5:
+            raise RuntimeError("lost")
+        return batch
+
+    with pytest.raises(RuntimeError, match="lost"):
+        run(tmp_path, prepare=broken_at_5)
+    assert json.loads((tmp_path / "checkpoints" / "step_00000003.json").read_text())["step"] == 3
+    assert float(run(tmp_path).total) == expected_total(7)
+
+
+def test_metrics_are_read_one_step_late(tmp_path, monkeypatch):
+    """Step n + 1 is launched before the metrics of step n are fetched."""
+    events = []
+    fetch = jax.device_get
+    monkeypatch.setattr(loop.jax, "device_get", lambda tree: events.append("fetch") or fetch(tree))
+    run(
+        tmp_path, step=lambda state, batch: events.append("step") or step(state, batch), num_steps=4, checkpoint_every=0
+    )
+    assert events == ["step", "step", "fetch", "step", "fetch", "step", "fetch", "fetch"]
+
+
+def test_an_uncommitted_state_stays_so(tmp_path):
+    """A restored state can still go where a jit over several devices wants it."""
+    run(tmp_path, num_steps=3)
+    seen = []
+    run(tmp_path, num_steps=4, step=lambda s, b: seen.append(s) or step(s, b), state=initial())
+    assert not seen[0].total.committed
+    assert not jax.random.key_data(seen[0].key).committed
+    placed = jax.device_put(initial(), jax.devices()[0])
+    run(tmp_path, num_steps=5, step=lambda s, b: seen.append(s) or step(s, b), state=placed)
+    assert seen[1].total.committed
+
+
+def test_what_is_printed(tmp_path, capsys):
+    run(tmp_path, num_steps=5, description="judge")
+    printed = capsys.readouterr().err.splitlines()
+    assert printed[0].startswith("judge: step 1/5 · loss 0 · reward 0 · ")
+    assert printed[-1].startswith("judge: step 5/5 · loss ")
+    run(tmp_path, num_steps=6, description="judge")
+    assert "judge: going on from step 5 of 6" in capsys.readouterr().err
