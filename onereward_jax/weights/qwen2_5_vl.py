@@ -122,9 +122,14 @@ def module_from_config(config: dict[str, Any], **overrides: Any) -> Qwen2_5_VL:
         raise ValueError(f"the configuration of Qwen2.5-VL has an unknown field: {error}") from None
 
 
+_OFFICIAL_END_OF_TURN = 151645
+
+
 def config_of(module: Qwen2_5_VL) -> dict[str, Any]:
     """The `config.json` with which transformers opens the exported weights."""
     text, vision = module.model, module.visual
+    # transformers supposes the official vocabulary's ends of text, and warns where a smaller one has no such tokens.
+    ends = {} if text.vocab_size > _OFFICIAL_END_OF_TURN else {"bos_token_id": None, "eos_token_id": None}
     return {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
         "model_type": "qwen2_5_vl",
@@ -141,6 +146,7 @@ def config_of(module: Qwen2_5_VL) -> dict[str, Any]:
             "hidden_act": "silu",
             "use_sliding_window": False,
             "tie_word_embeddings": module.tie_word_embeddings,
+            **ends,
         },
         "vision_config": {
             "model_type": "qwen2_5_vl_vision",

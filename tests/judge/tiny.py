@@ -1,7 +1,9 @@
 """A judge of random weights, small enough for tests."""
 
+import atexit
 import functools
 import pathlib
+import shutil
 import tempfile
 from typing import Any
 
@@ -53,7 +55,8 @@ def config(vocab_size: int, **changes: Any) -> dict[str, Any]:
     }
 
 
-_DIRECTORY = tempfile.TemporaryDirectory()
+_DIRECTORY = tempfile.mkdtemp()
+atexit.register(shutil.rmtree, _DIRECTORY, ignore_errors=True)
 
 
 @functools.cache
@@ -62,7 +65,7 @@ def tokenizer() -> Any:
 
 
 def tokenizer_directory() -> pathlib.Path:
-    return pathlib.Path(_DIRECTORY.name)
+    return pathlib.Path(_DIRECTORY)
 
 
 @functools.cache

@@ -34,7 +34,7 @@ def pair(**changes):
 
 
 def inputs(guidance=True):
-    """Small scalars: `test_time_features` has the larger ones, and says why."""
+    """Small noise levels and guidance: `test_time_features` says why, and the test before it has those in use."""
     draw = np.random.default_rng(1)
     normal = lambda *shape: draw.standard_normal(shape).astype(np.float32)  # noqa: E731
     rows, columns = np.meshgrid(np.arange(ROWS), np.arange(COLUMNS), indexing="ij")
@@ -44,10 +44,10 @@ def inputs(guidance=True):
         normal(BATCH, ROWS * COLUMNS, CONFIG["in_channels"]),
         normal(BATCH, TEXT, CONFIG["joint_attention_dim"]),
         normal(BATCH, CONFIG["pooled_projection_dim"]),
-        np.array([0.31, 0.127], np.float32),
+        np.array([0.031, 0.0127], np.float32),
         img_ids,
         txt_ids,
-        np.array([0.4, 0.25], np.float32) if guidance else None,
+        np.array([0.04, 0.025], np.float32) if guidance else None,
     )
 
 
@@ -82,6 +82,17 @@ def test_every_implementation_equals_the_same_reference(fields):
     compare.assert_same(
         ours, params, arguments, theirs, call, [torch.from_numpy(x) for x in arguments], table=flux.TABLE
     )
+
+
+def test_output_at_noise_levels_and_guidance_in_use():
+    ours, theirs = pair()
+    arguments = list(inputs())
+    arguments[3], arguments[6] = np.array([0.83, 0.127], np.float32), np.array([1.0, 3.5], np.float32)
+    params = compare.params_from_torch(theirs, flux.TABLE, ours, arguments)
+    with torch.no_grad(), compare.one_thread():
+        expected = call(theirs, *[torch.from_numpy(x) for x in arguments])
+    result = compare.jax.jit(ours.apply)({"params": params}, *arguments)
+    assert compare.relative_error(result, expected) < compare.TOLERANCE
 
 
 def test_time_features():

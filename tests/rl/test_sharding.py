@@ -18,7 +18,7 @@ def update(mesh, algorithm="dynamic"):
     """Gradient and metrics of one update of plain gradient descent at rate 1: θ − θ' is the gradient."""
     made, plain = tiny.models(), optax.sgd(1.0)
     step = make_step(
-        made.transformer, made.vae, made.judge.apply, plain, dataclasses.replace(tiny.CONFIG, accumulate=1)
+        made.transformer, made.vae, tiny.judge_apply, plain, dataclasses.replace(tiny.CONFIG, accumulate=1)
     )
     new_state = lambda: create_state(made.params, plain, seed=0, reference=algorithm == "fixed")  # noqa: E731
     compiled, state, frozen = compile_step(step, new_state, made.frozen, mesh)

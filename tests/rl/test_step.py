@@ -79,12 +79,12 @@ def test_gradient_is_the_derivative_of_the_loss():
     from onereward_jax.rl.step import make_step
     from onereward_jax.train_state import create_state
 
-    step = jax.jit(make_step(made.transformer, made.vae, made.judge.apply, plain, config))
+    step = jax.jit(make_step(made.transformer, made.vae, tiny.judge_apply, plain, config))
     state = create_state(made.params, plain, seed=0, reference=True)
     after, metrics = step(state, made.frozen, tiny.batch(4))
     norm = float(metrics["learning/grad_norm"])
     gradient = jax.tree.map(jnp.subtract, state.params, after.params)
-    size = 0.05 / norm
+    size = 0.003 / norm
 
     def loss(sign):
         params = jax.tree.map(lambda p, g: p + sign * size / norm * g, state.params, gradient)
