@@ -51,7 +51,7 @@ def _reward_feedback(config: ConfigDict) -> None:
     config.model.dtype = "float32"
     config.model.remat = "none"
 
-    config.optimizer = _optimizer(2e-4, warmup_steps=5)
+    config.optimizer = _optimizer(2e-5, warmup_steps=5)
     config.optimizer.weight_decay = 0.0
     config.train = _train(120, 8, checkpoint_every=50, log_every=1)
 
@@ -61,7 +61,7 @@ def _reward_feedback(config: ConfigDict) -> None:
     config.rl.ema_decay = 0.95
     config.rl.num_steps = 8
     config.rl.first_index = 2
-    config.rl.last_index = 6
+    config.rl.last_index = 5
     config.rl.index_per_sample = True
     config.rl.rollout_guidance_scale = 1.0
     config.rl.rollout_true_cfg_scale = 1.0
