@@ -1,9 +1,9 @@
 """Time of one update of reward feedback learning by part, compile time, peak memory.
 
-    python benchmarks/step_time.py [--config configs/tiny.py:quick] [--repeats 5]
+    python benchmarks/step_time.py [--config configs/tiny.py:quick] [--config.train.batch_size=16] [--repeats 5]
 
-Each part is compiled by itself; "whole update" is the program that training runs, in which XLA may share work between
-parts, so the parts need not add up to it.
+Each part is compiled by itself; "whole update" is the program that training runs (same mesh, shardings and donation),
+in which XLA may share work between parts, so the parts need not add up to it.
 """
 
 import argparse
@@ -20,37 +20,43 @@ from onereward_jax.flow import conditioning, sampler
 from onereward_jax.flow.pipeline import FillPipeline, latent_shape, sample_noise
 from onereward_jax.flow.schedule import sigmas
 from onereward_jax.judge.judge import Judge
+from onereward_jax.mesh import batch_sharding, make_mesh
 from onereward_jax.metrics import peak_memory_gib
 from onereward_jax.rl.step import Frozen, StepConfig, make_step
 from onereward_jax.rl.training import encode_text, scene_record
 from onereward_jax.tasks import TASKS
-from onereward_jax.train_state import create_state, make_optimizer
+from onereward_jax.train_state import compile_step, create_state, make_optimizer
 
 
-def measure(name: str, function, *arguments, repeats: int) -> float:
-    """Prints and returns seconds a call; the first call, which compiles, is told apart."""
+def measure(name: str, function, *arguments, repeats: int) -> None:
+    """Prints the time of a call of a jitted function, and of its compilation."""
     started = time.perf_counter()
-    jax.block_until_ready(function(*arguments))
-    first = time.perf_counter() - started
+    compiled = function.lower(*arguments).compile()
+    compile_seconds = time.perf_counter() - started
+    jax.block_until_ready(compiled(*arguments))
     started = time.perf_counter()
     for _ in range(repeats):
-        jax.block_until_ready(function(*arguments))
-    seconds = (time.perf_counter() - started) / repeats
-    print(f"{name:<34}{1000 * seconds:>10.0f} ms   first call {first:6.1f} s", flush=True)
-    return seconds
+        jax.block_until_ready(compiled(*arguments))
+    report(name, (time.perf_counter() - started) / repeats, compile_seconds)
+
+
+def report(name: str, seconds: float, compile_seconds: float) -> None:
+    print(f"{name:<34}{1000 * seconds:>10.0f} ms   compiled in {compile_seconds:6.1f} s", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="configs/tiny.py:quick")
     parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
-    config = load_config(arguments.config)
+    arguments, rest = parser.parse_known_args()
+    config = load_config(arguments.config, [tuple(text.removeprefix("--config.").split("=", 1)) for text in rest])
     step_config = StepConfig(**config.rl)
     pipeline, judge = FillPipeline.from_pretrained(config.model.base), Judge.from_pretrained(config.model.judge)
-    ground = ProvingGround("train", config.data.resolution)
+    pipeline.transformer = pipeline.transformer.clone(dtype=config.model.dtype, remat=config.model.remat)
+    ground = ProvingGround("train", config.data.resolution, config.data.seed, config.data.photos or None)
     size = config.train.batch_size
-    records = [scene_record(ground, i, TASKS[i % len(TASKS)]) | {"index": np.int64(i)} for i in range(size)]
+    flaws = config.data.target_flaws if step_config.flow_matching_weight else None
+    records = [scene_record(ground, i, TASKS[i % len(TASKS)], flaws) | {"index": np.int64(i)} for i in range(size)]
     raw = {name: np.stack([record[name] for record in records]) for name in records[0]}
     batch = encode_text(raw, pipeline, judge, config.max_sequence_length, config.question_length, step_config)
 
@@ -75,6 +81,7 @@ def main() -> None:
         latents = conditioning.unpack(tokens, *shape[:2])
         return conditioning.to_unit_range(conditioning.decode_latents(pipeline.vae, vae, latents))
 
+    @jax.jit
     def ask(images, judge_params, reference, batch):
         return judge.apply(judge_params, {**batch, "first": images, "second": reference})[..., 0].mean()
 
@@ -92,7 +99,7 @@ def main() -> None:
     time_of(f"policy rollout (to index {middle})", rollout, params, condition, noise, middle)
     reference = decode(vae, rollout(params, condition, noise, step_config.num_steps))
     time_of("VAE decoder, forward", decode, vae, noise)
-    time_of("judge, forward", jax.jit(ask), reference, judge.params, reference, questions)
+    time_of("judge, forward", ask, reference, judge.params, reference, questions)
     time_of("judge, gradient to the pixels", jax.jit(jax.grad(ask)), reference, judge.params, reference, questions)
     gradient = jax.jit(jax.grad(predict_and_ask))
     time_of(
@@ -100,9 +107,21 @@ def main() -> None:
     )
 
     optimizer = make_optimizer(**config.optimizer)
-    update = jax.jit(make_step(pipeline.transformer, pipeline.vae, judge.apply, optimizer, step_config, pipeline.shift))
-    state = create_state(params, optimizer, config.seed, reference=config.algorithm == "fixed")
-    time_of("whole update", update, state, Frozen(vae=vae, judge=judge.params), batch)
+    step = make_step(pipeline.transformer, pipeline.vae, judge.apply, optimizer, step_config, pipeline.shift)
+    new_state = lambda: create_state(  # noqa: E731
+        params, optimizer, config.seed, reference=config.algorithm == "fixed"
+    )
+    mesh = make_mesh(**config.mesh)
+    update, state, frozen = compile_step(step, new_state, Frozen(vae=vae, judge=judge.params), mesh)
+    batch = jax.device_put(batch, batch_sharding(mesh))
+    started = time.perf_counter()
+    compiled = update.lower(state, frozen, batch).compile()
+    compile_seconds = time.perf_counter() - started
+    state, _ = jax.block_until_ready(compiled(state, frozen, batch))
+    started = time.perf_counter()
+    for _ in range(arguments.repeats):
+        state, _ = jax.block_until_ready(compiled(state, frozen, batch))
+    report("whole update", (time.perf_counter() - started) / arguments.repeats, compile_seconds)
     print(f"peak memory {peak_memory_gib():.2f} GiB; {dataclasses.asdict(step_config)}")
 
 

@@ -8,6 +8,7 @@ runs=runs/miniature
 onereward train-vae --config configs/tiny.py:vae --workdir $runs/vae
 onereward train-base --config configs/tiny.py:base --workdir $runs/base
 onereward package --base $runs/base/export --out miniature
+onereward gates --config configs/tiny.py:quick --workdir $runs/gates
 onereward make-preferences --config configs/tiny.py:judge --workdir $runs/preferences
 onereward train-judge --config configs/tiny.py:judge --workdir $runs/judge
 onereward package --judge $runs/judge/export --out miniature

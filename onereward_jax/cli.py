@@ -11,15 +11,25 @@ import dis
 import importlib
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from onereward_jax.configuration import did_you_mean, load_config
 from onereward_jax.errors import Interrupted, UserError
+from onereward_jax.validation import validate
 
 PACKAGE = Path(__file__).resolve().parent
 _CONFIG_PREFIX = "--config."
+# Of the operating system, what is wrong with a path that the user gave: checking the path puts it right.
+_WRONG_PATHS: dict[type[OSError], str] = {
+    FileNotFoundError: "does not exist: check the path",
+    PermissionError: "can't be opened (permission denied): change its permissions, or give another path",
+    NotADirectoryError: "is no path, since a part of it is a file and not a directory: check the path",
+    FileExistsError: "exists already: give another path",
+    IsADirectoryError: "is a directory and not a file: check the path",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -32,19 +42,21 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    # transformers would advise to install torch, which nothing here needs.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     try:
         return _run(argv)
     except Interrupted as stop:
         print(f"onereward: {stop.message}", file=sys.stderr)
         return int(stop.code or 0)
-    except (ValueError, FileNotFoundError) as error:
+    except BrokenPipeError:  # `onereward ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError) as error:
         if not is_users_error(error) or os.environ.get("ONEREWARD_TRACEBACK") == "1":
             raise
         print(f"onereward: {sentence(error)}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # `onereward ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
 
 
 def commands() -> dict[str, str]:
@@ -57,12 +69,15 @@ def commands() -> dict[str, str]:
 
 
 def is_users_error(error: BaseException) -> bool:
-    """Whether the user is told in one sentence: a `UserError`, a missing file, or a ValueError of our own `raise`.
+    """Whether the user is told in one sentence: a `UserError`, a wrong path, a tokenizer that transformers can't open,
+    or a ValueError of our own `raise`.
 
     A ValueError that a library raised below us (a shape in JAX, a number in NumPy) is a defect of the program.
     """
-    if isinstance(error, UserError | FileNotFoundError):
+    if isinstance(error, (UserError, *_WRONG_PATHS)) or _tokenizer_of(error) is not None:
         return True
+    if isinstance(error, OSError):  # a full disk, a lost connection: nothing that the command line says
+        return False
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -77,9 +92,24 @@ def is_users_error(error: BaseException) -> bool:
 
 def sentence(error: BaseException) -> str:
     """The error's text; of an operating system's error, the file and what is wrong with it."""
+    if (tokenizer := _tokenizer_of(error)) is not None:
+        return f"the tokenizer in {tokenizer} can't be read: put all files of its release there"
     if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename} does not exist: check the path"
+        words = next((words for kind, words in _WRONG_PATHS.items() if isinstance(error, kind)), error.strerror)
+        return f"{error.filename} {words}"
     return str(error)
+
+
+def _tokenizer_of(error: BaseException) -> str | None:
+    """What transformers was opening when it raised a plain OSError or ValueError: for files that are missing it has no
+    kind of its own."""
+    if type(error) not in (OSError, ValueError):
+        return None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        module = str(frame.f_globals.get("__name__"))
+        if module.startswith("transformers.") and frame.f_code.co_name == "from_pretrained":
+            return str(frame.f_locals.get("pretrained_model_name_or_path"))
+    return None
 
 
 def _run(argv: list[str]) -> int:
@@ -117,6 +147,8 @@ def _run(argv: list[str]) -> int:
     if getattr(args, "config", None) is not None:
         args.config_file = args.config
         args.config = load_config(args.config, overrides)
+        # Before the command: nothing is written or loaded for a configuration that can't be.
+        validate(args.config, getattr(args, "config_needs", ()), source=args.config_file)
     return module.run(args) or 0
 
 

@@ -19,7 +19,16 @@ from ml_collections import ConfigDict, FieldReference
 from onereward_jax.errors import UserError
 
 # A run may be resumed with other values of these: they say how long it runs and what it writes, not what it learns.
-FREE_FIELDS = ("num_steps", "checkpoint_every", "keep_checkpoints", "log_every", "evaluate_every", "loader_threads")
+FREE_FIELDS = (
+    "train.num_steps",
+    "train.checkpoint_every",
+    "train.keep_checkpoints",
+    "train.log_every",
+    "data.loader_threads",
+)
+# Reward feedback learning reads none of these: a policy may be evaluated otherwise than was planned.
+EVALUATION_FIELDS = ("evaluation.", "preferences.")
+_CONFIG_FILE = "config.json"
 
 
 def load_config(spec: str | os.PathLike, overrides: Mapping[str, Any] | Iterable[tuple[str, Any]] = ()) -> ConfigDict:
@@ -74,25 +83,27 @@ def fields(config: ConfigDict) -> dict[str, Any]:
 def claim_workdir(workdir: str | os.PathLike, config: ConfigDict, free: Iterable[str] = FREE_FIELDS) -> Path:
     """Makes the working directory and writes `config.json` there; or checks that it is of the same configuration.
 
+    A directory in which nothing was made yet, `config.json` apart, is free for any configuration.
+
     Args:
       workdir: directory of one run.
       config: the run's configuration.
-      free: last words of the fields that may differ when a run goes on.
+      free: fields that may differ when a run goes on; "evaluation." stands for all fields of that group.
 
     Raises:
       UserError: the directory can't be written, or holds a run of another configuration (names the fields).
     """
     directory = Path(workdir)
-    path = directory / "config.json"
+    path = directory / _CONFIG_FILE
     # Through JSON, so that tuples compare with the lists that the file has.
     new = json.loads(json.dumps(fields(config), default=str))
     try:
         directory.mkdir(parents=True, exist_ok=True)
         old = json.loads(path.read_text()) if path.exists() else new
         differing = [name for name in old.keys() | new.keys() if old.get(name, "nothing") != new.get(name, "nothing")]
-        differing = sorted(name for name in differing if name.rpartition(".")[2] not in tuple(free))
-        if not differing:
-            temporary = directory / "config.json.tmp"
+        differing = sorted(name for name in differing if not _is_free(name, free))
+        if not differing or _nothing_made(directory):
+            temporary = directory / f"{_CONFIG_FILE}.tmp"
             temporary.write_text(json.dumps(new, indent=1) + "\n")
             temporary.replace(path)
             return directory
@@ -112,6 +123,14 @@ def claim_workdir(workdir: str | os.PathLike, config: ConfigDict, free: Iterable
     )
 
 
+def _is_free(name: str, free: Iterable[str]) -> bool:
+    return any(name == field or (field.endswith(".") and name.startswith(field)) for field in free)
+
+
+def _nothing_made(directory: Path) -> bool:
+    return all(entry.name in (_CONFIG_FILE, f"{_CONFIG_FILE}.tmp") for entry in directory.iterdir())
+
+
 # ------------------------------------------------------------------------------------------------------- reading
 
 
@@ -123,16 +142,22 @@ def _get_config(path: str, variant: str) -> ConfigDict:
     get_config = getattr(_import_file(path), "get_config", None)
     if get_config is None:
         raise UserError(f"{path} defines no get_config(): give a file that does")
-    if variant and not inspect.signature(get_config).parameters:
+    parameters = inspect.signature(get_config).parameters.values()
+    if variant and not parameters:
         raise UserError(f"{path} has no variants: give it without :{variant}")
+    if not variant and any(parameter.default is parameter.empty for parameter in parameters):
+        raise UserError(f"{path} needs a variant: give it as {path}:VARIANT")
     try:
-        return get_config(variant) if variant else get_config()
+        config = get_config(variant) if variant else get_config()
     except KeyError:
         if not variant:
             raise
         raise UserError(f"{path} has no variant {variant!r}") from None
     except ValueError as error:
         raise UserError(str(error)) from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"get_config() of {path} returns no ConfigDict: let it return one")
+    return config
 
 
 def _import_file(path: str) -> Any:

@@ -10,6 +10,7 @@ with a metrics.jsonl that has every step once. What makes it so:
 
 import contextlib
 import copy
+import fcntl
 import queue
 import signal
 import sys
@@ -35,7 +36,7 @@ Metrics = Mapping[str, Any]
 
 _PREFETCH = 2  # batches ready ahead of the step
 _QUIET_SECONDS = 30.0  # between two lines of progress when no one watches a bar
-_PROGRESS = {"loss": "learning/loss", "reward": "rewards/"}
+_PROGRESS = {"loss": "learning/loss", "reward": "rewards/mean"}
 
 
 def run(
@@ -72,7 +73,7 @@ def run(
       evaluate: state -> {name: number}, joined to the line of its step.
       evaluate_every: steps between evaluations; one more at the last step. 0: never.
       description: word before the bar.
-      progress: {word: metric} shown beside the bar; a name that ends in / is the mean of all metrics below it.
+      progress: {word: metric} shown beside the bar.
       optional: prefixes of metrics for which NaN means "no sample of that kind in this batch": left out of the line.
 
     Returns:
@@ -80,29 +81,37 @@ def run(
 
     Raises:
       Interrupted: SIGTERM or SIGINT came; the step that was running is finished and saved.
-      UserError: no checkpoint is whole, another state is saved there, or the data ended.
+      UserError: no checkpoint is whole, another state is saved there, another process trains there, more steps
+        are done there, the data ended, or loss or gradient are no numbers any more.
     """
     directory = Path(workdir)
     primary = jax.process_index() == 0
-    checkpointer = Checkpointer(directory.resolve() / "checkpoints", keep)
-
-    # ------------------------------------------------------------------------------------------ going on from
-    restored = checkpointer.restore_latest(_abstract(state))
-    if restored is not None:
-        _, saved_state, data_state = restored
-        state = jax.tree.map(_placed_like, state, saved_state)
-        batches.set_state(data_state)  # type: ignore[attr-defined]
-    number = int(state.step)
-    if primary and restored is not None:
-        print(f"{description}: going on from step {number} of {num_steps}", file=sys.stderr)
-    if number >= num_steps:
-        return state
-
-    # ------------------------------------------------------------------------------------------------ the loop
-    def due(every: int) -> bool:
-        return number == num_steps or (every > 0 and number % every == 0)
-
     with contextlib.ExitStack() as stack:
+        if primary:
+            stack.enter_context(_alone_in(directory))
+        checkpointer = Checkpointer(directory.resolve() / "checkpoints", keep)
+
+        # ------------------------------------------------------------------------------------------ going on from
+        restored = checkpointer.restore_latest(_abstract(state))
+        if restored is not None:
+            _, saved_state, data_state = restored
+            state = jax.tree.map(_placed_like, state, saved_state)
+            batches.set_state(data_state)  # type: ignore[attr-defined]
+        number = int(state.step)
+        if primary and restored is not None:
+            print(f"{description}: going on from step {number} of {num_steps}", file=sys.stderr)
+        if number > num_steps:
+            raise UserError(
+                f"{directory} has gone on to step {number}, beyond num_steps {num_steps}: raise num_steps, or choose"
+                " another --workdir"
+            )
+        if number == num_steps:
+            return state
+
+        # ------------------------------------------------------------------------------------------------ the loop
+        def due(every: int) -> bool:
+            return number == num_steps or (every > 0 and number % every == 0)
+
         stopping = stack.enter_context(_StopSignals())
         stack.callback(checkpointer.close)
         writer = stack.enter_context(MetricsWriter(directory, number)) if primary else None
@@ -129,6 +138,20 @@ def run(
                 checkpointer.wait()
                 raise Interrupted(stop_signal, number, str(workdir))
     return state
+
+
+@contextlib.contextmanager
+def _alone_in(directory: Path) -> Iterator[None]:
+    """Keeps a second process out of the working directory; the lock ends with the process, however it ends."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"another process is training in {directory}: wait for it, stop it, or choose another --workdir"
+            ) from None
+        yield
 
 
 # ------------------------------------------------------------------------------------------------------- the state
@@ -275,6 +298,12 @@ class _Log:
             now = time.perf_counter()
             self._steps, self._seconds, self._clock = self._steps + 1, self._seconds + now - self._clock, now
             self._metrics = {**values, "perf/step_time_seconds": round(self._seconds / self._steps, 6)}
+            for name in ("learning/loss", "learning/grad_norm"):
+                if name in values and not np.isfinite(values[name]):
+                    raise UserError(
+                        f"the training has diverged: {name} is {values[name]} at step {self._number}. Lower the"
+                        " learning rate and start in another --workdir; the checkpoints before this step are kept"
+                    )
         if hold:
             return
         shown = {name: value for name, value in self._metrics.items() if not self._is_absent(name, value)}
@@ -309,8 +338,7 @@ class _Progress:
             self._bar.close()
 
     def update(self, number: int, metrics: Metrics) -> None:
-        words = {word: _value_of(name, metrics) for word, name in self._words.items()}
-        shown = {word: f"{value:.4g}" for word, value in words.items() if value is not None}
+        shown = {word: f"{float(metrics[name]):.4g}" for word, name in self._words.items() if name in metrics}
         seconds = float(metrics["perf/step_time_seconds"])
         if self._bar is not None:
             self._bar.set_postfix({**shown, "step": f"{seconds:.3g}s"}, refresh=False)
@@ -331,11 +359,3 @@ class _Progress:
         print(
             f"{self._description}: step {number}/{self._end}{numbers} · {seconds:.3g} s a step{left}", file=sys.stderr
         )
-
-
-def _value_of(name: str, metrics: Metrics) -> float | None:
-    """A metric; of a prefix like "rewards/", the mean over those that are there."""
-    if not name.endswith("/"):
-        return float(metrics[name]) if name in metrics else None
-    values = [float(value) for key, value in metrics.items() if key.startswith(name)]
-    return sum(values) / len(values) if values else None

@@ -140,13 +140,20 @@ def _truncate(path: Path, last_step: int) -> None:
 
 
 def training_seconds(metrics_jsonl: str | Path) -> float:
-    """Time spent in steps, compilation included, over all the processes that a run took."""
+    """Time spent in steps, compilation included; 0 before the first."""
+    path = Path(metrics_jsonl)
     seconds, before = 0.0, 0
-    for line in Path(metrics_jsonl).read_text(encoding="utf-8").splitlines():
-        record = json.loads(line)
+    for record in read_metrics(path) if path.exists() else []:
         seconds += record["perf/step_time_seconds"] * (record["step"] - before)
         before = record["step"]
     return seconds
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes the whole file or nothing."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    temporary.replace(path)
 
 
 def peak_memory_gib() -> float:

@@ -4,13 +4,14 @@ import os
 import subprocess
 import sys
 import textwrap
+import types
 from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 
 from onereward_jax import cli
-from onereward_jax.configuration import claim_workdir, fields, load_config
+from onereward_jax.configuration import EVALUATION_FIELDS, FREE_FIELDS, claim_workdir, fields, load_config
 from onereward_jax.errors import Interrupted, UserError
 
 CONFIG = """
@@ -23,6 +24,8 @@ def get_config(variant="fixed"):
     config.algorithm = variant
     config.seed = 0
     config.train = ConfigDict({"num_steps": 100, "learning_rate": 1e-3, "ema": True, "log_every": 1})
+    config.rl = ConfigDict({"num_steps": 8})
+    config.evaluation = ConfigDict({"num_steps": 8, "what": "policy"})
     config.model = ConfigDict({"channels": (8, 16), "name": "tiny", "scales": (0.5, "a"), "parts": [1, 2]})
     config.limit = config_dict.placeholder(int)
     config.mystery = None
@@ -152,11 +155,14 @@ def test_wrong_files(config_file, tmp_path):
         "x = 1": r"defines no get_config\(\)",
         "def get_config(): return {}": "has no variants",
         "def get_config(v): return {'a': 1}[v]": "has no variant 'a1'",
+        "def get_config(v): return {}": "returns no ConfigDict",
     }.items():
         path = tmp_path / "broken.py"
         path.write_text(text)
         with pytest.raises(UserError, match=words):
             load_config(f"{path}:a1")
+    with pytest.raises(UserError, match=r"broken\.py needs a variant: give it as .*broken\.py:VARIANT"):
+        load_config(path)
     (tmp_path / "x.txt").write_text("")
     with pytest.raises(UserError, match="is not a Python file"):
         load_config(tmp_path / "x.txt")
@@ -168,6 +174,7 @@ def test_wrong_files(config_file, tmp_path):
 def test_workdir_of_another_configuration(config_file, tmp_path):
     workdir = tmp_path / "runs" / "a"
     claim_workdir(workdir, load_config(config_file))
+    (workdir / "checkpoints").mkdir()
     claim_workdir(workdir, load_config(config_file))
     claim_workdir(workdir, load_config(config_file, {"train.num_steps": 200}))
     assert '"train.num_steps": 200' in (workdir / "config.json").read_text()
@@ -178,6 +185,28 @@ def test_workdir_of_another_configuration(config_file, tmp_path):
     (workdir / "config.json").write_text("{")
     with pytest.raises(UserError, match="is damaged"):
         claim_workdir(workdir, load_config(config_file))
+
+
+def test_what_may_differ_when_a_run_goes_on(config_file, tmp_path):
+    claim_workdir(tmp_path / "run", load_config(config_file))
+    (tmp_path / "run" / "checkpoints").mkdir()
+    claim_workdir(tmp_path / "run", load_config(config_file, {"train.num_steps": 3, "train.log_every": 2}))
+    with pytest.raises(UserError, match=r"differing in rl\.num_steps \(8 there, 4 now\)"):
+        claim_workdir(tmp_path / "run", load_config(config_file, {"rl.num_steps": 4, "train.num_steps": 3}))
+    evaluated_otherwise = load_config(config_file, {"evaluation.num_steps": 4, "evaluation.what": "ema"})
+    with pytest.raises(UserError, match=r"differing in evaluation\.num_steps .*, evaluation\.what"):
+        claim_workdir(tmp_path / "run", evaluated_otherwise)
+    claim_workdir(tmp_path / "run", evaluated_otherwise, free=(*FREE_FIELDS, *EVALUATION_FIELDS))
+    assert '"evaluation.what": "ema"' in (tmp_path / "run" / "config.json").read_text()
+
+
+def test_a_workdir_where_nothing_was_made_is_free(config_file, tmp_path):
+    claim_workdir(tmp_path, load_config(config_file, {"seed": 1}))  # beside the configuration's own file
+    with pytest.raises(UserError, match="seed"):
+        claim_workdir(tmp_path, load_config(config_file))
+    claim_workdir(tmp_path / "run", load_config(config_file, {"seed": 1}))
+    claim_workdir(tmp_path / "run", load_config(config_file))
+    assert '"seed": 0' in (tmp_path / "run" / "config.json").read_text()
 
 
 def test_unwritable_workdir(tmp_path):
@@ -248,6 +277,11 @@ def run(args):
         ("raise ValueError('the mask is empty: draw one')", "the mask is empty: draw one"),
         ("raise FileNotFoundError('no weights in x: download them')", "no weights in x: download them"),
         ("open('/nowhere/file')", "/nowhere/file does not exist"),
+        ("open('/')", "/ is a directory and not a file"),
+        ("open('/dev/null/file')", "/dev/null/file is no path, since a part of it is a file"),
+        ("import os; os.mkdir('/dev')", "/dev exists already"),
+        ("raise PermissionError(13, 'Permission denied', '/secret')", "/secret can't be opened (permission denied)"),
+        ("raise PermissionError('no access to the store')", "no access to the store"),
     ],
 )
 def test_errors_for_the_user(command, capsys, body, words):
@@ -255,10 +289,20 @@ def test_errors_for_the_user(command, capsys, body, words):
     assert words in one_sentence(capsys)
 
 
+@pytest.mark.parametrize("name", ["empty", "missing"])
+def test_a_tokenizer_without_its_files(command, capsys, tmp_path, name):
+    """transformers raises a plain ValueError for the one and a plain OSError for the other, many lines each."""
+    (tmp_path / "empty").mkdir()
+    body = f"from transformers import AutoTokenizer; AutoTokenizer.from_pretrained('{tmp_path / name}')"
+    assert cli.main([command(RAISES.format(body))]) == 2
+    assert f"the tokenizer in {tmp_path / name} can't be read" in one_sentence(capsys)
+
+
 @pytest.mark.parametrize(
     ("body", "kind"),
     [
         ("json.loads('{')", ValueError),  # raised by a library
+        ("raise OSError(28, 'No space left on device', 'x')", OSError),  # not what the command line says
         ("int('x')", ValueError),  # raised by an expression of ours
         ("import jax.numpy as jnp; jnp.zeros(3).reshape(2)", TypeError),
         ("import jax.numpy as jnp; jnp.concatenate([jnp.zeros(3), jnp.zeros((2, 2))])", (ValueError, TypeError)),
@@ -305,6 +349,38 @@ def test_the_commands_there_are_light_and_documented():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+TINY = str(Path(__file__).parents[1] / "configs" / "tiny.py")
+
+
+@pytest.fixture
+def evaluated(monkeypatch) -> list:
+    """What `onereward evaluate` was to evaluate: (configuration, workdir), without JAX."""
+    calls: list = []
+    stand_in = types.ModuleType("onereward_jax.evaluation.run")
+    stand_in.evaluate = lambda *arguments: calls.append(arguments)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
+    return calls
+
+
+def test_evaluate_before_training_makes_nothing(evaluated, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    assert cli.main(["evaluate", "--config", TINY, "--workdir", str(workdir)]) == 2
+    assert "run `onereward train` with this --workdir first" in one_sentence(capsys)
+    assert not workdir.exists()
+    assert not evaluated
+
+
+def test_evaluate_otherwise_than_planned(evaluated, tmp_path, capsys):
+    claim_workdir(tmp_path, load_config(TINY))
+    (tmp_path / "training.json").write_text("{}")
+    argv = ["evaluate", "--config", TINY, "--workdir", str(tmp_path)]
+    assert cli.main([*argv, "--config.evaluation.what=ema", "--config.preferences.part_size=10"]) == 0
+    ((config, workdir),) = evaluated
+    assert (config.evaluation.what, config.preferences.part_size, workdir) == ("ema", 10, tmp_path)
+    assert cli.main([*argv, "--config.rl.num_steps=9"]) == 2
+    assert "differing in rl.num_steps (8 there, 9 now)" in one_sentence(capsys)
 
 
 def test_fast_in_a_process_of_its_own(config_file):

@@ -53,7 +53,11 @@ def initial() -> State:
 def step(state, batch):
     """total ← 1.5 total + batch, so that a batch left out, repeated or out of order shows."""
     new = state.replace(step=state.step + 1, total=state.total * 1.5 + batch)
-    return new, {"learning/loss": new.total, "rewards/fill/structure": jnp.where(batch % 2 == 0, batch, jnp.nan)}
+    return new, {
+        "learning/loss": new.total,
+        "rewards/fill/structure": jnp.where(batch % 2 == 0, batch, jnp.nan),
+        "rewards/mean": batch,
+    }
 
 
 def expected_total(steps: int) -> float:
@@ -108,6 +112,39 @@ def test_nothing_to_do(tmp_path):
 
     assert float(run(tmp_path, step=never).total) == expected_total(7)
     assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_fewer_steps_than_are_done(tmp_path):
+    loop.run(step=step, state=initial(), batches=Counter(), num_steps=3, workdir=tmp_path)
+    with pytest.raises(UserError, match="gone on to step 3"):
+        loop.run(step=step, state=initial(), batches=Counter(), num_steps=2, workdir=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["learning/loss", "learning/grad_norm"])
+def test_divergence_stops_before_the_next_checkpoint(tmp_path, name):
+    def diverging(state, batch):
+        state, metrics = step(state, batch)
+        return state, metrics | {name: jnp.where(state.step == 4, jnp.nan, 1.0)}
+
+    with pytest.raises(UserError, match=f"diverged: {name} is nan at step 4"):
+        loop.run(
+            step=diverging,
+            state=initial(),
+            batches=Counter(),
+            num_steps=9,
+            workdir=tmp_path,
+            checkpoint_every=2,
+            keep=9,
+        )
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir() if path.is_dir()) == ["step_00000002"]
+    assert read_metrics(tmp_path / "metrics.jsonl")[-1]["step"] == 3
+
+
+def test_one_process_at_a_time(tmp_path):
+    with loop._alone_in(tmp_path), pytest.raises(UserError, match="another process"):
+        loop.run(step=step, state=initial(), batches=Counter(), num_steps=2, workdir=tmp_path)
+    assert not (tmp_path / "metrics.jsonl").exists()
+    loop.run(step=step, state=initial(), batches=Counter(), num_steps=2, workdir=tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

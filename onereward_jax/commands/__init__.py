@@ -7,14 +7,22 @@ the whole docstring is in its own `--help`. It has
     def run(args: argparse.Namespace) -> int | None              the exit code, None for 0
 
 and imports JAX and everything that imports JAX inside `run`, so that a wrong command line is answered at once. A
-command of a configuration calls `config_arguments(parser)` and finds the loaded, locked `ConfigDict` in `args.config`.
+command of a configuration calls `config_arguments(parser, needs=...)` and finds the loaded, validated, locked
+`ConfigDict` in `args.config`.
 """
 
 import argparse
+from collections.abc import Sequence
 
 
-def config_arguments(parser: argparse.ArgumentParser, default: str | None = None, workdir: bool = True) -> None:
-    """Adds `--config FILE[:VARIANT]`, its overrides `--config.field=value`, and `--workdir DIR`."""
+def config_arguments(
+    parser: argparse.ArgumentParser, default: str | None = None, workdir: bool = True, needs: Sequence[str] = ()
+) -> None:
+    """Adds `--config FILE[:VARIANT]`, its overrides `--config.field=value`, and `--workdir DIR`.
+
+    `needs` names the groups that the command reads; a configuration without one is refused.
+    """
+    parser.set_defaults(config_needs=tuple(needs))
     parser.add_argument(
         "--config",
         metavar="FILE[:VARIANT]",

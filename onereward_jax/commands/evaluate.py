@@ -1,16 +1,22 @@
 """Evaluates a finished run on held-out scenes; writes WORKDIR/evaluation.json and WORKDIR/report.html."""
 
 import argparse
+from pathlib import Path
 
 from onereward_jax.commands import config_arguments
-from onereward_jax.configuration import claim_workdir
+from onereward_jax.configuration import EVALUATION_FIELDS, FREE_FIELDS, claim_workdir
+from onereward_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    config_arguments(parser)
+    config_arguments(parser, needs=("algorithm", "data", "evaluation", "model", "preferences", "train"))
 
 
 def run(args: argparse.Namespace) -> None:
+    # Before the claim, which would make the directory.
+    if not (Path(args.workdir) / "training.json").exists():
+        raise UserError(f"{args.workdir} holds no trained policy: run `onereward train` with this --workdir first")
+
     from onereward_jax.evaluation.run import evaluate
 
-    evaluate(args.config, claim_workdir(args.workdir, args.config))
+    evaluate(args.config, claim_workdir(args.workdir, args.config, (*FREE_FIELDS, *EVALUATION_FIELDS)))

@@ -1,6 +1,6 @@
-"""Makes preference data on the proving ground: the base model's candidates, a simulated annotator's choices.
+"""Makes preference data on the proving ground: candidates of the training split, a simulated annotator's choices.
 
-Writes WORKDIR/train and WORKDIR/test; a second call goes on where the first stopped.
+Writes WORKDIR/train; a second call goes on where the first stopped.
 """
 
 import argparse
@@ -10,12 +10,19 @@ from onereward_jax.configuration import claim_workdir
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    config_arguments(parser)
+    config_arguments(parser, needs=("data", "preferences"))
 
 
 def run(args: argparse.Namespace) -> None:
     from onereward_jax.judge.preferences import make_preferences
 
     workdir = claim_workdir(args.workdir, args.config)
-    make_preferences(args.config, workdir / "train", "train", args.config.preferences.scenes_per_task)
-    make_preferences(args.config, workdir / "test", "test", args.config.preferences.test_scenes_per_task)
+    settings = args.config.preferences
+    make_preferences(
+        args.config,
+        workdir / "train",
+        "train",
+        model=settings.base,
+        planted=settings.planted_scenes_per_task,
+        base=settings.scenes_per_task,
+    )

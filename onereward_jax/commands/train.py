@@ -3,14 +3,14 @@
 import argparse
 
 from onereward_jax.commands import config_arguments
-from onereward_jax.configuration import claim_workdir
+from onereward_jax.configuration import EVALUATION_FIELDS, FREE_FIELDS, claim_workdir
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    config_arguments(parser)
+    config_arguments(parser, needs=("algorithm", "data", "mesh", "model", "optimizer", "rl", "train"))
 
 
 def run(args: argparse.Namespace) -> None:
     from onereward_jax.rl.training import train
 
-    train(args.config, claim_workdir(args.workdir, args.config))
+    train(args.config, claim_workdir(args.workdir, args.config, (*FREE_FIELDS, *EVALUATION_FIELDS)))

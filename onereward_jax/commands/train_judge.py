@@ -7,10 +7,10 @@ from onereward_jax.configuration import claim_workdir
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    config_arguments(parser)
+    config_arguments(parser, needs=("data", "judge", "mesh", "optimizer", "preferences", "train"))
 
 
 def run(args: argparse.Namespace) -> None:
-    from onereward_jax.judge.trainer import train_judge
+    from onereward_jax.judge.training import train_judge
 
     train_judge(args.config, claim_workdir(args.workdir, args.config))

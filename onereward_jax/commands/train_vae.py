@@ -7,7 +7,7 @@ from onereward_jax.configuration import claim_workdir
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    config_arguments(parser)
+    config_arguments(parser, needs=("data", "mesh", "optimizer", "train", "vae"))
 
 
 def run(args: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from onereward_jax import tasks
 from onereward_jax.data.proving_ground import ProvingGround, Scene
 from onereward_jax.data.proving_ground.scorer import TIE_MARGIN, score
+from onereward_jax.errors import UserError
 from onereward_jax.evaluation import accuracy, gsb
 from onereward_jax.evaluation.record import write_evaluation
 from onereward_jax.evaluation.report import ExampleRow, write_report
@@ -35,12 +36,18 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     Writes workdir/evaluation.json and workdir/report.html.
 
     Raises:
-      FileNotFoundError: the run has not ended, or a model is missing.
+      FileNotFoundError, UserError: the run has not ended, or a model is missing.
     """
     started = time.perf_counter()
     trained = workdir / "export"
-    if not (trained / "policy").is_dir():
+    if not (workdir / "training.json").exists():
         raise FileNotFoundError(f"{workdir} holds no trained policy: run `onereward train` with this --workdir first")
+    training = json.loads((workdir / "training.json").read_text())
+    if training["step"] != config.train.num_steps:
+        raise UserError(
+            f"the policy in {workdir} is of step {training['step']}, not of train.num_steps {config.train.num_steps}:"
+            " run `onereward train` to its end, or give the number of steps that it has"
+        )
     pipeline = FillPipeline.from_pretrained(config.model.base)
     judge = Judge.from_pretrained(config.model.judge)
     settings = config.evaluation
@@ -52,8 +59,8 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     ground = ProvingGround("test", config.data.resolution, config.data.seed, config.data.photos or None)
     for task in tasks.TASKS:
         scenes = [ground.scene(index, task) for index in range(settings.scenes_per_task)]
-        before, after = (_pictures(pipeline, params, scenes, config, task) for params in (base, policy))
-        shown = _pictures(pipeline, reference, scenes[: settings.pictures_per_task], config, task)
+        before, after = (pictures_of(pipeline, params, scenes, config) for params in (base, policy))
+        shown = pictures_of(pipeline, reference, scenes[: settings.pictures_per_task], config)
         p_yes, p_yes_swapped = _views(judge, scenes, after, before, config)
         for row, scene in enumerate(tqdm(scenes, desc=f"scoring {task}", leave=False)):
             comparison = gsb.Comparison(
@@ -64,9 +71,9 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
                 examples.append(_example(scene, before[row], shown[row], after[row], comparison))
 
     judged = accuracy.judge_accuracy(_judge_records(judge, ground, config, workdir / "preferences"))
-    training = json.loads((workdir / "training.json").read_text())
     evaluation = {
         "algorithm": config.algorithm,
+        "what": settings.what,
         "judge_accuracy": accuracy.table(judged),
         "judge_ceiling": accuracy.table(judged, "ceiling"),
         "gsb": gsb.good_same_bad(comparisons),
@@ -91,12 +98,16 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     return evaluation
 
 
-def _pictures(
-    pipeline: FillPipeline, params: Any, scenes: Sequence[Scene], config: ConfigDict, task: str
+def pictures_of(
+    pipeline: FillPipeline, params: Any, scenes: Sequence[Scene], config: ConfigDict, candidate: int = 0
 ) -> np.ndarray:
-    """uint8 (S, H, W, 3); the noise of a scene is the same for every parameter set."""
+    """The model's answers to scenes of one task, uint8 (S, H, W, 3), as `config.evaluation` says.
+
+    The noise of a scene is the same for every parameter set; `candidate` numbers different ones.
+    """
     settings = config.evaluation
-    key = jax.random.fold_in(jax.random.key(config.seed), tasks.TASKS.index(task))
+    task = scenes[0].sample.task
+    key = jax.random.fold_in(jax.random.key(config.seed), tasks.TASKS.index(task) + len(tasks.TASKS) * candidate)
     pictures = []
     for rows in tqdm(list(_batches(len(scenes), settings.batch_size)), desc=f"{task}", leave=False):
         batch = [scenes[row] for row in rows]
@@ -158,7 +169,9 @@ def ask_both_orders(
 
 def _judge_records(judge: Judge, ground: ProvingGround, config: ConfigDict, directory: Path) -> list[accuracy.Record]:
     """The judge on held-out preferences: what it says of every annotated pair, and what is true."""
-    make_preferences(config, directory, "test", config.evaluation.judge_scenes_per_task)
+    make_preferences(
+        config, directory, "test", model=config.model.base, planted=0, base=config.evaluation.judge_scenes_per_task
+    )
     candidates, pairs = read_pairs(directory)
     pick = lambda pair, which: candidates[pair.part][pair.row, which]  # noqa: E731
     first = np.stack([pick(pair, pair.first) for pair in pairs])

@@ -14,7 +14,7 @@ import numpy as np
 from onereward_jax.flow import conditioning, sampler
 from onereward_jax.flow.prompts import PromptEncoder
 from onereward_jax.flow.schedule import Shift, sigmas
-from onereward_jax.weights.export import save_component
+from onereward_jax.weights.export import save_component, whole_directory
 from onereward_jax.weights.load import load_component
 
 
@@ -58,23 +58,22 @@ class FillPipeline:
 
     def save_pretrained(self, directory: str | Path, dtype: str = "float32") -> None:
         """Writes the directory that `from_pretrained` and diffusers' FluxFillPipeline open."""
-        directory = Path(directory)
-        save_component(directory / "transformer", "transformer", self.transformer, self.params["transformer"], dtype)
-        save_component(directory / "vae", "vae", self.vae, self.params["vae"], dtype)
         prompts = self.prompts
-        save_component(
-            directory / "text_encoder", "text_encoder", prompts.text_encoder, prompts.text_encoder_params, dtype
-        )
-        save_component(
-            directory / "text_encoder_2", "text_encoder_2", prompts.text_encoder_2, prompts.text_encoder_2_params, dtype
-        )
-        prompts.tokenizer.save_pretrained(directory / "tokenizer")
-        prompts.tokenizer_2.save_pretrained(directory / "tokenizer_2")
-        (directory / "scheduler").mkdir(exist_ok=True)
-        (directory / "scheduler" / "scheduler_config.json").write_text(
-            json.dumps(_scheduler_config(self.shift), indent=2)
-        )
-        (directory / "model_index.json").write_text(json.dumps(_MODEL_INDEX, indent=2))
+        components = {
+            "transformer": (self.transformer, self.params["transformer"]),
+            "vae": (self.vae, self.params["vae"]),
+            "text_encoder": (prompts.text_encoder, prompts.text_encoder_params),
+            "text_encoder_2": (prompts.text_encoder_2, prompts.text_encoder_2_params),
+        }
+        with whole_directory(Path(directory)) as partial:
+            for name, (module, params) in components.items():
+                save_component(partial / name, name, module, params, dtype)
+            prompts.tokenizer.save_pretrained(partial / "tokenizer")
+            prompts.tokenizer_2.save_pretrained(partial / "tokenizer_2")
+            (partial / "scheduler").mkdir()
+            scheduler = json.dumps(_scheduler_config(self.shift), indent=2)
+            (partial / "scheduler" / "scheduler_config.json").write_text(scheduler)
+            (partial / "model_index.json").write_text(json.dumps(_MODEL_INDEX, indent=2))
 
     def generate(
         self,

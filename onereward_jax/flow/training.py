@@ -13,16 +13,14 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from onereward_jax import loop, tasks
-from onereward_jax.data import mixture
+from onereward_jax import tasks, trainer
 from onereward_jax.data.proving_ground import ProvingGround, all_prompts
 from onereward_jax.data.proving_ground.tokenizers import write_clip_tokenizer, write_t5_tokenizer
 from onereward_jax.flow import conditioning, losses
 from onereward_jax.flow.pipeline import FillPipeline
 from onereward_jax.flow.prompts import PromptEncoder
 from onereward_jax.flow.schedule import Shift
-from onereward_jax.mesh import batch_sharding, make_mesh
-from onereward_jax.train_state import TrainState, compile_step, create_state, make_optimizer, supervised_step
+from onereward_jax.train_state import TrainState, create_state, make_optimizer, supervised_step
 from onereward_jax.weights import clip, flux, t5, vae
 from onereward_jax.weights.export import save_component
 from onereward_jax.weights.load import load_component
@@ -37,13 +35,12 @@ def train_vae(config: ConfigDict, workdir: Path) -> None:
     optimizer = make_optimizer(**config.optimizer)
     loss = losses.vae_loss(module, config.vae.kl_weight, config.vae.edge_weight, config.vae.square_weight)
     ground = ProvingGround("train", config.data.resolution, config.data.seed, config.data.photos or None)
-    state = _run(
+    state = trainer.train(
         config,
-        supervised_step(loss, optimizer, config.vae.ema_decay),
-        lambda: create_state(init_params(module, vae, config.seed), optimizer, config.seed),
-        frozen={},
+        workdir,
+        step=supervised_step(loss, optimizer, config.vae.ema_decay),
+        new_state=lambda: create_state(init_params(module, vae, config.seed), optimizer, config.seed),
         record=lambda index, task: {"image": ground.scene(index, task).target},
-        workdir=workdir,
         description="autoencoder",
     )
     images = jnp.asarray(np.stack([ground.scene(i, "image_fill").target for i in range(256)]))
@@ -56,7 +53,7 @@ def train_base(config: ConfigDict, workdir: Path) -> None:
     """Trains transformer and text encoders of `config.base` by flow matching on the autoencoder of
     `config.base.vae`; exports the whole model to workdir/export.
 
-    A share `config.base.target_flaws` of the scenes shows a flawed answer, as pictures from the web would:
+    A share `config.data.target_flaws` of the scenes shows a flawed answer, as pictures from the web would:
     that leaves reward feedback learning something to improve.
     """
     autoencoder, autoencoder_params = load_component(Path(config.base.vae), "vae", "float32")
@@ -119,14 +116,13 @@ def train_base(config: ConfigDict, workdir: Path) -> None:
         prompt_dropout=config.base.prompt_dropout,
         shift=shift,
     )
-    state = _run(
+    state = trainer.train(
         config,
-        supervised_step(loss, optimizer, config.base.ema_decay),
-        new_state,
-        frozen={},
+        workdir,
+        step=supervised_step(loss, optimizer, config.base.ema_decay),
+        new_state=new_state,
         record=record,
         prepare=prepare,
-        workdir=workdir,
         description="flow matching",
     )
     pipeline(jax.device_get(state.ema)).save_pretrained(export)
@@ -150,7 +146,7 @@ def encoded_scenes(
         if not path.exists():
             parts = []
             for start in tqdm(range(0, config.base.scenes_per_task, batch_size), desc=f"encoding {task}"):
-                scenes = [ground.scene(start + i, task, config.base.target_flaws) for i in range(batch_size)]
+                scenes = [ground.scene(start + i, task, config.data.target_flaws) for i in range(batch_size)]
                 stack = lambda pick: jnp.asarray(np.stack([pick(scene) for scene in scenes]))  # noqa: B023, E731
                 arrays = encode(
                     params, stack(lambda s: s.sample.image), stack(lambda s: s.sample.mask), stack(lambda s: s.target)
@@ -168,44 +164,3 @@ def encoded_scenes(
 def init_params(module: Any, weights: Any, seed: int) -> Any:
     """Fresh parameters of a module; `weights` is its file in `onereward_jax.weights`."""
     return jax.jit(module.init)(jax.random.key(seed), *weights.example_inputs(module))["params"]
-
-
-def _run(
-    config: ConfigDict,
-    step: Callable,
-    new_state: Callable[[], TrainState],
-    *,
-    frozen: Any,
-    record: Callable[[int, str], dict],
-    workdir: Path,
-    description: str,
-    prepare: Callable[[dict], dict] = lambda batch: batch,
-) -> TrainState:
-    mesh = make_mesh(**config.mesh)
-    compiled, state, frozen = compile_step(step, new_state, frozen, mesh)
-    batches = mixture.mixture(
-        dict(config.data.task_weights),
-        record,
-        seed=config.seed,
-        batch_size=config.train.batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        num_threads=config.data.loader_threads,
-    )
-
-    def place(batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-        arrays = prepare(batch)
-        return jax.device_put(arrays | {"index": arrays["index"].astype(np.int32)}, batch_sharding(mesh))
-
-    return loop.run(
-        step=lambda state, batch: compiled(state, frozen, batch),
-        state=state,
-        batches=iter(batches),
-        prepare=place,
-        num_steps=config.train.num_steps,
-        workdir=workdir,
-        checkpoint_every=config.train.checkpoint_every,
-        keep=config.train.keep_checkpoints,
-        log_every=config.train.log_every,
-        description=description,
-    )

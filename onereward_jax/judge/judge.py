@@ -16,7 +16,7 @@ from onereward_jax.judge import reward
 from onereward_jax.judge.reward import ImageTokens
 from onereward_jax.judge.vision import ImageSettings
 from onereward_jax.weights import qwen2_5_vl
-from onereward_jax.weights.export import save_component
+from onereward_jax.weights.export import save_component, whole_directory
 from onereward_jax.weights.load import load_component
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
@@ -157,14 +157,14 @@ class Judge:
         Args:
           params: instead of the judge's own.
         """
-        directory = pathlib.Path(directory)
-        save_component(directory, "judge", self.model, self.params if params is None else params, dtype)
         if not self.tokenizer.chat_template:
             self.tokenizer.chat_template = questions.CHAT_TEMPLATE
-        self.tokenizer.save_pretrained(directory)
-        (directory / PREPROCESSOR_FILE).write_text(json.dumps(self.settings.to_config(), indent=2) + "\n")
         templates = {"template": self.template, "template_with_prompt": self.template_with_prompt}
-        (directory / QUESTIONS_FILE).write_text(json.dumps(templates, indent=2) + "\n")
+        with whole_directory(pathlib.Path(directory)) as partial:
+            save_component(partial, "judge", self.model, self.params if params is None else params, dtype)
+            self.tokenizer.save_pretrained(partial)
+            (partial / PREPROCESSOR_FILE).write_text(json.dumps(self.settings.to_config(), indent=2) + "\n")
+            (partial / QUESTIONS_FILE).write_text(json.dumps(templates, indent=2) + "\n")
 
     # Questions.
 

@@ -1,34 +1,44 @@
 """Preference data of the proving ground: four candidates a scene, a simulated annotator's best and worst.
 
-A directory holds parts, each `part-00000.npz` (candidates, uint8 (S, 4, H, W, 3)) and `part-00000.jsonl`, a line a
-scene:
+A directory holds parts, each `planted-00000.npz` or `base-00000.npz` (candidates, uint8 (S, 4, H, W, 3)) and a file
+.jsonl of the same name, a line a scene:
 
-    {"index": 17, "task": "image_fill", "prompt": "a small red circle", "source": "base",
+    {"index": 17, "task": "image_fill", "prompt": "a small red circle",
      "candidates": [{"num_steps": 6, "stop": 3, ...}, ...],
      "preferences": [{"dimension": "structure", "winner": 2, "loser": 0}, ...]}
 
-Half of the scenes show the right answer with planted defects: they teach the judge to see before the model's own
-pictures teach it what to look for. The others show the base model's pictures, made with random settings as the paper
-does, one-step predictions among them, since those are what the judge is shown in reward feedback learning.
+Planted parts show right answers with planted defects: they teach the judge to see. Most of them went through the
+autoencoder, where noise on the latents leaves the artefacts that a policy in search of reward would find. Base parts
+show the base model's pictures, made with random settings as the paper does, one-step predictions among them, since
+those are what the judge is shown in reward feedback learning.
 """
 
 import dataclasses
+import functools
 import json
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from onereward_jax.data.proving_ground import ProvingGround, Scene, defects
 from onereward_jax.data.proving_ground.annotator import annotate
+from onereward_jax.errors import UserError
+from onereward_jax.flow import conditioning
 from onereward_jax.flow.pipeline import FillPipeline, latent_shape, sample_noise
+from onereward_jax.judge.batches import MAX_DIMENSIONS
+from onereward_jax.metrics import write_json
 from onereward_jax.tasks import TASKS, dimensions_of
+from onereward_jax.weights.load import load_component
 
 CANDIDATES = 4
+COMPLETE = "complete.json"  # written last
 NEGATIVE_PROMPTS = ("", "nsfw", "blurry", "low quality")
 
 
@@ -51,60 +61,100 @@ class Pair(NamedTuple):
     labels: dict[str, int]
 
 
-def make_preferences(config: ConfigDict, directory: Path, split: str, scenes_per_task: int) -> None:
-    """Makes candidates and preferences for scenes of a split; goes on where an earlier call stopped.
+def make_preferences(config: ConfigDict, directory: Path, split: str, *, model: str, planted: int, base: int) -> None:
+    """Makes candidates and preferences for scenes of a split; goes on where an earlier call with the same settings
+    stopped.
 
     Args:
       config: of the judge's training; `config.preferences` says how candidates are made.
       directory: gets the parts.
       split: "train" or "test".
+      model: directory of the base model.
+      planted: scenes a task with planted defects; base: scenes a task with the base model's pictures, others
+        than those.
     """
     settings = config.preferences
     ground = ProvingGround(split, config.data.resolution, config.data.seed, config.data.photos or None)
-    pipeline = FillPipeline.from_pretrained(settings.base)
+    _start_over_if_other(directory, {"seed": config.seed, "model": model, "planted": planted, "base": base}, config)
+    makers: list[tuple[str, int, range, Callable]] = []
+    if planted:
+        autoencoder, params = load_component(Path(model) / "vae", "vae", "float32")
+        makers.append(("planted", 0, range(planted), functools.partial(_planted, autoencoder, params)))
+    if base:
+        pipeline = FillPipeline.from_pretrained(model)
+        makers.append(("base", 1, range(planted, planted + base), functools.partial(_generated, pipeline)))
+    for source, source_seed, indices, make in makers:
+        parts = [(task, start) for start in indices[:: settings.part_size] for task in TASKS]
+        for number, (task, start) in enumerate(tqdm(parts, desc=f"preferences ({split}, {source})", mininterval=5)):
+            path = directory / f"{source}-{number:05d}.npz"
+            if path.exists():
+                continue
+            generator = np.random.default_rng((config.seed, ("train", "test").index(split), source_seed, number))
+            rows = range(start, min(start + settings.part_size, indices.stop))
+            scenes = [ground.scene(index, task) for index in rows]
+            candidates, made_by = make(scenes, config, generator)
+            _write_part(path, rows, scenes, candidates, made_by, settings, generator)
+    write_json(directory / COMPLETE, {"parts": len(_parts_of(directory))})
+
+
+def _start_over_if_other(directory: Path, made_of: dict[str, Any], config: ConfigDict) -> None:
+    """Parts that were made by other settings are of no use, and quick to make again."""
+    new = made_of | {"preferences": config.preferences.to_dict(), "data": config.data.to_dict()}
+    new["data"].pop("loader_threads", None)
+    path = directory / "made_of.json"
+    if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(new)):
+        shutil.rmtree(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    size = settings.part_size
-    parts = [(task, start) for start in range(0, scenes_per_task, size) for task in TASKS]
-    for number, (task, start) in enumerate(tqdm(parts, desc=f"preferences ({split})")):
-        path = directory / f"part-{number:05d}.npz"
-        if path.exists():
-            continue
-        generator = np.random.default_rng((config.seed, ("train", "test").index(split), number))
-        scenes = [ground.scene(index, task) for index in range(start, start + size)]
-        planted = generator.random() < settings.planted_share
-        make = _planted if planted else _generated
-        candidates, made_by = make(scenes, pipeline, config, generator)
-        lines = []
-        for row, scene in enumerate(scenes):
-            preferences = annotate(
-                scene, list(candidates[row]), generator, settings.annotator_noise, settings.annotator_margin
-            )
-            lines.append(
-                {
-                    "index": start + row,
-                    "task": task,
-                    "prompt": scene.sample.prompt,
-                    "source": "planted" if planted else "base",
-                    "candidates": made_by[row],
-                    "preferences": [dataclasses.asdict(preference) for preference in preferences],
-                }
-            )
-        # The pictures' file comes last: it says that the part is whole.
-        path.with_suffix(".jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-        partial = path.with_name(f"partial-{path.name}")
-        np.savez(partial, candidates=candidates)
-        partial.replace(path)
+    write_json(path, new)
+
+
+def _parts_of(directory: Path) -> list[Path]:
+    return sorted(path for path in directory.glob("*.npz") if not path.name.startswith("partial."))
+
+
+def _write_part(
+    path: Path,
+    indices: Sequence[int],
+    scenes: Sequence[Scene],
+    candidates: np.ndarray,
+    made_by: list[list[dict]],
+    settings: ConfigDict,
+    generator: np.random.Generator,
+) -> None:
+    lines = []
+    for row, scene in enumerate(scenes):
+        preferences = annotate(
+            scene, list(candidates[row]), generator, settings.annotator_noise, settings.annotator_margin
+        )
+        lines.append(
+            {
+                "index": indices[row],
+                "task": scene.sample.task,
+                "prompt": scene.sample.prompt,
+                "candidates": made_by[row],
+                "preferences": [dataclasses.asdict(preference) for preference in preferences],
+            }
+        )
+    # The pictures' file comes last: it says that the part is whole.
+    path.with_suffix(".jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    partial = path.with_name(f"partial.{path.name}")
+    np.savez(partial, candidates=candidates)
+    partial.replace(path)
 
 
 def read_pairs(directory: Path) -> tuple[list[np.ndarray], list[Pair]]:
     """Candidates of every part, (S, 4, H, W, 3) each, and the pairs that were annotated in any dimension.
 
     Raises:
-      FileNotFoundError: the directory holds no preferences.
+      UserError: the directory holds no preferences, or not all of them.
     """
-    paths = sorted(Path(directory).glob("part-*.npz"))
-    if not paths:
-        raise FileNotFoundError(f"{directory} holds no preference data: make it with `onereward make-preferences`")
+    paths = _parts_of(Path(directory))
+    complete = Path(directory) / COMPLETE
+    if not paths or not complete.exists() or json.loads(complete.read_text())["parts"] != len(paths):
+        raise UserError(
+            f"{directory} holds no whole preference data: run `onereward make-preferences`,"
+            " which goes on where it stopped"
+        )
     candidates: list[np.ndarray] = []
     pairs: list[Pair] = []
     for number, path in enumerate(paths):
@@ -128,19 +178,18 @@ def _pairs_of(record: dict, part: int, row: int) -> Iterator[Pair]:
 
 def label_row(pair: Pair) -> np.ndarray:
     """(E,) labels in the order of the task's dimensions: +1, −1, or 0 where the annotator saw no difference."""
-    from onereward_jax.judge.batches import MAX_DIMENSIONS
-
     labels = [pair.labels.get(dimension, 0) for dimension in dimensions_of(pair.task, pair.prompt)]
     return np.asarray(labels + [0] * (MAX_DIMENSIONS - len(labels)), np.int32)
 
 
 def _planted(
-    scenes: list[Scene], pipeline: FillPipeline, config: ConfigDict, generator: np.random.Generator
+    autoencoder: Any, params: Any, scenes: list[Scene], config: ConfigDict, generator: np.random.Generator
 ) -> tuple[np.ndarray, list[list[dict]]]:
-    """The right answer with up to two random defects each."""
+    """The right answer with up to two random defects each; most scenes through the autoencoder."""
+    settings = config.preferences
     pictures, made_by = [], []
     for scene in scenes:
-        kinds = defects.applicable(scene)
+        kinds = [kind for kind in defects.applicable(scene) if kind not in _UNSEEN]
         images, notes = [], []
         for _ in range(CANDIDATES):
             image, note = scene.target, {}
@@ -151,11 +200,55 @@ def _planted(
             notes.append(note)
         pictures.append(np.stack(images))
         made_by.append(notes)
-    return np.stack(pictures), made_by
+    candidates = np.stack(pictures)
+
+    # All four candidates of a scene, or none: that a picture was decoded says nothing about it.
+    through = np.flatnonzero(generator.random(len(scenes)) < settings.decoded_share)
+    noise = np.zeros((len(scenes), CANDIDATES, *latent_shape(autoencoder, *candidates.shape[2:4])), np.float32)
+    for row in through:
+        for column in range(CANDIDATES):
+            if generator.random() < settings.latent_noise_share:
+                strength = float(generator.uniform(0.1, settings.max_latent_noise))
+                made_by[row][column]["latent_noise"] = strength
+                noise[row, column] = strength * _latent_noise(scenes[row], noise.shape[2:], generator)
+    for start in range(0, len(scenes), _DECODED_AT_ONCE):
+        rows = slice(start, start + _DECODED_AT_ONCE)
+        flat = candidates[rows].reshape(-1, *candidates.shape[2:])
+        decoded = _through_autoencoder(params, flat, noise[rows].reshape(-1, *noise.shape[2:]), autoencoder=autoencoder)
+        decoded = np.round(np.asarray(decoded) * 255).astype(np.uint8).reshape(candidates[rows].shape)
+        chosen = np.isin(np.arange(len(scenes))[rows], through)
+        candidates[rows][chosen] = decoded[chosen]
+    return candidates, made_by
+
+
+# The judge sees no source: that the kept part has moved is nothing that it could know.
+_UNSEEN = ("outside",)
+_DECODED_AT_ONCE = 8  # scenes
+
+
+def _latent_noise(scene: Scene, shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
+    """Noise of deviation about 1 for a latent (h, w, C): fine, coarse or one value, in the hole or everywhere."""
+    height, width, channels = shape
+    grain = int(generator.choice([1, 4, height]))
+    coarse = generator.normal(size=(-(-height // grain), -(-width // grain), channels))
+    noise = np.repeat(np.repeat(coarse, grain, axis=0), grain, axis=1)[:height, :width]
+    if generator.random() < 0.7:
+        mask = scene.sample.mask.astype(np.float32)
+        factor = mask.shape[0] // height
+        noise = noise * mask.reshape(height, factor, width, factor).mean(axis=(1, 3))[..., None]
+    return noise
+
+
+@functools.partial(jax.jit, static_argnames="autoencoder")
+def _through_autoencoder(params: Any, images: jax.Array, noise: jax.Array, *, autoencoder: Any) -> jax.Array:
+    """uint8 (N, H, W, 3) -> float (N, H, W, 3) in [0, 1], decoded from their latents plus noise (N, h, w, C)."""
+    latents = conditioning.encode_image(autoencoder, params, conditioning.to_model_range(images))
+    decoded = conditioning.decode_latents(autoencoder, params, latents + noise)
+    return jnp.clip(conditioning.to_unit_range(decoded), 0.0, 1.0)
 
 
 def _generated(
-    scenes: list[Scene], pipeline: FillPipeline, config: ConfigDict, generator: np.random.Generator
+    pipeline: FillPipeline, scenes: list[Scene], config: ConfigDict, generator: np.random.Generator
 ) -> tuple[np.ndarray, list[list[dict]]]:
     """The base model's pictures under random settings, the same for all scenes of a part."""
     images = np.stack([scene.sample.image for scene in scenes])

@@ -1,70 +1,78 @@
-"""Training the judge on preferences (Eq. 3): loss and metrics, pure."""
+"""The judge's training run (Eq. 3): preference data in, a judge in transformers' layout out."""
 
-from collections.abc import Callable
-from typing import Any
+from pathlib import Path
 
 import jax
-import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
 
-from onereward_jax.tasks import CELLS
+from onereward_jax import trainer
+from onereward_jax.data.proving_ground import all_prompts
+from onereward_jax.data.proving_ground.tokenizers import write_qwen2_tokenizer
+from onereward_jax.errors import UserError
+from onereward_jax.judge.batches import question_batch
+from onereward_jax.judge.judge import Judge
+from onereward_jax.judge.objective import make_loss
+from onereward_jax.judge.preferences import Pair, label_row, read_pairs
+from onereward_jax.tasks import CELLS, question
+from onereward_jax.train_state import create_state, make_optimizer, supervised_step
 
-# (params, batch, both_orders=True) -> (2, B, D, 2): `Judge.apply`
-ApplyBothOrders = Callable[..., jax.Array]
+
+def train_judge(config: ConfigDict, workdir: Path) -> None:
+    """Trains the judge of `config.judge` on `config.preferences.directory`; exports it to workdir/export."""
+    candidates, pairs = read_pairs(Path(config.preferences.directory) / "train")
+    by_task: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        by_task.setdefault(pair.task, []).append(pair)
+
+    if missing := [task for task, weight in config.data.task_weights.items() if weight and task not in by_task]:
+        raise UserError(
+            f"the preferences have no pair of {', '.join(missing)}: make more, or set its data.task_weights to 0"
+        )
+    judge = new_judge(config, workdir / "export")
+    optimizer = make_optimizer(**config.optimizer)
+
+    def record(index: int, task: str) -> dict[str, np.ndarray]:
+        generator = np.random.default_rng((config.seed, index))
+        pair = by_task[task][generator.integers(len(by_task[task]))]
+        images, labels = candidates[pair.part][pair.row], label_row(pair)
+        first, second = pair.first, pair.second
+        if generator.random() < 0.5:  # which of the two stands first says nothing
+            first, second, labels = second, first, -labels
+        return {
+            "first": images[first],
+            "second": images[second],
+            "label": labels,
+            "task": np.str_(task),
+            "prompt": np.str_(pair.prompt),
+        }
+
+    def prepare(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        tasks, prompts = ([str(text) for text in batch.pop(name)] for name in ("task", "prompt"))
+        return batch | question_batch(judge, tasks, prompts, config.question_length)
+
+    state = trainer.train(
+        config,
+        workdir,
+        step=supervised_step(make_loss(judge.apply), optimizer, config.judge.ema_decay),
+        new_state=lambda: create_state(judge.params, optimizer, config.seed),
+        record=record,
+        prepare=prepare,
+        description="judge",
+        progress={"loss": "learning/loss", "accuracy": "judge/accuracy"},
+        optional=("judge/accuracy/",),
+    )
+    judge.save_pretrained(workdir / "export", jax.device_get(state.ema))
 
 
-def preference_loss(apply: ApplyBothOrders, params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict]:
-    """Eq. 3: −½ E[log P(Yes | winner, loser, q) + log P(No | loser, winner, q)], over annotated dimensions.
-
-    Both orders of a pair are in one batch, and all its dimensions ask on one shared prefix.
-
-    Args:
-      apply: `Judge.apply`: (params, batch, both_orders=True) -> log P(Yes), log P(No), float32 (2, B, D, 2).
-      params: of the judge.
-      batch: first, second: (B, H, W, 3) in [0, 1]
-        question_ids (B, D, S), question_lengths (B, D)
-        label: (B, D), +1 the first image wins, −1 the second, 0 not annotated
-        weights: (B, D), of each dimension; 1 if absent
-        cell: optional int32 (B, D), index into `tasks.CELLS`, −1 on padding: accuracy of each cell as well
-
-    Returns:
-      The loss and metrics, scalars: `judge/accuracy` (the pair's two answers averaged), `judge/accuracy_as_given`
-      and `judge/accuracy_swapped` (each order by itself), `judge/p_answers` (what Yes and No take of the whole
-      vocabulary's probability), `judge/accuracy/<task>/<dimension>` (NaN where the batch has no such cell).
-    """
-    log_p = apply(params, batch, both_orders=True)
-    label = batch["label"].astype(jnp.float32)
-    weights = batch.get("weights", jnp.ones_like(label)) * (label != 0)
-    mean = lambda x: (x * weights).sum() / jnp.maximum(weights.sum(), 1e-8)  # noqa: E731
-
-    # The answer that is right when the first image shown wins is Yes; swapped, it is No.
-    yes_is_right = jnp.stack([label > 0, label < 0])
-    right = jnp.where(yes_is_right, log_p[..., 0], log_p[..., 1])
-    loss = -0.5 * mean(right.sum(axis=0))
-
-    margin = log_p[..., 0] - log_p[..., 1]
-    margin = jnp.stack([margin[0], -margin[1]]) * label  # above 0: the winner is called
-    given, swapped = (margin > 0).astype(jnp.float32)
-    averaged = _averaged_order_is_right(log_p, label)
-    metrics = {
-        "judge/accuracy": mean(averaged),
-        "judge/accuracy_as_given": mean(given),
-        "judge/accuracy_swapped": mean(swapped),
-        "judge/p_answers": mean(jnp.exp(log_p).sum(axis=-1).mean(axis=0)),
+def new_judge(config: ConfigDict, directory: Path) -> Judge:
+    """An untrained judge of `config.judge`, its tokenizer (written to `directory`) made for the proving ground."""
+    prompts = list(all_prompts())
+    templates = {"template": config.judge.template, "template_with_prompt": config.judge.template_with_prompt}
+    questions = [question(task, dimension, "a", **templates) for task, dimension in CELLS]
+    tokenizer = write_qwen2_tokenizer(directory, prompts + questions)
+    model = {
+        "text_config": {"vocab_size": len(tokenizer), **config.judge.text_config.to_dict()},
+        "vision_config": config.judge.vision_config.to_dict(),
     }
-    if "cell" in batch:
-        member = (batch["cell"][..., None] == jnp.arange(len(CELLS))) & (weights > 0)[..., None]
-        accuracy = (averaged[..., None] * member).sum(axis=(0, 1)) / member.sum(axis=(0, 1))
-        metrics |= {f"judge/accuracy/{task}/{dimension}": accuracy[i] for i, (task, dimension) in enumerate(CELLS)}
-    return loss, metrics
-
-
-def _averaged_order_is_right(log_p: jax.Array, label: jax.Array) -> jax.Array:
-    """1 where the winner is called by the mean over both orders of "the first is better", Yes against No."""
-    p_first = jax.nn.sigmoid(log_p[..., 0] - log_p[..., 1])
-    first_is_better = (p_first[0] + 1.0 - p_first[1]) / 2
-    return ((first_is_better - 0.5) * label > 0).astype(jnp.float32)
-
-
-def make_loss(apply: ApplyBothOrders) -> Callable[..., tuple[jax.Array, dict]]:
-    """`loss(params, frozen, batch, key)` for `train_state.supervised_step`."""
-    return lambda params, frozen, batch, key: preference_loss(apply, params, batch)
+    return Judge.create(model, tokenizer, seed=config.seed, **templates)

@@ -41,7 +41,8 @@ class StepConfig:
       rollout_guidance_scale, rollout_true_cfg_scale: of both rollouts, without gradient.
       gradient_guidance_scale, gradient_true_cfg_scale: of the one prediction with gradient; true guidance
         there doubles its memory.
-      flow_matching_weight: weight of the flow-matching loss on the batch's `target`; 0 leaves it out.
+      flow_matching_weight: weight of the flow-matching loss on the batch's `target`, at the σ of the samples' t;
+        0 leaves it out.
       accumulate: micro-batches per update.
     """
 
@@ -166,7 +167,9 @@ def make_step(
                 data = conditioning.pack(conditioning.encode_image(vae, frozen.vae, data))
                 sigma = schedule[stop][:, None, None]
                 noisy = (1 - sigma) * data + sigma * matching_noise
-                error = velocity(noisy, schedule[stop]) - (matching_noise - data)
+                # Flow matching has the conditional velocity as its minimum: no true guidance here.
+                conditional = sampler.velocity_of(transformer, params, condition, ids, config.gradient_guidance_scale)
+                error = conditional(noisy, schedule[stop]) - (matching_noise - data)
                 metrics["learning/flow_matching_loss"] = jnp.mean(jnp.square(error))
                 value += config.flow_matching_weight * metrics["learning/flow_matching_loss"]
             return value, metrics | {"learning/loss": value, "learning/sigma": schedule[stop].mean()}

@@ -1,5 +1,6 @@
 """Writes a component to the official directory layout, for diffusers, transformers and `load_component`."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -66,6 +67,31 @@ def save_component(
         _write_weights(partial, component.stem, weights.TABLE, params, param_dtype, max_shard_bytes)
         for file in kept:
             shutil.copy2(file, partial / file.name)
+        _replace(directory, partial)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def whole_directory(directory: Path) -> Iterator[Path]:
+    """A new directory to write a model of several components into, which takes the name `directory` once it is whole.
+
+    What an earlier directory of that name holds besides is kept.
+
+    Raises:
+      ValueError: `directory` is a file.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"{directory} is a file: choose a directory to export to")
+    partial = directory.with_name(f".{directory.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for entry in directory.iterdir() if directory.exists() else ():
+            if not (partial / entry.name).exists():
+                (shutil.copytree if entry.is_dir() else shutil.copy2)(entry, partial / entry.name)
         _replace(directory, partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)

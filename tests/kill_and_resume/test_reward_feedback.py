@@ -1,4 +1,4 @@
-"""The real run (`onereward train`, packaged miniature), killed and started again."""
+"""The real run (`onereward train`, packaged miniature), killed twice and started again."""
 
 import json
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 4
+STEPS = 8
 OVERRIDES = {
     "train.num_steps": STEPS,
     "train.batch_size": 2,
@@ -34,9 +34,23 @@ def start(variant: str, workdir: Path, cache: Path) -> subprocess.Popen:
     return subprocess.Popen([*command, "--workdir", str(workdir)], cwd=ROOT, env=environment, stderr=subprocess.PIPE)
 
 
-def finish(process: subprocess.Popen) -> None:
-    _, errors = process.communicate(timeout=500)
-    assert process.returncode == 0, errors.decode()[-2000:]
+def finish(process: subprocess.Popen) -> str:
+    """What it said on stderr."""
+    errors = process.communicate(timeout=500)[1].decode()
+    assert process.returncode == 0, errors[-2000:]
+    return errors
+
+
+def kill_after(process: subprocess.Popen, workdir: Path, step: int) -> tuple[str, int]:
+    """Kills it as soon as the checkpoint of `step` is whole: what it had said on stderr, and the newest whole one."""
+    checkpoints = workdir / "checkpoints"  # a manifest is written last
+    deadline = time.time() + 500
+    while not (checkpoints / f"step_{step:08d}.json").exists() and process.poll() is None and time.time() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    errors = process.communicate()[1].decode()
+    assert process.returncode == -signal.SIGKILL, errors[-2000:]
+    return errors, max(int(path.stem.removeprefix("step_")) for path in checkpoints.glob("step_*.json"))
 
 
 def steps(workdir: Path) -> list[dict]:
@@ -57,13 +71,12 @@ def test_killed_run_ends_where_the_undisturbed_one_does(variant, tmp_path_factor
     whole, killed = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("killed")
     finish(start(variant, whole, cache))
 
-    process = start(variant, killed, cache)
-    deadline = time.time() + 500
-    while len(steps(killed)) < 3 and process.poll() is None and time.time() < deadline:
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    finish(start(variant, killed, cache))
+    said, first = kill_after(start(variant, killed, cache), killed, 2)
+    assert "going on" not in said
+    said, second = kill_after(start(variant, killed, cache), killed, first + 2)
+    assert f"going on from step {first} of {STEPS}" in said
+    assert first < second < STEPS
+    assert f"going on from step {second} of {STEPS}" in finish(start(variant, killed, cache))
 
     assert [record["step"] for record in steps(killed)] == list(range(1, STEPS + 1))
     assert steps(killed) == steps(whole)

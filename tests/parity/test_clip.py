@@ -71,7 +71,6 @@ def test_states_and_gradients(eos_token_id, hidden_act, masked):
         [torch.from_numpy(x) for x in inputs],
         table=weights.TABLE,
         rename=weights.official_name,
-        floor=1e-3,  # the true gradient of k_proj.bias is zero
     )
 
 
@@ -87,7 +86,6 @@ def test_gradient_of_the_pooled_state_alone():
         output_of=lambda output: output[1],
         table=weights.TABLE,
         rename=weights.official_name,
-        floor=1e-3,
     )
 
 

@@ -58,7 +58,6 @@ def test_states_and_gradients(pair, masked):
         lambda model, *args: model(*args).last_hidden_state,
         [torch.from_numpy(x) for x in inputs],
         table=weights.TABLE,
-        floor=1e-4,
     )
 
 

@@ -14,16 +14,24 @@ from onereward_jax.train_state import compile_step, create_state
 from tests.rl import tiny
 
 
-def update(mesh, algorithm="dynamic"):
-    """Gradient and metrics of one update of plain gradient descent at rate 1: θ − θ' is the gradient."""
+def update(mesh, algorithm="dynamic", accumulate=1):
+    """Gradient and metrics of one update of plain gradient descent at rate 1: θ − θ' is the gradient.
+
+    The parameters that the algorithm reads for its reference, and only those, are other than the policy's: so both
+    algorithms have the same gradient.
+    """
     made, plain = tiny.models(), optax.sgd(1.0)
-    step = make_step(
-        made.transformer, made.vae, tiny.judge_apply, plain, dataclasses.replace(tiny.CONFIG, accumulate=1)
-    )
-    new_state = lambda: create_state(made.params, plain, seed=0, reference=algorithm == "fixed")  # noqa: E731
+    config = dataclasses.replace(tiny.CONFIG, accumulate=accumulate)
+    step = make_step(made.transformer, made.vae, tiny.judge_apply, plain, config)
+
+    def new_state():
+        state = create_state(made.params, plain, seed=0, reference=algorithm == "fixed")
+        other = jax.tree.map(lambda x: x + 0.02, state.params)
+        return state.replace(reference=other) if algorithm == "fixed" else state.replace(ema=other)
+
     compiled, state, frozen = compile_step(step, new_state, made.frozen, mesh)
     before = jax.device_get(state.params)
-    batch = jax.device_put(tiny.batch(8), meshes.batch_sharding(mesh))
+    batch = jax.device_put(tiny.batch(16), meshes.batch_sharding(mesh))
     after, metrics = compiled(state, frozen, batch)
     return jax.tree.map(np.subtract, before, jax.device_get(after.params)), metrics, after
 
@@ -33,22 +41,27 @@ def one_device():
     return update(meshes.make_mesh(1, 1, 1, devices=jax.devices()[:1]))
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2)])
-def test_gradient_on_eight_devices_equals_one(one_device, shape):
-    gradient, metrics, state = update(meshes.make_mesh(*shape))
+@pytest.mark.parametrize(
+    ("shape", "algorithm", "accumulate"),
+    [((8, 1, 1), "dynamic", 1), ((2, 2, 2), "fixed", 1), ((8, 1, 1), "fixed", 2), ((2, 2, 2), "dynamic", 2)],
+)
+def test_gradient_on_eight_devices_equals_one(one_device, shape, algorithm, accumulate):
+    gradient, metrics, state = update(meshes.make_mesh(*shape), algorithm, accumulate)
     expected, expected_metrics, _ = one_device
     norm = optax.global_norm(expected)
     assert float(norm) > 0
     difference = optax.global_norm(jax.tree.map(jnp.subtract, gradient, expected))
     assert float(difference / norm) < 1e-5
-    assert float(metrics["learning/loss"]) == pytest.approx(float(expected_metrics["learning/loss"]), rel=1e-5)
+    for name in ("learning/loss", "rewards/mean"):
+        assert float(metrics[name]) == pytest.approx(float(expected_metrics[name]), rel=1e-5), name
     if shape == (2, 2, 2):
         split = [x for x in jax.tree.leaves(state.params) if not x.sharding.is_fully_replicated]
         assert len(split) > 20
-        assert all(
-            x.sharding == y.sharding
-            for x, y in zip(jax.tree.leaves(state.params), jax.tree.leaves(state.ema), strict=True)
-        )
+        for copy in (state.ema, state.reference) if algorithm == "fixed" else (state.ema,):
+            assert all(
+                x.sharding == y.sharding
+                for x, y in zip(jax.tree.leaves(state.params), jax.tree.leaves(copy), strict=True)
+            )
 
 
 def test_mesh_must_use_all_devices():

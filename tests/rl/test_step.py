@@ -10,11 +10,15 @@ import optax
 import pytest
 
 from onereward_jax import tree
+from onereward_jax.flow import conditioning
 from onereward_jax.flow.schedule import sigmas
 from onereward_jax.rl.objective import reward_loss
-from onereward_jax.rl.step import StepConfig
+from onereward_jax.rl.step import StepConfig, make_step
 from onereward_jax.tasks import CELLS
+from onereward_jax.train_state import create_state
 from tests.rl import tiny
+
+TOKENS, WIDTH = 16, 8  # packed latents of a tiny sample: 8×8 latents of two channels
 
 
 def distance(a, b) -> float:
@@ -76,9 +80,6 @@ def test_gradient_is_the_derivative_of_the_loss():
     config = dataclasses.replace(tiny.CONFIG, first_index=0, last_index=0)
     plain = optax.sgd(1.0)
     made = tiny.models()
-    from onereward_jax.rl.step import make_step
-    from onereward_jax.train_state import create_state
-
     step = jax.jit(make_step(made.transformer, made.vae, tiny.judge_apply, plain, config))
     state = create_state(made.params, plain, seed=0, reference=True)
     after, metrics = step(state, made.frozen, tiny.batch(4))
@@ -128,24 +129,141 @@ def test_rewards_are_reported_for_the_cells_of_the_batch():
     assert present == {"rewards/object_removal/removal_quality", "rewards/mean"}
 
 
-def test_guidance_and_regularisation_change_the_gradient():
-    """Guidance acts in the rollout and in the gradient step apart; the regularisation adds its loss."""
+class Linear:
+    """A transformer of one number: v = w·x_σ + g·p, with p the prompt's first number and g the embedded guidance.
+    The tiny batch's negative prompt is 0, so that true guidance makes it w·x_σ + s·g·p."""
+
+    def apply(self, variables, hidden, prompt_embeds, pooled, sigma, img_ids, txt_ids, guidance):
+        prompt = guidance[:, None, None] * prompt_embeds[:, :1, :1]
+        return variables["params"]["w"] * hidden[..., :WIDTH] + prompt
+
+
+class Watched:
+    """The update with a `Linear` transformer, and a judge that notes the images it is shown and answers ½."""
+
+    def __init__(self, config):
+        self.frozen, self.vae = tiny.models().frozen, tiny.models().vae
+        self._seen = {}
+        self._step = jax.jit(make_step(Linear(), self.vae, self._judge, optax.sgd(0.0), config))
+
+    def _judge(self, params, batch):
+        jax.debug.callback(lambda **images: self._seen.update(images), first=batch["first"], second=batch["second"])
+        return jnp.full((*batch["question_lengths"].shape, 2), jnp.log(0.5)) + 0 * batch["first"].sum()
+
+    def __call__(self, batch, step=0, policy=0.0, reference=0.0):
+        """(metrics, policy's images, reference's images) of the update number `step`."""
+        state = create_state({"w": jnp.float32(policy)}, optax.sgd(0.0), seed=0)
+        state = state.replace(step=jnp.int32(step), ema={"w": jnp.float32(reference)})
+        _, metrics = self._step(state, self.frozen, batch)
+        jax.effects_barrier()
+        return {name: float(value) for name, value in metrics.items()}, self._seen["first"], self._seen["second"]
+
+    def decode(self, tokens):
+        latents = conditioning.unpack(tokens, 8, 8)
+        return np.asarray(conditioning.to_unit_range(conditioning.decode_latents(self.vae, self.frozen.vae, latents)))
+
+
+def draws_of(batch, config):
+    """By hand: reference's noise, policy's noise, noise of flow matching, and stopping index of each sample."""
+    keys = [jax.random.split(jax.random.fold_in(jax.random.key(0), index), 4) for index in batch["index"]]
+    noises = [np.stack([jax.random.normal(key[i], (TOKENS, WIDTH)) for key in keys]) for i in range(3)]
+    return *noises, np.array([jax.random.randint(k[3], (), config.first_index, config.last_index + 1) for k in keys])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("threshold", 0.9),  # nothing of what is shown
+        ("rollout_guidance_scale", 2.5),
+        ("rollout_true_cfg_scale", 3.0),
+        ("gradient_guidance_scale", 2.5),
+        ("gradient_true_cfg_scale", 3.0),
+    ],
+)
+def test_images_are_those_of_the_algorithm(field, value):
+    """Reference and policy by hand, each from its own noise; every guidance scale acts in its own place only."""
+    config = dataclasses.replace(tiny.CONFIG, num_steps=5, first_index=1, last_index=4, **{field: value})
+    batch, watched, policy, reference = tiny.batch(6), Watched(config), 0.7, -0.4
+    _, first, second = watched(batch, policy=policy, reference=reference)
+
+    reference_noise, policy_noise, _, stop = draws_of(batch, config)
+    assert abs(np.corrcoef(reference_noise.ravel(), policy_noise.ravel())[0, 1]) < 0.2
+    assert len(set(stop)) > 1
+    schedule, prompt = sigmas(5, TOKENS), batch["prompt_embeds"][:, :1, :1]
+    rollout = config.rollout_guidance_scale * config.rollout_true_cfg_scale * prompt
+    gradient = config.gradient_guidance_scale * config.gradient_true_cfg_scale * prompt
+
+    def euler(w, tokens, stop):
+        for i in range(5):
+            moved = tokens + (schedule[i + 1] - schedule[i]) * (w * tokens + rollout)
+            tokens = np.where((i < stop)[:, None, None], moved, tokens)
+        return tokens
+
+    expected = np.clip(watched.decode(euler(reference, reference_noise, np.full(6, 5))), 0, 1)
+    np.testing.assert_allclose(second, expected, atol=1e-5)
+    tokens = euler(policy, policy_noise, stop)
+    predicted = tokens - schedule[stop][:, None, None] * (policy * tokens + gradient)
+    np.testing.assert_allclose(first, watched.decode(predicted), atol=1e-5)
+
+
+@pytest.mark.parametrize(("first_index", "last_index"), [(1, 3), (0, 4), (2, 2)])
+def test_stopping_indices_are_exactly_those_of_the_range(first_index, last_index):
+    config = dataclasses.replace(tiny.CONFIG, num_steps=5, first_index=first_index, last_index=last_index)
+    update, sample = Watched(config), tiny.batch(1)
+    drawn = [update(sample | {"index": np.array([i], np.int32)})[0]["learning/sigma"] for i in range(40)]
+    expected = sigmas(5, TOKENS)[first_index : last_index + 1]
+    nearest = np.abs(np.subtract.outer(drawn, expected))
+    assert nearest.min(axis=1).max() < 1e-6
+    assert set(nearest.argmin(axis=1)) == set(range(len(expected)))
+
+
+def test_one_index_for_the_batch_or_one_for_each_sample():
+    """The mean σ of eight samples is one of the schedule's if they share their index, and else hardly ever."""
+    batch, schedule = tiny.batch(8), sigmas(5, TOKENS)
+    nearest = {}
+    for per_sample in (False, True):
+        config = dataclasses.replace(tiny.CONFIG, num_steps=5, first_index=1, last_index=3, index_per_sample=per_sample)
+        update = Watched(config)
+        # Samples of another update have other indices, as in training.
+        moved = [batch | {"index": batch["index"] + 8 * step} for step in range(20)]
+        drawn = [update(moved[step], step=step)[0]["learning/sigma"] for step in range(20)]
+        nearest[per_sample] = np.abs(np.subtract.outer(drawn, schedule))
+    assert nearest[False].min(axis=1).max() < 1e-6
+    assert set(nearest[False].argmin(axis=1)) == {1, 2, 3}
+    assert (nearest[True].min(axis=1) > 1e-3).sum() > 15
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("gradient_guidance_scale", 2.0), ("gradient_true_cfg_scale", 3.0), ("accumulate", 2)]
+)
+def test_regularisation_is_flow_matching_of_the_conditional_velocity(field, value):
+    """By hand from the same keys; true guidance in the gradient step does not enter."""
+    config = dataclasses.replace(tiny.CONFIG, flow_matching_weight=0.5, **{field: value})
+    batch, watched, w = tiny.batch(4), Watched(config), 0.7
+    metrics, _, _ = watched(batch, policy=w)
+    _, _, noise, stop = draws_of(batch, config)
+    images = conditioning.to_model_range(jnp.asarray(batch["target"]))
+    data = np.asarray(conditioning.pack(conditioning.encode_image(watched.vae, watched.frozen.vae, images)))
+    sigma = sigmas(config.num_steps, TOKENS)[stop][:, None, None]
+    prompt = config.gradient_guidance_scale * batch["prompt_embeds"][:, :1, :1]
+    error = w * ((1 - sigma) * data + sigma * noise) + prompt - (noise - data)
+    assert metrics["learning/flow_matching_loss"] == pytest.approx(float(np.square(error).mean()), rel=1e-4)
+    # The judge says ½ of everything.
+    assert metrics["learning/reward_loss"] == pytest.approx(config.threshold - 0.5, rel=1e-5)
+    total = metrics["learning/reward_loss"] + 0.5 * metrics["learning/flow_matching_loss"]
+    assert metrics["learning/loss"] == pytest.approx(total, rel=1e-5)
+
+
+@pytest.mark.parametrize("change", [{"gradient_true_cfg_scale": 3.0}, {"flow_matching_weight": 1.0}])
+def test_gradient_follows_guidance_and_regularisation(change):
+    """With the real transformer: each alone changes the gradient, and leaves every number finite."""
     frozen, batch = tiny.models().frozen, tiny.batch(4)
-    _, plain = tiny.step()(tiny.state(), frozen, batch)
-    changes = [
-        {"rollout_true_cfg_scale": 3.0, "index_per_sample": False},
-        {"gradient_true_cfg_scale": 3.0, "flow_matching_weight": 1.0},
-    ]
-    results = [
-        tiny.step(dataclasses.replace(tiny.CONFIG, **change))(tiny.state(), frozen, batch)[1] for change in changes
-    ]
-    norms = [float(metrics["learning/grad_norm"]) for metrics in (plain, *results)]
-    assert len({round(norm, 7) for norm in norms}) == 3, norms
-    reward, matching = (float(results[1][f"learning/{name}_loss"]) for name in ("reward", "flow_matching"))
-    assert float(results[1]["learning/loss"]) == pytest.approx(reward + matching, rel=1e-5)
-    # One index for the batch: the mean σ is one of the schedule's.
-    schedule = sigmas(3, 16)
-    assert min(abs(schedule - float(results[0]["learning/sigma"]))) < 1e-6
+    plain, plain_metrics = tiny.step()(tiny.state(), frozen, batch)
+    changed, metrics = tiny.step(dataclasses.replace(tiny.CONFIG, **change))(tiny.state(), frozen, batch)
+    assert np.isfinite(float(metrics["learning/grad_norm"]))
+    gradient, other = plain.opt_state[1][0].mu, changed.opt_state[1][0].mu
+    assert distance(gradient, other) > 1e-3 * float(optax.global_norm(gradient))
+    assert float(metrics["learning/sigma"]) == float(plain_metrics["learning/sigma"])
 
 
 def test_true_guidance_needs_a_negative_prompt():

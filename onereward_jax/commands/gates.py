@@ -1,0 +1,23 @@
+"""Measures autoencoder and base model by the truth; writes WORKDIR/gates.json and WORKDIR/base.png."""
+
+import argparse
+
+from onereward_jax.commands import config_arguments
+from onereward_jax.configuration import claim_workdir
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    config_arguments(parser, needs=("data", "evaluation", "model"))
+
+
+def run(args: argparse.Namespace) -> None:
+    from onereward_jax.evaluation.gates import measure_gates
+
+    gates = measure_gates(args.config, claim_workdir(args.workdir, args.config))
+    print(f"{'task':<16} {'dimension':<16} target  decoded   base    best of 4 against one")
+    for task, base in gates["base"].items():
+        best = base["best_of_4"]
+        for row, (dimension, values) in enumerate(gates["autoencoder"][task].items()):
+            gain = f"   {100 * (best['good'] - best['bad']):+.0f} points" if row == 0 else ""
+            numbers = f"{values['target']:>6.2f} {values['reconstruction']:>8.2f} {base['truth'][dimension]:>6.2f}"
+            print(f"{task:<16} {dimension:<16} {numbers}{gain}")

@@ -1,0 +1,91 @@
+"""What the policy stands on, measured by the truth before anything is trained on it.
+
+Two gates of the miniature: what of a right answer's score survives the autoencoder, and the base model's head-room,
+which is how much better the best of a few candidates is than one of them. Without head-room there is nothing that a
+judge could teach.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from onereward_jax import tasks
+from onereward_jax.data.proving_ground import ProvingGround, Scene
+from onereward_jax.data.proving_ground.scorer import score
+from onereward_jax.evaluation import gsb
+from onereward_jax.evaluation.run import pictures_of
+from onereward_jax.flow import conditioning
+from onereward_jax.flow.pipeline import FillPipeline
+from onereward_jax.metrics import write_json
+from onereward_jax.pictures import mask_overlay, picture_grid, write_png
+
+CANDIDATES = 4
+
+
+def measure_gates(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Measures the model of `config.model.base` on `config.evaluation.scenes_per_task` held-out scenes a task.
+
+    Writes workdir/gates.json and workdir/base.png (source, target, its reconstruction, four candidates).
+
+    Returns:
+      {"autoencoder": {task: {dimension: {"target", "reconstruction"}}} (mean truth),
+       "base": {task: {"truth": {dimension: mean}, "best_of_4": good, same, bad of the best candidate against the
+       first}}}.
+    """
+    settings = config.evaluation
+    pipeline = FillPipeline.from_pretrained(config.model.base)
+    ground = ProvingGround("test", config.data.resolution, config.data.seed, config.data.photos or None)
+    gates: dict[str, Any] = {"autoencoder": {}, "base": {}}
+    rows: list[list[np.ndarray]] = []
+    for task in tasks.TASKS:
+        scenes = [ground.scene(index, task) for index in range(settings.scenes_per_task)]
+        decoded = _reconstructions(pipeline, scenes)
+        candidates = [
+            pictures_of(pipeline, pipeline.params["transformer"], scenes, config, number)
+            for number in range(CANDIDATES)
+        ]
+        targets, reconstructions, answers, comparisons = [], [], [], []
+        for row, scene in enumerate(tqdm(scenes, desc=f"scoring {task}", leave=False)):
+            targets.append(score(scene, scene.target))
+            reconstructions.append(score(scene, decoded[row]))
+            scores = [score(scene, pictures[row]) for pictures in candidates]
+            best = max(scores, key=lambda values: float(np.mean(list(values.values()))))
+            answers += scores
+            comparisons.append(gsb.Comparison(task, base=scores[0], policy=best))
+        target, reconstruction = _means(targets), _means(reconstructions)
+        gates["autoencoder"][task] = {
+            dimension: {"target": target[dimension], "reconstruction": reconstruction[dimension]}
+            for dimension in target
+        }
+        gates["base"][task] = {"truth": _means(answers), "best_of_4": gsb.good_same_bad(comparisons)[task]}
+        for row, scene in enumerate(scenes[: settings.pictures_per_task]):
+            sample = scene.sample
+            shown = [mask_overlay(sample.image, sample.mask), scene.target, decoded[row]]
+            rows.append(shown + [pictures[row] for pictures in candidates])
+    columns = ["source", "target", "decoded", *(f"base {number + 1}" for number in range(CANDIDATES))]
+    write_png(workdir / "base.png", picture_grid(rows, columns, scale=2))
+    write_json(workdir / "gates.json", gates)
+    return gates
+
+
+def _reconstructions(pipeline: FillPipeline, scenes: list[Scene], at_once: int = 50) -> np.ndarray:
+    pictures = []
+    for start in range(0, len(scenes), at_once):
+        targets = np.stack([scene.target for scene in scenes[start : start + at_once]])
+        latents = conditioning.encode_image(
+            pipeline.vae, pipeline.params["vae"], conditioning.to_model_range(jnp.asarray(targets))
+        )
+        images = conditioning.decode_latents(pipeline.vae, pipeline.params["vae"], latents)
+        images = np.clip(np.asarray(conditioning.to_unit_range(images)), 0, 1)
+        pictures.append(np.round(images * 255).astype(np.uint8))
+    return np.concatenate(pictures)
+
+
+def _means(scores: list[dict[str, float]]) -> dict[str, float]:
+    """Mean of each dimension, over the scenes that have it."""
+    names = dict.fromkeys(name for values in scores for name in values)
+    return {name: float(np.mean([values[name] for values in scores if name in values])) for name in names}

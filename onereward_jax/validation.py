@@ -1,0 +1,155 @@
+"""What a configuration's values must satisfy, checked before a directory is claimed or a model is loaded.
+
+Imports no JAX. Only what is there is checked: which groups a configuration has depends on its command.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from onereward_jax.configuration import did_you_mean, fields
+from onereward_jax.errors import UserError
+from onereward_jax.tasks import TASKS
+
+Rule = tuple[Callable[[Any], bool], str]  # whether a value is right, and words for those that are
+
+
+def validate(config: ConfigDict, needs: Iterable[str] = (), source: str = "the configuration") -> None:
+    """Checks every value that can be checked without a model, a device or a file.
+
+    Args:
+      config: as loaded.
+      needs: top-level names that the command reads.
+      source: of the configuration, for the message.
+
+    Raises:
+      UserError: names the first field that is wrong.
+    """
+    if missing := [name for name in needs if name not in config]:
+        raise UserError(f"{source} has no {', '.join(missing)}: choose a configuration or variant for this command")
+    values = fields(config)
+    for name, (right, wanted) in _RULES.items():
+        if name in values and not right(values[name]):
+            raise UserError(f"{name} must be {wanted}, not {values[name]!r}")
+    for lower, relation, upper in _ORDERED:
+        if lower in values and upper in values:
+            less, greater = values[lower], values[upper]
+            if less > greater or (less == greater and relation == "below"):
+                raise UserError(f"{lower} ({less}) must be {relation} {upper} ({greater}): change one of them")
+    _check_accumulation(values)
+    _check_decay(values)
+    if "data" in config and "task_weights" in config.data:
+        _check_task_weights(config.data.task_weights)
+
+
+# --------------------------------------------------------------------------------------------------------- values
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _whole(least: int) -> Rule:
+    return lambda value: _is_whole(value) and value >= least, f"a whole number, {least} or more"
+
+
+def _one_of(*names: str) -> Rule:
+    return lambda value: value in names, f"one of {', '.join(names)}"
+
+
+_SHARE: Rule = (lambda value: _is_number(value) and 0 <= value <= 1, "from 0 to 1")
+_DECAY: Rule = (lambda value: _is_number(value) and 0 <= value < 1, "0 or more and below 1")
+_POSITIVE: Rule = (lambda value: _is_number(value) and value > 0, "above 0")
+
+_RULES: Mapping[str, Rule] = {
+    "algorithm": _one_of("fixed", "dynamic"),
+    "seed": _whole(0),
+    "max_sequence_length": _whole(1),
+    "question_length": _whole(1),
+    # 32 is the least that scenes can be drawn in; an autoencoder may ask for a multiple of more than 8.
+    "data.resolution": (
+        lambda value: _is_whole(value) and value >= 32 and value % 8 == 0,
+        "a multiple of 8 from 32 on",
+    ),
+    "data.seed": _whole(0),
+    "data.target_flaws": _SHARE,
+    "model.dtype": _one_of("float32", "bfloat16", "float16"),
+    "optimizer.learning_rate": _POSITIVE,
+    "optimizer.warmup_steps": _whole(0),
+    "optimizer.decay_steps": _whole(0),
+    "train.num_steps": _whole(1),
+    "train.batch_size": _whole(1),
+    "train.checkpoint_every": _whole(0),
+    "train.keep_checkpoints": _whole(1),
+    "train.log_every": _whole(0),
+    "rl.threshold": (lambda value: _is_number(value) and 0 < value <= 1, "above 0 and at most 1"),
+    "rl.ema_decay": _DECAY,
+    "rl.num_steps": _whole(1),
+    "rl.first_index": _whole(0),
+    "rl.last_index": _whole(0),
+    "rl.accumulate": _whole(1),
+    "vae.ema_decay": _DECAY,
+    "base.ema_decay": _DECAY,
+    "base.prompt_dropout": _SHARE,
+    "base.scenes_per_task": _whole(1),
+    "judge.ema_decay": _DECAY,
+    "preferences.planted_scenes_per_task": _whole(0),
+    "preferences.scenes_per_task": _whole(0),
+    "preferences.part_size": _whole(1),
+    "preferences.decoded_share": _SHARE,
+    "preferences.latent_noise_share": _SHARE,
+    "preferences.one_step_share": _SHARE,
+    "preferences.guided_share": _SHARE,
+    "preferences.min_steps": _whole(1),
+    "preferences.max_steps": _whole(1),
+    "evaluation.scenes_per_task": _whole(1),
+    "evaluation.judge_scenes_per_task": _whole(1),
+    "evaluation.pictures_per_task": _whole(1),
+    "evaluation.batch_size": _whole(1),
+    "evaluation.num_steps": _whole(1),
+    "evaluation.what": _one_of("policy", "ema"),
+}
+
+
+# ------------------------------------------------------------------------------------------------------ relations
+
+_ORDERED = (
+    ("rl.first_index", "at most", "rl.last_index"),
+    ("rl.last_index", "below", "rl.num_steps"),
+    ("preferences.min_steps", "at most", "preferences.max_steps"),
+    ("evaluation.pictures_per_task", "at most", "evaluation.scenes_per_task"),
+)
+
+
+def _check_accumulation(values: Mapping[str, Any]) -> None:
+    size, parts = values.get("train.batch_size", 1), values.get("rl.accumulate", 1)
+    if "train.batch_size" in values and size % parts:
+        raise UserError(f"rl.accumulate is {parts}, which does not divide train.batch_size {size}: change one of them")
+
+
+def _check_decay(values: Mapping[str, Any]) -> None:
+    decay, warmup = values.get("optimizer.decay_steps", 0), values.get("optimizer.warmup_steps", 0)
+    if 0 < decay <= warmup:
+        raise UserError(
+            f"optimizer.decay_steps is {decay}, which is not beyond optimizer.warmup_steps {warmup}:"
+            " raise it, or set it to 0 for a constant rate"
+        )
+
+
+def _check_task_weights(weights: Any) -> None:
+    if not isinstance(weights, Mapping | ConfigDict):
+        raise UserError(f"data.task_weights must be a weight for each task, not {weights!r}")
+    for task, weight in weights.items():
+        if task not in TASKS:
+            hint = did_you_mean(task, TASKS) or f": choose among {', '.join(TASKS)}"
+            raise UserError(f"data.task_weights has the unknown task {task!r}{hint}")
+        if not (_is_number(weight) and weight >= 0):
+            raise UserError(f"data.task_weights.{task} is {weight!r}: give 0 or a positive number")
+    if not any(weights.values()):
+        raise UserError("data.task_weights are all zero: give at least one task a positive weight")

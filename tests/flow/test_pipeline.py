@@ -1,0 +1,116 @@
+"""FillPipeline, and the velocity under true guidance."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from onereward_jax.flow import conditioning, sampler
+from onereward_jax.flow.pipeline import FillPipeline, latent_shape, sample_noise
+from onereward_jax.flow.schedule import sigmas
+from tests.flow import tiny
+
+HEIGHT, WIDTH, STEPS = 8, 12, 3
+PROMPTS = tiny.PROMPTS[:2]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    return tiny.pipeline(tmp_path_factory.mktemp("tokenizers"))
+
+
+def request(pipeline):
+    """Images, masks, prompts and noise of two samples."""
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (2, HEIGHT, WIDTH, 3), dtype=np.uint8)
+    masks = generator.integers(0, 2, (2, HEIGHT, WIDTH), dtype=np.uint8)
+    noise = sample_noise(jax.random.key(0), [0, 1], latent_shape(pipeline.vae, HEIGHT, WIDTH))
+    return images, masks, PROMPTS, noise
+
+
+def generate(pipeline, **settings):
+    settings = {"num_steps": STEPS, "guidance_scale": 2.0, "max_sequence_length": tiny.T5_LENGTH} | settings
+    return pipeline.generate(*request(pipeline), **settings)
+
+
+def condition_of(pipeline, negative_prompt="a large blue square"):
+    images, masks, prompts, _ = request(pipeline)
+    masked_image, mask = conditioning.encode_masked_image(pipeline.vae, pipeline.params["vae"], images, masks)
+    encode = lambda texts: pipeline.prompts.encode(texts, tiny.T5_LENGTH)  # noqa: E731
+    return conditioning.Condition(masked_image, mask, *encode(prompts), *encode([negative_prompt] * 2))
+
+
+@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 3.0])
+def test_true_guidance_goes_from_the_negative_to_the_positive_velocity(pipeline, scale, traced):
+    condition = condition_of(pipeline)
+    negative = condition.replace(prompt_embeds=condition.negative_prompt_embeds, pooled=condition.negative_pooled)
+    ids = conditioning.image_ids(HEIGHT // 2, WIDTH // 2)
+    tokens = conditioning.pack(request(pipeline)[-1])
+    sigma = jnp.array([0.8, 0.3])
+
+    def velocity(condition, *scales):
+        field = sampler.velocity_of(pipeline.transformer, pipeline.params["transformer"], condition, ids, 2.0, *scales)
+        return np.asarray(field(tokens, sigma))
+
+    v_pos, v_neg = velocity(condition), velocity(negative)
+    assert np.linalg.norm(v_pos - v_neg) > 1e-3 * np.linalg.norm(v_pos)
+    guided = velocity(condition, jnp.float32(scale) if traced else scale)
+    np.testing.assert_allclose(guided, v_neg + scale * (v_pos - v_neg), atol=1e-5)
+    if scale == 1.0 and not traced:
+        np.testing.assert_array_equal(guided, v_pos)
+
+
+@pytest.mark.parametrize("true_cfg_scale", [1.0, 3.0])
+def test_pictures_are_those_of_euler_steps_to_the_end(pipeline, true_cfg_scale):
+    """A picture is `denoise` through the whole schedule, decoded; and so is a one-step prediction from the last
+    index before σ = 0."""
+    guidance = {"true_cfg_scale": true_cfg_scale, "negative_prompt": "a large blue square"}
+    pictures = generate(pipeline, **guidance)
+    assert pictures.shape == (2, HEIGHT, WIDTH, 3)
+    assert ((pictures > 0) & (pictures < 1)).mean() > 0.5  # the clip at the end hides little
+    np.testing.assert_array_equal(pictures, generate(pipeline, stop=STEPS - 1, **guidance))
+    assert np.abs(pictures - generate(pipeline, stop=STEPS - 2, **guidance)).max() > 1e-4
+
+    ids = conditioning.image_ids(HEIGHT // 2, WIDTH // 2)
+    velocity = sampler.velocity_of(
+        pipeline.transformer, pipeline.params["transformer"], condition_of(pipeline), ids, 2.0, true_cfg_scale
+    )
+    noise = conditioning.pack(request(pipeline)[-1])
+    tokens = sampler.denoise(velocity, noise, sigmas(STEPS, len(ids), pipeline.shift), STEPS)
+    latents = conditioning.unpack(tokens, HEIGHT // 2, WIDTH // 2)
+    expected = conditioning.to_unit_range(conditioning.decode_latents(pipeline.vae, pipeline.params["vae"], latents))
+    np.testing.assert_allclose(pictures, np.clip(expected, 0, 1), atol=1e-5)
+
+
+def test_one_step_prediction_equals_the_policys(pipeline):
+    """`stop` = t is what reward feedback learning does: Euler steps to t, then x − σ·v."""
+    ids = conditioning.image_ids(HEIGHT // 2, WIDTH // 2)
+    velocity = sampler.velocity_of(
+        pipeline.transformer, pipeline.params["transformer"], condition_of(pipeline), ids, 2.0
+    )
+    schedule = jnp.asarray(sigmas(STEPS, len(ids), pipeline.shift))
+    tokens = sampler.denoise(velocity, conditioning.pack(request(pipeline)[-1]), schedule, 1)
+    tokens = sampler.predict_data(velocity, tokens, jnp.full(2, schedule[1]))
+    latents = conditioning.unpack(tokens, HEIGHT // 2, WIDTH // 2)
+    expected = conditioning.to_unit_range(conditioning.decode_latents(pipeline.vae, pipeline.params["vae"], latents))
+    np.testing.assert_allclose(generate(pipeline, stop=1), np.clip(expected, 0, 1), atol=1e-5)
+
+
+def test_another_parameter_set_makes_other_pictures(pipeline):
+    other = jax.tree.map(lambda x: x + 0.05, pipeline.params["transformer"])
+    assert np.abs(generate(pipeline) - generate(pipeline, transformer_params=other)).max() > 1e-3
+
+
+def test_a_saved_pipeline_makes_the_same_pictures(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    opened = FillPipeline.from_pretrained(tmp_path)
+    assert opened.shift == pipeline.shift
+    assert (opened.transformer, opened.vae) == (pipeline.transformer, pipeline.vae)
+    settings = {"true_cfg_scale": 3.0, "negative_prompt": "a large blue square"}
+    np.testing.assert_array_equal(generate(opened, **settings), generate(pipeline, **settings))
+
+
+def test_a_size_that_does_not_divide_is_refused(pipeline):
+    with pytest.raises(ValueError, match="multiples of 4"):
+        latent_shape(pipeline.vae, 8, 10)

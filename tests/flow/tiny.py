@@ -1,0 +1,93 @@
+"""A whole fill model of random weights, small enough for tests."""
+
+import zlib
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from onereward_jax import tree
+from onereward_jax.data.proving_ground import tokenizers
+from onereward_jax.flow.pipeline import FillPipeline
+from onereward_jax.flow.prompts import PromptEncoder
+from onereward_jax.flow.schedule import Shift
+from onereward_jax.weights import clip, flux, t5, vae
+
+PROMPTS = ["a small red circle", "remove", 'the word "SUN"', "a large blue square", ""]
+CLIP_LENGTH, T5_LENGTH = 11, 9
+
+
+def pipeline(directory: Path) -> FillPipeline:
+    """Latents are a quarter of the pixels, with four channels; `directory` gets the tokenizers' files."""
+    tokenizer = tokenizers.write_clip_tokenizer(directory / "tokenizer", PROMPTS, model_max_length=CLIP_LENGTH)
+    tokenizer_2 = tokenizers.write_t5_tokenizer(directory / "tokenizer_2", PROMPTS)
+    transformer = flux.module_from_config(
+        {
+            "in_channels": 16 + 16 + 16,
+            "out_channels": 16,
+            "num_layers": 1,
+            "num_single_layers": 1,
+            "attention_head_dim": 16,
+            "num_attention_heads": 2,
+            "joint_attention_dim": 24,
+            "pooled_projection_dim": 16,
+            "guidance_embeds": True,
+            "axes_dims_rope": (4, 6, 6),
+        }
+    )
+    autoencoder = vae.module_from_config(
+        {
+            "block_out_channels": (8, 8),
+            "layers_per_block": 1,
+            "latent_channels": 4,
+            "norm_num_groups": 4,
+            "scaling_factor": 0.5,
+            "shift_factor": 0.1,
+        }
+    )
+    text_encoder = clip.module_from_config(
+        {
+            "vocab_size": len(tokenizer),
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "max_position_embeddings": CLIP_LENGTH,
+            "eos_token_id": tokenizer.eos_token_id,
+        }
+    )
+    text_encoder_2 = t5.module_from_config(
+        {
+            "vocab_size": len(tokenizer_2),
+            "d_model": 24,
+            "d_kv": 8,
+            "d_ff": 32,
+            "num_layers": 1,
+            "num_heads": 2,
+            "feed_forward_proj": "gated-gelu",
+        }
+    )
+    return FillPipeline(
+        transformer,
+        autoencoder,
+        {"transformer": params_of(transformer, flux), "vae": params_of(autoencoder, vae)},
+        PromptEncoder(
+            tokenizer,
+            tokenizer_2,
+            text_encoder,
+            text_encoder_2,
+            params_of(text_encoder, clip),
+            params_of(text_encoder_2, t5),
+        ),
+        Shift(base_image_seq_len=4, max_image_seq_len=64, base_shift=0.3, max_shift=1.0),
+    )
+
+
+def params_of(module: Any, weights: Any) -> Any:
+    """Random parameters, none left at 0 or 1: gates that start at 0 would hide the prompt."""
+    key = jax.random.key(1)
+    params = jax.jit(module.init)(jax.random.key(0), *weights.example_inputs(module))["params"]
+    return tree.map_with_path(
+        lambda path, x: x + 0.05 * jax.random.normal(jax.random.fold_in(key, zlib.crc32(path.encode())), x.shape),
+        params,
+    )

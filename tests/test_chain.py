@@ -1,0 +1,220 @@
+"""The whole chain of commands, every model smaller than the miniature and two steps each: what each leaves behind."""
+
+import html.parser
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from safetensors.numpy import load_file
+
+from onereward_jax import cli
+from onereward_jax.tasks import CELLS, DIMENSIONS, TASKS
+
+CONFIG = Path(__file__).resolve().parents[1] / "configs" / "tiny.py"
+SCENES = 2  # a task, in every evaluation
+STEPS = {"train.num_steps": 2, "train.log_every": 1, "optimizer.warmup_steps": 1}
+VAE = {"vae.model.block_out_channels": (8, 8, 8), "vae.model.latent_channels": 4, "vae.model.norm_num_groups": 4}
+BASE = {
+    "base.scenes_per_task": 16,
+    "base.transformer.in_channels": 16 + 16 + 64,
+    "base.transformer.out_channels": 16,
+    "base.transformer.num_layers": 1,
+    "base.transformer.num_single_layers": 1,
+    "base.transformer.attention_head_dim": 16,
+    "base.transformer.num_attention_heads": 2,
+    "base.transformer.joint_attention_dim": 16,
+    "base.transformer.pooled_projection_dim": 16,
+    "base.transformer.axes_dims_rope": (4, 6, 6),
+    "base.text_encoder.hidden_size": 16,
+    "base.text_encoder.intermediate_size": 32,
+    "base.text_encoder.num_hidden_layers": 1,
+    "base.text_encoder.num_attention_heads": 2,
+    "base.text_encoder_2.d_model": 16,
+    "base.text_encoder_2.d_kv": 8,
+    "base.text_encoder_2.d_ff": 32,
+    "base.text_encoder_2.num_layers": 1,
+    "base.text_encoder_2.num_heads": 2,
+}
+JUDGE = {
+    "judge.text_config.hidden_size": 32,
+    "judge.text_config.intermediate_size": 64,
+    "judge.text_config.num_hidden_layers": 1,
+    "judge.text_config.num_attention_heads": 2,
+    "judge.text_config.num_key_value_heads": 1,
+    "judge.text_config.rope_parameters.mrope_section": (2, 3, 3),
+    "judge.vision_config.depth": 1,
+    "judge.vision_config.hidden_size": 32,
+    "judge.vision_config.intermediate_size": 64,
+    "judge.vision_config.num_heads": 2,
+    "judge.vision_config.out_hidden_size": 32,
+    "judge.vision_config.fullatt_block_indexes": (0,),
+}
+# No margin: pictures of untrained models differ little, and every cell shall have pairs.
+PREFERENCES = {
+    "preferences.planted_scenes_per_task": 2,
+    "preferences.scenes_per_task": 2,
+    "preferences.part_size": 2,
+    "preferences.min_steps": 2,
+    "preferences.max_steps": 3,
+    "preferences.annotator_margin": 0.0,
+}
+FEEDBACK = {
+    "rl.num_steps": 2,
+    "rl.first_index": 0,
+    "rl.last_index": 1,
+    "evaluation.scenes_per_task": SCENES,
+    "evaluation.judge_scenes_per_task": 4,
+    "evaluation.num_steps": 2,
+    "evaluation.batch_size": 4,
+    "evaluation.pictures_per_task": 1,
+    "preferences.part_size": 2,
+    "preferences.min_steps": 2,
+    "preferences.max_steps": 3,
+    "preferences.annotator_margin": 0.0,
+}
+
+
+class Chain(NamedTuple):
+    """Directories that the commands wrote to."""
+
+    root: Path
+    models: Path
+    run: Path
+
+
+def onereward(command: str, variant: str, workdir: Path, overrides: dict) -> None:
+    """Runs a command with a configuration; it must succeed."""
+    arguments = [f"--config.{name}={value}" for name, value in overrides.items()]
+    assert cli.main([command, "--config", f"{CONFIG}:{variant}", *arguments, "--workdir", str(workdir)]) == 0
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory) -> Chain:
+    root = tmp_path_factory.mktemp("chain")
+    models, run = root / "models", root / "run"
+    base, preferences = {"preferences.base": models / "base"}, {"preferences.directory": root / "preferences"}
+    onereward("train-vae", "vae", root / "vae", STEPS | VAE)
+    onereward("train-base", "base", root / "base", STEPS | BASE | {"base.vae": root / "vae" / "export" / "vae"})
+    assert cli.main(["package", "--base", str(root / "base" / "export"), "--out", str(models)]) == 0
+    feedback = STEPS | FEEDBACK | {"model.base": models / "base", "model.judge": models / "judge"}
+    onereward("gates", "dynamic", root / "gates", feedback)
+    onereward("make-preferences", "judge", root / "preferences", JUDGE | PREFERENCES | base)
+    onereward("train-judge", "judge", root / "judge", STEPS | JUDGE | PREFERENCES | base | preferences)
+    assert cli.main(["package", "--judge", str(root / "judge" / "export"), "--out", str(models)]) == 0
+    onereward("train", "dynamic", run, feedback)
+    onereward("evaluate", "dynamic", run, feedback)
+    return Chain(root, models, run)
+
+
+def lines_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_training_leaves_its_steps(chain):
+    for workdir in ("vae", "base", "judge", "run"):
+        lines = lines_of(chain.root / workdir / "metrics.jsonl")
+        assert [line["step"] for line in lines] == [1, 2], workdir
+        assert all({"learning/loss", "learning/grad_norm", "perf/step_time_seconds"} <= line.keys() for line in lines)
+        assert list((chain.root / workdir / "tensorboard").iterdir()), workdir
+        assert list((chain.root / workdir / "checkpoints").iterdir()), workdir
+
+
+def test_packaged_models_are_whole(chain):
+    parts = {"transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler"}
+    assert parts | {"model_index.json"} <= {path.name for path in (chain.models / "base").iterdir()}
+    files = {"config.json", "model.safetensors", "tokenizer.json", "questions.json", "preprocessor_config.json"}
+    assert files <= {path.name for path in (chain.models / "judge").iterdir()}
+    judge = load_file(chain.models / "judge" / "model.safetensors")
+    assert {str(array.dtype) for array in judge.values()} == {"bfloat16"}
+
+
+def test_gates_measure_every_task(chain):
+    assert (chain.root / "gates" / "base.png").read_bytes().startswith(b"\x89PNG")
+    gates = json.loads((chain.root / "gates" / "gates.json").read_text())
+    assert set(gates["autoencoder"]) == set(gates["base"]) == set(TASKS)
+    for task in TASKS:
+        assert all(0 <= share <= 1 for share in gates["base"][task]["truth"].values())
+        best = gates["base"][task]["best_of_4"]
+        assert best["n"] == SCENES
+        assert best["good"] + best["same"] + best["bad"] == pytest.approx(1)
+
+
+def test_preferences_are_of_every_task(chain):
+    lines = [line for path in (chain.root / "preferences" / "train").glob("*.jsonl") for line in lines_of(path)]
+    assert {line["task"] for line in lines if line["preferences"]} == set(TASKS)
+    assert len(lines) == 2 * SCENES * len(TASKS)
+
+
+def test_training_reports_the_rewards_of_its_cells(chain):
+    lines = lines_of(chain.run / "metrics.jsonl")
+    cells = {f"rewards/{task}/{dimension}" for task, dimension in CELLS}
+    for line in lines:
+        rewards = {name for name in line if name.startswith("rewards/")} - {"rewards/mean"}
+        assert rewards
+        assert rewards <= cells
+        assert all(0 <= line[name] <= 1 for name in rewards)
+    # 16 samples of tasks drawn at random: not each of the four need be there.
+    seen = {name.split("/")[1] for line in lines for name in line if name in cells}
+    assert len(seen) >= 3
+    assert seen <= set(TASKS)
+    for what in ("policy", "ema"):
+        assert (chain.run / "export" / what / "diffusion_pytorch_model.safetensors").exists()
+
+
+def test_training_moved_the_policy(chain):
+    file = "diffusion_pytorch_model.safetensors"
+    before = load_file(chain.models / "base" / "transformer" / file)
+    policy = load_file(chain.run / "export" / "policy" / file)
+    assert before.keys() == policy.keys()
+    assert any((policy[name] != before[name].astype(policy[name].dtype)).any() for name in before)
+
+
+def test_evaluation_has_what_is_promised(chain):
+    evaluation = json.loads((chain.run / "evaluation.json").read_text())
+    assert evaluation["algorithm"] == "dynamic"
+    accuracy, ceiling = evaluation["judge_accuracy"], evaluation["judge_ceiling"]
+    assert {(task, dimension) for task, cells in accuracy.items() for dimension in cells} == set(CELLS)
+    # A cell has no ceiling where all its pairs are alike in truth.
+    assert ceiling
+    assert {(task, dimension) for task, cells in ceiling.items() for dimension in cells} <= set(CELLS)
+    for table in (accuracy, ceiling):
+        assert all(0 <= share <= 1 for cells in table.values() for share in cells.values())
+    assert set(evaluation["gsb"]) == set(TASKS)
+    for shares in evaluation["gsb"].values():
+        assert shares["n"] == SCENES
+        assert shares["good"] + shares["same"] + shares["bad"] == pytest.approx(1)
+        low, high = shares["ci95"]
+        assert -1 <= low <= shares["good"] - shares["bad"] <= high <= 1
+    assert evaluation["seconds"]["train"] > 0
+    assert evaluation["seconds"]["evaluate"] > 0
+    assert evaluation["peak_memory_gib"] > 0
+
+
+class Page(html.parser.HTMLParser):
+    """The words of a page, and every address that it loads or leads to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.words = ""
+        self.addresses: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        loading = ("src", "href", "xlink:href", "srcset", "data", "poster")
+        self.addresses += [value for name, value in attrs if name in loading and value]
+
+    def handle_data(self, data):
+        self.words += data
+
+
+def test_report_shows_every_task_and_loads_nothing(chain):
+    text = (chain.run / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    words = page.words.lower()
+    assert all(task.replace("_", " ") in words for task in TASKS)
+    assert all(dimension.replace("_", " ") in words for dimension in DIMENSIONS)
+    assert any(address.startswith("data:image/png") for address in page.addresses)
+    assert [address for address in page.addresses if not address.startswith(("data:", "#"))] == []
+    assert "@import" not in text
+    assert "url(http" not in text

@@ -1,0 +1,136 @@
+"""Values that can't be are refused by name, before a workdir is made or a model is loaded."""
+
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from onereward_jax import cli
+from onereward_jax.configuration import load_config
+from onereward_jax.errors import UserError
+from onereward_jax.validation import validate
+
+TINY = str(Path(__file__).parents[1] / "configs" / "tiny.py")
+WEIGHTS = "data.task_weights"
+
+WRONG = [
+    ("train", "quick", "algorithm=both", "algorithm must be one of fixed, dynamic, not 'both'"),
+    ("train", "quick", "seed=-1", "seed must be a whole number, 0 or more, not -1"),
+    ("train", "quick", "max_sequence_length=0", "max_sequence_length must be a whole number, 1 or more"),
+    ("train", "quick", "question_length=0", "question_length must be a whole number, 1 or more"),
+    ("train", "quick", "data.seed=-1", "data.seed must be a whole number, 0 or more"),
+    ("train", "quick", "data.resolution=60", "data.resolution must be a multiple of 8 from 32 on, not 60"),
+    ("train", "quick", "data.resolution=24", "data.resolution must be a multiple of 8 from 32 on, not 24"),
+    ("train", "quick", "data.target_flaws=1.5", "data.target_flaws must be from 0 to 1"),
+    ("train", "quick", f"{WEIGHTS}.image_fill=-1", f"{WEIGHTS}.image_fill is -1.0: give 0 or a positive number"),
+    ("train", "quick", f"{WEIGHTS}.image_fill=nan", f"{WEIGHTS}.image_fill is nan"),
+    ("train", "quick", "model.dtype=float8", "model.dtype must be one of float32, bfloat16, float16, not 'float8'"),
+    ("train", "quick", "optimizer.learning_rate=0", "optimizer.learning_rate must be above 0, not 0.0"),
+    ("train", "quick", "optimizer.learning_rate=inf", "optimizer.learning_rate must be above 0, not inf"),
+    ("train", "quick", "optimizer.warmup_steps=-1", "optimizer.warmup_steps must be a whole number, 0 or more"),
+    ("train", "quick", "optimizer.decay_steps=5", "optimizer.decay_steps is 5, which is not beyond"),
+    ("train", "quick", "train.num_steps=0", "train.num_steps must be a whole number, 1 or more"),
+    ("train", "quick", "train.batch_size=0", "train.batch_size must be a whole number, 1 or more"),
+    ("train", "quick", "train.checkpoint_every=-1", "train.checkpoint_every must be a whole number, 0 or more"),
+    ("train", "quick", "train.keep_checkpoints=0", "train.keep_checkpoints must be a whole number, 1 or more"),
+    ("train", "quick", "train.log_every=-1", "train.log_every must be a whole number, 0 or more"),
+    ("train", "quick", "rl.threshold=0", "rl.threshold must be above 0 and at most 1"),
+    ("train", "quick", "rl.threshold=1.1", "rl.threshold must be above 0 and at most 1"),
+    ("train", "quick", "rl.threshold=nan", "rl.threshold must be above 0 and at most 1"),
+    ("train", "quick", "rl.ema_decay=1", "rl.ema_decay must be 0 or more and below 1"),
+    ("train", "quick", "rl.num_steps=0", "rl.num_steps must be a whole number, 1 or more"),
+    ("train", "quick", "rl.num_steps=5", "rl.last_index (7) must be below rl.num_steps (5)"),
+    ("train", "quick", "rl.first_index=-1", "rl.first_index must be a whole number, 0 or more"),
+    ("train", "quick", "rl.first_index=8", "rl.first_index (8) must be at most rl.last_index (7)"),
+    ("train", "quick", "rl.accumulate=0", "rl.accumulate must be a whole number, 1 or more"),
+    ("train", "quick", "rl.accumulate=3", "rl.accumulate is 3, which does not divide train.batch_size 8"),
+    ("train-vae", "vae", "vae.ema_decay=-0.1", "vae.ema_decay must be 0 or more and below 1"),
+    ("train-base", "base", "base.ema_decay=1.5", "base.ema_decay must be 0 or more and below 1"),
+    ("train-base", "base", "base.prompt_dropout=-0.1", "base.prompt_dropout must be from 0 to 1"),
+    ("train-base", "base", "base.scenes_per_task=0", "base.scenes_per_task must be a whole number, 1 or more"),
+    ("train-judge", "judge", "judge.ema_decay=nan", "judge.ema_decay must be 0 or more and below 1"),
+    ("make-preferences", "judge", "preferences.part_size=0", "preferences.part_size must be a whole number, 1 or more"),
+    ("make-preferences", "judge", "preferences.scenes_per_task=-1", "preferences.scenes_per_task must be"),
+    ("make-preferences", "judge", "preferences.decoded_share=1.1", "preferences.decoded_share must be from 0 to 1"),
+    ("make-preferences", "judge", "preferences.one_step_share=-1", "preferences.one_step_share must be from 0 to 1"),
+    ("make-preferences", "judge", "preferences.guided_share=2", "preferences.guided_share must be from 0 to 1"),
+    ("make-preferences", "judge", "preferences.latent_noise_share=2", "preferences.latent_noise_share must be from 0"),
+    ("make-preferences", "judge", "preferences.min_steps=0", "preferences.min_steps must be a whole number, 1 or more"),
+    (
+        "make-preferences",
+        "judge",
+        "preferences.min_steps=13",
+        "preferences.min_steps (13) must be at most preferences.max_steps (12)",
+    ),
+    ("evaluate", "quick", "evaluation.scenes_per_task=0", "evaluation.scenes_per_task must be a whole number, 1 or"),
+    ("evaluate", "quick", "evaluation.judge_scenes_per_task=0", "evaluation.judge_scenes_per_task must be a whole"),
+    ("evaluate", "quick", "evaluation.batch_size=0", "evaluation.batch_size must be a whole number, 1 or more"),
+    ("evaluate", "quick", "evaluation.num_steps=0", "evaluation.num_steps must be a whole number, 1 or more"),
+    ("evaluate", "quick", "evaluation.what=best", "evaluation.what must be one of policy, ema, not 'best'"),
+    ("gates", "quick", "evaluation.pictures_per_task=0", "evaluation.pictures_per_task must be a whole number, 1 or"),
+    (
+        "gates",
+        "quick",
+        "evaluation.pictures_per_task=101",
+        "evaluation.pictures_per_task (101) must be at most evaluation.scenes_per_task (100)",
+    ),
+]
+
+
+@pytest.fixture
+def refused(tmp_path, capsys, monkeypatch):
+    """Runs a command that must be refused; returns its one sentence."""
+
+    def run(command: str, *arguments: str) -> str:
+        # A value that is let through fails the test, instead of training.
+        monkeypatch.setattr(f"onereward_jax.commands.{command.replace('-', '_')}.run", lambda args: 0)
+        workdir = tmp_path / "run"
+        assert cli.main([command, *arguments, "--workdir", str(workdir)]) == 2
+        assert not workdir.exists()
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.count("\n") == 1
+        return captured.err
+
+    return run
+
+
+@pytest.mark.parametrize("variant", ["quick", "fixed", "dynamic", "vae", "base", "judge"])
+def test_what_is_packaged_is_valid(variant):
+    validate(load_config(f"{TINY}:{variant}"))
+
+
+@pytest.mark.parametrize(("command", "variant", "override", "words"), WRONG, ids=lambda value: str(value)[:40])
+def test_wrong_values_are_one_sentence(refused, command, variant, override, words):
+    assert words in refused(command, f"--config={TINY}:{variant}", f"--config.{override}")
+
+
+def test_task_weights_of_zero(refused):
+    zeros = [f"--config.{WEIGHTS}.{task}=0" for task in load_config(TINY).data.task_weights]
+    assert f"{WEIGHTS} are all zero: give at least one task" in refused("train", f"--config={TINY}", *zeros)
+
+
+def test_a_variant_of_another_command(refused):
+    assert f"{TINY}:judge has no algorithm, model, rl: choose" in refused("train", f"--config={TINY}:judge")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"data": {"task_weights": {"image_fil": 1.0}}}, "the unknown task 'image_fil': did you mean image_fill"),
+        ({"data": {"task_weights": {"zzz": 1.0}}}, "the unknown task 'zzz': choose among image_fill"),
+        ({"data": {"task_weights": {}}}, "are all zero"),
+        ({"data": {"task_weights": 1.0}}, "must be a weight for each task, not 1.0"),
+        ({"train": {"batch_size": None}}, "train.batch_size must be a whole number, 1 or more, not None"),
+        ({"train": {"num_steps": True}}, "train.num_steps must be a whole number"),
+        ({"rl": {"threshold": "0.9"}}, "rl.threshold must be above 0"),
+    ],
+)
+def test_what_only_a_file_can_get_wrong(values, words):
+    with pytest.raises(UserError, match=words):
+        validate(ConfigDict(values))
+
+
+def test_only_what_is_there_is_checked():
+    validate(ConfigDict())
+    validate(ConfigDict({"train": {"batch_size": 3}, "rl": {"first_index": 1}, "optimizer": {"decay_steps": 9}}))
