@@ -8,12 +8,14 @@ in which XLA may share work between parts, so the parts need not add up to it.
 
 import argparse
 import dataclasses
+import sys
 import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from onereward_jax.cli import guarded, split_overrides
 from onereward_jax.configuration import load_config
 from onereward_jax.data.proving_ground import ProvingGround
 from onereward_jax.flow import conditioning, sampler
@@ -26,21 +28,28 @@ from onereward_jax.rl.step import Frozen, StepConfig, make_step
 from onereward_jax.rl.training import encode_text, scene_record
 from onereward_jax.tasks import TASKS
 from onereward_jax.train_state import compile_step, create_state, make_optimizer
+from onereward_jax.validation import validate
 
 
-def measure(name: str, function, *arguments, repeats: int) -> None:
-    """Prints the time of a call of a jitted function, and of its compilation."""
+def measure(name: str, function, *arguments, repeats: int, donated: int = 0) -> None:
+    """Prints the time of a call of a jitted function, and of its compilation.
+
+    Args:
+      donated: how many of the first arguments the function consumes; its first outputs take their places.
+    """
     started = time.perf_counter()
     compiled = function.lower(*arguments).compile()
     compile_seconds = time.perf_counter() - started
-    jax.block_until_ready(compiled(*arguments))
+
+    def call(arguments):
+        outputs = jax.block_until_ready(compiled(*arguments))
+        return (*outputs[:donated], *arguments[donated:]) if donated else arguments
+
+    arguments = call(arguments)
     started = time.perf_counter()
     for _ in range(repeats):
-        jax.block_until_ready(compiled(*arguments))
-    report(name, (time.perf_counter() - started) / repeats, compile_seconds)
-
-
-def report(name: str, seconds: float, compile_seconds: float) -> None:
+        arguments = call(arguments)
+    seconds = (time.perf_counter() - started) / repeats
     print(f"{name:<34}{1000 * seconds:>10.0f} ms   compiled in {compile_seconds:6.1f} s", flush=True)
 
 
@@ -48,15 +57,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="configs/tiny.py:quick")
     parser.add_argument("--repeats", type=int, default=5)
-    arguments, rest = parser.parse_known_args()
-    config = load_config(arguments.config, [tuple(text.removeprefix("--config.").split("=", 1)) for text in rest])
+    rest, overrides = split_overrides(sys.argv[1:])
+    arguments = parser.parse_args(rest)
+    config = load_config(arguments.config, overrides)
+    validate(config, needs=("algorithm", "model", "rl", "train"), source=arguments.config)
     step_config = StepConfig(**config.rl)
     pipeline, judge = FillPipeline.from_pretrained(config.model.base), Judge.from_pretrained(config.model.judge)
     pipeline.transformer = pipeline.transformer.clone(dtype=config.model.dtype, remat=config.model.remat)
     ground = ProvingGround("train", config.data.resolution, config.data.seed, config.data.photos or None)
     size = config.train.batch_size
-    flaws = config.data.target_flaws if step_config.flow_matching_weight else None
-    records = [scene_record(ground, i, TASKS[i % len(TASKS)], flaws) | {"index": np.int64(i)} for i in range(size)]
+    records = [scene_record(config, ground, i, TASKS[i % len(TASKS)]) | {"index": np.int32(i)} for i in range(size)]
     raw = {name: np.stack([record[name] for record in records]) for name in records[0]}
     batch = encode_text(raw, pipeline, judge, config.max_sequence_length, config.question_length, step_config)
 
@@ -108,22 +118,15 @@ def main() -> None:
 
     optimizer = make_optimizer(**config.optimizer)
     step = make_step(pipeline.transformer, pipeline.vae, judge.apply, optimizer, step_config, pipeline.shift)
-    new_state = lambda: create_state(  # noqa: E731
+    create = lambda params: create_state(  # noqa: E731
         params, optimizer, config.seed, reference=config.algorithm == "fixed"
     )
     mesh = make_mesh(**config.mesh)
-    update, state, frozen = compile_step(step, new_state, Frozen(vae=vae, judge=judge.params), mesh)
+    update, state, frozen = compile_step(step, create, params, Frozen(vae=vae, judge=judge.params), mesh)
     batch = jax.device_put(batch, batch_sharding(mesh))
-    started = time.perf_counter()
-    compiled = update.lower(state, frozen, batch).compile()
-    compile_seconds = time.perf_counter() - started
-    state, _ = jax.block_until_ready(compiled(state, frozen, batch))
-    started = time.perf_counter()
-    for _ in range(arguments.repeats):
-        state, _ = jax.block_until_ready(compiled(state, frozen, batch))
-    report("whole update", (time.perf_counter() - started) / arguments.repeats, compile_seconds)
+    measure("whole update", update, state, frozen, batch, repeats=arguments.repeats, donated=1)
     print(f"peak memory {peak_memory_gib():.2f} GiB; {dataclasses.asdict(step_config)}")
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

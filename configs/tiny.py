@@ -6,13 +6,13 @@
     onereward train --config configs/tiny.py:fixed --workdir runs/fixed      # Algorithm 1, longer
     onereward train --config configs/tiny.py:dynamic --workdir runs/dynamic  # Algorithm 2, longer
 
-The variants `vae`, `base` and `judge` make the packaged models in miniature/ from nothing; launch/miniature.sh runs
-them in their order.
+The variants `vae`, `base`, `judge` and `second_judge` make the packaged models in miniature/ from nothing;
+launch/miniature.sh runs them in their order.
 """
 
 from ml_collections import ConfigDict
 
-VARIANTS = ("quick", "fixed", "dynamic", "vae", "base", "judge")
+VARIANTS = ("quick", "fixed", "dynamic", "vae", "base", "judge", "second_judge")
 
 
 def get_config(variant: str = "quick") -> ConfigDict:
@@ -35,12 +35,13 @@ def get_config(variant: str = "quick") -> ConfigDict:
     config.max_sequence_length = 16  # tokens that T5 reads of a prompt
     config.question_length = 20  # tokens of the judge's longest question, answer's start included
 
-    {"vae": _vae, "base": _base, "judge": _judge}.get(variant, _reward_feedback)(config)
+    {"vae": _vae, "base": _base, "judge": _judge, "second_judge": _second_judge}.get(variant, _reward_feedback)(config)
     if variant == "fixed":
         config.algorithm = "fixed"
     if variant in ("fixed", "dynamic"):
         config.train.num_steps = 1000
-        config.evaluation.scenes_per_task = 400
+        config.evaluation.every = 50
+        config.evaluation.watched_scenes = 32
     return config
 
 
@@ -70,13 +71,14 @@ def _reward_feedback(config: ConfigDict) -> None:
     config.rl.gradient_guidance_scale = 1.0
     config.rl.gradient_true_cfg_scale = 1.0
     config.rl.flow_matching_weight = 0.5
+    config.rl.judge_shift = 4
     config.rl.accumulate = 1
 
     config.preferences = _preferences()
     config.preferences.part_size = 25
 
     config.evaluation = ConfigDict()
-    config.evaluation.scenes_per_task = 100
+    config.evaluation.scenes_per_task = 400
     config.evaluation.judge_scenes_per_task = 100
     config.evaluation.num_steps = 8
     config.evaluation.guidance_scale = 1.0
@@ -84,6 +86,12 @@ def _reward_feedback(config: ConfigDict) -> None:
     config.evaluation.batch_size = 50
     config.evaluation.pictures_per_task = 6
     config.evaluation.what = "policy"  # or "ema"
+    # `onereward ascend`: how far it follows the judge's gradient.
+    config.ascent = ConfigDict({"scenes_per_task": 50, "num_steps": 10, "step_size": 0.02})
+
+    # While training: the truth on so many other held-out scenes a task, every so many updates; 0 never looks.
+    config.evaluation.every = 20
+    config.evaluation.watched_scenes = 16
 
 
 def _vae(config: ConfigDict) -> None:
@@ -112,6 +120,10 @@ def _base(config: ConfigDict) -> None:
     config.optimizer = _optimizer(1e-3, warmup_steps=100, decay_steps=9000)
     config.train = _train(9000, 16)
     config.base = ConfigDict()
+    config.base.start = ""  # a model in diffusers layout to go on from; the models below are read if it is empty
+    config.base.train_text_encoders = True
+    config.base.dtype = "float32"
+    config.base.remat = "none"
     config.base.vae = "runs/miniature/vae/export/vae"
     config.base.scenes_per_task = 4000
     config.base.transformer = ConfigDict(
@@ -164,6 +176,14 @@ def _judge(config: ConfigDict) -> None:
     config.preferences = _preferences()
 
     config.judge = ConfigDict()
+    config.judge.start = ""  # a judge to go on from
+    config.judge.data = ("runs/miniature/preferences",)  # directories of make-preferences
+    # Changes of both images alike: by up to so many pixels, and mirrored where the prompt allows it.
+    config.judge.max_shift = 0
+    config.judge.flips = False
+    config.judge.retone = False
+    # The judge is trained on pictures changed against it, invisibly: by up to so much of the range from black to white.
+    config.judge.adversarial_radius = 0.0
     # Shorter than the words of onereward_jax.tasks: a question's tokens are most of what the miniature computes.
     config.judge.template = "{task}: {dimension}?"
     config.judge.template_with_prompt = "{task}: {prompt}?"
@@ -198,12 +218,31 @@ def _judge(config: ConfigDict) -> None:
     config.judge.ema_decay = 0.999
 
 
+def _second_judge(config: ConfigDict) -> None:
+    """Goes on with more preferences, in which policies that fooled the first judge compete with the base model."""
+    _judge(config)
+    config.optimizer = _optimizer(4e-4, warmup_steps=200, decay_steps=5000)
+    config.train.num_steps = 5000
+    config.preferences.first_scene = 2048
+    config.preferences.planted_scenes_per_task = 1024
+    config.preferences.scenes_per_task = 2048
+    config.preferences.policies = (
+        "runs/miniature/policy_early/export/policy",
+        "runs/miniature/policy_late/export/policy",
+    )
+    config.judge.start = "runs/miniature/judge/export"
+    config.judge.data = ("runs/miniature/preferences", "runs/miniature/second_preferences")
+    config.judge.max_shift = 4
+    config.judge.flips = True
+
+
 def _preferences() -> ConfigDict:
     """How candidates are made: see onereward_jax.judge.preferences."""
     return ConfigDict(
         {
             "base": "miniature/base",
-            "directory": "runs/miniature/preferences",
+            "policies": (),  # transformers trained against an earlier judge, which make half of the base's candidates
+            "first_scene": 0,
             "planted_scenes_per_task": 1536,
             "scenes_per_task": 512,
             "part_size": 32,

@@ -12,3 +12,15 @@ onereward gates --config configs/tiny.py:quick --workdir $runs/gates
 onereward make-preferences --config configs/tiny.py:judge --workdir $runs/preferences
 onereward train-judge --config configs/tiny.py:judge --workdir $runs/judge
 onereward package --judge $runs/judge/export --out miniature
+
+# Two policies that learn to please this judge without any restraint; then a judge that has seen what they make.
+fool() {
+    onereward train --config configs/tiny.py:quick --config.rl.flow_matching_weight=0 --config.rl.judge_shift=0 "$@"
+}
+fool --config.rl.first_index=2 --config.rl.last_index=5 --config.optimizer.learning_rate=2e-5 \
+    --workdir $runs/policy_early
+fool --config.rl.first_index=5 --config.rl.last_index=7 --config.optimizer.learning_rate=3e-5 \
+    --workdir $runs/policy_late
+onereward make-preferences --config configs/tiny.py:second_judge --workdir $runs/second_preferences
+onereward train-judge --config configs/tiny.py:second_judge --workdir $runs/second_judge
+onereward package --judge $runs/second_judge/export --out miniature

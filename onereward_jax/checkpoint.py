@@ -69,7 +69,7 @@ class Checkpointer:
 
     # ------------------------------------------------------------------------------------------------ saving
 
-    def save(self, step: int, state: Any, data_state: Any = None, force: bool = False) -> bool:
+    def save(self, step: int, state: Any, data_state: Any = None) -> bool:
         """Starts to save; returns as soon as the arrays are copied to the host.
 
         Waits first for the save before it, and raises that one's error if it failed.
@@ -78,16 +78,15 @@ class Checkpointer:
           step: number of the step that made this state.
           state: pytree of arrays; typed PRNG keys are welcome.
           data_state: bytes, or anything JSON can hold: what `get_state()` of the iterator gave.
-          force: write again when a finished checkpoint of this step exists. One that is newer than the restored
-            one, which it can only be by its damage, is always written again.
 
         Returns:
-          Whether a save was started: False when the step was there and `force` is not set.
+          Whether a save was started: False when a finished checkpoint of this step exists. One that is newer than the
+          restored one, which it can only be by its damage, is written again.
         """
         self.wait()
         name = f"step_{step:08d}"
         superseded = self._restored is not None and step > self._restored
-        if self._manifest(name).exists() and not (force or superseded):
+        if self._manifest(name).exists() and not superseded:
             return False
         self._restored = None if self._restored is None else max(step, self._restored)
         self._damaged.discard(step)

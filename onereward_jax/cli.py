@@ -10,9 +10,10 @@ import ast
 import dis
 import importlib
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -44,11 +45,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     # transformers would advise to install torch, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    return guarded(lambda: _run(argv))
+
+
+def guarded(run: Callable[[], int | None]) -> int:
+    """Runs a program and returns its exit code: what its user can put right is one sentence and 2."""
     try:
-        return _run(argv)
+        return run() or 0
     except Interrupted as stop:
         print(f"onereward: {stop.message}", file=sys.stderr)
         return int(stop.code or 0)
+    except KeyboardInterrupt:
+        print("onereward: stopped by SIGINT: the same command starts again from what was saved", file=sys.stderr)
+        return 128 + signal.SIGINT
     except BrokenPipeError:  # `onereward ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -112,7 +121,7 @@ def _tokenizer_of(error: BaseException) -> str | None:
     return None
 
 
-def _run(argv: list[str]) -> int:
+def _run(argv: list[str]) -> int | None:
     if not argv or argv[0] in ("-h", "--help"):
         print(_help())
         return 0
@@ -138,43 +147,43 @@ def _run(argv: list[str]) -> int:
     )
     if hasattr(module, "add_arguments"):
         module.add_arguments(parser)
-    rest, overrides, first_override = _split_overrides(argv[1:])
+    rest, overrides = split_overrides(argv[1:])
     args = parser.parse_args(rest)
     if overrides and not hasattr(args, "config"):
         raise UserError(f"onereward {name} takes no configuration: leave {_CONFIG_PREFIX}{overrides[0][0]} out")
-    if overrides and any(token == "--config" or token.startswith("--config=") for token in argv[first_override:]):
-        raise UserError(f"--config comes before its overrides: put it before {_CONFIG_PREFIX}{overrides[0][0]}")
     if getattr(args, "config", None) is not None:
         args.config_file = args.config
         args.config = load_config(args.config, overrides)
         # Before the command: nothing is written or loaded for a configuration that can't be.
         validate(args.config, getattr(args, "config_needs", ()), source=args.config_file)
-    return module.run(args) or 0
+    return module.run(args)
 
 
-def _split_overrides(argv: list[str]) -> tuple[list[str], list[tuple[str, str]], int]:
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
     """Parts `--config.a.b=value` and `--config.a.b value` from the other arguments.
 
     Returns:
-      (other arguments, [(dotted path, text)], position in `sys.argv` order of the first override, counting the command)
+      (other arguments, [(dotted path, text)])
+
+    Raises:
+      UserError: an override has no value, or comes before `--config`.
     """
     rest: list[str] = []
     overrides: list[tuple[str, str]] = []
-    first = len(argv) + 1
-    tokens = iter(enumerate(argv, start=1))
-    for position, token in tokens:
+    tokens = iter(argv)
+    for token in tokens:
         if not token.startswith(_CONFIG_PREFIX):
+            if overrides and (token == "--config" or token.startswith("--config=")):
+                raise UserError(f"--config comes before its overrides: put it before {_CONFIG_PREFIX}{overrides[0][0]}")
             rest.append(token)
             continue
-        first = min(first, position)
         field, equals, value = token.removeprefix(_CONFIG_PREFIX).partition("=")
         if not equals:
-            _, following = next(tokens, (0, "--"))
-            if following.startswith("--"):
+            value = next(tokens, "--")
+            if value.startswith("--"):
                 raise UserError(f"{token} has no value: write {token}=value")
-            value = following
         overrides.append((field, value))
-    return rest, overrides, first
+    return rest, overrides
 
 
 def _help() -> str:

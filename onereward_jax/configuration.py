@@ -10,13 +10,14 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
 from onereward_jax.errors import UserError
+from onereward_jax.files import fingerprint, hold, write_json
 
 # A run may be resumed with other values of these: they say how long it runs and what it writes, not what it learns.
 FREE_FIELDS = (
@@ -27,7 +28,18 @@ FREE_FIELDS = (
     "data.loader_threads",
 )
 # Reward feedback learning reads none of these: a policy may be evaluated otherwise than was planned.
-EVALUATION_FIELDS = ("evaluation.", "preferences.")
+EVALUATION_FIELDS = ("evaluation.", "preferences.", "ascent.")
+# Fields that name directories of weights or preferences. A run is of what lies there at its start.
+CONTENT_FIELDS = (
+    "model.base",
+    "model.judge",
+    "base.start",
+    "base.vae",
+    "preferences.base",
+    "judge.start",
+    "judge.data",
+    "preferences.policies",
+)
 _CONFIG_FILE = "config.json"
 
 
@@ -83,34 +95,41 @@ def fields(config: ConfigDict) -> dict[str, Any]:
 def claim_workdir(workdir: str | os.PathLike, config: ConfigDict, free: Iterable[str] = FREE_FIELDS) -> Path:
     """Makes the working directory and writes `config.json` there; or checks that it is of the same configuration.
 
-    A directory in which nothing was made yet, `config.json` apart, is free for any configuration.
+    A directory in which no step was done yet is free for any configuration. A configuration is
+    the same if its fields and the contents of the directories that they name are.
 
     Args:
       workdir: directory of one run.
       config: the run's configuration.
       free: fields that may differ when a run goes on; "evaluation." stands for all fields of that group.
 
+    The directory is this process's until it ends, see `files.hold`.
+
     Raises:
-      UserError: the directory can't be written, or holds a run of another configuration (names the fields).
+      UserError: the directory can't be written, is another process's, or holds a run of another configuration (names
+        the fields).
     """
     directory = Path(workdir)
     path = directory / _CONFIG_FILE
     # Through JSON, so that tuples compare with the lists that the file has.
-    new = json.loads(json.dumps(fields(config), default=str))
+    values = fields(config)
+    contents = {f"{name}.content": _content(values[name]) for name in CONTENT_FIELDS if values.get(name)}
+    new = json.loads(json.dumps(values | contents, default=str))
     try:
         directory.mkdir(parents=True, exist_ok=True)
+        hold(directory)
         old = json.loads(path.read_text()) if path.exists() else new
         differing = [name for name in old.keys() | new.keys() if old.get(name, "nothing") != new.get(name, "nothing")]
         differing = sorted(name for name in differing if not _is_free(name, free))
         if not differing or _nothing_made(directory):
-            temporary = directory / f"{_CONFIG_FILE}.tmp"
-            temporary.write_text(json.dumps(new, indent=1) + "\n")
-            temporary.replace(path)
+            write_json(path, new)
             return directory
     except OSError as error:
         raise UserError(
             f"the working directory {directory} can't be written ({error.strerror}): choose another --workdir"
         ) from error
+    except UserError:
+        raise
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged: remove it if the run there is of this configuration") from error
     shown = ", ".join(
@@ -123,12 +142,22 @@ def claim_workdir(workdir: str | os.PathLike, config: ConfigDict, free: Iterable
     )
 
 
+def _content(directories: str | Sequence[str]) -> str:
+    named = [directories] if isinstance(directories, str) else directories
+    return " ".join(fingerprint(Path(directory)) for directory in named)
+
+
 def _is_free(name: str, free: Iterable[str]) -> bool:
     return any(name == field or (field.endswith(".") and name.startswith(field)) for field in free)
 
 
 def _nothing_made(directory: Path) -> bool:
-    return all(entry.name in (_CONFIG_FILE, f"{_CONFIG_FILE}.tmp") for entry in directory.iterdir())
+    """Whether there is only what a run makes before its first step: a wrong value may show no earlier."""
+    for entry in directory.iterdir():
+        empty = not any(entry.iterdir()) if entry.is_dir() else entry.stat().st_size == 0
+        if not empty and entry.name not in (_CONFIG_FILE, f"{_CONFIG_FILE}.tmp", "tensorboard", "tokenizers"):
+            return False
+    return True
 
 
 # ------------------------------------------------------------------------------------------------------- reading
@@ -248,7 +277,7 @@ def _read_str(name: str, value: Any, default: Any) -> str:
 
 
 def _read_tuple(name: str, value: Any, default: tuple | None) -> tuple:
-    """ "(1, 2)", "1,2" or a sequence; as many elements, each of the type, as the tuple there (None: any)."""
+    """ "(1, 2)", "1,2" or a sequence; as many elements, each of the type, as the tuple there (None or (): any)."""
     if isinstance(value, str):
         try:
             parsed = ast.literal_eval(value)
@@ -260,7 +289,7 @@ def _read_tuple(name: str, value: Any, default: tuple | None) -> tuple:
         elements = list(value)
     else:
         elements = [value]
-    if default is None:
+    if not default:
         return tuple(elements)
     if len(elements) != len(default):
         raise UserError(f"{name} takes {len(default)} values like {default}, not {len(elements)}: {value}")

@@ -10,7 +10,6 @@ with a metrics.jsonl that has every step once. What makes it so:
 
 import contextlib
 import copy
-import fcntl
 import queue
 import signal
 import sys
@@ -28,6 +27,7 @@ from tqdm import tqdm
 
 from onereward_jax.checkpoint import Checkpointer
 from onereward_jax.errors import Interrupted, UserError
+from onereward_jax.files import hold
 from onereward_jax.metrics import MetricsWriter
 
 State = Any  # a pytree with an attribute `step`: int32 scalar, the number of updates done
@@ -88,7 +88,7 @@ def run(
     primary = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         if primary:
-            stack.enter_context(_alone_in(directory))
+            hold(directory)
         checkpointer = Checkpointer(directory.resolve() / "checkpoints", keep)
 
         # ------------------------------------------------------------------------------------------ going on from
@@ -134,24 +134,10 @@ def run(
                     writer.sync()
                 checkpointer.save(number, state, data_state)
                 log.restart_clock()
-            if stop_signal and number < num_steps:
+            if stop_signal:  # after the last step too: what follows the training is for the next start
                 checkpointer.wait()
                 raise Interrupted(stop_signal, number, str(workdir))
     return state
-
-
-@contextlib.contextmanager
-def _alone_in(directory: Path) -> Iterator[None]:
-    """Keeps a second process out of the working directory; the lock ends with the process, however it ends."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(
-                f"another process is training in {directory}: wait for it, stop it, or choose another --workdir"
-            ) from None
-        yield
 
 
 # ------------------------------------------------------------------------------------------------------- the state

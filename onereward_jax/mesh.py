@@ -19,12 +19,14 @@ Rules = Sequence[tuple[str, PartitionSpec]]
 P = PartitionSpec
 BATCH = P(("data", "fsdp"))
 
-# Kernels are (..., in, out). Products that open a block split their outputs over `tensor`, those that close
-# it split their inputs, so a block needs one reduction. A leading layer axis stays whole.
+# Kernels are (..., in, out). Products that open a block (attention's queries, keys and values, the first of an MLP)
+# split their outputs over `tensor`, those that close it split their inputs, so a block needs one reduction. A leading
+# layer axis stays whole.
 TRANSFORMER_RULES: Rules = (
-    (r"(to_q|to_k|to_v|add_[qkv]_proj|q_proj|k_proj|v_proj|q|k|v|wi_0|wi_1|fc1|gate_proj|up_proj|qkv|proj_mlp|proj)/kernel$",
+    (r"(^|/)(to_[qkv]|add_[qkv]_proj|[qkv]_proj|[qkv]|qkv|wi_[01]|fc1|gate_proj|up_proj|proj_mlp|net_0_proj|mlp_0)/kernel$",
      P(..., "fsdp", "tensor")),
-    (r"(to_out|to_add_out|o_proj|o|wo|fc2|down_proj|out_proj|proj_out)(_0)?/kernel$", P(..., "tensor", "fsdp")),
+    (r"(^|/)(to_out_0|to_add_out|o_proj|o|attn/proj|wo|fc2|down_proj|out_proj|proj_out|net_2|mlp_2)/kernel$",
+     P(..., "tensor", "fsdp")),
     (r"(embedding|embed_tokens)$", P("tensor", "fsdp")),
     (r"kernel$", P(..., "fsdp", None)),
     (r".*", P()),
@@ -76,6 +78,11 @@ def shardings(tree: trees.Tree, mesh: Mesh, rules: Rules = TRANSFORMER_RULES) ->
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """The leading axis of every array of a batch, over `data` and `fsdp`."""
     return NamedSharding(mesh, BATCH)
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Among how many devices a batch is divided."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

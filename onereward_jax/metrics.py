@@ -2,7 +2,9 @@
 
 import json
 import math
+import multiprocessing
 import os
+import re
 import resource
 import sys
 import warnings
@@ -149,14 +151,18 @@ def training_seconds(metrics_jsonl: str | Path) -> float:
     return seconds
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Writes the whole file or nothing."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    temporary.replace(path)
-
-
 def peak_memory_gib() -> float:
-    """The most memory that this process has held, in GiB."""
+    """The most memory that this process and the ones it started have held, in GiB; the sum of each one's peak."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20
+    own = peak / 2**30 if sys.platform == "darwin" else peak / 2**20
+    return own + sum(_peak_of(child.pid) for child in multiprocessing.active_children())
+
+
+def _peak_of(pid: int | None) -> float:
+    """GiB; 0 where the system does not say."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0.0
+    peak = re.search(r"VmHWM:\s*(\d+) kB", status)
+    return int(peak[1]) / 2**20 if peak else 0.0

@@ -104,17 +104,29 @@ def make_optimizer(
 
 
 def compile_step(
-    step: Callable, new_state: Callable[[], TrainState], frozen: Any, mesh: Mesh, rules: Rules = TRANSFORMER_RULES
+    step: Callable,
+    create: Callable[[Any], TrainState],
+    params: Any,
+    frozen: Any,
+    mesh: Mesh,
+    rules: Rules = TRANSFORMER_RULES,
 ) -> tuple[Callable, TrainState, Any]:
     """Places state and frozen parameters on the mesh and jits `step(state, frozen, batch)` for it.
 
     The state is donated; params, EMA, reference and optimiser state follow the same rules; batches come
     split over their leading axis (`mesh.batch_sharding`).
 
+    Args:
+      create: pure, parameters -> the state before the first update; runs on the mesh, so that no device ever holds
+        more than its part.
+      params: parameters to start from, on the host or on devices.
+
     Returns:
       (jitted step, state on the mesh, frozen on the mesh)
     """
-    state_shardings = shardings(jax.eval_shape(new_state), mesh, rules)
+    state_shardings = shardings(jax.eval_shape(create, params), mesh, rules)
+    params = jax.device_put(params, shardings(params, mesh, rules))
+    state = jax.jit(create, out_shardings=state_shardings)(params)
     frozen_shardings = shardings(frozen, mesh, rules)
     jitted = jax.jit(
         step,
@@ -122,4 +134,4 @@ def compile_step(
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=0,
     )
-    return jitted, jax.device_put(new_state(), state_shardings), jax.device_put(frozen, frozen_shardings)
+    return jitted, state, jax.device_put(frozen, frozen_shardings)

@@ -6,11 +6,13 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from onereward_jax import loop
 from onereward_jax.data import mixture
-from onereward_jax.mesh import batch_sharding, make_mesh
+from onereward_jax.errors import UserError
+from onereward_jax.mesh import batch_sharding, batch_shards, make_mesh
 from onereward_jax.train_state import TrainState, compile_step
 
 Batch = dict[str, Any]
@@ -21,37 +23,43 @@ def train(
     workdir: Path,
     *,
     step: Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, jax.Array]]],
-    new_state: Callable[[], TrainState],
+    create: Callable[[Any], TrainState],
+    params: Any,
     record: Callable[[int, str], dict[str, np.ndarray]],
     description: str,
     frozen: Any = None,
     prepare: Callable[[Batch], Batch] = lambda batch: batch,
-    **shown: Any,
+    **options: Any,
 ) -> TrainState:
     """Trains in `workdir`, or goes on there; see `loop.run`.
 
     Args:
       config: its `mesh`, `seed`, `data.task_weights`, `data.loader_threads` and `train`.
       step: pure (state, frozen, batch) -> (state, metrics).
-      new_state: the state before the first update.
+      create: pure, parameters -> the state before the first update.
+      params: parameters to start from.
       record: (global sample index, task) -> arrays of one sample.
       description: word before the progress bar.
       frozen: parameters that the step reads and never changes.
       prepare: a batch of records and their `index` -> the arrays that the step takes.
-      shown: `progress` and `optional` of `loop.run`.
+      options: `progress`, `optional`, `evaluate` and `evaluate_every` of `loop.run`.
 
     Returns:
       The state at `config.train.num_steps`.
+
+    Raises:
+      UserError: the batch can't be shared by the devices, or there are several processes.
     """
+    if jax.process_count() > 1:
+        raise UserError(f"training in {jax.process_count()} processes is not built yet: run one, with all its devices")
     mesh = make_mesh(**config.mesh)
-    compiled, state, frozen = compile_step(step, new_state, {} if frozen is None else frozen, mesh)
+    _check_batch(config, mesh)
+    compiled, state, frozen = compile_step(step, create, params, {} if frozen is None else frozen, mesh)
     batches = mixture.mixture(
         dict(config.data.task_weights),
         record,
         seed=config.seed,
         batch_size=config.train.batch_size,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
         num_threads=config.data.loader_threads,
     )
 
@@ -70,5 +78,15 @@ def train(
         keep=config.train.keep_checkpoints,
         log_every=config.train.log_every,
         description=description,
-        **shown,
+        **options,
     )
+
+
+def _check_batch(config: ConfigDict, mesh: Mesh) -> None:
+    shards, parts = batch_shards(mesh), config.rl.accumulate if "rl" in config else 1
+    if config.train.batch_size % (shards * parts):
+        of_parts = f" in each of {parts} micro-batches (rl.accumulate)" if parts > 1 else ""
+        raise UserError(
+            f"a batch of {config.train.batch_size} can't be shared by {shards} devices{of_parts}: make"
+            f" train.batch_size a multiple of {shards * parts}, or change mesh.data and mesh.fsdp"
+        )

@@ -1,7 +1,6 @@
 """Parameter trees as (path, array) pairs: names, masks, interpolation, counts."""
 
-import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -37,28 +36,6 @@ def map_with_path(function: Callable[[str, Any], Any], tree: Tree) -> Tree:
     return jax.tree_util.tree_map_with_path(lambda path, leaf: function(path_name(path), leaf), tree)
 
 
-def mask(tree: Tree, patterns: Iterable[str]) -> Tree:
-    """True at every leaf whose path contains a match of one of the regular expressions."""
-    compiled = [re.compile(pattern) for pattern in patterns]
-    return map_with_path(lambda path, _: any(pattern.search(path) for pattern in compiled), tree)
-
-
-def lerp(start: Tree, end: Tree, weight: float | jax.Array) -> Tree:
-    """start + weight · (end − start), leaf by leaf."""
-    return jax.tree.map(lambda a, b: a + weight * (b - a), start, end)
-
-
-def cast(tree: Tree, dtype) -> Tree:
-    """Every floating-point leaf in the given dtype; other leaves unchanged."""
-    is_float = lambda x: jax.numpy.issubdtype(x.dtype, jax.numpy.floating)  # noqa: E731
-    return jax.tree.map(lambda x: x.astype(dtype) if is_float(x) else x, tree)
-
-
 def count(tree: Tree) -> int:
     """Number of scalars in the tree."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
-
-
-def num_bytes(tree: Tree) -> int:
-    """Bytes of the tree's arrays."""
-    return sum(int(np.prod(leaf.shape)) * np.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(tree))

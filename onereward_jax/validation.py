@@ -59,6 +59,10 @@ def _whole(least: int) -> Rule:
     return lambda value: _is_whole(value) and value >= least, f"a whole number, {least} or more"
 
 
+def _at_least(least: float) -> Rule:
+    return lambda value: _is_number(value) and value >= least, f"a number, {least:g} or more"
+
+
 def _one_of(*names: str) -> Rule:
     return lambda value: value in names, f"one of {', '.join(names)}"
 
@@ -66,6 +70,9 @@ def _one_of(*names: str) -> Rule:
 _SHARE: Rule = (lambda value: _is_number(value) and 0 <= value <= 1, "from 0 to 1")
 _DECAY: Rule = (lambda value: _is_number(value) and 0 <= value < 1, "0 or more and below 1")
 _POSITIVE: Rule = (lambda value: _is_number(value) and value > 0, "above 0")
+_NOT_NEGATIVE: Rule = _at_least(0)
+_DTYPE = _one_of("float32", "bfloat16", "float16")
+_REMAT = _one_of("none", "dots", "full")
 
 _RULES: Mapping[str, Rule] = {
     "algorithm": _one_of("fixed", "dynamic"),
@@ -79,8 +86,12 @@ _RULES: Mapping[str, Rule] = {
     ),
     "data.seed": _whole(0),
     "data.target_flaws": _SHARE,
-    "model.dtype": _one_of("float32", "bfloat16", "float16"),
+    "model.dtype": _DTYPE,
+    "model.remat": _REMAT,
     "optimizer.learning_rate": _POSITIVE,
+    "optimizer.clip_norm": _POSITIVE,
+    "optimizer.weight_decay": _NOT_NEGATIVE,
+    "optimizer.b2": _DECAY,
     "optimizer.warmup_steps": _whole(0),
     "optimizer.decay_steps": _whole(0),
     "train.num_steps": _whole(1),
@@ -93,12 +104,26 @@ _RULES: Mapping[str, Rule] = {
     "rl.num_steps": _whole(1),
     "rl.first_index": _whole(0),
     "rl.last_index": _whole(0),
+    "rl.judge_shift": _whole(0),
+    "rl.flow_matching_weight": _NOT_NEGATIVE,
+    "rl.rollout_guidance_scale": _NOT_NEGATIVE,
+    "rl.rollout_true_cfg_scale": _NOT_NEGATIVE,
+    "rl.gradient_guidance_scale": _NOT_NEGATIVE,
+    "rl.gradient_true_cfg_scale": _NOT_NEGATIVE,
     "rl.accumulate": _whole(1),
     "vae.ema_decay": _DECAY,
+    "vae.kl_weight": _NOT_NEGATIVE,
+    "vae.edge_weight": _NOT_NEGATIVE,
+    "vae.square_weight": _NOT_NEGATIVE,
     "base.ema_decay": _DECAY,
+    "base.dtype": _DTYPE,
+    "base.remat": _REMAT,
     "base.prompt_dropout": _SHARE,
     "base.scenes_per_task": _whole(1),
     "judge.ema_decay": _DECAY,
+    "judge.max_shift": _whole(0),
+    "judge.adversarial_radius": _SHARE,
+    "preferences.first_scene": _whole(0),
     "preferences.planted_scenes_per_task": _whole(0),
     "preferences.scenes_per_task": _whole(0),
     "preferences.part_size": _whole(1),
@@ -106,13 +131,24 @@ _RULES: Mapping[str, Rule] = {
     "preferences.latent_noise_share": _SHARE,
     "preferences.one_step_share": _SHARE,
     "preferences.guided_share": _SHARE,
+    "preferences.max_latent_noise": _at_least(0.1),
+    "preferences.max_true_cfg_scale": _at_least(1.2),
+    "preferences.annotator_noise": _NOT_NEGATIVE,
+    "preferences.annotator_margin": _NOT_NEGATIVE,
     "preferences.min_steps": _whole(1),
     "preferences.max_steps": _whole(1),
     "evaluation.scenes_per_task": _whole(1),
     "evaluation.judge_scenes_per_task": _whole(1),
     "evaluation.pictures_per_task": _whole(1),
+    "evaluation.every": _whole(0),
+    "evaluation.watched_scenes": _whole(1),
     "evaluation.batch_size": _whole(1),
     "evaluation.num_steps": _whole(1),
+    "ascent.scenes_per_task": _whole(1),
+    "ascent.num_steps": _whole(1),
+    "ascent.step_size": _POSITIVE,
+    "evaluation.guidance_scale": _NOT_NEGATIVE,
+    "evaluation.true_cfg_scale": _NOT_NEGATIVE,
     "evaluation.what": _one_of("policy", "ema"),
 }
 

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
@@ -68,6 +69,11 @@ FEEDBACK = {
     "evaluation.num_steps": 2,
     "evaluation.batch_size": 4,
     "evaluation.pictures_per_task": 1,
+    "evaluation.every": 1,
+    "evaluation.watched_scenes": 1,
+    "ascent.scenes_per_task": SCENES,
+    "ascent.num_steps": 5,
+    "ascent.step_size": 0.1,
     "preferences.part_size": 2,
     "preferences.min_steps": 2,
     "preferences.max_steps": 3,
@@ -93,15 +99,21 @@ def onereward(command: str, variant: str, workdir: Path, overrides: dict) -> Non
 def chain(tmp_path_factory) -> Chain:
     root = tmp_path_factory.mktemp("chain")
     models, run = root / "models", root / "run"
-    base, preferences = {"preferences.base": models / "base"}, {"preferences.directory": root / "preferences"}
+    base, data = {"preferences.base": models / "base"}, {"judge.data": f"({str(root / 'preferences')!r},)"}
     onereward("train-vae", "vae", root / "vae", STEPS | VAE)
     onereward("train-base", "base", root / "base", STEPS | BASE | {"base.vae": root / "vae" / "export" / "vae"})
     assert cli.main(["package", "--base", str(root / "base" / "export"), "--out", str(models)]) == 0
+    tuned = STEPS | {"base.start": models / "base", "base.train_text_encoders": "false", "base.scenes_per_task": 16}
+    onereward("train-base", "base", root / "tuned_base", tuned)
     feedback = STEPS | FEEDBACK | {"model.base": models / "base", "model.judge": models / "judge"}
     onereward("gates", "dynamic", root / "gates", feedback)
     onereward("make-preferences", "judge", root / "preferences", JUDGE | PREFERENCES | base)
-    onereward("train-judge", "judge", root / "judge", STEPS | JUDGE | PREFERENCES | base | preferences)
+    onereward("train-judge", "judge", root / "first_judge", STEPS | JUDGE | PREFERENCES | base | data)
+    second = {"judge.start": root / "first_judge" / "export", "judge.max_shift": 2, "judge.flips": True}
+    second |= {"judge.retone": True, "judge.adversarial_radius": 0.02}
+    onereward("train-judge", "judge", root / "judge", STEPS | PREFERENCES | base | data | second)
     assert cli.main(["package", "--judge", str(root / "judge" / "export"), "--out", str(models)]) == 0
+    onereward("ascend", "dynamic", root / "ascent", feedback)
     onereward("train", "dynamic", run, feedback)
     onereward("evaluate", "dynamic", run, feedback)
     return Chain(root, models, run)
@@ -118,6 +130,15 @@ def test_every_training_leaves_its_steps(chain):
         assert all({"learning/loss", "learning/grad_norm", "perf/step_time_seconds"} <= line.keys() for line in lines)
         assert list((chain.root / workdir / "tensorboard").iterdir()), workdir
         assert list((chain.root / workdir / "checkpoints").iterdir()), workdir
+
+
+def test_a_fill_model_is_tuned_further(chain):
+    """The transformer moves a little; text encoders and autoencoder stay what they were."""
+    start, tuned = chain.models / "base", chain.root / "tuned_base" / "export"
+    for path in sorted(start.rglob("*.safetensors")):
+        before, after = load_file(path), load_file(tuned / path.relative_to(start))
+        change = max(float(np.abs(after[name] - before[name].astype(np.float32)).max()) for name in before)
+        assert (0 < change < 0.01) if path.parent.name == "transformer" else change == 0, path
 
 
 def test_packaged_models_are_whole(chain):
@@ -140,10 +161,28 @@ def test_gates_measure_every_task(chain):
         assert best["good"] + best["same"] + best["bad"] == pytest.approx(1)
 
 
+def test_the_judges_gradient_is_followed(chain):
+    assert (chain.root / "ascent" / "ascent.png").read_bytes().startswith(b"\x89PNG")
+    ascent = json.loads((chain.root / "ascent" / "ascent.json").read_text())
+    assert set(ascent) == set(TASKS)
+    for found in ascent.values():
+        assert found["n"] == SCENES
+        assert 0 < found["judge"]["before"] < 1
+        assert found["judge"]["after"] != found["judge"]["before"]  # an untrained judge has no way up
+
+
 def test_preferences_are_of_every_task(chain):
     lines = [line for path in (chain.root / "preferences" / "train").glob("*.jsonl") for line in lines_of(path)]
     assert {line["task"] for line in lines if line["preferences"]} == set(TASKS)
     assert len(lines) == 2 * SCENES * len(TASKS)
+
+
+def test_the_second_judge_goes_on_from_the_first(chain):
+    first, second = (load_file(chain.root / name / "export" / "model.safetensors") for name in ("first_judge", "judge"))
+    assert {name: array.shape for name, array in first.items()} == {name: array.shape for name, array in second.items()}
+    # Two steps at a small rate, averaged: far nearer to the first judge than to another start.
+    distance = sum(float(np.square(second[name] - first[name]).sum()) for name in first)
+    assert 0 < distance < 1e-3 * sum(float(np.square(array).sum()) for array in first.values())
 
 
 def test_training_reports_the_rewards_of_its_cells(chain):
@@ -160,6 +199,14 @@ def test_training_reports_the_rewards_of_its_cells(chain):
     assert seen <= set(TASKS)
     for what in ("policy", "ema"):
         assert (chain.run / "export" / what / "diffusion_pytorch_model.safetensors").exists()
+
+
+def test_the_truth_is_looked_at_while_training(chain):
+    for line in lines_of(chain.run / "metrics.jsonl"):
+        gains = {name: line[name] for name in line if name.startswith("evaluation/")}
+        assert set(gains) == {f"evaluation/{task}/truth_gain" for task in TASKS}
+        # Two updates at a rate of 1e-5 hardly change a picture.
+        assert all(abs(gain) < 0.2 for gain in gains.values())
 
 
 def test_training_moved_the_policy(chain):

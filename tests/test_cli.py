@@ -174,7 +174,7 @@ def test_wrong_files(config_file, tmp_path):
 def test_workdir_of_another_configuration(config_file, tmp_path):
     workdir = tmp_path / "runs" / "a"
     claim_workdir(workdir, load_config(config_file))
-    (workdir / "checkpoints").mkdir()
+    (workdir / "checkpoints" / "step_00000001").mkdir(parents=True)
     claim_workdir(workdir, load_config(config_file))
     claim_workdir(workdir, load_config(config_file, {"train.num_steps": 200}))
     assert '"train.num_steps": 200' in (workdir / "config.json").read_text()
@@ -189,7 +189,7 @@ def test_workdir_of_another_configuration(config_file, tmp_path):
 
 def test_what_may_differ_when_a_run_goes_on(config_file, tmp_path):
     claim_workdir(tmp_path / "run", load_config(config_file))
-    (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "run" / "checkpoints" / "step_00000001").mkdir(parents=True)
     claim_workdir(tmp_path / "run", load_config(config_file, {"train.num_steps": 3, "train.log_every": 2}))
     with pytest.raises(UserError, match=r"differing in rl\.num_steps \(8 there, 4 now\)"):
         claim_workdir(tmp_path / "run", load_config(config_file, {"rl.num_steps": 4, "train.num_steps": 3}))
@@ -200,11 +200,33 @@ def test_what_may_differ_when_a_run_goes_on(config_file, tmp_path):
     assert '"evaluation.what": "ema"' in (tmp_path / "run" / "config.json").read_text()
 
 
+def test_other_weights_are_another_configuration(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "x.safetensors").write_bytes(bytes(5_000_000))
+    config = ConfigDict({"model": {"base": str(model)}})
+    claim_workdir(tmp_path / "run", config)
+    (tmp_path / "run" / "checkpoints" / "step_00000001").mkdir(parents=True)
+    (model / "config.json").write_text("{}")
+    claim_workdir(tmp_path / "run", config)
+    for place in (0, 2_600_000, 4_999_999):
+        changed = bytearray(5_000_000)
+        changed[place] = 1
+        (model / "x.safetensors").write_bytes(changed)
+        with pytest.raises(UserError, match=r"model\.base\.content"):
+            claim_workdir(tmp_path / "run", config)
+
+
 def test_a_workdir_where_nothing_was_made_is_free(config_file, tmp_path):
     claim_workdir(tmp_path, load_config(config_file, {"seed": 1}))  # beside the configuration's own file
     with pytest.raises(UserError, match="seed"):
         claim_workdir(tmp_path, load_config(config_file))
     claim_workdir(tmp_path / "run", load_config(config_file, {"seed": 1}))
+    # What a run leaves that fails before its first step.
+    (tmp_path / "run" / "checkpoints").mkdir()
+    (tmp_path / "run" / "metrics.jsonl").touch()
+    (tmp_path / "run" / "tensorboard").mkdir()
+    (tmp_path / "run" / "tensorboard" / "events").write_text("x")
     claim_workdir(tmp_path / "run", load_config(config_file))
     assert '"seed": 0' in (tmp_path / "run" / "config.json").read_text()
 

@@ -1,5 +1,6 @@
 """The training loop in this process: what is logged, saved, resumed and how it stops."""
 
+import fcntl
 import json
 import os
 import signal
@@ -141,8 +142,10 @@ def test_divergence_stops_before_the_next_checkpoint(tmp_path, name):
 
 
 def test_one_process_at_a_time(tmp_path):
-    with loop._alone_in(tmp_path), pytest.raises(UserError, match="another process"):
-        loop.run(step=step, state=initial(), batches=Counter(), num_steps=2, workdir=tmp_path)
+    with (tmp_path / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process"):
+            loop.run(step=step, state=initial(), batches=Counter(), num_steps=2, workdir=tmp_path)
     assert not (tmp_path / "metrics.jsonl").exists()
     loop.run(step=step, state=initial(), batches=Counter(), num_steps=2, workdir=tmp_path)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
+from configs.tiny import VARIANTS
 from onereward_jax import cli
 from onereward_jax.configuration import load_config
 from onereward_jax.errors import UserError
@@ -29,6 +30,16 @@ WRONG = [
     ("train", "quick", "optimizer.learning_rate=inf", "optimizer.learning_rate must be above 0, not inf"),
     ("train", "quick", "optimizer.warmup_steps=-1", "optimizer.warmup_steps must be a whole number, 0 or more"),
     ("train", "quick", "optimizer.decay_steps=5", "optimizer.decay_steps is 5, which is not beyond"),
+    ("train", "quick", "optimizer.clip_norm=-1", "optimizer.clip_norm must be above 0"),
+    ("train", "quick", "optimizer.b2=1.5", "optimizer.b2 must be 0 or more and below 1"),
+    ("train", "quick", "optimizer.weight_decay=-1", "optimizer.weight_decay must be a number, 0 or more"),
+    ("train", "quick", "rl.flow_matching_weight=-1", "rl.flow_matching_weight must be a number, 0 or more"),
+    ("train", "quick", "rl.gradient_true_cfg_scale=nan", "rl.gradient_true_cfg_scale must be a number, 0 or more"),
+    ("train", "quick", "rl.judge_shift=-1", "rl.judge_shift must be a whole number, 0 or more"),
+    ("train", "quick", "model.remat=some", "model.remat must be one of none, dots, full"),
+    ("make-preferences", "judge", "preferences.max_true_cfg_scale=1", "max_true_cfg_scale must be a number, 1.2 or"),
+    ("make-preferences", "judge", "preferences.max_latent_noise=0", "max_latent_noise must be a number, 0.1 or more"),
+    ("make-preferences", "judge", "preferences.annotator_noise=nan", "annotator_noise must be a number, 0 or more"),
     ("train", "quick", "train.num_steps=0", "train.num_steps must be a whole number, 1 or more"),
     ("train", "quick", "train.batch_size=0", "train.batch_size must be a whole number, 1 or more"),
     ("train", "quick", "train.checkpoint_every=-1", "train.checkpoint_every must be a whole number, 0 or more"),
@@ -71,8 +82,8 @@ WRONG = [
     (
         "gates",
         "quick",
-        "evaluation.pictures_per_task=101",
-        "evaluation.pictures_per_task (101) must be at most evaluation.scenes_per_task (100)",
+        "evaluation.pictures_per_task=401",
+        "evaluation.pictures_per_task (401) must be at most evaluation.scenes_per_task (400)",
     ),
 ]
 
@@ -95,7 +106,7 @@ def refused(tmp_path, capsys, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("variant", ["quick", "fixed", "dynamic", "vae", "base", "judge"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_what_is_packaged_is_valid(variant):
     validate(load_config(f"{TINY}:{variant}"))
 
@@ -111,7 +122,7 @@ def test_task_weights_of_zero(refused):
 
 
 def test_a_variant_of_another_command(refused):
-    assert f"{TINY}:judge has no algorithm, model, rl: choose" in refused("train", f"--config={TINY}:judge")
+    assert f"{TINY}:judge has no algorithm, evaluation, model, rl: choose" in refused("train", f"--config={TINY}:judge")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Evaluates a finished run on held-out scenes; writes WORKDIR/evaluation.json and WORKDIR/report.html."""
+"""Evaluates a finished run on held-out scenes; writes WORKDIR/evaluation.json, report.html and figures/."""
 
 import argparse
 from pathlib import Path

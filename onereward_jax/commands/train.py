@@ -1,16 +1,19 @@
 """Improves a fill model by reward feedback learning (Algorithm 1 or 2)."""
 
 import argparse
+import functools
 
 from onereward_jax.commands import config_arguments
 from onereward_jax.configuration import EVALUATION_FIELDS, FREE_FIELDS, claim_workdir
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    config_arguments(parser, needs=("algorithm", "data", "mesh", "model", "optimizer", "rl", "train"))
+    config_arguments(parser, needs=("algorithm", "data", "evaluation", "mesh", "model", "optimizer", "rl", "train"))
 
 
 def run(args: argparse.Namespace) -> None:
+    from onereward_jax.evaluation.watch import watch_truth
     from onereward_jax.rl.training import train
 
-    train(args.config, claim_workdir(args.workdir, args.config, (*FREE_FIELDS, *EVALUATION_FIELDS)))
+    workdir = claim_workdir(args.workdir, args.config, (*FREE_FIELDS, *EVALUATION_FIELDS))
+    train(args.config, workdir, watch=functools.partial(watch_truth, args.config))

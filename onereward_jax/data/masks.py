@@ -6,7 +6,7 @@ Every function returns uint8 (height, width) with 1 = generate, and draws all it
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -15,7 +15,6 @@ Box = tuple[float, float, float, float]
 
 SIDES = ("left", "right", "top", "bottom")
 COVERING_KINDS = ("box", "strokes", "blob")
-KINDS = (*COVERING_KINDS, "borders")
 
 
 def box(height: int, width: int, bounds: Box) -> np.ndarray:
@@ -113,45 +112,6 @@ def cover(kind: str, height: int, width: int, bounds: Box, generator: np.random.
     if kind == "strokes":
         return strokes(height, width, bounds, generator)
     raise ValueError(f"unknown kind of mask {kind!r}: choose one of {', '.join(COVERING_KINDS)}")
-
-
-def random_borders(
-    height: int,
-    width: int,
-    generator: np.random.Generator,
-    share: tuple[float, float] = (0.14, 0.3),
-    sides: Sequence[str] | None = None,
-) -> np.ndarray:
-    """Strips on one to four random sides (or on `sides`), each a `share` of the image's extent."""
-    if sides is None:
-        sides = generator.permutation(SIDES)[: generator.integers(1, len(SIDES) + 1)].tolist()
-    extents = {"left": width, "right": width, "top": height, "bottom": height}
-    return borders(height, width, {s: max(1, round(extents[s] * generator.uniform(*share))) for s in sides})
-
-
-def random_mask(
-    height: int,
-    width: int,
-    generator: np.random.Generator,
-    kinds: Sequence[str] = KINDS,
-    share: tuple[float, float] = (0.08, 0.35),
-) -> np.ndarray:
-    """A random mask for an image of any size.
-
-    Args:
-      kinds: among `KINDS`.
-      share: range of the part of the image's area that the mask's bounds take up; borders take the widths
-        of `random_borders`.
-    """
-    kind = kinds[int(generator.integers(len(kinds)))]
-    if kind == "borders":
-        return random_borders(height, width, generator)
-    area = generator.uniform(*share) * height * width
-    aspect = math.exp(generator.uniform(-0.5, 0.5))
-    box_width = min(width * 0.95, math.sqrt(area * aspect))
-    box_height = min(height * 0.95, area / box_width)
-    left, top = generator.uniform(0, width - box_width), generator.uniform(0, height - box_height)
-    return cover(kind, height, width, (left, top, left + box_width, top + box_height), generator)
 
 
 def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:

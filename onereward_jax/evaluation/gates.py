@@ -8,22 +8,19 @@ judge could teach.
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from onereward_jax import tasks
-from onereward_jax.data.proving_ground import ProvingGround, Scene
-from onereward_jax.data.proving_ground.scorer import score
+from onereward_jax.data.proving_ground import ProvingGround, overall
+from onereward_jax.data.proving_ground.parallel import score_all
 from onereward_jax.evaluation import gsb
-from onereward_jax.evaluation.run import pictures_of
+from onereward_jax.evaluation.run import batches_of, pictures_of
+from onereward_jax.files import write_json
 from onereward_jax.flow import conditioning
 from onereward_jax.flow.pipeline import FillPipeline
-from onereward_jax.metrics import write_json
+from onereward_jax.judge.preferences import CANDIDATES
 from onereward_jax.pictures import mask_overlay, picture_grid, write_png
-
-CANDIDATES = 4
 
 
 def measure_gates(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -43,20 +40,23 @@ def measure_gates(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     rows: list[list[np.ndarray]] = []
     for task in tasks.TASKS:
         scenes = [ground.scene(index, task) for index in range(settings.scenes_per_task)]
-        decoded = _reconstructions(pipeline, scenes)
-        candidates = [
-            pictures_of(pipeline, pipeline.params["transformer"], scenes, config, number)
-            for number in range(CANDIDATES)
-        ]
-        targets, reconstructions, answers, comparisons = [], [], [], []
-        for row, scene in enumerate(tqdm(scenes, desc=f"scoring {task}", leave=False)):
-            targets.append(score(scene, scene.target))
-            reconstructions.append(score(scene, decoded[row]))
-            scores = [score(scene, pictures[row]) for pictures in candidates]
-            best = max(scores, key=lambda values: float(np.mean(list(values.values()))))
+        targets = np.stack([scene.target for scene in scenes])
+        decoded = np.concatenate(
+            [
+                np.asarray(conditioning.reconstruct(pipeline.vae, pipeline.params["vae"], targets[rows]))
+                for rows in batches_of(len(scenes), settings.batch_size)
+            ]
+        )[: len(scenes)]
+        candidates = [pictures_of(pipeline, None, scenes, config, number) for number in range(CANDIDATES)]
+        of_targets, of_reconstructions, answers, comparisons = [], [], [], []
+        shown = zip(targets, decoded, *candidates, strict=True)
+        for target_scores, decoded_scores, *scores in score_all(scenes, shown):
+            of_targets.append(target_scores)
+            of_reconstructions.append(decoded_scores)
+            best = max(scores, key=overall)
             answers += scores
             comparisons.append(gsb.Comparison(task, base=scores[0], policy=best))
-        target, reconstruction = _means(targets), _means(reconstructions)
+        target, reconstruction = _means(of_targets), _means(of_reconstructions)
         gates["autoencoder"][task] = {
             dimension: {"target": target[dimension], "reconstruction": reconstruction[dimension]}
             for dimension in target
@@ -64,25 +64,12 @@ def measure_gates(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         gates["base"][task] = {"truth": _means(answers), "best_of_4": gsb.good_same_bad(comparisons)[task]}
         for row, scene in enumerate(scenes[: settings.pictures_per_task]):
             sample = scene.sample
-            shown = [mask_overlay(sample.image, sample.mask), scene.target, decoded[row]]
-            rows.append(shown + [pictures[row] for pictures in candidates])
+            left = [mask_overlay(sample.image, sample.mask), targets[row], decoded[row]]
+            rows.append(left + [pictures[row] for pictures in candidates])
     columns = ["source", "target", "decoded", *(f"base {number + 1}" for number in range(CANDIDATES))]
     write_png(workdir / "base.png", picture_grid(rows, columns, scale=2))
     write_json(workdir / "gates.json", gates)
     return gates
-
-
-def _reconstructions(pipeline: FillPipeline, scenes: list[Scene], at_once: int = 50) -> np.ndarray:
-    pictures = []
-    for start in range(0, len(scenes), at_once):
-        targets = np.stack([scene.target for scene in scenes[start : start + at_once]])
-        latents = conditioning.encode_image(
-            pipeline.vae, pipeline.params["vae"], conditioning.to_model_range(jnp.asarray(targets))
-        )
-        images = conditioning.decode_latents(pipeline.vae, pipeline.params["vae"], latents)
-        images = np.clip(np.asarray(conditioning.to_unit_range(images)), 0, 1)
-        pictures.append(np.round(images * 255).astype(np.uint8))
-    return np.concatenate(pictures)
 
 
 def _means(scores: list[dict[str, float]]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from onereward_jax.data.proving_ground.scorer import TIE_MARGIN
+from onereward_jax.data.proving_ground import scorer
 from onereward_jax.evaluation.statistics import good_minus_bad_interval, mean_interval
 from onereward_jax.tasks import CELLS, TASKS
 
@@ -59,18 +59,16 @@ class Comparison:
         return float(np.mean(means)) if means else None
 
 
-def verdict(comparison: Comparison, margin: float = TIE_MARGIN) -> str:
-    """ "good", "same" or "bad": the policy's image against the base's."""
-    if comparison.gain > margin:
-        return "good"
-    return "bad" if comparison.gain < -margin else "same"
+def verdict(comparison: Comparison) -> str:
+    """ "good", "same" or "bad": the policy's image against the base's, by the scorer's rule."""
+    return scorer.verdict(comparison.policy, comparison.base)
 
 
-def good_same_bad(comparisons: Iterable[Comparison], margin: float = TIE_MARGIN) -> dict[str, dict[str, Any]]:
+def good_same_bad(comparisons: Iterable[Comparison]) -> dict[str, dict[str, Any]]:
     """{task: {"good", "same", "bad" (shares), "n", "ci95" (of good − bad)}}, for the tasks that occur."""
     counts: dict[str, Counter[str]] = {task: Counter() for task in TASKS}
     for comparison in comparisons:
-        counts[comparison.task][verdict(comparison, margin)] += 1
+        counts[comparison.task][verdict(comparison)] += 1
     return {task: shares(*(count[name] for name in VERDICTS)) for task, count in counts.items() if count}
 
 
@@ -108,7 +106,7 @@ def truth_by_dimension(comparisons: Iterable[Comparison]) -> dict[str, dict[str,
     return result
 
 
-def judge_view(comparisons: Iterable[Comparison], margin: float = TIE_MARGIN) -> dict[str, dict[str, Any]]:
+def judge_view(comparisons: Iterable[Comparison]) -> dict[str, dict[str, Any]]:
     """What the judge says of the same scenes, and where it parts from the truth.
 
     Returns:
@@ -119,7 +117,7 @@ def judge_view(comparisons: Iterable[Comparison], margin: float = TIE_MARGIN) ->
     asked: dict[str, list[tuple[float, str]]] = {task: [] for task in TASKS}
     for comparison in comparisons:
         if comparison.preference is not None:
-            asked[comparison.task].append((comparison.preference, verdict(comparison, margin)))
+            asked[comparison.task].append((comparison.preference, verdict(comparison)))
     return {
         task: {
             "p_yes": float(np.mean([preference for preference, _ in scenes])),

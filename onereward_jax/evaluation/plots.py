@@ -35,6 +35,10 @@ PRINT = {
     "same": "#c9cdd2",
     "bad": "#d55e00",
     "judge": "#b0578d",
+    "image_fill": "#0072b2",
+    "image_extend": "#d55e00",
+    "object_removal": "#009e73",
+    "text_rendering": "#b0578d",
 }
 # A stand-in is a colour nobody draws with; `svg` writes var(--name) instead.
 STAND_IN = {name: f"#0102{number:02x}" for number, name in enumerate(PRINT)}
@@ -44,6 +48,10 @@ DASHES: dict[str, Any] = {
     "structure": (0, (1.5, 1.5)),
     "aesthetics": (0, (6, 1.5, 1.5, 1.5)),
     "removal_quality": "-",
+    "image_fill": "-",
+    "image_extend": (0, (5, 1.5)),
+    "object_removal": (0, (1.5, 1.5)),
+    "text_rendering": (0, (6, 1.5, 1.5, 1.5)),
 }
 
 PANEL = (4.6, 2.9)  # inches: legible on a phone, two abreast on a desktop
@@ -129,6 +137,26 @@ def draw_rewards(axes: Axes, curves: Curves, task: str, theme: Mapping[str, str]
     axes.set_ylim(*reward_limits(curves))
     axes.set_xlabel("step")
     axes.set_ylabel("P(Yes)")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handlelength=2.4, columnspacing=1.2)
+
+
+def truth_key(task: str) -> str:
+    return f"evaluation/{task}/truth_gain"
+
+
+def has_truth(curves: Curves) -> bool:
+    return any(truth_key(task) in curves for task in TASKS)
+
+
+def draw_truth(axes: Axes, curves: Curves, theme: Mapping[str, str]) -> None:
+    """How much better than the base the policy is by truth, against the step: a line a task, from 0 at the start."""
+    axes.axhline(0, color=theme["muted"], linewidth=0.8, dashes=(2, 2))
+    for task in TASKS:
+        if truth_key(task) in curves:
+            steps, gains = (np.concatenate([[0.0], values]) for values in curves[truth_key(task)])
+            axes.plot(steps, gains, color=theme[task], linewidth=1.9, linestyle=DASHES[task], label=label(task))
+    axes.set_xlabel("step")
+    axes.set_ylabel("truth, policy − base")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handlelength=2.4, columnspacing=1.2)
 
 
@@ -255,7 +283,8 @@ def svg(draw: Callable[[Axes], None], title: str, size: tuple[float, float] = PA
 def save_figures(directory: str | Path, metrics_jsonl: str | Path | None, evaluation: Mapping[str, Any]) -> list[Path]:
     """Writes the report's main figures as PNG files, those for which there are data.
 
-    reward_curves.png, judge_accuracy.png, good_same_bad.png, judge_and_truth.png, calibration.png, training.png.
+    reward_curves.png, truth_while_training.png, judge_accuracy.png, good_same_bad.png, judge_and_truth.png,
+    calibration.png, training.png.
 
     Returns:
       the files written.
@@ -268,6 +297,7 @@ def save_figures(directory: str | Path, metrics_jsonl: str | Path | None, evalua
             for task in TASKS
             if has_rewards(curves, task)
         ],
+        "truth_while_training": [("", partial(draw_truth, curves=curves, theme=theme))] if has_truth(curves) else [],
         "training": [
             ("", partial(draw_training, curves=curves, key=key, title=title, theme=theme))
             for key, title in TRAINING_CURVES.items()

@@ -2,13 +2,13 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from onereward_jax.files import write_text
 from onereward_jax.tasks import CELLS, TASKS
 
 REQUIRED = ("algorithm", "judge_accuracy", "judge_ceiling", "gsb", "seconds", "peak_memory_gib")
@@ -67,12 +67,7 @@ def write_evaluation(path: str | Path, evaluation: Mapping[str, Any]) -> None:
     except ValueError as error:
         raise ValueError(f"the evaluation cannot be written as JSON: {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_text(path, text + "\n")
 
 
 def read_evaluation(path: str | Path) -> dict[str, Any]:

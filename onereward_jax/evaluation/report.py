@@ -3,7 +3,6 @@
 import base64
 import dataclasses
 import io
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,8 +14,10 @@ from markupsafe import Markup
 from PIL import Image
 
 from onereward_jax import pictures
-from onereward_jax.evaluation import gsb, plots
+from onereward_jax.data.proving_ground.scorer import TIE_MARGIN
+from onereward_jax.evaluation import plots
 from onereward_jax.evaluation.plots import label
+from onereward_jax.files import write_text
 from onereward_jax.tasks import CELLS, DIMENSIONS, TASKS
 
 CRISP_BELOW = 256  # pixels: smaller pictures are shown pixel by pixel, larger ones reduced to this and smoothed
@@ -114,9 +115,10 @@ def write_report(
             for task in TASKS
             if plots.has_rewards(curves, task)
         ],
+        "truth_curves": _svg(partial(plots.draw_truth, curves=curves), "truth") if plots.has_truth(curves) else "",
         "reward_note": REWARD_NOTES.get(algorithm, ""),
         "bandwidth": f"{100 * plots.BANDWIDTH:.0f}{SPACE}%",
-        "margin": f"{100 * evaluation.get('tie_margin', gsb.TIE_MARGIN):g}{SPACE}%",
+        "margin": f"{100 * evaluation.get('tie_margin', TIE_MARGIN):g}{SPACE}%",
         "accuracy": _accuracy_table(evaluation),
         "orders": _orders(evaluation),
         "calibration": _calibration(evaluation),
@@ -145,9 +147,7 @@ def write_report(
     )
     page = environment.get_template("report.html.jinja").render(context)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, page)
     return path
 
 

@@ -9,21 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from onereward_jax import tasks
 from onereward_jax.data.proving_ground import ProvingGround, Scene
-from onereward_jax.data.proving_ground.scorer import TIE_MARGIN, score
+from onereward_jax.data.proving_ground.parallel import score_all
+from onereward_jax.data.proving_ground.scorer import TIE_MARGIN
 from onereward_jax.errors import UserError
-from onereward_jax.evaluation import accuracy, gsb
+from onereward_jax.evaluation import accuracy, gsb, plots
 from onereward_jax.evaluation.record import write_evaluation
 from onereward_jax.evaluation.report import ExampleRow, write_report
 from onereward_jax.flow.pipeline import FillPipeline, latent_shape, sample_noise
 from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.judge import Judge
-from onereward_jax.judge.preferences import Pair, make_preferences, read_pairs
+from onereward_jax.judge.preferences import make_preferences, read_pairs
 from onereward_jax.metrics import peak_memory_gib
 from onereward_jax.weights.load import load_component
 
@@ -33,7 +35,7 @@ PACKAGES = ("onereward-jax", "jax", "flax", "optax", "orbax-checkpoint", "grain"
 def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """Compares the trained policy of `workdir` with its base, and measures the judge.
 
-    Writes workdir/evaluation.json and workdir/report.html.
+    Writes workdir/evaluation.json, workdir/report.html and its figures as pictures in workdir/figures.
 
     Raises:
       FileNotFoundError, UserError: the run has not ended, or a model is missing.
@@ -51,9 +53,9 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     pipeline = FillPipeline.from_pretrained(config.model.base)
     judge = Judge.from_pretrained(config.model.judge)
     settings = config.evaluation
-    base = pipeline.params["transformer"]
-    policy = load_component(trained / settings.what, "transformer", "float32")[1]
-    reference = base if config.algorithm == "fixed" else load_component(trained / "ema", "transformer", "float32")[1]
+    load = lambda name: jax.tree.map(jnp.asarray, load_component(trained / name, "transformer", "float32")[1])  # noqa: E731
+    base, policy = None, load(settings.what)  # None: the pipeline's own
+    reference = base if config.algorithm == "fixed" else load("ema")
 
     comparisons, examples = [], []
     ground = ProvingGround("test", config.data.resolution, config.data.seed, config.data.photos or None)
@@ -61,11 +63,11 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         scenes = [ground.scene(index, task) for index in range(settings.scenes_per_task)]
         before, after = (pictures_of(pipeline, params, scenes, config) for params in (base, policy))
         shown = pictures_of(pipeline, reference, scenes[: settings.pictures_per_task], config)
-        p_yes, p_yes_swapped = _views(judge, scenes, after, before, config)
-        for row, scene in enumerate(tqdm(scenes, desc=f"scoring {task}", leave=False)):
-            comparison = gsb.Comparison(
-                task, score(scene, before[row]), score(scene, after[row]), p_yes[row], p_yes_swapped[row]
-            )
+        p_yes, p_yes_swapped = judge_views(judge, scenes, after, before, config)
+        scores = score_all(scenes, zip(before, after, strict=True))
+        for row, scene in enumerate(scenes):
+            of_base, of_policy = scores[row]
+            comparison = gsb.Comparison(task, of_base, of_policy, p_yes[row], p_yes_swapped[row])
             comparisons.append(comparison)
             if row < settings.pictures_per_task:
                 examples.append(_example(scene, before[row], shown[row], after[row], comparison))
@@ -85,6 +87,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         "judge_view": gsb.judge_view(comparisons),
     }
     write_evaluation(workdir / "evaluation.json", evaluation)
+    plots.save_figures(workdir / "figures", workdir / "metrics.jsonl", evaluation)
     write_report(
         workdir / "report.html",
         metrics_jsonl=workdir / "metrics.jsonl",
@@ -99,17 +102,25 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
 
 
 def pictures_of(
-    pipeline: FillPipeline, params: Any, scenes: Sequence[Scene], config: ConfigDict, candidate: int = 0
+    pipeline: FillPipeline,
+    params: Any,
+    scenes: Sequence[Scene],
+    config: ConfigDict,
+    candidate: int = 0,
+    batch_size: int | None = None,
+    quiet: bool = False,
 ) -> np.ndarray:
     """The model's answers to scenes of one task, uint8 (S, H, W, 3), as `config.evaluation` says.
 
-    The noise of a scene is the same for every parameter set; `candidate` numbers different ones.
+    The noise of a scene is the same for every parameter set; `candidate` numbers different ones. `params` are of the
+    transformer, the pipeline's own if None.
     """
     settings = config.evaluation
+    batches = list(batches_of(len(scenes), batch_size or settings.batch_size))
     task = scenes[0].sample.task
     key = jax.random.fold_in(jax.random.key(config.seed), tasks.TASKS.index(task) + len(tasks.TASKS) * candidate)
     pictures = []
-    for rows in tqdm(list(_batches(len(scenes), settings.batch_size)), desc=f"{task}", leave=False):
+    for rows in tqdm(batches, desc=f"{task}", leave=False, disable=quiet):
         batch = [scenes[row] for row in rows]
         images = np.stack([scene.sample.image for scene in batch])
         made = pipeline.generate(
@@ -128,13 +139,13 @@ def pictures_of(
     return np.concatenate(pictures)[: len(scenes)]
 
 
-def _batches(total: int, size: int) -> Iterator[np.ndarray]:
+def batches_of(total: int, size: int) -> Iterator[np.ndarray]:
     """Row numbers in batches of one size: the last one is filled up, so that one compiled program serves all."""
     for start in range(0, total, size):
         yield np.minimum(np.arange(start, start + size), total - 1)
 
 
-def _views(
+def judge_views(
     judge: Judge, scenes: Sequence[Scene], first: np.ndarray, second: np.ndarray, config: ConfigDict
 ) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     """P(Yes) of (first, second) and of (second, first): for each scene, {dimension: P}."""
@@ -158,7 +169,7 @@ def ask_both_orders(
     """P(Yes) in both orders, float32 (2, S, E), for (task, prompt) and uint8 images (S, H, W, 3)."""
     apply = jax.jit(lambda params, batch: judge.apply(params, batch, both_orders=True))
     answers = []
-    for rows in _batches(len(texts), config.evaluation.batch_size):
+    for rows in batches_of(len(texts), config.evaluation.batch_size):
         batch = question_batch(
             judge, [texts[row][0] for row in rows], [texts[row][1] for row in rows], config.question_length
         )
@@ -170,16 +181,23 @@ def ask_both_orders(
 def _judge_records(judge: Judge, ground: ProvingGround, config: ConfigDict, directory: Path) -> list[accuracy.Record]:
     """The judge on held-out preferences: what it says of every annotated pair, and what is true."""
     make_preferences(
-        config, directory, "test", model=config.model.base, planted=0, base=config.evaluation.judge_scenes_per_task
+        config,
+        directory,
+        "test",
+        model=config.model.base,
+        planted=0,
+        base=config.evaluation.judge_scenes_per_task,
+        replace=True,
     )
     candidates, pairs = read_pairs(directory)
     pick = lambda pair, which: candidates[pair.part][pair.row, which]  # noqa: E731
     first = np.stack([pick(pair, pair.first) for pair in pairs])
     second = np.stack([pick(pair, pair.second) for pair in pairs])
     both = ask_both_orders(judge, [(pair.task, pair.prompt) for pair in pairs], first, second, config)
+    scenes = [ground.scene(pair.scene, pair.task) for pair in pairs]
+    scores = score_all(scenes, zip(first, second, strict=True))
     records: list[accuracy.Record] = []
-    for number, pair in enumerate(pairs):
-        truth = _truth(ground, pair, first[number], second[number])
+    for number, (pair, truth) in enumerate(zip(pairs, scores, strict=True)):
         for column, dimension in enumerate(tasks.dimensions_of(pair.task, pair.prompt)):
             label = pair.labels.get(dimension)
             if label is None:
@@ -190,13 +208,6 @@ def _judge_records(judge: Judge, ground: ProvingGround, config: ConfigDict, dire
             better = None if difference == 0 else bool(difference * label > 0)
             records.append((pair.task, dimension, winner_first, loser_first, better))
     return records
-
-
-def _truth(
-    ground: ProvingGround, pair: Pair, first: np.ndarray, second: np.ndarray
-) -> tuple[dict[str, float], dict[str, float]]:
-    scene = ground.scene(pair.scene, pair.task)
-    return score(scene, first), score(scene, second)
 
 
 def _example(

@@ -5,6 +5,7 @@ L prompt tokens. A token covers a 2×2 patch of the latent. The orders of channe
 FluxFillPipeline (`_pack_latents`, `prepare_mask_latents`).
 """
 
+import functools
 from typing import Any
 
 import flax.struct
@@ -87,6 +88,18 @@ def encode_image(vae: Any, vae_params, images: jax.Array, noise: jax.Array | Non
 def decode_latents(vae: Any, vae_params, latents: jax.Array) -> jax.Array:
     """Normalised latents (B, h, w, C) -> images (B, H, W, 3) in [−1, 1], not clipped."""
     return vae.apply({"params": vae_params}, latents / vae.scaling_factor + vae.shift_factor, method="decode")
+
+
+@functools.partial(jax.jit, static_argnames="vae")
+def reconstruct(vae: Any, vae_params, images: jax.Array, latent_noise: jax.Array | float = 0.0) -> jax.Array:
+    """Images through the autoencoder and back: uint8 (B, H, W, 3) -> uint8 (B, H, W, 3).
+
+    Args:
+      latent_noise: added to the normalised latents (B, h, w, C).
+    """
+    latents = encode_image(vae, vae_params, to_model_range(images)) + latent_noise
+    decoded = jnp.clip(to_unit_range(decode_latents(vae, vae_params, latents)), 0.0, 1.0)
+    return jnp.round(decoded * 255).astype(jnp.uint8)
 
 
 def vae_factor(vae: Any) -> int:

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from onereward_jax.files import read_json, whole_directory
 from onereward_jax.flow import conditioning, sampler
 from onereward_jax.flow.prompts import PromptEncoder
 from onereward_jax.flow.schedule import Shift, sigmas
-from onereward_jax.weights.export import save_component, whole_directory
+from onereward_jax.weights.export import save_component
 from onereward_jax.weights.load import load_component
 
 
@@ -108,7 +109,10 @@ class FillPipeline:
         negative: tuple = (None, None)
         if true_cfg_scale != 1.0:
             negative = self.prompts.encode([negative_prompt] * len(prompts), max_sequence_length)
-        params = {"transformer": transformer_params or self.params["transformer"], "vae": self.params["vae"]}
+        params = {
+            "transformer": self._on_devices("transformer") if transformer_params is None else transformer_params,
+            "vae": self._on_devices("vae"),
+        }
         schedule = sigmas(num_steps, noise.shape[1] * noise.shape[2] // 4, self.shift)
         pictures = _generate(
             params,
@@ -124,6 +128,11 @@ class FillPipeline:
             vae=self.vae,
         )
         return np.asarray(pictures)
+
+    def _on_devices(self, name: str) -> Any:
+        """A component's parameters, moved there by the first call that needs them."""
+        self.params[name] = jax.tree.map(jnp.asarray, self.params[name])
+        return self.params[name]
 
 
 # Schedules are padded to a multiple of this, so that one program serves all numbers of steps up to it.
@@ -169,7 +178,7 @@ def read_shift(directory: Path) -> Shift:
     path = directory / "scheduler" / "scheduler_config.json"
     if not path.exists():
         raise FileNotFoundError(f"{directory} has no scheduler/scheduler_config.json: download the whole model")
-    config = json.loads(path.read_text())
+    config = read_json(path)
     fields = {field.name for field in dataclasses.fields(Shift)}
     return Shift(**{name: value for name, value in config.items() if name in fields})
 

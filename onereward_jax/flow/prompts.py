@@ -1,5 +1,6 @@
 """Prompts as the flow transformer reads them: T5's token states and CLIP's pooled state."""
 
+import threading
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +46,7 @@ class PromptEncoder:
     _cache: OrderedDict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = field(
         default_factory=OrderedDict, init=False, repr=False
     )
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
 
     @classmethod
     def from_pretrained(
@@ -120,7 +122,14 @@ class PromptEncoder:
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts:
             raise ValueError("there is no prompt to encode: pass at least one, which may be empty")
-        found = {}
+        with self._lock:  # batches are prepared in a thread of their own
+            found = self._find(prompts, max_sequence_length)
+        states, pooled = zip(*(found[prompt] for prompt in prompts), strict=True)
+        return jnp.asarray(np.stack(states)), jnp.asarray(np.stack(pooled))
+
+    def _find(self, prompts: Sequence[str], max_sequence_length: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """Encodings of the prompts, from the cache or computed and cached."""
+        found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for prompt in dict.fromkeys(prompts):
             key = (prompt, max_sequence_length)
             if key in self._cache:
@@ -133,8 +142,7 @@ class PromptEncoder:
             self._cache[prompt, max_sequence_length] = found[prompt]
         while len(self._cache) > self.cache_size:
             self._cache.popitem(last=False)
-        states, pooled = zip(*(found[prompt] for prompt in prompts), strict=True)
-        return jnp.asarray(np.stack(states)), jnp.asarray(np.stack(pooled))
+        return found
 
     def _compute(self, prompts: Sequence[str], max_sequence_length: int) -> Mapping[str, tuple[np.ndarray, np.ndarray]]:
         """Encodings of at most `batch_size` prompts."""

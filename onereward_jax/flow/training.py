@@ -3,7 +3,6 @@
 Both write a model in the official layout to `workdir/export`.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ from onereward_jax import tasks, trainer
 from onereward_jax.data.proving_ground import ProvingGround, all_prompts
 from onereward_jax.data.proving_ground.tokenizers import write_clip_tokenizer, write_t5_tokenizer
 from onereward_jax.flow import conditioning, losses
-from onereward_jax.flow.pipeline import FillPipeline
+from onereward_jax.flow.pipeline import FillPipeline, latent_shape
 from onereward_jax.flow.prompts import PromptEncoder
 from onereward_jax.flow.schedule import Shift
-from onereward_jax.train_state import TrainState, create_state, make_optimizer, supervised_step
+from onereward_jax.train_state import create_state, make_optimizer, supervised_step
 from onereward_jax.weights import clip, flux, t5, vae
 from onereward_jax.weights.export import save_component
 from onereward_jax.weights.load import load_component
@@ -39,7 +38,8 @@ def train_vae(config: ConfigDict, workdir: Path) -> None:
         config,
         workdir,
         step=supervised_step(loss, optimizer, config.vae.ema_decay),
-        new_state=lambda: create_state(init_params(module, vae, config.seed), optimizer, config.seed),
+        create=lambda params: create_state(params, optimizer, config.seed),
+        params=init_params(module, vae, config.seed),
         record=lambda index, task: {"image": ground.scene(index, task).target},
         description="autoencoder",
     )
@@ -50,94 +50,102 @@ def train_vae(config: ConfigDict, workdir: Path) -> None:
 
 
 def train_base(config: ConfigDict, workdir: Path) -> None:
-    """Trains transformer and text encoders of `config.base` by flow matching on the autoencoder of
-    `config.base.vae`; exports the whole model to workdir/export.
+    """Trains a fill model by flow matching; exports the whole model to workdir/export.
+
+    With `config.base.start`, a model in diffusers layout, its transformer is tuned further. Otherwise transformer and
+    text encoders of `config.base` start from nothing, on the autoencoder of `config.base.vae`.
+    `config.base.train_text_encoders` lets the text encoders learn too.
 
     A share `config.data.target_flaws` of the scenes shows a flawed answer, as pictures from the web would:
     that leaves reward feedback learning something to improve.
     """
-    autoencoder, autoencoder_params = load_component(Path(config.base.vae), "vae", "float32")
-    export = workdir / "export"
-    corpus = list(all_prompts())
-    clip_length = config.base.text_encoder.max_position_embeddings
-    tokenizer = write_clip_tokenizer(export / "tokenizer", corpus, clip_length)
-    tokenizer_2 = write_t5_tokenizer(export / "tokenizer_2", corpus)
-    clip_vocabulary = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
-    modules = {
-        "transformer": flux.module_from_config(dict(config.base.transformer)),
-        "text_encoder": clip.module_from_config(dict(config.base.text_encoder) | clip_vocabulary),
-        "text_encoder_2": t5.module_from_config(dict(config.base.text_encoder_2) | {"vocab_size": len(tokenizer_2)}),
-    }
-    weights = {"transformer": flux, "text_encoder": clip, "text_encoder_2": t5}
+    settings = config.base
+    pipeline = FillPipeline.from_pretrained(settings.start) if settings.start else new_pipeline(config, workdir)
+    prompts, length = pipeline.prompts, config.max_sequence_length
+    side = latent_shape(pipeline.vae, config.data.resolution, config.data.resolution)[0]
+    transformer = pipeline.transformer.clone(dtype=settings.dtype, remat=settings.remat)
+    params = {"transformer": pipeline.params["transformer"]}
+    text_encoders = {}
+    if settings.train_text_encoders:
+        params |= {"text_encoder": prompts.text_encoder_params, "text_encoder_2": prompts.text_encoder_2_params}
+        text_encoders = {"text_encoder": prompts.text_encoder, "text_encoder_2": prompts.text_encoder_2}
     optimizer = make_optimizer(**config.optimizer)
-    shift = Shift()
-
-    def new_state() -> TrainState:
-        params = {name: init_params(modules[name], weights[name], config.seed) for name in modules}
-        return create_state(params, optimizer, config.seed)
-
-    def pipeline(params: Any) -> FillPipeline:
-        return FillPipeline(
-            modules["transformer"],
-            autoencoder,
-            {"transformer": params["transformer"], "vae": autoencoder_params},
-            PromptEncoder(
-                tokenizer,
-                tokenizer_2,
-                modules["text_encoder"],
-                modules["text_encoder_2"],
-                params["text_encoder"],
-                params["text_encoder_2"],
-            ),
-            shift,
-        )
-
-    tokenize = pipeline(jax.eval_shape(new_state).params).prompts.tokenize
-    latents = encoded_scenes(config, workdir, autoencoder, autoencoder_params, tokenize)
-    empty_clip, empty_t5 = tokenize([""], config.max_sequence_length)
+    encoded = encoded_scenes(config, workdir, pipeline)
 
     def record(index: int, task: str) -> dict[str, np.ndarray]:
-        row = index % config.base.scenes_per_task
-        return {name: array[row] for name, array in latents[task].items()}
+        row = index % settings.scenes_per_task
+        return {name: array[row] for name, array in encoded[task].items()}
 
-    def prepare(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        rows = len(batch["index"])
-        return batch | {
-            "empty_clip_ids": np.repeat(empty_clip, rows, axis=0),
-            "empty_t5_ids": np.repeat(empty_t5, rows, axis=0),
-        }
+    def prepare(batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """Adds the prompts and, for those that are dropped, the empty one: tokens, or states of fixed encoders."""
+        texts = [str(text) for text in batch.pop("prompt")]
+        empty = [""] * len(texts)
+        if text_encoders:
+            names = ("clip_ids", "t5_ids", "empty_clip_ids", "empty_t5_ids")
+            arrays: tuple = (*prompts.tokenize(texts, length), *prompts.tokenize(empty, length))
+        else:
+            names = ("prompt_embeds", "pooled", "negative_prompt_embeds", "negative_pooled")
+            arrays = (*prompts.encode(texts, length), *prompts.encode(empty, length))
+        return batch | dict(zip(names, arrays, strict=True))
 
-    side = config.data.resolution // conditioning.vae_factor(autoencoder)
     loss = losses.flow_matching_loss(
-        modules["transformer"],
-        (side, side),
-        modules["text_encoder"],
-        modules["text_encoder_2"],
-        prompt_dropout=config.base.prompt_dropout,
-        shift=shift,
+        transformer, (side, side), **text_encoders, prompt_dropout=settings.prompt_dropout, shift=pipeline.shift
     )
     state = trainer.train(
         config,
         workdir,
-        step=supervised_step(loss, optimizer, config.base.ema_decay),
-        new_state=new_state,
+        step=supervised_step(loss, optimizer, settings.ema_decay),
+        create=lambda params: create_state(params, optimizer, config.seed),
+        params=params,
         record=record,
         prepare=prepare,
         description="flow matching",
     )
-    pipeline(jax.device_get(state.ema)).save_pretrained(export)
+    trained = jax.device_get(state.ema)
+    pipeline.params["transformer"] = trained["transformer"]
+    if text_encoders:
+        prompts.text_encoder_params, prompts.text_encoder_2_params = trained["text_encoder"], trained["text_encoder_2"]
+    pipeline.save_pretrained(workdir / "export")
+
+
+def new_pipeline(config: ConfigDict, workdir: Path) -> FillPipeline:
+    """An untrained fill model of `config.base`, with tokenizers of the proving ground's words in workdir/tokenizers."""
+    settings, corpus = config.base, list(all_prompts())
+    autoencoder, autoencoder_params = load_component(Path(settings.vae), "vae", "float32")
+    directory = workdir / "tokenizers"
+    tokenizer = write_clip_tokenizer(directory / "tokenizer", corpus, settings.text_encoder.max_position_embeddings)
+    tokenizer_2 = write_t5_tokenizer(directory / "tokenizer_2", corpus)
+    clip_vocabulary = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    transformer = flux.module_from_config(dict(settings.transformer))
+    text_encoder = clip.module_from_config(dict(settings.text_encoder) | clip_vocabulary)
+    text_encoder_2 = t5.module_from_config(dict(settings.text_encoder_2) | {"vocab_size": len(tokenizer_2)})
+    return FillPipeline(
+        transformer,
+        autoencoder,
+        {"transformer": init_params(transformer, flux, config.seed), "vae": autoencoder_params},
+        PromptEncoder(
+            tokenizer,
+            tokenizer_2,
+            text_encoder,
+            text_encoder_2,
+            init_params(text_encoder, clip, config.seed),
+            init_params(text_encoder_2, t5, config.seed),
+        ),
+        Shift(),
+    )
 
 
 def encoded_scenes(
-    config: ConfigDict, workdir: Path, autoencoder: Any, params: Any, tokenize: Callable, batch_size: int = 16
+    config: ConfigDict, workdir: Path, pipeline: FillPipeline, batch_size: int = 16
 ) -> dict[str, dict[str, np.ndarray]]:
     """Scenes through the autoencoder once, kept in workdir/latents: training then costs the transformer only.
 
     Returns:
-      {task: {"data", "masked_image", "mask", "clip_ids", "t5_ids"}}, each with a row a scene.
+      {task: {"data", "masked_image", "mask", "prompt"}}, each with a row a scene.
     """
     ground = ProvingGround("train", config.data.resolution, config.data.seed, config.data.photos or None)
-    encode = jax.jit(lambda p, *arrays: conditioning.encode_sample(autoencoder, p, *arrays))
+    encode = jax.jit(lambda p, *arrays: conditioning.encode_sample(pipeline.vae, p, *arrays))
+    params = jax.tree.map(jnp.asarray, pipeline.params["vae"])
     directory = workdir / "latents"
     directory.mkdir(parents=True, exist_ok=True)
     encoded = {}
@@ -151,8 +159,8 @@ def encoded_scenes(
                 arrays = encode(
                     params, stack(lambda s: s.sample.image), stack(lambda s: s.sample.mask), stack(lambda s: s.target)
                 )
-                clip_ids, t5_ids = tokenize([scene.sample.prompt for scene in scenes], config.max_sequence_length)
-                parts.append(jax.device_get(arrays) | {"clip_ids": clip_ids, "t5_ids": t5_ids})
+                texts = np.array([scene.sample.prompt for scene in scenes])
+                parts.append(jax.device_get(arrays) | {"prompt": texts})
             partial = path.with_suffix(".partial.npz")
             joined: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             np.savez(partial, **joined)

@@ -11,12 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from onereward_jax import tasks
+from onereward_jax.files import read_json, whole_directory
 from onereward_jax.judge import question as questions
 from onereward_jax.judge import reward
 from onereward_jax.judge.reward import ImageTokens
 from onereward_jax.judge.vision import ImageSettings
 from onereward_jax.weights import qwen2_5_vl
-from onereward_jax.weights.export import save_component, whole_directory
+from onereward_jax.weights.export import save_component
 from onereward_jax.weights.load import load_component
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
@@ -146,9 +147,9 @@ class Judge:
         model, params = load_component(directory, "judge", dtype, {"dtype": jnp.dtype(dtype), **(fields or {})})
         params = jax.tree.map(jnp.asarray, params)
         tokenizer = AutoTokenizer.from_pretrained(directory)
-        settings = ImageSettings.from_config(json.loads(preprocessor.read_text()))
+        settings = ImageSettings.from_config(read_json(preprocessor))
         if (directory / QUESTIONS_FILE).is_file():
-            templates = json.loads((directory / QUESTIONS_FILE).read_text()) | templates
+            templates = read_json(directory / QUESTIONS_FILE) | templates
         return cls(model, params, tokenizer, settings, **templates)
 
     def save_pretrained(self, directory: str | pathlib.Path, params: Any = None, dtype: str = "float32") -> None:
@@ -203,8 +204,8 @@ class Judge:
         return log_p(
             self.model,
             params,
-            _unit_range(batch["first"]),
-            _unit_range(batch["second"]),
+            unit_range(batch["first"]),
+            unit_range(batch["second"]),
             self.prefix,
             batch["question_ids"],
             batch["question_lengths"],
@@ -295,7 +296,7 @@ class Judge:
         return self._processor
 
 
-def _unit_range(images: Any) -> Any:
+def unit_range(images: Any) -> Any:
     """uint8 images in [0, 1]; others as they are."""
     if not isinstance(images, ImageTokens) and images.dtype == jnp.uint8:
         return images.astype(jnp.float32) / 255.0

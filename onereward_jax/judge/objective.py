@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from onereward_jax.judge.augment import perturb_against, shift_together
+from onereward_jax.judge.judge import unit_range
 from onereward_jax.tasks import CELLS
 
 # (params, batch, both_orders=True) -> (2, B, D, 2): `Judge.apply`
@@ -58,6 +60,30 @@ def preference_loss(apply: ApplyBothOrders, params: Any, batch: dict[str, jax.Ar
     return loss, metrics
 
 
-def make_loss(apply: ApplyBothOrders) -> Callable[..., tuple[jax.Array, dict]]:
-    """`loss(params, frozen, batch, key)` for `train_state.supervised_step`."""
-    return lambda params, frozen, batch, key: preference_loss(apply, params, batch)
+def make_loss(
+    apply: ApplyBothOrders, max_shift: int = 0, adversarial_radius: float = 0.0
+) -> Callable[..., tuple[jax.Array, dict]]:
+    """`loss(params, frozen, batch, key)` for `train_state.supervised_step`.
+
+    With `max_shift`, the pairs are moved by `augment.shift_together`; with `adversarial_radius`, changed by
+    `augment.perturb_against`; each by the randomness of its `index` in the batch.
+    """
+
+    def loss(params, frozen, batch, key):
+        if max_shift or adversarial_radius:
+            keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(batch["index"])
+            first, second = (unit_range(batch[name]) for name in ("first", "second"))
+            first, second = shift_together(keys, first, second, max_shift)
+            if adversarial_radius:
+                one_order = lambda a, b: _loss_as_given(apply, params, batch | {"first": a, "second": b})  # noqa: E731
+                first, second = perturb_against(one_order, keys, first, second, adversarial_radius)
+            batch = batch | {"first": first, "second": second}
+        return preference_loss(apply, params, batch)
+
+    return loss
+
+
+def _loss_as_given(apply: ApplyBothOrders, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
+    """Eq. 3 in the order that the batch has, summed: half the cost, and enough for a direction."""
+    log_p, label = apply(params, batch, both_orders=False), batch["label"]
+    return -(jnp.where(label > 0, log_p[..., 0], log_p[..., 1]) * (label != 0)).sum()

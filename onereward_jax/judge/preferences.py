@@ -10,7 +10,8 @@ A directory holds parts, each `planted-00000.npz` or `base-00000.npz` (candidate
 Planted parts show right answers with planted defects: they teach the judge to see. Most of them went through the
 autoencoder, where noise on the latents leaves the artefacts that a policy in search of reward would find. Base parts
 show the base model's pictures, made with random settings as the paper does, one-step predictions among them, since
-those are what the judge is shown in reward feedback learning.
+those are what the judge is shown in reward feedback learning. In a later round, policies that were trained against an
+earlier judge make some of them: where that judge was fooled, the annotator was not.
 """
 
 import dataclasses
@@ -28,12 +29,13 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from onereward_jax.data.proving_ground import ProvingGround, Scene, defects
-from onereward_jax.data.proving_ground.annotator import annotate
+from onereward_jax.data.proving_ground.annotator import annotate_scores
+from onereward_jax.data.proving_ground.parallel import score_all
 from onereward_jax.errors import UserError
+from onereward_jax.files import fingerprint, write_json
 from onereward_jax.flow import conditioning
 from onereward_jax.flow.pipeline import FillPipeline, latent_shape, sample_noise
 from onereward_jax.judge.batches import MAX_DIMENSIONS
-from onereward_jax.metrics import write_json
 from onereward_jax.tasks import TASKS, dimensions_of
 from onereward_jax.weights.load import load_component
 
@@ -61,7 +63,9 @@ class Pair(NamedTuple):
     labels: dict[str, int]
 
 
-def make_preferences(config: ConfigDict, directory: Path, split: str, *, model: str, planted: int, base: int) -> None:
+def make_preferences(
+    config: ConfigDict, directory: Path, split: str, *, model: str, planted: int, base: int, replace: bool = False
+) -> None:
     """Makes candidates and preferences for scenes of a split; goes on where an earlier call with the same settings
     stopped.
 
@@ -72,17 +76,28 @@ def make_preferences(config: ConfigDict, directory: Path, split: str, *, model: 
       model: directory of the base model.
       planted: scenes a task with planted defects; base: scenes a task with the base model's pictures, others
         than those.
+      replace: preferences of other settings in the directory are deleted; otherwise they are refused.
+
+    Raises:
+      FileNotFoundError, ValueError: a model is missing or does not fit.
+      UserError: the directory holds preferences of other settings.
     """
     settings = config.preferences
+    first, policy_paths = settings.first_scene, settings.policies if split == "train" else ()
     ground = ProvingGround(split, config.data.resolution, config.data.seed, config.data.photos or None)
-    _start_over_if_other(directory, {"seed": config.seed, "model": model, "planted": planted, "base": base}, config)
     makers: list[tuple[str, int, range, Callable]] = []
     if planted:
         autoencoder, params = load_component(Path(model) / "vae", "vae", "float32")
-        makers.append(("planted", 0, range(planted), functools.partial(_planted, autoencoder, params)))
+        indices = range(first, first + planted)
+        makers.append(("planted", 0, indices, functools.partial(_planted, autoencoder, params)))
     if base:
         pipeline = FillPipeline.from_pretrained(model)
-        makers.append(("base", 1, range(planted, planted + base), functools.partial(_generated, pipeline)))
+        policies = {path: _load_transformer(path) for path in policy_paths}
+        indices = range(first + planted, first + planted + base)
+        makers.append(("base", 1, indices, functools.partial(_generated, pipeline, policies)))
+    weights = {path: fingerprint(Path(path)) for path in (model, *policy_paths)}
+    made_of = {"seed": config.seed, "weights": weights, "planted": planted, "base": base}
+    _claim(directory, made_of, config, replace)
     for source, source_seed, indices, make in makers:
         parts = [(task, start) for start in indices[:: settings.part_size] for task in TASKS]
         for number, (task, start) in enumerate(tqdm(parts, desc=f"preferences ({split}, {source})", mininterval=5)):
@@ -97,12 +112,17 @@ def make_preferences(config: ConfigDict, directory: Path, split: str, *, model: 
     write_json(directory / COMPLETE, {"parts": len(_parts_of(directory))})
 
 
-def _start_over_if_other(directory: Path, made_of: dict[str, Any], config: ConfigDict) -> None:
-    """Parts that were made by other settings are of no use, and quick to make again."""
+def _claim(directory: Path, made_of: dict[str, Any], config: ConfigDict, replace: bool) -> None:
+    """Notes what the parts are made of; parts that were made of something else are replaced or refused."""
     new = made_of | {"preferences": config.preferences.to_dict(), "data": config.data.to_dict()}
     new["data"].pop("loader_threads", None)
     path = directory / "made_of.json"
     if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(new)):
+        if not replace:
+            raise UserError(
+                f"{directory} holds preferences of other settings or models, see {path}: choose another directory, or"
+                " delete it"
+            )
         shutil.rmtree(directory)
     directory.mkdir(parents=True, exist_ok=True)
     write_json(path, new)
@@ -122,10 +142,9 @@ def _write_part(
     generator: np.random.Generator,
 ) -> None:
     lines = []
+    scores = score_all(scenes, candidates)
     for row, scene in enumerate(scenes):
-        preferences = annotate(
-            scene, list(candidates[row]), generator, settings.annotator_noise, settings.annotator_margin
-        )
+        preferences = annotate_scores(scores[row], generator, settings.annotator_noise, settings.annotator_margin)
         lines.append(
             {
                 "index": indices[row],
@@ -142,19 +161,21 @@ def _write_part(
     partial.replace(path)
 
 
-def read_pairs(directory: Path) -> tuple[list[np.ndarray], list[Pair]]:
+def read_pairs(*directories: Path) -> tuple[list[np.ndarray], list[Pair]]:
     """Candidates of every part, (S, 4, H, W, 3) each, and the pairs that were annotated in any dimension.
 
     Raises:
-      UserError: the directory holds no preferences, or not all of them.
+      UserError: a directory holds no preferences, or not all of them.
     """
-    paths = _parts_of(Path(directory))
-    complete = Path(directory) / COMPLETE
-    if not paths or not complete.exists() or json.loads(complete.read_text())["parts"] != len(paths):
-        raise UserError(
-            f"{directory} holds no whole preference data: run `onereward make-preferences`,"
-            " which goes on where it stopped"
-        )
+    paths: list[Path] = []
+    for directory in directories:
+        parts, complete = _parts_of(directory), directory / COMPLETE
+        if not parts or not complete.exists() or json.loads(complete.read_text())["parts"] != len(parts):
+            raise UserError(
+                f"{directory} holds no whole preference data: run `onereward make-preferences`,"
+                " which goes on where it stopped"
+            )
+        paths += parts
     candidates: list[np.ndarray] = []
     pairs: list[Pair] = []
     for number, path in enumerate(paths):
@@ -180,6 +201,12 @@ def label_row(pair: Pair) -> np.ndarray:
     """(E,) labels in the order of the task's dimensions: +1, −1, or 0 where the annotator saw no difference."""
     labels = [pair.labels.get(dimension, 0) for dimension in dimensions_of(pair.task, pair.prompt)]
     return np.asarray(labels + [0] * (MAX_DIMENSIONS - len(labels)), np.int32)
+
+
+def text_free(pair: Pair) -> np.ndarray:
+    """(E,), 1 for the task's dimensions in which the prompt, and so the names of colours in it, plays no part."""
+    dimensions = dimensions_of(pair.task, pair.prompt)
+    return np.asarray([int(d != "text_alignment") for d in dimensions] + [1] * (MAX_DIMENSIONS - len(dimensions)))
 
 
 def _planted(
@@ -214,8 +241,8 @@ def _planted(
     for start in range(0, len(scenes), _DECODED_AT_ONCE):
         rows = slice(start, start + _DECODED_AT_ONCE)
         flat = candidates[rows].reshape(-1, *candidates.shape[2:])
-        decoded = _through_autoencoder(params, flat, noise[rows].reshape(-1, *noise.shape[2:]), autoencoder=autoencoder)
-        decoded = np.round(np.asarray(decoded) * 255).astype(np.uint8).reshape(candidates[rows].shape)
+        decoded = conditioning.reconstruct(autoencoder, params, flat, noise[rows].reshape(-1, *noise.shape[2:]))
+        decoded = np.asarray(decoded).reshape(candidates[rows].shape)
         chosen = np.isin(np.arange(len(scenes))[rows], through)
         candidates[rows][chosen] = decoded[chosen]
     return candidates, made_by
@@ -239,24 +266,25 @@ def _latent_noise(scene: Scene, shape: tuple[int, ...], generator: np.random.Gen
     return noise
 
 
-@functools.partial(jax.jit, static_argnames="autoencoder")
-def _through_autoencoder(params: Any, images: jax.Array, noise: jax.Array, *, autoencoder: Any) -> jax.Array:
-    """uint8 (N, H, W, 3) -> float (N, H, W, 3) in [0, 1], decoded from their latents plus noise (N, h, w, C)."""
-    latents = conditioning.encode_image(autoencoder, params, conditioning.to_model_range(images))
-    decoded = conditioning.decode_latents(autoencoder, params, latents + noise)
-    return jnp.clip(conditioning.to_unit_range(decoded), 0.0, 1.0)
+def _load_transformer(path: str) -> Any:
+    return jax.tree.map(jnp.asarray, load_component(path, "transformer", "float32")[1])
 
 
 def _generated(
-    pipeline: FillPipeline, scenes: list[Scene], config: ConfigDict, generator: np.random.Generator
+    pipeline: FillPipeline,
+    policies: dict[str, Any],
+    scenes: list[Scene],
+    config: ConfigDict,
+    generator: np.random.Generator,
 ) -> tuple[np.ndarray, list[list[dict]]]:
-    """The base model's pictures under random settings, the same for all scenes of a part."""
+    """Pictures of the base model, or of a policy, under random settings, the same for all scenes of a part."""
     images = np.stack([scene.sample.image for scene in scenes])
     masks = np.stack([scene.sample.mask for scene in scenes])
     prompts = [scene.sample.prompt for scene in scenes]
     pictures, notes = [], []
     for _ in range(CANDIDATES):
         note = draw_settings(config.preferences, generator)
+        by = str(generator.choice(list(policies))) if policies and generator.random() < _POLICY_SHARE else ""
         seed = int(generator.integers(2**31))
         noise = sample_noise(jax.random.key(seed), range(len(scenes)), latent_shape(pipeline.vae, *images.shape[1:3]))
         made = pipeline.generate(
@@ -264,12 +292,16 @@ def _generated(
             masks,
             prompts,
             noise * note["noise_strength"],
+            transformer_params=policies.get(by),
             max_sequence_length=config.max_sequence_length,
             **{name: value for name, value in note.items() if name != "noise_strength"},
         )
         pictures.append(np.round(made * 255).astype(np.uint8))
-        notes.append(note | {"seed": seed})
+        notes.append(note | {"seed": seed} | ({"policy": by} if by else {}))
     return np.stack(pictures, axis=1), [notes] * len(scenes)
+
+
+_POLICY_SHARE = 0.5  # so that most scenes set a policy's pictures against the base's
 
 
 def draw_settings(settings: ConfigDict, generator: np.random.Generator) -> dict[str, Any]:

@@ -10,17 +10,21 @@ from onereward_jax import trainer
 from onereward_jax.data.proving_ground import all_prompts
 from onereward_jax.data.proving_ground.tokenizers import write_qwen2_tokenizer
 from onereward_jax.errors import UserError
+from onereward_jax.judge.augment import flip_together, retone_together
 from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.objective import make_loss
-from onereward_jax.judge.preferences import Pair, label_row, read_pairs
+from onereward_jax.judge.preferences import Pair, label_row, read_pairs, text_free
 from onereward_jax.tasks import CELLS, question
 from onereward_jax.train_state import create_state, make_optimizer, supervised_step
 
 
 def train_judge(config: ConfigDict, workdir: Path) -> None:
-    """Trains the judge of `config.judge` on `config.preferences.directory`; exports it to workdir/export."""
-    candidates, pairs = read_pairs(Path(config.preferences.directory) / "train")
+    """Trains the judge of `config.judge` on the preferences of `config.judge.data`; exports it to workdir/export.
+
+    It starts from the judge in `config.judge.start`, or untrained where that is empty.
+    """
+    candidates, pairs = read_pairs(*(Path(directory) / "train" for directory in config.judge.data))
     by_task: dict[str, list[Pair]] = {}
     for pair in pairs:
         by_task.setdefault(pair.task, []).append(pair)
@@ -29,19 +33,26 @@ def train_judge(config: ConfigDict, workdir: Path) -> None:
         raise UserError(
             f"the preferences have no pair of {', '.join(missing)}: make more, or set its data.task_weights to 0"
         )
-    judge = new_judge(config, workdir / "export")
+    start = config.judge.start
+    judge = Judge.from_pretrained(start) if start else new_judge(config, workdir / "tokenizers")
     optimizer = make_optimizer(**config.optimizer)
 
     def record(index: int, task: str) -> dict[str, np.ndarray]:
         generator = np.random.default_rng((config.seed, index))
         pair = by_task[task][generator.integers(len(by_task[task]))]
         images, labels = candidates[pair.part][pair.row], label_row(pair)
-        first, second = pair.first, pair.second
+        first, second = images[pair.first], images[pair.second]
         if generator.random() < 0.5:  # which of the two stands first says nothing
             first, second, labels = second, first, -labels
+        if config.judge.flips:
+            first, second = flip_together(generator, first, second, pair.prompt)
+        if config.judge.retone:
+            first, second, same_colours = retone_together(generator, first, second)
+            if not same_colours:
+                labels = labels * text_free(pair)
         return {
-            "first": images[first],
-            "second": images[second],
+            "first": first,
+            "second": second,
             "label": labels,
             "task": np.str_(task),
             "prompt": np.str_(pair.prompt),
@@ -54,8 +65,13 @@ def train_judge(config: ConfigDict, workdir: Path) -> None:
     state = trainer.train(
         config,
         workdir,
-        step=supervised_step(make_loss(judge.apply), optimizer, config.judge.ema_decay),
-        new_state=lambda: create_state(judge.params, optimizer, config.seed),
+        step=supervised_step(
+            make_loss(judge.apply, config.judge.max_shift, config.judge.adversarial_radius),
+            optimizer,
+            config.judge.ema_decay,
+        ),
+        create=lambda params: create_state(params, optimizer, config.seed),
+        params=judge.params,
         record=record,
         prepare=prepare,
         description="judge",

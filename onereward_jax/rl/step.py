@@ -19,6 +19,7 @@ import optax
 
 from onereward_jax.flow import conditioning, sampler
 from onereward_jax.flow.schedule import Shift, sigmas
+from onereward_jax.judge.augment import shift_together
 from onereward_jax.rl.objective import reward_loss
 from onereward_jax.tasks import CELLS
 from onereward_jax.train_state import TrainState, apply_gradient
@@ -43,6 +44,8 @@ class StepConfig:
         there doubles its memory.
       flow_matching_weight: weight of the flow-matching loss on the batch's `target`, at the σ of the samples' t;
         0 leaves it out.
+      judge_shift: the judge sees both images moved by up to so many pixels, anew for every sample, so that its
+        patches' grid leaves no trace in the policy (`judge.augment.shift_together`); 0 is the paper.
       accumulate: micro-batches per update.
     """
 
@@ -57,6 +60,7 @@ class StepConfig:
     gradient_guidance_scale: float = 1.0
     gradient_true_cfg_scale: float = 1.0
     flow_matching_weight: float = 0.0
+    judge_shift: int = 0
     accumulate: int = 1
 
     def __post_init__(self):
@@ -113,7 +117,7 @@ def make_step(
         schedule = jnp.asarray(sigmas(config.num_steps, len(ids), shift))
 
         # 1. Randomness of each sample by its global index.
-        keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(state.key, index), 4))(batch["index"])
+        keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(state.key, index), 5))(batch["index"])
         shape = (len(ids), 4 * vae.latent_channels)
         normal = jax.vmap(lambda key: jax.random.normal(key, shape))
         reference_noise, policy_noise, matching_noise = (normal(keys[:, i]) for i in range(3))
@@ -150,11 +154,12 @@ def make_step(
                 transformer, params, condition, ids, config.gradient_guidance_scale, config.gradient_true_cfg_scale
             )
             policy_images = decode(frozen, sampler.predict_data(velocity, tokens, schedule[stop]), height, width)
+            first, second = shift_together(keys[:, 4], policy_images, reference_images, config.judge_shift)
             log_p = judge(
                 frozen.judge,
                 {
-                    "first": policy_images,
-                    "second": reference_images,
+                    "first": first,
+                    "second": second,
                     "question_ids": batch["question_ids"],
                     "question_lengths": batch["question_lengths"],
                 },

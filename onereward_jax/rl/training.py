@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,49 +12,51 @@ from ml_collections import ConfigDict
 
 from onereward_jax import trainer
 from onereward_jax.data.proving_ground import ProvingGround
-from onereward_jax.flow.pipeline import FillPipeline
+from onereward_jax.files import write_json
+from onereward_jax.flow.pipeline import FillPipeline, latent_shape
 from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.judge import Judge
-from onereward_jax.metrics import peak_memory_gib, training_seconds, write_json
+from onereward_jax.metrics import peak_memory_gib, training_seconds
 from onereward_jax.rl.step import Frozen, StepConfig, make_step
 from onereward_jax.tasks import NEGATIVE_PROMPT
 from onereward_jax.train_state import TrainState, create_state, make_optimizer
 from onereward_jax.weights.export import save_component
 
+# A pipeline -> (parameters of its transformer -> {name: number})
+Watch = Callable[[FillPipeline], Callable[[Any], dict[str, float]]]
 
-def train(config: ConfigDict, workdir: Path) -> TrainState:
+
+def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> TrainState:
     """Runs Algorithm 1 (`config.algorithm` = "fixed") or 2 ("dynamic") in `workdir`, or goes on with it.
 
-    Exports the transformers of policy and EMA, in diffusers layout, to workdir/export/policy and workdir/export/ema.
+    The configuration is one that `validation.validate` has passed. Exports the transformers of policy and EMA, in
+    diffusers layout, to workdir/export/policy and workdir/export/ema.
+
+    Args:
+      watch: measures the policy every `config.evaluation.every` updates, for the metrics; nothing else depends on it.
 
     Raises:
-      FileNotFoundError, ValueError: a model is missing, or the configuration does not fit.
+      FileNotFoundError, ValueError: a model is missing or does not fit.
     """
-    if config.algorithm not in ("fixed", "dynamic"):
-        raise ValueError(f"unknown algorithm {config.algorithm!r}: choose fixed (Algorithm 1) or dynamic (Algorithm 2)")
     step_config = StepConfig(**config.rl)
-    if config.train.batch_size % step_config.accumulate:
-        raise ValueError(
-            f"a batch of {config.train.batch_size} does not divide into {step_config.accumulate} micro-batches:"
-            " change train.batch_size or rl.accumulate"
-        )
     # Of processes that were killed, their steps; of this one, loading, compiling and exporting too.
     seconds_before, started = training_seconds(workdir / "metrics.jsonl"), time.perf_counter()
     pipeline = FillPipeline.from_pretrained(config.model.base)
+    latent_shape(pipeline.vae, config.data.resolution, config.data.resolution)  # refuses what doesn't divide
     judge = Judge.from_pretrained(config.model.judge)
     transformer = pipeline.transformer.clone(dtype=config.model.dtype, remat=config.model.remat)
 
     optimizer = make_optimizer(**config.optimizer)
     step = make_step(transformer, pipeline.vae, judge.apply, optimizer, step_config, pipeline.shift)
 
-    def new_state() -> TrainState:
-        return create_state(
-            pipeline.params["transformer"], optimizer, config.seed, reference=config.algorithm == "fixed"
-        )
+    def create(params: Any) -> TrainState:
+        return create_state(params, optimizer, config.seed, reference=config.algorithm == "fixed")
 
+    watching: dict[str, Any] = {}
+    if watch is not None and config.evaluation.every:
+        measure = watch(pipeline)
+        watching = {"evaluate": lambda state: measure(state.params), "evaluate_every": config.evaluation.every}
     ground = ProvingGround("train", config.data.resolution, config.data.seed, config.data.photos or None)
-
-    target_flaws = config.data.target_flaws if step_config.flow_matching_weight else None
 
     def prepare(batch: dict[str, np.ndarray]) -> dict[str, Any]:
         return encode_text(batch, pipeline, judge, config.max_sequence_length, config.question_length, step_config)
@@ -62,11 +65,13 @@ def train(config: ConfigDict, workdir: Path) -> TrainState:
         config,
         workdir,
         step=step,
-        new_state=new_state,
+        create=create,
+        params=pipeline.params["transformer"],
         frozen=Frozen(vae=pipeline.params["vae"], judge=judge.params),
-        record=lambda index, task: scene_record(ground, index, task, target_flaws),
+        record=lambda index, task: scene_record(config, ground, index, task),
         prepare=prepare,
         description=f"reward feedback learning ({config.algorithm})",
+        **watching,
     )
     for name, params in (("policy", state.params), ("ema", state.ema)):
         save_component(workdir / "export" / name, "transformer", pipeline.transformer, jax.device_get(params))
@@ -82,17 +87,17 @@ def _write_cost(path: Path, step: int, seconds: float) -> None:
         write_json(path, {"step": step, "seconds": seconds, "peak_memory_gib": peak})
 
 
-def scene_record(ground: ProvingGround, index: int, task: str, target_flaws: float | None = None) -> dict[str, Any]:
+def scene_record(config: ConfigDict, ground: ProvingGround, index: int, task: str) -> dict[str, Any]:
     """What an update needs of a scene, as arrays that can be stacked.
 
-    Args:
-      target_flaws: adds the `target` of flow-matching regularisation, flawed in this share of the scenes as the base
-        model's training data is: it holds the policy to that data and teaches it nothing new.
+    Flow-matching regularisation adds its `target`, flawed in a share `config.data.target_flaws` of the scenes as the
+    base model's training data is: it holds the policy to that data and teaches it nothing new.
     """
-    scene = ground.scene(index, task, target_flaws or 0.0)
+    matched = config.rl.flow_matching_weight > 0
+    scene = ground.scene(index, task, config.data.target_flaws if matched else 0.0)
     sample = scene.sample
     record = {"image": sample.image, "mask": sample.mask, "prompt": np.str_(sample.prompt), "task": np.str_(task)}
-    return record if target_flaws is None else record | {"target": scene.target}
+    return record | {"target": scene.target} if matched else record
 
 
 def encode_text(
@@ -106,7 +111,6 @@ def encode_text(
     """Replaces a batch's prompts and tasks by embeddings and by the judge's questions, for `rl.step`."""
     prompts, tasks = [str(p) for p in batch["prompt"]], [str(t) for t in batch["task"]]
     arrays: dict[str, Any] = {name: value for name, value in batch.items() if name not in ("prompt", "task")}
-    arrays["index"] = arrays["index"].astype(np.int32)
     arrays["prompt_embeds"], arrays["pooled"] = pipeline.prompts.encode(prompts, max_sequence_length)
     if config.rollout_true_cfg_scale != 1.0 or config.gradient_true_cfg_scale != 1.0:
         negative = pipeline.prompts.encode([NEGATIVE_PROMPT] * len(prompts), max_sequence_length)

@@ -1,9 +1,5 @@
 """Writes a component to the official directory layout, for diffusers, transformers and `load_component`."""
 
-import contextlib
-import json
-import os
-import shutil
 from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -13,6 +9,7 @@ import jax
 import numpy as np
 
 from onereward_jax import tree as trees
+from onereward_jax.files import whole_directory, write_json
 from onereward_jax.weights import tables
 from onereward_jax.weights.kinds import kind_of
 from onereward_jax.weights.load import param_dtype_of
@@ -50,7 +47,7 @@ def save_component(
     param_dtype = param_dtype_of(dtype)
     if isinstance(module, Mapping):
         module = weights.module_from_config(dict(module))
-    kept = _other_files(directory, component.stem)
+    _check_other_files(directory)
     _check_params(weights, module, params, kind)
 
     config = weights.config_of(module)
@@ -59,43 +56,11 @@ def save_component(
     else:
         config["dtype"] = dtype
 
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
-    partial.mkdir(parents=True)
-    try:
-        _write_json(partial / "config.json", config)
+    # The judge's tokenizer stays, for one; shards of an earlier export do not.
+    of_weights = lambda name: name.startswith((f"{component.stem}.", f"{component.stem}-")) and ".safetensors" in name  # noqa: E731
+    with whole_directory(directory, keep=lambda name: not of_weights(name)) as partial:
+        write_json(partial / "config.json", config)
         _write_weights(partial, component.stem, weights.TABLE, params, param_dtype, max_shard_bytes)
-        for file in kept:
-            shutil.copy2(file, partial / file.name)
-        _replace(directory, partial)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-@contextlib.contextmanager
-def whole_directory(directory: Path) -> Iterator[Path]:
-    """A new directory to write a model of several components into, which takes the name `directory` once it is whole.
-
-    What an earlier directory of that name holds besides is kept.
-
-    Raises:
-      ValueError: `directory` is a file.
-    """
-    if directory.exists() and not directory.is_dir():
-        raise ValueError(f"{directory} is a file: choose a directory to export to")
-    partial = directory.with_name(f".{directory.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of an export that was killed
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        for entry in directory.iterdir() if directory.exists() else ():
-            if not (partial / entry.name).exists():
-                (shutil.copytree if entry.is_dir() else shutil.copy2)(entry, partial / entry.name)
-        _replace(directory, partial)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _write_weights(
@@ -115,7 +80,7 @@ def _write_weights(
         write(directory / file, {name: shapes[name] for name in names}, part, dtype, {"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
     index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": dict(sorted(weight_map.items()))}
-    _write_json(directory / f"{stem}.safetensors.index.json", index)
+    write_json(directory / f"{stem}.safetensors.index.json", index)
 
 
 def _split(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
@@ -143,35 +108,13 @@ def _check_params(weights: Any, module: Any, params: trees.Tree, kind: str) -> N
         )
 
 
-def _other_files(directory: Path, stem: str) -> list[Path]:
-    """What stays when the directory is replaced: all but config.json and weights, the judge's tokenizer for one."""
+def _check_other_files(directory: Path) -> None:
     if not directory.exists():
-        return []
+        return
     if not directory.is_dir():
         raise ValueError(f"{directory} is a file: choose a directory to export to")
-    entries = sorted(directory.iterdir())
-    for entry in entries:
+    for entry in sorted(directory.iterdir()):
         if not entry.is_file():
             raise ValueError(
                 f"{directory} holds {entry.name}, which is no file of a component: choose another directory"
             )
-    is_weights = lambda name: name.startswith((f"{stem}.", f"{stem}-")) and ".safetensors" in name  # noqa: E731
-    return [entry for entry in entries if entry.name != "config.json" and not is_weights(entry.name)]
-
-
-def _replace(directory: Path, finished: Path) -> None:
-    """Puts the finished directory in place; an earlier one is deleted only after that."""
-    replaced = directory.with_name(f".{directory.name}.replaced")
-    shutil.rmtree(replaced, ignore_errors=True)
-    if directory.exists():
-        directory.rename(replaced)
-    finished.rename(directory)
-    shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _write_json(file: Path, content: Mapping[str, Any]) -> None:
-    with file.open("w", encoding="utf-8") as stream:
-        json.dump(content, stream, indent=2)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())

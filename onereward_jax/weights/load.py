@@ -1,6 +1,5 @@
 """Reads a component from its official directory: config.json and safetensors files."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from onereward_jax import tree as trees
+from onereward_jax.files import read_json
 from onereward_jax.weights import tables
 from onereward_jax.weights.kinds import Kind, kind_of
 from onereward_jax.weights.safetensors_file import DTYPES, Tensor, read_header
@@ -84,12 +84,7 @@ def _config(directory: Path, kind: str, component: Kind) -> dict[str, Any]:
         if (directory / "model_index.json").is_file():
             raise FileNotFoundError(f"{directory} is a whole pipeline: give its subdirectory with the {kind}")
         raise FileNotFoundError(f"{directory} has no config.json: give the directory of a {kind} as it was published")
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is not valid JSON ({error}): download it again") from None
-    if not isinstance(config, dict):
-        raise ValueError(f"{file} is not a JSON object: download it again")
+    config = read_json(file)
     found = config.get(component.type_field, component.type_name)
     if found != component.type_name:
         raise ValueError(f"{file} describes a {found}, but a {kind} is a {component.type_name}: give its directory")
@@ -108,7 +103,7 @@ def _weight_files(directory: Path, stem: str) -> tuple[list[Path], dict[str, str
         index = indices[0] if len(indices) == 1 else index
     if index.is_file():
         try:
-            weight_map = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+            weight_map = dict(read_json(index)["weight_map"])
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{index} is damaged: it has no readable weight_map; download it again") from None
         return [directory / name for name in sorted(set(weight_map.values()))], weight_map

@@ -20,36 +20,12 @@ def test_a_covering_mask_fills_its_bounds_and_not_much_more(kind, size):
         assert mask[height // 2, int(0.55 * width)] == 1
 
 
-@pytest.mark.parametrize("kind", masks.KINDS)
-def test_a_random_mask_is_a_function_of_its_seed(kind):
-    draws = [masks.random_mask(90, 120, np.random.default_rng(seed), kinds=[kind]) for seed in (0, 0, 1)]
-    np.testing.assert_array_equal(draws[0], draws[1])
-    assert (draws[0] != draws[2]).any()
-    assert 0 < draws[0].mean() < 0.95
-
-
-def test_random_masks_scale_with_the_image():
-    shares = [
-        np.mean([masks.random_mask(side, side, np.random.default_rng(seed), ["blob"]).mean() for seed in range(30)])
-        for side in (64, 256)
-    ]
-    assert shares[0] == pytest.approx(shares[1], abs=0.02)
-
-
 def test_borders():
     mask = masks.borders(10, 20, {"left": 3, "bottom": 2})
     assert mask[:, :3].all()
     assert mask[8:].all()
     assert mask.sum() == 3 * 10 + 2 * 17
     assert masks.bounding_box(1 - mask) == (3, 0, 20, 8)
-
-
-def test_random_borders_touch_one_to_four_sides():
-    counts = set()
-    for seed in range(60):
-        mask = masks.random_borders(40, 40, np.random.default_rng(seed))
-        counts.add(sum(bool(edge.all()) for edge in (mask[0], mask[-1], mask[:, 0], mask[:, -1])))
-    assert counts == {1, 2, 3, 4}
 
 
 def test_what_is_wrong_is_said_in_one_sentence():

@@ -95,6 +95,8 @@ def metrics(tmp_path_factory):
         line = {"step": step, "learning/loss": 1 / step, "learning/grad_norm": 0.5, "perf/step_time_seconds": 1.0}
         task = TASKS[step % 4]
         line |= {plots.reward_key(task, dimension): 0.5 + step / 200 for dimension in dimensions_of(task)}
+        if step % 20 == 0:
+            line |= {plots.truth_key(task): step / 300 for task in TASKS}
         lines.append(json.dumps(line))
     path.write_text("\n".join(lines) + '\n{"step": 61, "learn')
     return path
@@ -139,8 +141,8 @@ def test_the_whole_page(tmp_path, evaluation, metrics):
     assert references
     assert set(references) <= set(page.ids)
 
-    # 4 rewards, 2 comparisons, 1 calibration, 3 training curves, and a bullet a cell.
-    assert page.tags.count("svg") == 4 + 2 + 1 + 3 + len(CELLS)
+    # 4 rewards, the truth meanwhile, 2 comparisons, 1 calibration, 3 training curves, and a bullet a cell.
+    assert page.tags.count("svg") == 4 + 1 + 2 + 1 + 3 + len(CELLS)
     assert page.tags.count("img") == 5 * len(TASKS)
     for words in ("text alignment 25 → 75 · P(Yes) 0.31", "judge differs", "rl.threshold = 0.9", "3.3 min", "2.50 GiB"):
         assert words in page.words
@@ -249,6 +251,7 @@ def test_figures_for_the_documents(tmp_path, evaluation, metrics):
     written = plots.save_figures(tmp_path, metrics, evaluation)
     assert {path.stem for path in written} == {
         "reward_curves",
+        "truth_while_training",
         "training",
         "judge_accuracy",
         "good_same_bad",

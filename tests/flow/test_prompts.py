@@ -1,47 +1,16 @@
 """PromptEncoder: cutting, caching, filled batches, both encoders."""
 
-import jax
 import numpy as np
 import pytest
 
-from onereward_jax.data.proving_ground import tokenizers
 from onereward_jax.flow.prompts import PromptEncoder
-from onereward_jax.weights import clip, t5
-
-PROMPTS = ["a small red circle", "remove", 'the word "SUN"', "a large blue square", ""]
-CLIP_LENGTH, T5_LENGTH = 11, 9
+from tests.flow import tiny
+from tests.flow.tiny import CLIP_LENGTH, PROMPTS, T5_LENGTH
 
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("tokenizers")
-    tokenizer = tokenizers.write_clip_tokenizer(directory / "tokenizer", PROMPTS, model_max_length=CLIP_LENGTH)
-    tokenizer_2 = tokenizers.write_t5_tokenizer(directory / "tokenizer_2", PROMPTS)
-    text_encoder = clip.module_from_config(
-        {
-            "vocab_size": len(tokenizer),
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 2,
-            "max_position_embeddings": CLIP_LENGTH,
-            "eos_token_id": tokenizer.eos_token_id,
-        }
-    )
-    text_encoder_2 = t5.module_from_config(
-        {
-            "vocab_size": len(tokenizer_2),
-            "d_model": 24,
-            "d_kv": 8,
-            "d_ff": 32,
-            "num_layers": 2,
-            "num_heads": 2,
-            "feed_forward_proj": "gated-gelu",
-        }
-    )
-    params = jax.jit(text_encoder.init)(jax.random.key(0), *clip.example_inputs(text_encoder))["params"]
-    params_2 = jax.jit(text_encoder_2.init)(jax.random.key(1), *t5.example_inputs(text_encoder_2))["params"]
-    return tokenizer, tokenizer_2, text_encoder, text_encoder_2, params, params_2
+    return tiny.text_encoders(tmp_path_factory.mktemp("tokenizers"), layers=2)
 
 
 def _encoder(parts, **fields):

@@ -17,10 +17,38 @@ PROMPTS = ["a small red circle", "remove", 'the word "SUN"', "a large blue squar
 CLIP_LENGTH, T5_LENGTH = 11, 9
 
 
-def pipeline(directory: Path) -> FillPipeline:
-    """Latents are a quarter of the pixels, with four channels; `directory` gets the tokenizers' files."""
+def text_encoders(directory: Path, layers: int = 1) -> tuple[Any, Any, Any, Any, Any, Any]:
+    """Tokenizers (their files go to `directory`), CLIP and T5, and their parameters: the fields of a PromptEncoder."""
     tokenizer = tokenizers.write_clip_tokenizer(directory / "tokenizer", PROMPTS, model_max_length=CLIP_LENGTH)
     tokenizer_2 = tokenizers.write_t5_tokenizer(directory / "tokenizer_2", PROMPTS)
+    text_encoder = clip.module_from_config(
+        {
+            "vocab_size": len(tokenizer),
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 2,
+            "max_position_embeddings": CLIP_LENGTH,
+            "eos_token_id": tokenizer.eos_token_id,
+        }
+    )
+    text_encoder_2 = t5.module_from_config(
+        {
+            "vocab_size": len(tokenizer_2),
+            "d_model": 24,
+            "d_kv": 8,
+            "d_ff": 32,
+            "num_layers": layers,
+            "num_heads": 2,
+            "feed_forward_proj": "gated-gelu",
+        }
+    )
+    params, params_2 = params_of(text_encoder, clip), params_of(text_encoder_2, t5)
+    return tokenizer, tokenizer_2, text_encoder, text_encoder_2, params, params_2
+
+
+def pipeline(directory: Path) -> FillPipeline:
+    """Latents are a quarter of the pixels, with four channels; `directory` gets the tokenizers' files."""
     transformer = flux.module_from_config(
         {
             "in_channels": 16 + 16 + 16,
@@ -45,40 +73,11 @@ def pipeline(directory: Path) -> FillPipeline:
             "shift_factor": 0.1,
         }
     )
-    text_encoder = clip.module_from_config(
-        {
-            "vocab_size": len(tokenizer),
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "max_position_embeddings": CLIP_LENGTH,
-            "eos_token_id": tokenizer.eos_token_id,
-        }
-    )
-    text_encoder_2 = t5.module_from_config(
-        {
-            "vocab_size": len(tokenizer_2),
-            "d_model": 24,
-            "d_kv": 8,
-            "d_ff": 32,
-            "num_layers": 1,
-            "num_heads": 2,
-            "feed_forward_proj": "gated-gelu",
-        }
-    )
     return FillPipeline(
         transformer,
         autoencoder,
         {"transformer": params_of(transformer, flux), "vae": params_of(autoencoder, vae)},
-        PromptEncoder(
-            tokenizer,
-            tokenizer_2,
-            text_encoder,
-            text_encoder_2,
-            params_of(text_encoder, clip),
-            params_of(text_encoder_2, t5),
-        ),
+        PromptEncoder(*text_encoders(directory)),
         Shift(base_image_seq_len=4, max_image_seq_len=64, base_shift=0.3, max_shift=1.0),
     )
 

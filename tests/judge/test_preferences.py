@@ -1,13 +1,18 @@
 """Preference data: resumable, deterministic, and its labels are the truth where the annotator makes no errors."""
 
+import json
+
+import jax
 import numpy as np
 import pytest
 
 from configs import tiny
 from onereward_jax.data.proving_ground import ProvingGround, score
 from onereward_jax.errors import UserError
+from onereward_jax.flow.pipeline import FillPipeline, latent_shape, sample_noise
 from onereward_jax.judge.preferences import label_row, make_preferences, read_pairs
 from onereward_jax.tasks import TASKS, dimensions_of
+from onereward_jax.weights.export import save_component
 
 
 @pytest.fixture(scope="module")
@@ -64,14 +69,57 @@ def test_a_lost_part_is_made_again_alike(config, directory):
     assert untouched.stat().st_mtime_ns == stamp
 
 
-def test_parts_of_other_settings_are_made_again(config, tmp_path):
-    make = lambda base: make_preferences(  # noqa: E731
-        config, tmp_path, "test", model=config.preferences.base, planted=0, base=base
+def test_parts_of_other_settings_are_refused_or_made_again(config, tmp_path):
+    make = lambda base, **options: make_preferences(  # noqa: E731
+        config, tmp_path, "test", model=config.preferences.base, planted=0, base=base, **options
     )
     make(4)
-    make(2)
+    with pytest.raises(UserError, match=r"other settings or models, see .*made_of\.json"):
+        make(2)
+    assert [len(part) for part in read_pairs(tmp_path)[0]] == [4, 4, 4, 4]
+    make(2, replace=True)
     candidates, _ = read_pairs(tmp_path)
     assert [len(part) for part in candidates] == [2, 2, 2, 2]
+
+
+def test_policies_make_candidates_too(config, tmp_path):
+    """And what a note says of a candidate is enough to make it again."""
+    pipeline = FillPipeline.from_pretrained(config.preferences.base)
+    policy = jax.tree.map(lambda x: 0.5 * x, pipeline.params["transformer"])
+    save_component(tmp_path / "policy", "transformer", pipeline.transformer, policy)
+    config = config.copy_and_resolve_references()
+    config.preferences.policies = (str(tmp_path / "policy"),)
+    make_preferences(config, tmp_path / "pairs", "train", model=config.preferences.base, planted=0, base=4)
+    ground = ProvingGround("train", config.data.resolution, config.data.seed)
+    made_by = []
+    for part in sorted((tmp_path / "pairs").glob("*.npz")):
+        lines = [json.loads(line) for line in part.with_suffix(".jsonl").read_text().splitlines()]
+        samples = [ground.scene(line["index"], line["task"]).sample for line in lines]
+        for number, note in enumerate(lines[0]["candidates"]):
+            made_by.append(note.pop("policy", ""))
+            noise = sample_noise(
+                jax.random.key(note.pop("seed")), range(len(lines)), latent_shape(pipeline.vae, 64, 64)
+            )
+            pictures = pipeline.generate(
+                np.stack([sample.image for sample in samples]),
+                np.stack([sample.mask for sample in samples]),
+                [sample.prompt for sample in samples],
+                noise * note.pop("noise_strength"),
+                transformer_params=policy if made_by[-1] else None,
+                max_sequence_length=config.max_sequence_length,
+                **note,
+            )
+            np.testing.assert_allclose(np.load(part)["candidates"][:, number] / 255, pictures, atol=1 / 255)
+    assert set(made_by) == {"", str(tmp_path / "policy")}
+
+
+def test_rounds_are_read_together(directory, config, tmp_path):
+    make_preferences(config, tmp_path, "test", model=config.preferences.base, planted=2, base=0)
+    (first, first_pairs), (second, second_pairs) = read_pairs(directory), read_pairs(tmp_path)
+    both, pairs = read_pairs(directory, tmp_path)
+    assert len(both) == len(first) + len(second)
+    assert pairs[: len(first_pairs)] == first_pairs
+    assert [pair._replace(part=pair.part - len(first)) for pair in pairs[len(first_pairs) :]] == second_pairs
 
 
 def test_no_preferences(tmp_path):

@@ -43,7 +43,8 @@ def test_update_moves_policy_and_ema_and_nothing_else(algorithm):
     moved = distance(after.params, before.params)
     assert moved > 0
     # ema ← .9·ema + .1·θ, and the two began alike
-    chex.assert_trees_all_close(after.ema, tree.lerp(before.ema, after.params, 0.1), rtol=1e-5, atol=1e-8)
+    averaged = jax.tree.map(lambda ema, params: 0.9 * ema + 0.1 * params, before.ema, after.params)
+    chex.assert_trees_all_close(after.ema, averaged, rtol=1e-5, atol=1e-8)
     if algorithm == "fixed":
         chex.assert_trees_all_equal(after.reference, before.reference)
     else:
@@ -165,7 +166,7 @@ class Watched:
 
 def draws_of(batch, config):
     """By hand: reference's noise, policy's noise, noise of flow matching, and stopping index of each sample."""
-    keys = [jax.random.split(jax.random.fold_in(jax.random.key(0), index), 4) for index in batch["index"]]
+    keys = [jax.random.split(jax.random.fold_in(jax.random.key(0), index), 5) for index in batch["index"]]
     noises = [np.stack([jax.random.normal(key[i], (TOKENS, WIDTH)) for key in keys]) for i in range(3)]
     return *noises, np.array([jax.random.randint(k[3], (), config.first_index, config.last_index + 1) for k in keys])
 
@@ -204,6 +205,26 @@ def test_images_are_those_of_the_algorithm(field, value):
     tokens = euler(policy, policy_noise, stop)
     predicted = tokens - schedule[stop][:, None, None] * (policy * tokens + gradient)
     np.testing.assert_allclose(first, watched.decode(predicted), atol=1e-5)
+
+
+def test_the_judge_sees_both_images_moved_alike():
+    config = dataclasses.replace(tiny.CONFIG, num_steps=5, first_index=1, last_index=4)
+    batch = tiny.batch(6)
+    _, *still = Watched(config)(batch, policy=0.7, reference=-0.4)
+    _, *moved = Watched(dataclasses.replace(config, judge_shift=2))(batch, policy=0.7, reference=-0.4)
+    still, moved = np.stack(still), np.stack(moved)
+    padded = np.pad(still, ((0, 0), (0, 0), (2, 2), (2, 2), (0, 0)), mode="reflect")
+    offsets = []
+    for row in range(6):
+        fits = [
+            (down, right)
+            for down in range(5)
+            for right in range(5)
+            if np.allclose(padded[:, row, down : down + 16, right : right + 16], moved[:, row], atol=1e-5)
+        ]
+        assert len(fits) == 1, f"sample {row}: policy and reference were not moved by one offset"
+        offsets += fits
+    assert len(set(offsets)) > 1
 
 
 @pytest.mark.parametrize(("first_index", "last_index"), [(1, 3), (0, 4), (2, 2)])

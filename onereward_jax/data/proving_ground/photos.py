@@ -12,7 +12,9 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
+
+from onereward_jax.errors import UserError
 
 SPLITS = ("train", "test")
 # Shorter side of the shrunken copies, in units of the crop's side: from the whole view to fine texture.
@@ -114,8 +116,11 @@ def pyramid(photo: Photo, resolution: int) -> tuple[tuple[np.ndarray, ...], bool
       uint8 (h, w, 3) arrays whose shorter side is `resolution` times one of `SCALES` (never larger than the
       photograph, never smaller than `resolution`), and whether the photograph is grey.
     """
-    with Image.open(photo.path) as image:
-        rgb = image.convert("RGB")
+    try:
+        with Image.open(photo.path) as image:
+            rgb = image.convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise UserError(f"the picture {photo.path} can't be read ({error}): remove or replace it") from error
     shorter = min(rgb.size)
     sides = sorted({max(resolution, min(shorter, round(scale * resolution))) for scale in SCALES})
     levels = []

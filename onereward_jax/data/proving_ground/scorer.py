@@ -19,6 +19,7 @@ All is measured at 64x64, to which images of other sizes are averaged.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -51,7 +52,7 @@ def compare(scene: Scene, image_a: np.ndarray, image_b: np.ndarray) -> Verdict:
     return verdict(score(scene, image_a), score(scene, image_b))
 
 
-def verdict(scores_a: dict[str, float], scores_b: dict[str, float]) -> Verdict:
+def verdict(scores_a: Mapping[str, float], scores_b: Mapping[str, float]) -> Verdict:
     """`compare` for scores that are already there."""
     difference = overall(scores_a) - overall(scores_b)
     if abs(difference) <= TIE_MARGIN:
@@ -59,7 +60,7 @@ def verdict(scores_a: dict[str, float], scores_b: dict[str, float]) -> Verdict:
     return "good" if difference > 0 else "bad"
 
 
-def overall(scores: dict[str, float]) -> float:
+def overall(scores: Mapping[str, float]) -> float:
     """One number for an image: the mean over its dimensions."""
     return float(np.mean(list(scores.values())))
 

@@ -1,0 +1,21 @@
+"""Follows the judge's gradient on the base's pictures, measured by the truth; writes ascent.json and ascent.png."""
+
+import argparse
+
+from onereward_jax.commands import config_arguments
+from onereward_jax.configuration import claim_workdir
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    config_arguments(parser, needs=("ascent", "data", "evaluation", "model", "rl"))
+
+
+def run(args: argparse.Namespace) -> None:
+    from onereward_jax.evaluation.ascent import measure_ascent
+
+    workdir = claim_workdir(args.workdir, args.config)
+    print(f"{'task':<16} good  same  bad   95 % of good - bad   judge before, after")
+    for task, found in measure_ascent(args.config, workdir).items():
+        (low, high), judge = found["ci95"], found["judge"]
+        shares = "  ".join(f"{found[name]:.2f}" for name in ("good", "same", "bad"))
+        print(f"{task:<16} {shares}  {low:+.2f} to {high:+.2f}       {judge['before']:.2f}, {judge['after']:.2f}")

@@ -1,0 +1,101 @@
+"""Where the judge's gradient leads when no policy stands between: a gate before any policy is trained.
+
+The latents of the base's pictures are moved up the judge's objective (Eq. 5) against another picture of the base. If
+the truth does not rise with the judge here, it will not rise in reward feedback learning either.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from onereward_jax import tasks
+from onereward_jax.data.proving_ground import ProvingGround
+from onereward_jax.data.proving_ground.parallel import score_all
+from onereward_jax.evaluation import gsb
+from onereward_jax.evaluation.run import batches_of, judge_views, pictures_of
+from onereward_jax.evaluation.watch import FIRST_SCENE
+from onereward_jax.files import write_json
+from onereward_jax.flow import conditioning
+from onereward_jax.flow.pipeline import FillPipeline
+from onereward_jax.judge.augment import shift_together
+from onereward_jax.judge.batches import question_batch
+from onereward_jax.judge.judge import Judge
+from onereward_jax.pictures import mask_overlay, picture_grid, write_png
+from onereward_jax.rl.objective import reward_loss
+
+
+def measure_ascent(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Ascends the judge of `config.model.judge` on pictures of the model of `config.model.base`.
+
+    `config.ascent`: `scenes_per_task` held-out scenes, `num_steps` steps along the gradient, each moving the normalised
+    latents of a picture by `step_size` in root mean square.
+
+    Writes workdir/ascent.json and workdir/ascent.png (source, reference, base, the same after the ascent).
+
+    Returns:
+      {task: {"good", "same", "bad", "n", "ci95"} of the ascended picture against its start by truth, and
+      "judge": {"before", "after"}, the judge's mean P(better than the reference)}.
+    """
+    settings, size = config.ascent, config.evaluation.batch_size
+    pipeline, judge = FillPipeline.from_pretrained(config.model.base), Judge.from_pretrained(config.model.judge)
+    ground = ProvingGround("test", config.data.resolution, config.data.seed, config.data.photos or None)
+    ascend = make_ascent(pipeline, judge, config)
+    found: dict[str, Any] = {}
+    rows: list[list[np.ndarray]] = []
+    for task in tasks.TASKS:
+        scenes = [ground.scene(FIRST_SCENE + index, task) for index in range(settings.scenes_per_task)]
+        before, reference = (pictures_of(pipeline, None, scenes, config, candidate) for candidate in range(2))
+        prompts = [scene.sample.prompt for scene in scenes]
+        parts = []
+        for batch in tqdm(list(batches_of(len(scenes), size)), desc=f"ascending {task}"):
+            asked = question_batch(judge, [task] * size, [prompts[row] for row in batch], config.question_length)
+            parts.append(ascend(before[batch], reference[batch], asked))
+        after = np.concatenate(parts)[: len(scenes)]
+        scores = score_all(scenes, zip(before, after, strict=True))
+        comparisons = [gsb.Comparison(task, base=row[0], policy=row[1]) for row in scores]
+        views = [judge_views(judge, scenes, pictures, reference, config)[0] for pictures in (before, after)]
+        means = [float(np.mean([p for view in each for p in view.values()])) for each in views]
+        found[task] = gsb.good_same_bad(comparisons)[task] | {"judge": {"before": means[0], "after": means[1]}}
+        for row, scene in enumerate(scenes[: config.evaluation.pictures_per_task]):
+            sample = scene.sample
+            rows.append([mask_overlay(sample.image, sample.mask), reference[row], before[row], after[row]])
+    write_png(workdir / "ascent.png", picture_grid(rows, ["source", "reference", "base", "ascended"], scale=2))
+    write_json(workdir / "ascent.json", found)
+    return found
+
+
+def make_ascent(pipeline: FillPipeline, judge: Judge, config: ConfigDict) -> Any:
+    """A function (pictures, reference, questions) -> ascended pictures; uint8 (B, H, W, 3)."""
+    settings = config.ascent
+
+    @jax.jit
+    def ascend(vae_params, judge_params, pictures, reference, asked):
+        decode = lambda latents: conditioning.to_unit_range(  # noqa: E731
+            conditioning.decode_latents(pipeline.vae, vae_params, latents)
+        )
+
+        def loss(latents, key):
+            keys = jax.random.split(key, len(latents))
+            first, second = shift_together(keys, decode(latents), reference / 255.0, config.rl.judge_shift)
+            log_p = judge.apply(judge_params, {**asked, "first": first, "second": second})
+            # Each picture's own ascent: the sum, not the mean over the batch.
+            return len(latents) * reward_loss(jnp.exp(log_p[..., 0]), asked["weights"], config.rl.threshold)
+
+        def step(latents, key):
+            gradient = jax.grad(loss)(latents, key)
+            size = jnp.sqrt(jnp.square(gradient).mean(axis=(1, 2, 3), keepdims=True))
+            return latents - settings.step_size * gradient / (size + 1e-12), None
+
+        start = conditioning.encode_image(pipeline.vae, vae_params, conditioning.to_model_range(pictures))
+        keys = jax.random.split(jax.random.key(config.seed), settings.num_steps)
+        latents, _ = jax.lax.scan(step, start, keys)
+        return jnp.round(jnp.clip(decode(latents), 0.0, 1.0) * 255).astype(jnp.uint8)
+
+    return lambda pictures, reference, asked: np.asarray(
+        ascend(pipeline.params["vae"], judge.params, jnp.asarray(pictures), jnp.asarray(reference), asked)
+    )

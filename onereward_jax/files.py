@@ -1,0 +1,115 @@
+"""Files and directories that appear whole or not at all, whenever the process ends, and a directory's lock."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from onereward_jax.errors import UserError
+
+_BLOCK = 1 << 20  # bytes
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes the whole file or nothing: a reader sees the old one or the new one."""
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object of a file that someone else wrote.
+
+    Raises:
+      UserError: it is none.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(value, dict):
+            raise ValueError("it is no object")
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}): download it again") from None
+    return value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`write_text` of a JSON value, indented."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def hold(directory: Path) -> None:
+    """Keeps other processes out of a working directory until this one ends, however it ends.
+
+    Raises:
+      UserError: another process holds it.
+    """
+    directory = directory.resolve()
+    if directory in _held:
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    file = (directory / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(
+            f"another process is at work in {directory}: wait for it, stop it, or choose another --workdir"
+        ) from None
+    _held[directory] = file
+
+
+_held: dict[Path, IO] = {}
+
+
+def fingerprint(directory: Path) -> str:
+    """Tells the weights and preferences below a directory from others, without reading tens of gigabytes: a digest of
+    each .safetensors and .jsonl file's name, size, and three blocks of its bytes. Empty where there is none."""
+    digest = hashlib.sha256()
+    files = sorted(path for kind in ("safetensors", "jsonl") for path in directory.rglob(f"*.{kind}"))
+    for path in files:
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(directory)} {size}".encode())
+        with path.open("rb") as file:
+            for start in (0, size // 2, max(0, size - _BLOCK)):
+                file.seek(start)
+                digest.update(file.read(_BLOCK))
+    return digest.hexdigest()[:16] if files else ""
+
+
+@contextlib.contextmanager
+def whole_directory(directory: Path, keep: Callable[[str], bool] = lambda name: True) -> Iterator[Path]:
+    """A new directory to write into, which takes the name `directory` once it is whole.
+
+    What an earlier directory of that name holds besides is kept, if `keep` says so of its name.
+
+    Raises:
+      ValueError: `directory` is a file.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"{directory} is a file: choose a directory to export to")
+    partial, replaced = (directory.with_name(f".{directory.name}.{word}") for word in ("partial", "replaced"))
+    if replaced.exists() and not directory.exists():  # a process was killed between the two renames below
+        replaced.rename(directory)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        for entry in directory.iterdir() if directory.exists() else ():
+            if keep(entry.name) and not (partial / entry.name).exists():
+                (shutil.copytree if entry.is_dir() else shutil.copy2)(entry, partial / entry.name)
+        shutil.rmtree(replaced, ignore_errors=True)
+        if directory.exists():
+            directory.rename(replaced)
+        partial.rename(directory)
+        shutil.rmtree(replaced, ignore_errors=True)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

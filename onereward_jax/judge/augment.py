@@ -1,0 +1,99 @@
+"""Changes of a pair of images that leave the answer what it was: both images change alike."""
+
+import re
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Words that mean something else in a mirror.
+_HANDED = re.compile(r"\b(left|right|top|bottom|word)\b")
+
+
+def shift_together(keys: jax.Array, first: jax.Array, second: jax.Array, max_shift: int) -> tuple[jax.Array, jax.Array]:
+    """Moves both images of each pair by the same random number of pixels, up to `max_shift` in each direction.
+
+    The judge cuts an image into patches at fixed places. Where the cuts fall differently every time, neither the
+    judge can learn them by heart nor a policy exploit them. What enters at a border mirrors what is inside it.
+
+    Args:
+      keys: (B,), of each pair.
+      first, second: (B, H, W, 3).
+      max_shift: static; 0 returns the images as they are.
+    """
+    if not max_shift:
+        return first, second
+    offsets = jax.vmap(lambda key: jax.random.randint(key, (2,), 0, 2 * max_shift + 1))(keys)
+
+    def shift(images: jax.Array) -> jax.Array:
+        borders = ((0, 0), (max_shift, max_shift), (max_shift, max_shift), (0, 0))
+        padded = jnp.pad(images, borders, mode="reflect")
+        cut = lambda image, offset: jax.lax.dynamic_slice(image, (*offset, 0), images.shape[1:])  # noqa: E731
+        return jax.vmap(cut)(padded, offsets)
+
+    return shift(first), shift(second)
+
+
+def perturb_against(
+    loss: Callable[[jax.Array, jax.Array], jax.Array],
+    keys: jax.Array,
+    first: jax.Array,
+    second: jax.Array,
+    radius: float,
+) -> tuple[jax.Array, jax.Array]:
+    """Changes every pixel by an amount that nobody sees, in the direction that raises the loss.
+
+    A policy follows the judge's gradient: where invisible changes turn the judge's answer, it finds those first. A
+    judge trained on such images answers for what is visible, and its gradient shows that (adversarial training by one
+    step from a random start: Wong, Rice & Kolter 2020, arXiv 2001.03994).
+
+    Args:
+      loss: of the two images; a scalar, summed over the pairs.
+      keys: (B,), of each pair.
+      first, second: (B, H, W, 3), float in [0, 1].
+      radius: the largest change of a pair's pixels is drawn between 0 and this.
+
+    Returns:
+      both images, in [0, 1], without gradient.
+    """
+    parts = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
+    bound = radius * jax.vmap(jax.random.uniform)(parts[:, 0])[:, None, None, None]
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, first.shape[1:], minval=-1.0, maxval=1.0))
+    starts = [bound * uniform(parts[:, number]) for number in (1, 2)]
+    gradients = jax.grad(loss, argnums=(0, 1))(first + starts[0], second + starts[1])
+    moved = [jnp.clip(start + bound * jnp.sign(g), -bound, bound) for start, g in zip(starts, gradients, strict=True)]
+    first, second = (jnp.clip(images + move, 0.0, 1.0) for images, move in zip((first, second), moved, strict=True))
+    return jax.lax.stop_gradient(first), jax.lax.stop_gradient(second)
+
+
+def flip_together(
+    generator: np.random.Generator, first: np.ndarray, second: np.ndarray, prompt: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Both square images (H, W, 3) mirrored and transposed at random, in one of eight ways; not where the prompt names
+    a side or a word."""
+    if _HANDED.search(prompt):
+        return first, second
+    vertical, horizontal = 1 - 2 * generator.integers(0, 2, 2)
+    first, second = first[::vertical, ::horizontal], second[::vertical, ::horizontal]
+    if generator.random() < 0.5:
+        first, second = first.swapaxes(0, 1), second.swapaxes(0, 1)
+    return first, second
+
+
+def retone_together(
+    generator: np.random.Generator, first: np.ndarray, second: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """Both images (H, W, 3), uint8, made lighter or darker alike, and in half of the cases their channels exchanged.
+
+    A judge trained on a few photographs learns them by heart, and what a hole in them should show; not so if they come
+    in ever other colours.
+
+    Returns:
+      the images, and whether the colours are still those that a prompt may name.
+    """
+    gamma, gain = generator.uniform(0.8, 1.25), generator.uniform(0.85, 1.1)
+    tone = np.round(255 * np.clip(gain * np.linspace(0, 1, 256) ** gamma, 0, 1)).astype(np.uint8)
+    channels = generator.permutation(3) if generator.random() < 0.5 else np.arange(3)
+    first, second = tone[first][..., channels], tone[second][..., channels]
+    return first, second, bool((channels == np.arange(3)).all())

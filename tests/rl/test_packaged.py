@@ -1,0 +1,46 @@
+"""The quick run's own update, with the packaged models: eight devices give the gradient of one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from configs import tiny
+from onereward_jax import mesh as meshes
+from onereward_jax.data.proving_ground import ProvingGround
+from onereward_jax.flow.pipeline import FillPipeline
+from onereward_jax.judge.judge import Judge
+from onereward_jax.rl.step import Frozen, StepConfig, make_step
+from onereward_jax.rl.training import encode_text, scene_record
+from onereward_jax.tasks import TASKS
+from onereward_jax.train_state import compile_step, create_state
+
+
+def test_gradient_on_eight_devices_equals_one():
+    config = tiny.get_config("quick")
+    pipeline, judge = FillPipeline.from_pretrained(config.model.base), Judge.from_pretrained(config.model.judge)
+    step_config, plain = StepConfig(**config.rl), optax.sgd(1.0)
+    ground = ProvingGround("train", config.data.resolution, config.data.seed)
+    records = [scene_record(config, ground, i, TASKS[i % 4]) | {"index": np.int32(i)} for i in range(8)]
+    raw = {name: np.stack([record[name] for record in records]) for name in records[0]}
+    batch = encode_text(raw, pipeline, judge, config.max_sequence_length, config.question_length, step_config)
+    step = make_step(pipeline.transformer, pipeline.vae, judge.apply, plain, step_config, pipeline.shift)
+    params = pipeline.params["transformer"]
+
+    def update(mesh):
+        """Plain gradient descent at rate 1: θ − θ' is the gradient."""
+        frozen = Frozen(vae=pipeline.params["vae"], judge=judge.params)
+        compiled, state, frozen = compile_step(
+            step, lambda params: create_state(params, plain, seed=0), params, frozen, mesh
+        )
+        before = jax.device_get(state.params)
+        after, metrics = compiled(state, frozen, jax.device_put(batch, meshes.batch_sharding(mesh)))
+        return jax.tree.map(np.subtract, before, jax.device_get(after.params)), jax.device_get(metrics)
+
+    one, metrics = update(meshes.make_mesh(1, 1, 1, devices=jax.devices()[:1]))
+    eight, metrics_of_eight = update(meshes.make_mesh(2, 2, 2))
+    difference = optax.global_norm(jax.tree.map(jnp.subtract, one, eight))
+    assert 0 < metrics["rewards/mean"] < 1
+    assert float(optax.global_norm(one)) > 1e-3
+    assert float(difference / optax.global_norm(one)) < 1e-5
+    np.testing.assert_allclose(metrics_of_eight["rewards/mean"], metrics["rewards/mean"], rtol=1e-5)

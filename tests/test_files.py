@@ -1,0 +1,94 @@
+"""Files and directories appear whole or not at all; a working directory has one process."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from onereward_jax.errors import UserError
+from onereward_jax.files import hold, read_json, whole_directory, write_json
+
+
+def files(directory):
+    return {str(path.relative_to(directory)): path.read_text() for path in directory.rglob("*") if path.is_file()}
+
+
+def test_takes_the_name_once_it_is_whole_and_keeps_the_rest(tmp_path):
+    model = tmp_path / "model"
+    (model / "old").mkdir(parents=True)
+    (model / "old" / "notes").write_text("mine")
+    (model / "weights").write_text("1")
+    with whole_directory(model) as partial:
+        (partial / "weights").write_text("2")
+        assert files(model) == {"old/notes": "mine", "weights": "1"}
+    assert files(model) == {"old/notes": "mine", "weights": "2"}
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_an_error_leaves_everything_as_it_was(tmp_path):
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "weights").write_text("1")
+
+    def write_half():
+        with whole_directory(model) as partial:
+            (partial / "weights").write_text("2")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
+    assert files(tmp_path) == {"model/weights": "1"}
+
+
+def test_what_a_killed_export_left_is_not_taken_over(tmp_path):
+    (tmp_path / ".model.partial").mkdir()
+    (tmp_path / ".model.partial" / "half").write_text("?")
+    with whole_directory(tmp_path / "model") as partial:
+        (partial / "weights").write_text("1")
+    assert files(tmp_path) == {"model/weights": "1"}
+
+
+def test_a_file_of_that_name(tmp_path):
+    (tmp_path / "model").write_text("")
+    with pytest.raises(ValueError, match="choose a directory"), whole_directory(tmp_path / "model"):
+        pass
+
+
+def test_an_export_that_was_killed_between_its_two_renames_is_undone(tmp_path):
+    (tmp_path / ".model.replaced").mkdir()
+    (tmp_path / ".model.replaced" / "notes").write_text("mine")
+    (tmp_path / ".model.partial").mkdir()
+    with whole_directory(tmp_path / "model") as partial:
+        (partial / "weights").write_text("2")
+    assert files(tmp_path) == {"model/notes": "mine", "model/weights": "2"}
+
+
+def test_a_file_is_the_old_one_or_the_new_one(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(TypeError):
+        write_json(path, {"a": object()})
+    assert read_json(path) == {"a": 1}
+    assert os.listdir(tmp_path) == ["x.json"]
+    for wrong in ("{", "[1]"):
+        path.write_text(wrong)
+        with pytest.raises(UserError, match=r"x\.json is not valid JSON .*download it again"):
+            read_json(path)
+
+
+def test_a_working_directory_has_one_process(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from onereward_jax.files import hold\n"
+        "hold(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match=r"another process is at work in .*: wait for it"):
+        hold(tmp_path)
+    other.kill()  # however it ends
+    other.communicate()
+    hold(tmp_path)
+    hold(tmp_path)
