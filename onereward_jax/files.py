@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from onereward_jax.errors import UserError
 
@@ -55,18 +55,18 @@ def hold(directory: Path) -> None:
     if directory in _held:
         return
     directory.mkdir(parents=True, exist_ok=True)
-    file = (directory / ".lock").open("w")
+    file = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        file.close()
+        os.close(file)
         raise UserError(
             f"another process is at work in {directory}: wait for it, stop it, or choose another --workdir"
         ) from None
     _held[directory] = file
 
 
-_held: dict[Path, IO] = {}
+_held: dict[Path, int] = {}  # directory -> descriptor of its lock, open as long as the process lives
 
 
 def fingerprint(directory: Path) -> str:

@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 8
 OVERRIDES = {
+    "evaluation.every": 0,
     "train.num_steps": STEPS,
     "train.batch_size": 2,
     "train.checkpoint_every": 2,
