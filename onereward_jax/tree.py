@@ -1,4 +1,4 @@
-"""Parameter trees as (path, array) pairs: names, masks, interpolation, counts."""
+"""Parameter trees as (path, array) pairs: names and counts."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,5 +1,6 @@
 """The truth about a policy while it is trained: what the reward alone does not show."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -34,9 +35,11 @@ def watch_truth(config: ConfigDict, pipeline: FillPipeline) -> Callable[[Any], d
             means[task] = float(np.mean([overall(row[0]) for row in score_all(of_task, pictures[:, None])]))
         return means
 
-    base = truth(None)
+    @functools.cache  # at the first look: a run that has ended, or is killed before it, draws nothing
+    def base() -> dict[str, float]:
+        return truth(None)
 
     def gain(params: Any) -> dict[str, float]:
-        return {f"evaluation/{task}/truth_gain": mean - base[task] for task, mean in truth(params).items()}
+        return {f"evaluation/{task}/truth_gain": mean - base()[task] for task, mean in truth(params).items()}
 
     return gain
