@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -22,12 +21,11 @@ from onereward_jax.errors import UserError
 from onereward_jax.evaluation import accuracy, gsb, plots
 from onereward_jax.evaluation.record import write_evaluation
 from onereward_jax.evaluation.report import ExampleRow, write_report
-from onereward_jax.flow.pipeline import FillPipeline, latent_shape, sample_noise
+from onereward_jax.flow.pipeline import FillPipeline, latent_shape, load_transformer, sample_noise
 from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.preferences import make_preferences, read_pairs
 from onereward_jax.metrics import peak_memory_gib
-from onereward_jax.weights.load import load_component
 
 PACKAGES = ("onereward-jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 
@@ -53,9 +51,8 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     pipeline = FillPipeline.from_pretrained(config.model.base)
     judge = Judge.from_pretrained(config.model.judge)
     settings = config.evaluation
-    load = lambda name: jax.tree.map(jnp.asarray, load_component(trained / name, "transformer", "float32")[1])  # noqa: E731
-    base, policy = None, load(settings.what)  # None: the pipeline's own
-    reference = base if config.algorithm == "fixed" else load("ema")
+    base, policy = None, load_transformer(trained / settings.what)  # None: the pipeline's own
+    reference = base if config.algorithm == "fixed" else load_transformer(trained / "ema")
 
     comparisons, examples = [], []
     ground = ProvingGround("test", config.data.resolution, config.data.seed, config.data.photos or None)

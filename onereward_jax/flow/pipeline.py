@@ -135,6 +135,11 @@ class FillPipeline:
         return self.params[name]
 
 
+def load_transformer(directory: str | Path) -> Any:
+    """Parameters of another transformer for a pipeline's, such as a policy's: `transformer_params` of `generate`."""
+    return jax.tree.map(jnp.asarray, load_component(Path(directory), "transformer", "float32")[1])
+
+
 # Schedules are padded to a multiple of this, so that one program serves all numbers of steps up to it.
 _SCHEDULE_BUCKET = 64
 

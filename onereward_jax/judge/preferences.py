@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
@@ -34,7 +33,7 @@ from onereward_jax.data.proving_ground.parallel import score_all
 from onereward_jax.errors import UserError
 from onereward_jax.files import fingerprint, write_json
 from onereward_jax.flow import conditioning
-from onereward_jax.flow.pipeline import FillPipeline, latent_shape, sample_noise
+from onereward_jax.flow.pipeline import FillPipeline, latent_shape, load_transformer, sample_noise
 from onereward_jax.judge.batches import MAX_DIMENSIONS
 from onereward_jax.tasks import TASKS, dimensions_of
 from onereward_jax.weights.load import load_component
@@ -92,7 +91,7 @@ def make_preferences(
         makers.append(("planted", 0, indices, functools.partial(_planted, autoencoder, params)))
     if base:
         pipeline = FillPipeline.from_pretrained(model)
-        policies = {path: _load_transformer(path) for path in policy_paths}
+        policies = {path: load_transformer(path) for path in policy_paths}
         indices = range(first + planted, first + planted + base)
         makers.append(("base", 1, indices, functools.partial(_generated, pipeline, policies)))
     weights = {path: fingerprint(Path(path)) for path in (model, *policy_paths)}
@@ -264,10 +263,6 @@ def _latent_noise(scene: Scene, shape: tuple[int, ...], generator: np.random.Gen
         factor = mask.shape[0] // height
         noise = noise * mask.reshape(height, factor, width, factor).mean(axis=(1, 3))[..., None]
     return noise
-
-
-def _load_transformer(path: str) -> Any:
-    return jax.tree.map(jnp.asarray, load_component(path, "transformer", "float32")[1])
 
 
 def _generated(
