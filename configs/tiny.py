@@ -6,13 +6,13 @@
     onereward train --config configs/tiny.py:fixed --workdir runs/fixed      # Algorithm 1, longer
     onereward train --config configs/tiny.py:dynamic --workdir runs/dynamic  # Algorithm 2, longer
 
-The variants `vae`, `base`, `judge` and `second_judge` make the packaged models in miniature/ from nothing;
-launch/miniature.sh runs them in their order.
+The variants `vae`, `base`, `judge`, `second_judge` and `third_judge` make the packaged models in miniature/ from
+nothing; launch/miniature.sh runs them in their order.
 """
 
 from ml_collections import ConfigDict
 
-VARIANTS = ("quick", "fixed", "dynamic", "vae", "base", "judge", "second_judge")
+VARIANTS = ("quick", "fixed", "dynamic", "vae", "base", "judge", "second_judge", "third_judge")
 
 
 def get_config(variant: str = "quick") -> ConfigDict:
@@ -35,7 +35,8 @@ def get_config(variant: str = "quick") -> ConfigDict:
     config.max_sequence_length = 16  # tokens that T5 reads of a prompt
     config.question_length = 20  # tokens of the judge's longest question, answer's start included
 
-    {"vae": _vae, "base": _base, "judge": _judge, "second_judge": _second_judge}.get(variant, _reward_feedback)(config)
+    stages = {"vae": _vae, "base": _base, "judge": _judge, "second_judge": _second_judge, "third_judge": _third_judge}
+    stages.get(variant, _reward_feedback)(config)
     if variant == "fixed":
         config.algorithm = "fixed"
     if variant in ("fixed", "dynamic"):
@@ -178,6 +179,9 @@ def _judge(config: ConfigDict) -> None:
     config.judge = ConfigDict()
     config.judge.start = ""  # a judge to go on from
     config.judge.data = ("runs/miniature/preferences",)  # directories of make-preferences
+    # Share of the pairs that are made while it trains, see onereward_jax.judge.planted; the others are preferences.
+    config.judge.planted_share = 0.0
+    config.judge.questions_per_pair = 4
     # Changes of both images alike: by up to so many pixels, and mirrored where the prompt allows it.
     config.judge.max_shift = 0
     config.judge.flips = False
@@ -234,6 +238,21 @@ def _second_judge(config: ConfigDict) -> None:
     config.judge.data = ("runs/miniature/preferences", "runs/miniature/second_preferences")
     config.judge.max_shift = 4
     config.judge.flips = True
+
+
+def _third_judge(config: ConfigDict) -> None:
+    """Goes on with pairs that are new at every step, and more of the base's pictures."""
+    _second_judge(config)
+    config.optimizer = _optimizer(5e-4, warmup_steps=100, decay_steps=15000)
+    config.train.num_steps = 15000
+    config.preferences.first_scene = 5120
+    config.preferences.planted_scenes_per_task = 0
+    config.preferences.policies = ()
+    config.judge.start = "runs/miniature/second_judge/export"
+    config.judge.data += ("runs/miniature/third_preferences",)
+    config.judge.planted_share = 0.4
+    # Most pairs are annotated in one dimension: what is asked beyond costs a question and teaches nothing.
+    config.judge.questions_per_pair = 1
 
 
 def _preferences() -> ConfigDict:

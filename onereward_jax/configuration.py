@@ -115,9 +115,12 @@ def claim_workdir(workdir: str | os.PathLike, config: ConfigDict, free: Iterable
     values = fields(config)
     contents = {f"{name}.content": _content(values[name]) for name in CONTENT_FIELDS if values.get(name)}
     new = json.loads(json.dumps(values | contents, default=str))
+    unwritable = f"the working directory {directory} can't be written ({{}}): choose another --workdir"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
         hold(directory)
+    except OSError as error:
+        raise UserError(unwritable.format(error.strerror)) from error
+    try:
         old = json.loads(path.read_text()) if path.exists() else new
         differing = [name for name in old.keys() | new.keys() if old.get(name, "nothing") != new.get(name, "nothing")]
         differing = sorted(name for name in differing if not _is_free(name, free))
@@ -125,11 +128,7 @@ def claim_workdir(workdir: str | os.PathLike, config: ConfigDict, free: Iterable
             write_json(path, new)
             return directory
     except OSError as error:
-        raise UserError(
-            f"the working directory {directory} can't be written ({error.strerror}): choose another --workdir"
-        ) from error
-    except UserError:
-        raise
+        raise UserError(unwritable.format(error.strerror)) from error
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged: remove it if the run there is of this configuration") from error
     shown = ", ".join(

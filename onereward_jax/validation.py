@@ -122,6 +122,8 @@ _RULES: Mapping[str, Rule] = {
     "base.scenes_per_task": _whole(1),
     "judge.ema_decay": _DECAY,
     "judge.max_shift": _whole(0),
+    "judge.planted_share": _SHARE,
+    "judge.questions_per_pair": _whole(1),
     "judge.adversarial_radius": _SHARE,
     "preferences.first_scene": _whole(0),
     "preferences.planted_scenes_per_task": _whole(0),

@@ -111,6 +111,7 @@ def chain(tmp_path_factory) -> Chain:
     onereward("train-judge", "judge", root / "first_judge", STEPS | JUDGE | PREFERENCES | base | data)
     second = {"judge.start": root / "first_judge" / "export", "judge.max_shift": 2, "judge.flips": True}
     second |= {"judge.retone": True, "judge.adversarial_radius": 0.02}
+    second |= {"judge.planted_share": 0.5, "judge.questions_per_pair": 1}
     onereward("train-judge", "judge", root / "judge", STEPS | PREFERENCES | base | data | second)
     assert cli.main(["package", "--judge", str(root / "judge" / "export"), "--out", str(models)]) == 0
     onereward("ascend", "dynamic", root / "ascent", feedback)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from onereward_jax.files import read_json, whole_directory
+from onereward_jax.files import read_json, whole_directory, write_json
 from onereward_jax.flow import conditioning, sampler
 from onereward_jax.flow.prompts import PromptEncoder
 from onereward_jax.flow.schedule import Shift, sigmas
@@ -72,9 +71,8 @@ class FillPipeline:
             prompts.tokenizer.save_pretrained(partial / "tokenizer")
             prompts.tokenizer_2.save_pretrained(partial / "tokenizer_2")
             (partial / "scheduler").mkdir()
-            scheduler = json.dumps(_scheduler_config(self.shift), indent=2)
-            (partial / "scheduler" / "scheduler_config.json").write_text(scheduler)
-            (partial / "model_index.json").write_text(json.dumps(_MODEL_INDEX, indent=2))
+            write_json(partial / "scheduler" / "scheduler_config.json", _scheduler_config(self.shift))
+            write_json(partial / "model_index.json", _MODEL_INDEX)
 
     def generate(
         self,

@@ -3,6 +3,7 @@
 Both write a model in the official layout to `workdir/export`.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -76,17 +77,16 @@ def train_base(config: ConfigDict, workdir: Path) -> None:
         row = index % settings.scenes_per_task
         return {name: array[row] for name, array in encoded[task].items()}
 
+    # Of every prompt and, for those that are dropped, of the empty one: tokens, or states of fixed encoders.
+    names: tuple[str, ...] = ("prompt_embeds", "pooled", "negative_prompt_embeds", "negative_pooled")
+    read: Callable[[list[str], int], tuple] = prompts.encode
+    if text_encoders:
+        names, read = ("clip_ids", "t5_ids", "empty_clip_ids", "empty_t5_ids"), prompts.tokenize
+    empty = read([""] * config.train.batch_size, length)
+
     def prepare(batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        """Adds the prompts and, for those that are dropped, the empty one: tokens, or states of fixed encoders."""
         texts = [str(text) for text in batch.pop("prompt")]
-        empty = [""] * len(texts)
-        if text_encoders:
-            names = ("clip_ids", "t5_ids", "empty_clip_ids", "empty_t5_ids")
-            arrays: tuple = (*prompts.tokenize(texts, length), *prompts.tokenize(empty, length))
-        else:
-            names = ("prompt_embeds", "pooled", "negative_prompt_embeds", "negative_pooled")
-            arrays = (*prompts.encode(texts, length), *prompts.encode(empty, length))
-        return batch | dict(zip(names, arrays, strict=True))
+        return batch | dict(zip(names, (*read(texts, length), *empty), strict=True))
 
     loss = losses.flow_matching_loss(
         transformer, (side, side), **text_encoders, prompt_dropout=settings.prompt_dropout, shift=pipeline.shift

@@ -37,3 +37,17 @@ def question_batch(judge: Judge, tasks: Sequence[str], prompts: Sequence[str], l
         "weights": (cells >= 0).astype(np.float32),
         "cell": cells,
     }
+
+
+def ask_only(batch: dict[str, np.ndarray], asked: np.ndarray) -> dict[str, np.ndarray]:
+    """Keeps K of the E questions of every sample: what is not asked costs nothing.
+
+    Args:
+      batch: arrays (B, E, ...).
+      asked: (B, K), which.
+
+    Returns:
+      arrays (B, K, ...).
+    """
+    take = lambda x: np.take_along_axis(x, asked.reshape(*asked.shape, *[1] * (x.ndim - 2)), axis=1)  # noqa: E731
+    return {name: take(value) for name, value in batch.items()}

@@ -1,7 +1,6 @@
 """`Judge`: one vision-language model that compares two images in any task and dimension."""
 
 import functools
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from onereward_jax import tasks
-from onereward_jax.files import read_json, whole_directory
+from onereward_jax.files import read_json, whole_directory, write_json
 from onereward_jax.judge import question as questions
 from onereward_jax.judge import reward
 from onereward_jax.judge.reward import ImageTokens
@@ -164,8 +163,8 @@ class Judge:
         with whole_directory(pathlib.Path(directory)) as partial:
             save_component(partial, "judge", self.model, self.params if params is None else params, dtype)
             self.tokenizer.save_pretrained(partial)
-            (partial / PREPROCESSOR_FILE).write_text(json.dumps(self.settings.to_config(), indent=2) + "\n")
-            (partial / QUESTIONS_FILE).write_text(json.dumps(templates, indent=2) + "\n")
+            write_json(partial / PREPROCESSOR_FILE, self.settings.to_config())
+            write_json(partial / QUESTIONS_FILE, templates)
 
     # Questions.
 

@@ -35,6 +35,7 @@ from onereward_jax.files import fingerprint, write_json
 from onereward_jax.flow import conditioning
 from onereward_jax.flow.pipeline import FillPipeline, latent_shape, load_transformer, sample_noise
 from onereward_jax.judge.batches import MAX_DIMENSIONS
+from onereward_jax.judge.planted import UNSEEN
 from onereward_jax.tasks import TASKS, dimensions_of
 from onereward_jax.weights.load import load_component
 
@@ -196,15 +197,15 @@ def _pairs_of(record: dict, part: int, row: int) -> Iterator[Pair]:
         yield Pair(part, row, record["index"], record["task"], record["prompt"], first, second, given)
 
 
-def label_row(pair: Pair) -> np.ndarray:
+def label_row(task: str, prompt: str, labels: dict[str, int]) -> np.ndarray:
     """(E,) labels in the order of the task's dimensions: +1, −1, or 0 where the annotator saw no difference."""
-    labels = [pair.labels.get(dimension, 0) for dimension in dimensions_of(pair.task, pair.prompt)]
-    return np.asarray(labels + [0] * (MAX_DIMENSIONS - len(labels)), np.int32)
+    row = [labels.get(dimension, 0) for dimension in dimensions_of(task, prompt)]
+    return np.asarray(row + [0] * (MAX_DIMENSIONS - len(row)), np.int32)
 
 
-def text_free(pair: Pair) -> np.ndarray:
+def text_free(task: str, prompt: str) -> np.ndarray:
     """(E,), 1 for the task's dimensions in which the prompt, and so the names of colours in it, plays no part."""
-    dimensions = dimensions_of(pair.task, pair.prompt)
+    dimensions = dimensions_of(task, prompt)
     return np.asarray([int(d != "text_alignment") for d in dimensions] + [1] * (MAX_DIMENSIONS - len(dimensions)))
 
 
@@ -215,7 +216,7 @@ def _planted(
     settings = config.preferences
     pictures, made_by = [], []
     for scene in scenes:
-        kinds = [kind for kind in defects.applicable(scene) if kind not in _UNSEEN]
+        kinds = [kind for kind in defects.applicable(scene) if kind not in UNSEEN]
         images, notes = [], []
         for _ in range(CANDIDATES):
             image, note = scene.target, {}
@@ -247,8 +248,6 @@ def _planted(
     return candidates, made_by
 
 
-# The judge sees no source: that the kept part has moved is nothing that it could know.
-_UNSEEN = ("outside",)
 _DECODED_AT_ONCE = 8  # scenes
 
 

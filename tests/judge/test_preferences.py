@@ -41,7 +41,7 @@ def test_labels_are_the_truth(config, directory):
         assert pair.labels
         for dimension, label in pair.labels.items():
             assert (first[dimension] - second[dimension]) * label >= config.preferences.annotator_margin
-        row = label_row(pair)
+        row = label_row(pair.task, pair.prompt, pair.labels)
         for column, dimension in enumerate(dimensions_of(pair.task, pair.prompt)):
             assert row[column] == pair.labels.get(dimension, 0)
 
