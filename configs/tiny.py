@@ -56,22 +56,24 @@ def _reward_feedback(config: ConfigDict) -> None:
 
     config.optimizer = _optimizer(1e-5, warmup_steps=5)
     config.optimizer.weight_decay = 0.0
-    config.train = _train(120, 8, checkpoint_every=50, log_every=1)
+    config.train = _train(80, 8, checkpoint_every=40, log_every=1)
 
     # The fields of onereward_jax.rl.step.StepConfig
     config.rl = ConfigDict()
-    config.rl.threshold = 0.9
+    # What the judge prefers already is not driven further: it would be overdone.
+    config.rl.threshold = 0.6
     config.rl.ema_decay = 0.95
     config.rl.num_steps = 8
-    # Only late predictions: an early one is blurred, and sharpening it until the judge is pleased overdoes the picture.
-    config.rl.first_index = 5
-    config.rl.last_index = 7
+    config.rl.first_index = 1
+    config.rl.last_index = 4
     config.rl.index_per_sample = True
     config.rl.rollout_guidance_scale = 1.0
     config.rl.rollout_true_cfg_scale = 1.0
     config.rl.gradient_guidance_scale = 1.0
     config.rl.gradient_true_cfg_scale = 1.0
     config.rl.flow_matching_weight = 0.5
+    # An early prediction is blurred: beside a picture denoised fully, the judge would ask for nothing but sharpness.
+    config.rl.matched_reference = True
     config.rl.judge_shift = 4
     config.rl.accumulate = 1
 
@@ -80,7 +82,7 @@ def _reward_feedback(config: ConfigDict) -> None:
 
     config.evaluation = ConfigDict()
     config.evaluation.scenes_per_task = 400
-    config.evaluation.judge_scenes_per_task = 100
+    config.evaluation.judge_scenes_per_task = 200
     config.evaluation.num_steps = 8
     config.evaluation.guidance_scale = 1.0
     config.evaluation.true_cfg_scale = 1.0
@@ -243,8 +245,8 @@ def _second_judge(config: ConfigDict) -> None:
 def _third_judge(config: ConfigDict) -> None:
     """Goes on with pairs that are new at every step, and more of the base's pictures."""
     _second_judge(config)
-    config.optimizer = _optimizer(5e-4, warmup_steps=100, decay_steps=15000)
-    config.train.num_steps = 15000
+    config.optimizer = _optimizer(5e-4, warmup_steps=100, decay_steps=13000)
+    config.train.num_steps = 13000
     config.preferences.first_scene = 5120
     config.preferences.planted_scenes_per_task = 0
     config.preferences.policies = ()

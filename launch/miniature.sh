@@ -15,7 +15,8 @@ onereward package --judge $runs/judge/export --out miniature
 
 # Two policies that learn to please this judge without any restraint; then a judge that has seen what they make.
 fool() {
-    onereward train --config configs/tiny.py:quick --config.rl.flow_matching_weight=0 --config.rl.judge_shift=0 "$@"
+    onereward train --config configs/tiny.py:quick --config.train.num_steps=120 --config.rl.threshold=0.9 \
+        --config.rl.matched_reference=false --config.rl.flow_matching_weight=0 --config.rl.judge_shift=0 "$@"
 }
 fool --config.rl.first_index=2 --config.rl.last_index=5 --config.optimizer.learning_rate=2e-5 \
     --workdir $runs/policy_early
@@ -23,4 +24,8 @@ fool --config.rl.first_index=5 --config.rl.last_index=7 --config.optimizer.learn
     --workdir $runs/policy_late
 onereward make-preferences --config configs/tiny.py:second_judge --workdir $runs/second_preferences
 onereward train-judge --config configs/tiny.py:second_judge --workdir $runs/second_judge
-onereward package --judge $runs/second_judge/export --out miniature
+
+# More of the base's own pictures, and pairs that are new at every step.
+onereward make-preferences --config configs/tiny.py:third_judge --workdir $runs/third_preferences
+onereward train-judge --config configs/tiny.py:third_judge --workdir $runs/third_judge
+onereward package --judge $runs/third_judge/export --out miniature

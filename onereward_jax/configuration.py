@@ -40,6 +40,13 @@ CONTENT_FIELDS = (
     "judge.data",
     "preferences.policies",
 )
+# Tuples that may have any number of elements; the others have as many as the configuration gives them.
+LIST_FIELDS = (
+    "judge.data",
+    "judge.vision_config.fullatt_block_indexes",
+    "preferences.policies",
+    "vae.model.block_out_channels",
+)
 _CONFIG_FILE = "config.json"
 
 
@@ -276,7 +283,8 @@ def _read_str(name: str, value: Any, default: Any) -> str:
 
 
 def _read_tuple(name: str, value: Any, default: tuple | None) -> tuple:
-    """ "(1, 2)", "1,2" or a sequence; as many elements, each of the type, as the tuple there (None or (): any)."""
+    """ "(1, 2)", "1,2" or a sequence; as many elements, each of the type, as the tuple there (None or (): any), or any
+    number of its first element's type (`LIST_FIELDS`)."""
     if isinstance(value, str):
         try:
             parsed = ast.literal_eval(value)
@@ -290,6 +298,8 @@ def _read_tuple(name: str, value: Any, default: tuple | None) -> tuple:
         elements = [value]
     if not default:
         return tuple(elements)
+    if name in LIST_FIELDS:
+        default = default[:1] * len(elements)
     if len(elements) != len(default):
         raise UserError(f"{name} takes {len(default)} values like {default}, not {len(elements)}: {value}")
     return tuple(

@@ -1,6 +1,10 @@
-"""Before JAX starts: eight simulated devices, and a compiler that spends less on code that runs once."""
+"""Before JAX starts: eight simulated devices, a compiler that spends less on code that runs once, and one cache of
+compiled programs for all processes of a session: runs that are killed and started again compile once."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["XLA_FLAGS"] = " ".join(
     [
@@ -11,5 +15,9 @@ os.environ["XLA_FLAGS"] = " ".join(
     ]
 ).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest-xdist's workers find their controller's
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="onereward-tests-")
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 # Torch beside JAX on the same cores: one thread keeps them from waiting for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

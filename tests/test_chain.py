@@ -186,6 +186,23 @@ def test_the_second_judge_goes_on_from_the_first(chain):
     assert 0 < distance < 1e-3 * sum(float(np.square(array).sum()) for array in first.values())
 
 
+def test_a_judge_is_measured_on_any_preferences(chain, capsys):
+    out = chain.root / "accuracy.json"
+    judges = ["--model", str(chain.models / "judge"), "--untuned", str(chain.root / "first_judge" / "export")]
+    data = ["--data", str(chain.root / "preferences")]
+    assert cli.main(["evaluate-judge", *judges, *data, "--source", "base", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    accuracy = json.loads(out.read_text())
+    assert set(accuracy) == {"model", "untuned"}
+    lines = [line for path in (chain.root / "preferences" / "train").glob("base*.jsonl") for line in lines_of(path)]
+    for found in accuracy.values():
+        assert found["overall"]["n"] == sum(len(line["preferences"]) for line in lines)
+        assert 0 <= found["overall"]["accuracy"] <= 1
+        assert all(dimension in printed for cells in found["cells"].values() for dimension in cells)
+    assert cli.main(["evaluate-judge", "--model", str(chain.models / "judge"), "--data", str(chain.run)]) == 2
+    assert "make-preferences" in capsys.readouterr().err
+
+
 def test_training_reports_the_rewards_of_its_cells(chain):
     lines = lines_of(chain.run / "metrics.jsonl")
     cells = {f"rewards/{task}/{dimension}" for task, dimension in CELLS}

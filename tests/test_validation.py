@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 
 from configs.tiny import VARIANTS
 from onereward_jax import cli
-from onereward_jax.configuration import load_config
+from onereward_jax.configuration import LIST_FIELDS, fields, load_config
 from onereward_jax.errors import UserError
 from onereward_jax.validation import validate
 
@@ -50,9 +50,9 @@ WRONG = [
     ("train", "quick", "rl.threshold=nan", "rl.threshold must be above 0 and at most 1"),
     ("train", "quick", "rl.ema_decay=1", "rl.ema_decay must be 0 or more and below 1"),
     ("train", "quick", "rl.num_steps=0", "rl.num_steps must be a whole number, 1 or more"),
-    ("train", "quick", "rl.num_steps=5", "rl.last_index (7) must be below rl.num_steps (5)"),
+    ("train", "quick", "rl.num_steps=4", "rl.last_index (4) must be below rl.num_steps (4)"),
     ("train", "quick", "rl.first_index=-1", "rl.first_index must be a whole number, 0 or more"),
-    ("train", "quick", "rl.first_index=8", "rl.first_index (8) must be at most rl.last_index (7)"),
+    ("train", "quick", "rl.first_index=8", "rl.first_index (8) must be at most rl.last_index (4)"),
     ("train", "quick", "rl.accumulate=0", "rl.accumulate must be a whole number, 1 or more"),
     ("train", "quick", "rl.accumulate=3", "rl.accumulate is 3, which does not divide train.batch_size 8"),
     ("train-vae", "vae", "vae.ema_decay=-0.1", "vae.ema_decay must be 0 or more and below 1"),
@@ -145,3 +145,21 @@ def test_what_only_a_file_can_get_wrong(values, words):
 def test_only_what_is_there_is_checked():
     validate(ConfigDict())
     validate(ConfigDict({"train": {"batch_size": 3}, "rl": {"first_index": 1}, "optimizer": {"decay_steps": 9}}))
+
+
+def test_lists_take_any_number_of_values():
+    """Rounds of preferences, levels of an autoencoder; axes of rope stay three."""
+    overrides = {"judge.data": "('a', 'b')", "judge.vision_config.fullatt_block_indexes": "()"}
+    config = load_config(f"{TINY}:judge", overrides)
+    assert config.judge.data == ("a", "b")
+    assert config.judge.vision_config.fullatt_block_indexes == ()
+    assert load_config(f"{TINY}:vae", {"vae.model.block_out_channels": "8,8"}).vae.model.block_out_channels == (8, 8)
+    with pytest.raises(UserError, match=r"block_out_channels\[1\] must be a whole number"):
+        load_config(f"{TINY}:vae", {"vae.model.block_out_channels": "8,x"})
+    with pytest.raises(UserError, match="takes 3 values"):
+        load_config(f"{TINY}:base", {"base.transformer.axes_dims_rope": "8,8"})
+
+
+def test_every_list_is_a_field_of_the_miniature():
+    known = {name for variant in VARIANTS for name in fields(load_config(f"{TINY}:{variant}"))}
+    assert set(LIST_FIELDS) <= known

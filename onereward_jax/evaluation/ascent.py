@@ -17,7 +17,8 @@ from onereward_jax import tasks
 from onereward_jax.data.proving_ground import ProvingGround
 from onereward_jax.data.proving_ground.parallel import score_all
 from onereward_jax.evaluation import gsb
-from onereward_jax.evaluation.run import batches_of, judge_views, pictures_of
+from onereward_jax.evaluation.asking import batches_of, judge_views
+from onereward_jax.evaluation.run import pictures_of
 from onereward_jax.evaluation.watch import FIRST_SCENE
 from onereward_jax.files import write_json
 from onereward_jax.flow import conditioning
@@ -58,7 +59,11 @@ def measure_ascent(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         after = np.concatenate(parts)[: len(scenes)]
         scores = score_all(scenes, zip(before, after, strict=True))
         comparisons = [gsb.Comparison(task, base=row[0], policy=row[1]) for row in scores]
-        views = [judge_views(judge, scenes, pictures, reference, config)[0] for pictures in (before, after)]
+        texts = [(task, prompt) for prompt in prompts]
+        views = [
+            judge_views(judge, texts, pictures, reference, size, config.question_length)[0]
+            for pictures in (before, after)
+        ]
         means = [float(np.mean([p for view in each for p in view.values()])) for each in views]
         found[task] = gsb.good_same_bad(comparisons)[task] | {"judge": {"before": means[0], "after": means[1]}}
         for row, scene in enumerate(scenes[: config.evaluation.pictures_per_task]):

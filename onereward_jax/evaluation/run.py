@@ -3,7 +3,7 @@
 import json
 import platform
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ from onereward_jax.data.proving_ground.parallel import score_all
 from onereward_jax.data.proving_ground.scorer import TIE_MARGIN
 from onereward_jax.errors import UserError
 from onereward_jax.evaluation import accuracy, gsb, plots
+from onereward_jax.evaluation.asking import batches_of, judge_views, preference_records
 from onereward_jax.evaluation.record import write_evaluation
 from onereward_jax.evaluation.report import ExampleRow, write_report
 from onereward_jax.flow.pipeline import FillPipeline, latent_shape, load_transformer, sample_noise
-from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.judge import Judge
-from onereward_jax.judge.preferences import make_preferences, read_pairs
+from onereward_jax.judge.preferences import make_preferences
 from onereward_jax.metrics import peak_memory_gib
 
 PACKAGES = ("onereward-jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
@@ -60,7 +60,8 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         scenes = [ground.scene(index, task) for index in range(settings.scenes_per_task)]
         before, after = (pictures_of(pipeline, params, scenes, config) for params in (base, policy))
         shown = pictures_of(pipeline, reference, scenes[: settings.pictures_per_task], config)
-        p_yes, p_yes_swapped = judge_views(judge, scenes, after, before, config)
+        texts = [(task, scene.sample.prompt) for scene in scenes]
+        p_yes, p_yes_swapped = judge_views(judge, texts, after, before, settings.batch_size, config.question_length)
         scores = score_all(scenes, zip(before, after, strict=True))
         for row, scene in enumerate(scenes):
             of_base, of_policy = scores[row]
@@ -69,7 +70,25 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             if row < settings.pictures_per_task:
                 examples.append(_example(scene, before[row], shown[row], after[row], comparison))
 
-    judged = accuracy.judge_accuracy(_judge_records(judge, ground, config, workdir / "preferences"))
+    pairs = workdir / "preferences"
+    make_preferences(
+        config,
+        pairs,
+        "test",
+        model=config.model.base,
+        planted=0,
+        base=settings.judge_scenes_per_task,
+        replace=True,
+    )
+    judged = accuracy.judge_accuracy(
+        preference_records(
+            judge,
+            pairs,
+            batch_size=settings.batch_size,
+            question_length=config.question_length,
+            ground=ground,
+        )
+    )
     evaluation = {
         "algorithm": config.algorithm,
         "what": settings.what,
@@ -134,77 +153,6 @@ def pictures_of(
         )
         pictures.append(np.round(made * 255).astype(np.uint8))
     return np.concatenate(pictures)[: len(scenes)]
-
-
-def batches_of(total: int, size: int) -> Iterator[np.ndarray]:
-    """Row numbers in batches of one size: the last one is filled up, so that one compiled program serves all."""
-    for start in range(0, total, size):
-        yield np.minimum(np.arange(start, start + size), total - 1)
-
-
-def judge_views(
-    judge: Judge, scenes: Sequence[Scene], first: np.ndarray, second: np.ndarray, config: ConfigDict
-) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-    """P(Yes) of (first, second) and of (second, first): for each scene, {dimension: P}."""
-    texts = [(scene.sample.task, scene.sample.prompt) for scene in scenes]
-    both = ask_both_orders(judge, texts, first, second, config)
-    views: tuple[list, list] = ([], [])
-    for order, view in zip(both, views, strict=True):
-        for (task, prompt), p in zip(texts, order, strict=True):
-            dimensions = tasks.dimensions_of(task, prompt)
-            view.append({dimension: float(x) for dimension, x in zip(dimensions, p, strict=False)})
-    return views
-
-
-def ask_both_orders(
-    judge: Judge,
-    texts: Sequence[tuple[str, str]],
-    first: np.ndarray,
-    second: np.ndarray,
-    config: ConfigDict,
-) -> np.ndarray:
-    """P(Yes) in both orders, float32 (2, S, E), for (task, prompt) and uint8 images (S, H, W, 3)."""
-    apply = jax.jit(lambda params, batch: judge.apply(params, batch, both_orders=True))
-    answers = []
-    for rows in batches_of(len(texts), config.evaluation.batch_size):
-        batch = question_batch(
-            judge, [texts[row][0] for row in rows], [texts[row][1] for row in rows], config.question_length
-        )
-        log_p = apply(judge.params, {"first": first[rows], "second": second[rows], **batch})
-        answers.append(np.exp(np.asarray(log_p[..., 0])))
-    return np.concatenate(answers, axis=1)[:, : len(texts)]
-
-
-def _judge_records(judge: Judge, ground: ProvingGround, config: ConfigDict, directory: Path) -> list[accuracy.Record]:
-    """The judge on held-out preferences: what it says of every annotated pair, and what is true."""
-    make_preferences(
-        config,
-        directory,
-        "test",
-        model=config.model.base,
-        planted=0,
-        base=config.evaluation.judge_scenes_per_task,
-        replace=True,
-    )
-    candidates, pairs = read_pairs(directory)
-    pick = lambda pair, which: candidates[pair.part][pair.row, which]  # noqa: E731
-    first = np.stack([pick(pair, pair.first) for pair in pairs])
-    second = np.stack([pick(pair, pair.second) for pair in pairs])
-    both = ask_both_orders(judge, [(pair.task, pair.prompt) for pair in pairs], first, second, config)
-    scenes = [ground.scene(pair.scene, pair.task) for pair in pairs]
-    scores = score_all(scenes, zip(first, second, strict=True))
-    records: list[accuracy.Record] = []
-    for number, (pair, truth) in enumerate(zip(pairs, scores, strict=True)):
-        for column, dimension in enumerate(tasks.dimensions_of(pair.task, pair.prompt)):
-            label = pair.labels.get(dimension)
-            if label is None:
-                continue
-            as_given, swapped = (float(p) for p in both[:, number, column])
-            winner_first, loser_first = (as_given, swapped) if label > 0 else (swapped, as_given)
-            difference = truth[0][dimension] - truth[1][dimension]
-            better = None if difference == 0 else bool(difference * label > 0)
-            records.append((pair.task, dimension, winner_first, loser_first, better))
-    return records
 
 
 def _example(

@@ -161,8 +161,11 @@ def _write_part(
     partial.replace(path)
 
 
-def read_pairs(*directories: Path) -> tuple[list[np.ndarray], list[Pair]]:
+def read_pairs(*directories: Path, source: str = "") -> tuple[list[np.ndarray], list[Pair]]:
     """Candidates of every part, (S, 4, H, W, 3) each, and the pairs that were annotated in any dimension.
+
+    Args:
+      source: "planted" or "base" reads only those parts.
 
     Raises:
       UserError: a directory holds no preferences, or not all of them.
@@ -175,7 +178,10 @@ def read_pairs(*directories: Path) -> tuple[list[np.ndarray], list[Pair]]:
                 f"{directory} holds no whole preference data: run `onereward make-preferences`,"
                 " which goes on where it stopped"
             )
-        paths += parts
+        chosen = [part for part in parts if part.name.startswith(source)]
+        if not chosen:
+            raise UserError(f"{directory} holds no {source} preferences: name another source, or make some")
+        paths += chosen
     candidates: list[np.ndarray] = []
     pairs: list[Pair] = []
     for number, path in enumerate(paths):

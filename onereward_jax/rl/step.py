@@ -1,7 +1,7 @@
 """One update of reward feedback learning: Algorithms 1 and 2 as one pure function.
 
     1. noises ε1 ≠ ε2 and a stopping index t per sample (or per batch)
-    2. x_ref: the reference denoises from ε1 fully, decoded; no gradient
+    2. x_ref: the reference denoises from ε1 fully (or as far as the policy), decoded; no gradient
     3. x_θ: the policy denoises from ε2 to index t without gradient, then predicts the data once with gradient
     4. judge, loss over the task's dimensions, optimiser step, EMA
 
@@ -44,6 +44,8 @@ class StepConfig:
         there doubles its memory.
       flow_matching_weight: weight of the flow-matching loss on the batch's `target`, at the σ of the samples' t;
         0 leaves it out.
+      matched_reference: the reference, too, stops at the sample's t and predicts the data once, so that neither image
+        is sharper for having been denoised further; off, it denoises fully, as in the paper.
       judge_shift: the judge sees both images moved by up to so many pixels, anew for every sample, so that its
         patches' grid leaves no trace in the policy (`judge.augment.shift_together`); 0 is the paper.
       accumulate: micro-batches per update.
@@ -60,6 +62,7 @@ class StepConfig:
     gradient_guidance_scale: float = 1.0
     gradient_true_cfg_scale: float = 1.0
     flow_matching_weight: float = 0.0
+    matched_reference: bool = False
     judge_shift: int = 0
     accumulate: int = 1
 
@@ -138,11 +141,13 @@ def make_step(
         )
         condition = jax.lax.stop_gradient(condition)
 
-        # 2. The reference's full denoising.
-        reference = state.ema if state.reference is None else state.reference
-        reference_tokens = sampler.denoise(
-            rollout_velocity(reference, condition, ids), reference_noise, schedule, config.num_steps
-        )
+        # 2. The reference's full denoising, or its prediction at t.
+        reference = rollout_velocity(state.ema if state.reference is None else state.reference, condition, ids)
+        if config.matched_reference:
+            reference_tokens = sampler.denoise(reference, reference_noise, schedule, stop)
+            reference_tokens = sampler.predict_data(reference, reference_tokens, schedule[stop])
+        else:
+            reference_tokens = sampler.denoise(reference, reference_noise, schedule, config.num_steps)
         reference_images = jnp.clip(decode(frozen, reference_tokens, height, width), 0.0, 1.0)
 
         # 3. The policy's rollout to t.

@@ -179,10 +179,12 @@ def draws_of(batch, config):
         ("rollout_true_cfg_scale", 3.0),
         ("gradient_guidance_scale", 2.5),
         ("gradient_true_cfg_scale", 3.0),
+        ("matched_reference", True),
     ],
 )
 def test_images_are_those_of_the_algorithm(field, value):
-    """Reference and policy by hand, each from its own noise; every guidance scale acts in its own place only."""
+    """Reference and policy by hand, each from its own noise; every guidance scale acts in its own place only. A matched
+    reference predicts from the sample's t, as the policy does."""
     config = dataclasses.replace(tiny.CONFIG, num_steps=5, first_index=1, last_index=4, **{field: value})
     batch, watched, policy, reference = tiny.batch(6), Watched(config), 0.7, -0.4
     _, first, second = watched(batch, policy=policy, reference=reference)
@@ -200,11 +202,16 @@ def test_images_are_those_of_the_algorithm(field, value):
             tokens = np.where((i < stop)[:, None, None], moved, tokens)
         return tokens
 
-    expected = np.clip(watched.decode(euler(reference, reference_noise, np.full(6, 5))), 0, 1)
-    np.testing.assert_allclose(second, expected, atol=1e-5)
-    tokens = euler(policy, policy_noise, stop)
-    predicted = tokens - schedule[stop][:, None, None] * (policy * tokens + gradient)
-    np.testing.assert_allclose(first, watched.decode(predicted), atol=1e-5)
+    def predicted(w, noise, guidance):
+        tokens = euler(w, noise, stop)
+        return tokens - schedule[stop][:, None, None] * (w * tokens + guidance)
+
+    if config.matched_reference:
+        expected = predicted(reference, reference_noise, rollout)
+    else:
+        expected = euler(reference, reference_noise, np.full(6, 5))
+    np.testing.assert_allclose(second, np.clip(watched.decode(expected), 0, 1), atol=1e-5)
+    np.testing.assert_allclose(first, watched.decode(predicted(policy, policy_noise, gradient)), atol=1e-5)
 
 
 def test_the_judge_sees_both_images_moved_alike():
