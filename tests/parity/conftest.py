@@ -3,7 +3,16 @@
 import pytest
 
 
+def _seed() -> None:
+    pytest.importorskip("torch").manual_seed(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def seeded_module():
+    """Before the fixtures of a module."""
+    _seed()
+
+
 @pytest.fixture(autouse=True)
-def seeded():
-    torch = pytest.importorskip("torch")
-    torch.manual_seed(0)
+def seeded(seeded_module):
+    _seed()
