@@ -9,11 +9,16 @@ import numpy as np
 from onereward_jax.data.proving_ground import Scene, defects
 
 # The judge sees no source: that the kept part has moved is nothing that it could know.
-UNSEEN = ("outside",)
+_UNSEEN = ("outside",)
 
 _WEAKEST, _CLEAR = 0.2, 0.3  # strength of a defect that is seen, and of a difference that is
 _COMPARED_SHARE = 0.4  # of the pairs: both have the defect, one more of it
 _DISTRACTED_SHARE = 0.5  # of the images: has a defect of another dimension as well
+
+
+def visible_kinds(scene: Scene) -> list[str]:
+    """Kinds of defects that can be planted into the scene's target and seen in the picture alone."""
+    return [kind for kind in defects.applicable(scene) if kind not in _UNSEEN]
 
 
 def plant_pair(scene: Scene, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
@@ -24,9 +29,8 @@ def plant_pair(scene: Scene, generator: np.random.Generator) -> tuple[np.ndarray
       dimensions in which they differ by what was planted.
     """
     by_dimension: dict[str, list[str]] = {}
-    for kind in defects.applicable(scene):
-        if kind not in UNSEEN:
-            by_dimension.setdefault(defects.dimension_of(scene, kind), []).append(kind)
+    for kind in visible_kinds(scene):
+        by_dimension.setdefault(defects.dimension_of(scene, kind), []).append(kind)
     asked = _pick(sorted(by_dimension), generator)
     kind = _pick(by_dimension[asked], generator)
     strong = float(generator.uniform(_CLEAR, 1.0))

@@ -35,7 +35,7 @@ from onereward_jax.files import fingerprint, write_json
 from onereward_jax.flow import conditioning
 from onereward_jax.flow.pipeline import FillPipeline, latent_shape, load_transformer, sample_noise
 from onereward_jax.judge.batches import MAX_DIMENSIONS
-from onereward_jax.judge.planted import UNSEEN
+from onereward_jax.judge.planted import visible_kinds
 from onereward_jax.tasks import TASKS, dimensions_of
 from onereward_jax.weights.load import load_component
 
@@ -222,7 +222,7 @@ def _planted(
     settings = config.preferences
     pictures, made_by = [], []
     for scene in scenes:
-        kinds = [kind for kind in defects.applicable(scene) if kind not in UNSEEN]
+        kinds = visible_kinds(scene)
         images, notes = [], []
         for _ in range(CANDIDATES):
             image, note = scene.target, {}
