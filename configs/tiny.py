@@ -6,13 +6,13 @@
     onereward train --config configs/tiny.py:fixed --workdir runs/fixed      # Algorithm 1, longer
     onereward train --config configs/tiny.py:dynamic --workdir runs/dynamic  # Algorithm 2, longer
 
-The variants `vae`, `base`, `judge`, `second_judge` and `third_judge` make the packaged models in miniature/ from
-nothing; launch/miniature.sh runs them in their order.
+The variants `vae`, `base`, `judge`, `second_judge`, `third_judge` and `fourth_judge` make the packaged models in
+miniature/ from nothing; launch/miniature.sh runs them in their order.
 """
 
 from ml_collections import ConfigDict
 
-VARIANTS = ("quick", "fixed", "dynamic", "vae", "base", "judge", "second_judge", "third_judge")
+VARIANTS = ("quick", "fixed", "dynamic", "vae", "base", "judge", "second_judge", "third_judge", "fourth_judge")
 
 
 def get_config(variant: str = "quick") -> ConfigDict:
@@ -35,7 +35,14 @@ def get_config(variant: str = "quick") -> ConfigDict:
     config.max_sequence_length = 16  # tokens that T5 reads of a prompt
     config.question_length = 20  # tokens of the judge's longest question, answer's start included
 
-    stages = {"vae": _vae, "base": _base, "judge": _judge, "second_judge": _second_judge, "third_judge": _third_judge}
+    stages = {
+        "vae": _vae,
+        "base": _base,
+        "judge": _judge,
+        "second_judge": _second_judge,
+        "third_judge": _third_judge,
+        "fourth_judge": _fourth_judge,
+    }
     stages.get(variant, _reward_feedback)(config)
     if variant == "fixed":
         config.algorithm = "fixed"
@@ -255,6 +262,19 @@ def _third_judge(config: ConfigDict) -> None:
     config.judge.planted_share = 0.4
     # Most pairs are annotated in one dimension: what is asked beyond costs a question and teaches nothing.
     config.judge.questions_per_pair = 1
+
+
+def _fourth_judge(config: ConfigDict) -> None:
+    """Goes on with what policies that pleased the third judge overdid."""
+    _third_judge(config)
+    config.preferences.first_scene = 7168
+    config.preferences.policies = (
+        "runs/miniature/policy_gentle/export/policy",
+        "runs/miniature/policy_grainy/export/policy",
+        "runs/miniature/policy_sharp/export/policy",
+    )
+    config.judge.start = "runs/miniature/third_judge/export"
+    config.judge.data += ("runs/miniature/fourth_preferences",)
 
 
 def _preferences() -> ConfigDict:

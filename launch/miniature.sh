@@ -13,14 +13,14 @@ onereward make-preferences --config configs/tiny.py:judge --workdir $runs/prefer
 onereward train-judge --config configs/tiny.py:judge --workdir $runs/judge
 onereward package --judge $runs/judge/export --out miniature
 
-# Two policies that learn to please this judge without any restraint; then a judge that has seen what they make.
+# Policies that learn to please a judge without much restraint; then a judge that has seen what they make.
 fool() {
     onereward train --config configs/tiny.py:quick --config.train.num_steps=120 --config.rl.threshold=0.9 \
-        --config.rl.matched_reference=false --config.rl.flow_matching_weight=0 --config.rl.judge_shift=0 "$@"
+        --config.rl.matched_reference=false --config.rl.flow_matching_weight=0 --config.evaluation.every=0 "$@"
 }
-fool --config.rl.first_index=2 --config.rl.last_index=5 --config.optimizer.learning_rate=2e-5 \
+fool --config.rl.first_index=2 --config.rl.last_index=5 --config.rl.judge_shift=0 --config.optimizer.learning_rate=2e-5 \
     --workdir $runs/policy_early
-fool --config.rl.first_index=5 --config.rl.last_index=7 --config.optimizer.learning_rate=3e-5 \
+fool --config.rl.first_index=5 --config.rl.last_index=7 --config.rl.judge_shift=0 --config.optimizer.learning_rate=3e-5 \
     --workdir $runs/policy_late
 onereward make-preferences --config configs/tiny.py:second_judge --workdir $runs/second_preferences
 onereward train-judge --config configs/tiny.py:second_judge --workdir $runs/second_judge
@@ -29,3 +29,15 @@ onereward train-judge --config configs/tiny.py:second_judge --workdir $runs/seco
 onereward make-preferences --config configs/tiny.py:third_judge --workdir $runs/third_preferences
 onereward train-judge --config configs/tiny.py:third_judge --workdir $runs/third_judge
 onereward package --judge $runs/third_judge/export --out miniature
+
+# The same again.
+fool --config.rl.first_index=1 --config.rl.last_index=4 --config.optimizer.learning_rate=1e-5 \
+    --config.train.num_steps=80 --config.rl.threshold=0.6 --config.rl.matched_reference=true \
+    --config.rl.flow_matching_weight=0.5 --workdir $runs/policy_gentle
+fool --config.rl.first_index=1 --config.rl.last_index=4 --config.optimizer.learning_rate=2e-5 \
+    --config.rl.matched_reference=true --workdir $runs/policy_grainy
+fool --config.rl.first_index=4 --config.rl.last_index=7 --config.optimizer.learning_rate=2e-5 \
+    --workdir $runs/policy_sharp
+onereward make-preferences --config configs/tiny.py:fourth_judge --workdir $runs/fourth_preferences
+onereward train-judge --config configs/tiny.py:fourth_judge --workdir $runs/fourth_judge
+onereward package --judge $runs/fourth_judge/export --out miniature

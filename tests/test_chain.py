@@ -1,84 +1,23 @@
-"""The whole chain of commands, every model smaller than the miniature and two steps each: what each leaves behind."""
+"""What each command of the chain leaves behind, see tests/chain.py."""
 
 import html.parser
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import ml_dtypes  # noqa: F401 (numpy learns bfloat16)
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from onereward_jax import cli
 from onereward_jax.tasks import CELLS, DIMENSIONS, TASKS
+from tests.chain import SCENES
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "tiny.py"
-SCENES = 2  # a task, in every evaluation
-STEPS = {"train.num_steps": 2, "train.log_every": 1, "optimizer.warmup_steps": 1}
-VAE = {"vae.model.block_out_channels": (8, 8, 8), "vae.model.latent_channels": 4, "vae.model.norm_num_groups": 4}
-BASE = {
-    "base.scenes_per_task": 16,
-    "base.transformer.in_channels": 16 + 16 + 64,
-    "base.transformer.out_channels": 16,
-    "base.transformer.num_layers": 1,
-    "base.transformer.num_single_layers": 1,
-    "base.transformer.attention_head_dim": 16,
-    "base.transformer.num_attention_heads": 2,
-    "base.transformer.joint_attention_dim": 16,
-    "base.transformer.pooled_projection_dim": 16,
-    "base.transformer.axes_dims_rope": (4, 6, 6),
-    "base.text_encoder.hidden_size": 16,
-    "base.text_encoder.intermediate_size": 32,
-    "base.text_encoder.num_hidden_layers": 1,
-    "base.text_encoder.num_attention_heads": 2,
-    "base.text_encoder_2.d_model": 16,
-    "base.text_encoder_2.d_kv": 8,
-    "base.text_encoder_2.d_ff": 32,
-    "base.text_encoder_2.num_layers": 1,
-    "base.text_encoder_2.num_heads": 2,
-}
-JUDGE = {
-    "judge.text_config.hidden_size": 32,
-    "judge.text_config.intermediate_size": 64,
-    "judge.text_config.num_hidden_layers": 1,
-    "judge.text_config.num_attention_heads": 2,
-    "judge.text_config.num_key_value_heads": 1,
-    "judge.text_config.rope_parameters.mrope_section": (2, 3, 3),
-    "judge.vision_config.depth": 1,
-    "judge.vision_config.hidden_size": 32,
-    "judge.vision_config.intermediate_size": 64,
-    "judge.vision_config.num_heads": 2,
-    "judge.vision_config.out_hidden_size": 32,
-    "judge.vision_config.fullatt_block_indexes": (0,),
-}
-# No margin: pictures of untrained models differ little, and every cell shall have pairs.
-PREFERENCES = {
-    "preferences.planted_scenes_per_task": 2,
-    "preferences.scenes_per_task": 2,
-    "preferences.part_size": 2,
-    "preferences.min_steps": 2,
-    "preferences.max_steps": 3,
-    "preferences.annotator_margin": 0.0,
-}
-FEEDBACK = {
-    "rl.num_steps": 2,
-    "rl.first_index": 0,
-    "rl.last_index": 1,
-    "evaluation.scenes_per_task": SCENES,
-    "evaluation.judge_scenes_per_task": 4,
-    "evaluation.num_steps": 2,
-    "evaluation.batch_size": 4,
-    "evaluation.pictures_per_task": 1,
-    "evaluation.every": 1,
-    "evaluation.watched_scenes": 1,
-    "ascent.scenes_per_task": SCENES,
-    "ascent.num_steps": 5,
-    "ascent.step_size": 0.1,
-    "preferences.part_size": 2,
-    "preferences.min_steps": 2,
-    "preferences.max_steps": 3,
-    "preferences.annotator_margin": 0.0,
-}
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class Chain(NamedTuple):
@@ -89,35 +28,15 @@ class Chain(NamedTuple):
     run: Path
 
 
-def onereward(command: str, variant: str, workdir: Path, overrides: dict) -> None:
-    """Runs a command with a configuration; it must succeed."""
-    arguments = [f"--config.{name}={value}" for name, value in overrides.items()]
-    assert cli.main([command, "--config", f"{CONFIG}:{variant}", *arguments, "--workdir", str(workdir)]) == 0
-
-
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory) -> Chain:
     root = tmp_path_factory.mktemp("chain")
-    models, run = root / "models", root / "run"
-    base, data = {"preferences.base": models / "base"}, {"judge.data": f"({str(root / 'preferences')!r},)"}
-    onereward("train-vae", "vae", root / "vae", STEPS | VAE)
-    onereward("train-base", "base", root / "base", STEPS | BASE | {"base.vae": root / "vae" / "export" / "vae"})
-    assert cli.main(["package", "--base", str(root / "base" / "export"), "--out", str(models)]) == 0
-    tuned = STEPS | {"base.start": models / "base", "base.train_text_encoders": "false", "base.scenes_per_task": 16}
-    onereward("train-base", "base", root / "tuned_base", tuned)
-    feedback = STEPS | FEEDBACK | {"model.base": models / "base", "model.judge": models / "judge"}
-    onereward("gates", "dynamic", root / "gates", feedback)
-    onereward("make-preferences", "judge", root / "preferences", JUDGE | PREFERENCES | base)
-    onereward("train-judge", "judge", root / "first_judge", STEPS | JUDGE | PREFERENCES | base | data)
-    second = {"judge.start": root / "first_judge" / "export", "judge.max_shift": 2, "judge.flips": True}
-    second |= {"judge.retone": True, "judge.adversarial_radius": 0.02}
-    second |= {"judge.planted_share": 0.5, "judge.questions_per_pair": 1}
-    onereward("train-judge", "judge", root / "judge", STEPS | PREFERENCES | base | data | second)
-    assert cli.main(["package", "--judge", str(root / "judge" / "export"), "--out", str(models)]) == 0
-    onereward("ascend", "dynamic", root / "ascent", feedback)
-    onereward("train", "dynamic", run, feedback)
-    onereward("evaluate", "dynamic", run, feedback)
-    return Chain(root, models, run)
+    two_devices = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")
+    warnings = ("error", "ignore::DeprecationWarning", "ignore::PendingDeprecationWarning", "ignore::RuntimeWarning")
+    command = [sys.executable, *(f"-W{option}" for option in warnings), "-m", "tests.chain", str(root)]
+    run = subprocess.run(command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": two_devices}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return Chain(root, root / "models", root / "run")
 
 
 def lines_of(path: Path) -> list[dict]:

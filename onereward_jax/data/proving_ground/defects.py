@@ -199,7 +199,10 @@ def _distorted(scene, image, strength, generator):
     """The outline becomes ragged; the strokes of letters wobble and break."""
     unit = _unit(image)
     word = bool(scene.spec.word)
-    wavelength, amplitude, bite = (1.4, 0.95, 0.75) if word else (1.3, 1.6, 0.9)
+    wavelength, amplitude, bite = 1.4, 0.95, 0.75
+    if not word:  # from a ragged edge to a blob
+        wavelength = generator.uniform(1.2, 2.2)
+        amplitude, bite = 1.0 + 0.5 * wavelength, 0.9
     fields = [_smooth_noise(image.shape[:2], wavelength * unit, generator) for _ in range(3)]
     rows, columns = np.mgrid[: image.shape[0], : image.shape[1]].astype(np.float32)
     rows += strength * amplitude * unit * fields[0]
@@ -237,8 +240,17 @@ def _grain(scene, image, strength, generator):
     """The hole's photograph has lost its grain: an airbrushed patch."""
     background = scene.spec.background.astype(np.float32)
     sigma = (0.4 + 2.0 * strength) * _unit(image)
-    soft = np.stack([ndimage.gaussian_filter(background[..., c], sigma) for c in range(3)], axis=-1)
+    soft = ndimage.gaussian_filter(background, (sigma, sigma, 0))
     return _in_hole(scene, image, background + min(1.0, 3 * strength) * (soft - background))
+
+
+def _harsh(scene, image, strength, generator):
+    """The fine forms of the hole's photograph have too much contrast: sharpened until it hurts."""
+    background = scene.spec.background.astype(np.float32)
+    sigma = 1.6 * _unit(image)
+    fine = background - ndimage.gaussian_filter(background, (sigma, sigma, 0))
+    gain = 1.4 if scene.spec.word else 0.9  # a word leaves little of the photograph to be seen
+    return _in_hole(scene, image, background + gain * strength * fine)
 
 
 def _outside(scene, image, strength, generator):
@@ -330,6 +342,7 @@ KINDS: dict[str, Kind] = {
     "distorted": Kind("structure", _CREATIVE, _distorted, "drawing"),
     "checkerboard": Kind("structure", _ALL, _checkerboard),
     "smear": Kind("structure", ("image_fill", "image_extend", "object_removal"), _smear),
+    "harsh": Kind("aesthetics", _ALL, _harsh),
     "exposure": Kind("aesthetics", _CREATIVE, _exposure),
     "contrast": Kind("aesthetics", _CREATIVE, _contrast),
     "cast": Kind("aesthetics", _CREATIVE, _cast),
