@@ -198,7 +198,7 @@ def test_saved_judge_opens_in_transformers(tmp_path):
     judge.save_pretrained(tmp_path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert question.shared_prefix(tokenizer) == judge.prefix
-    opened = type(judge).from_pretrained(tmp_path)
+    opened = type(judge).from_pretrained(tmp_path, "float32")
     assert opened.settings == judge.settings
     assert (opened.prefix, opened.yes_no) == (judge.prefix, judge.yes_no)
     jax.tree.map(np.testing.assert_array_equal, opened.params, judge.params)
