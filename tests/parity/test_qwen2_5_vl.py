@@ -13,10 +13,11 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("diffusers")
 
 import safetensors.torch  # noqa: E402
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil  # noqa: E402
 
 from onereward_jax.judge import question, reward  # noqa: E402
 from onereward_jax.judge.judge import Judge  # noqa: E402
-from onereward_jax.judge.vision import grid_of, preprocess  # noqa: E402
+from onereward_jax.judge.vision import ImageSettings, grid_of, preprocess  # noqa: E402
 from onereward_jax.weights import qwen2_5_vl as weights  # noqa: E402
 from onereward_jax.weights.export import save_component  # noqa: E402
 from onereward_jax.weights.load import load_component  # noqa: E402
@@ -203,6 +204,18 @@ def test_pixels_equal_the_official_processor(size):
     exact = size == (40, 56)
     assert grey_levels.max() < (1e-3 if exact else 2.0)
     assert (grey_levels.max() > 1e-3) is not exact
+
+
+@pytest.mark.parametrize("size", [(1, 5), (20, 30), (57, 55), (37, 1500), (1100, 1000)])
+def test_pixels_equal_the_official_processor_with_the_settings_of_the_release(size):
+    settings = ImageSettings()
+    limits = {"shortest_edge": settings.min_pixels, "longest_edge": settings.max_pixels}
+    processor = Qwen2VLImageProcessorPil(size=limits)
+    image = np.random.default_rng(0).integers(0, 2, (*size, 3), np.uint8) * 255
+    inputs = processor(images=[image], input_data_format="channels_last", return_tensors="np")
+    patches, grid = preprocess(jnp.asarray(image / 255.0, jnp.float32)[None], settings)
+    assert (1, *grid) == tuple(inputs["image_grid_thw"][0])
+    assert np.abs(np.asarray(patches[0]) - inputs["pixel_values"]).max() * max(settings.image_std) * 255 < 2.0
 
 
 def test_answer_of_a_resized_image_is_close_to_the_official_one():
