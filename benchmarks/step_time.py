@@ -62,7 +62,8 @@ def main() -> None:
     config = load_config(arguments.config, overrides)
     validate(config, needs=("algorithm", "model", "rl", "train"), source=arguments.config)
     step_config = StepConfig(**config.rl)
-    pipeline, judge = FillPipeline.from_pretrained(config.model.base), Judge.from_pretrained(config.model.judge)
+    pipeline = FillPipeline.from_pretrained(config.model.base)
+    judge = Judge.from_pretrained(config.model.judge, "float32")
     pipeline.transformer = pipeline.transformer.clone(dtype=config.model.dtype, remat=config.model.remat)
     ground = ProvingGround("train", config.data.resolution, config.data.seed, config.data.photos or None)
     size = config.train.batch_size

@@ -70,5 +70,7 @@ def question(
     if dimension != "text_alignment":
         return template.format(**words)
     if not prompt:
-        raise ValueError(f"text_alignment of {task} needs the prompt that the image should follow: pass prompt=")
+        raise ValueError(
+            f"text_alignment of {task} needs the prompt that the image follows: give one, or name another dimension"
+        )
     return template_with_prompt.format(prompt=prompt, **words)

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
     models = {"model": args.model} | ({"untuned": args.untuned} if args.untuned else {})
     found = {}
     for name, path in models.items():
-        judge = Judge.from_pretrained(path)
+        judge = Judge.from_pretrained(path, "float32")
         found[name] = judge_accuracy(preference_records(judge, directory, source=args.source))
         print(_table(path, found[name]))
     if args.out:

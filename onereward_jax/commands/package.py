@@ -24,4 +24,4 @@ def run(args: argparse.Namespace) -> None:
     if args.base:
         FillPipeline.from_pretrained(args.base).save_pretrained(Path(args.out) / "base", "bfloat16")
     if args.judge:
-        Judge.from_pretrained(args.judge).save_pretrained(Path(args.out) / "judge", dtype="bfloat16")
+        Judge.from_pretrained(args.judge, "float32").save_pretrained(Path(args.out) / "judge", dtype="bfloat16")

@@ -49,7 +49,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             " run `onereward train` to its end, or give the number of steps that it has"
         )
     pipeline = FillPipeline.from_pretrained(config.model.base)
-    judge = Judge.from_pretrained(config.model.judge)
+    judge = Judge.from_pretrained(config.model.judge, "float32")
     settings = config.evaluation
     base, policy = None, load_transformer(trained / settings.what)  # None: the pipeline's own
     reference = base if config.algorithm == "fixed" else load_transformer(trained / "ema")

@@ -17,7 +17,8 @@ from onereward_jax.judge.reward import ImageTokens
 from onereward_jax.judge.vision import ImageSettings
 from onereward_jax.weights import qwen2_5_vl
 from onereward_jax.weights.export import save_component
-from onereward_jax.weights.load import load_component
+from onereward_jax.weights.hub import local_directory
+from onereward_jax.weights.load import load_component, module_from_directory
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 # How the judge was asked in training; an official release has none, and the words of `tasks` are taken.
@@ -119,8 +120,8 @@ class Judge:
     @classmethod
     def from_pretrained(
         cls,
-        directory: str | pathlib.Path,
-        dtype: str = "float32",
+        path_or_repo: str | pathlib.Path,
+        dtype: str = "bfloat16",
         lora: str | None = None,
         fields: Mapping[str, Any] | None = None,
         **templates: str,
@@ -128,7 +129,9 @@ class Judge:
         """Reads an official directory: config.json (flat or nested), weights, tokenizer, preprocessor_config.json.
 
         Args:
-          dtype: "float32" or "bfloat16", in which parameters are kept and products computed.
+          path_or_repo: the directory, or a repository of the Hugging Face hub: "Qwen/Qwen2.5-VL-7B-Instruct".
+          dtype: "bfloat16", or "float32" for training and exact comparisons: in which parameters are kept and products
+            computed. P(Yes) and P(No) are float32 either way.
           fields: more fields of the model: `remat`, `attention_implementation`; `dtype` of the computation alone.
 
         Raises:
@@ -139,7 +142,9 @@ class Judge:
 
         if lora is not None:
             raise ValueError("adapters of the judge can't be loaded yet: merge them into the weights first")
-        directory = pathlib.Path(directory)
+        directory = local_directory(path_or_repo)
+        # Another architecture is named before the files are missed that only a judge has.
+        module_from_directory(directory, "judge")
         preprocessor = directory / PREPROCESSOR_FILE
         if not preprocessor.is_file():
             raise FileNotFoundError(f"{preprocessor} is missing: copy it from the release")
@@ -231,17 +236,24 @@ class Judge:
 
         Args:
           image: PIL image or uint8 (H, W, 3), seen through the official processor; or float (H, W, 3) in [0, 1].
+
+        Returns:
+          what `ask`, `compare`, `compare_all` and `log_p_yes` take in an image's place.
+
+        Raises:
+          ValueError: the array has another shape or type.
         """
         if isinstance(image, ImageTokens):
             return image
-        array = np.asarray(image)
+        array = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
         if array.ndim != 3 or array.shape[-1] != 3:
-            if not hasattr(image, "convert"):
-                raise ValueError(f"an image has the shape (height, width, 3), not {array.shape}: convert it to RGB")
-            array = np.asarray(image.convert("RGB"))
-        if array.dtype != np.uint8:
+            raise ValueError(f"an image has the shape (height, width, 3), not {array.shape}: convert it to RGB")
+        if jnp.issubdtype(array.dtype, jnp.floating):
             return self._encode_pixels(self.params, jnp.asarray(array, jnp.float32)[None])
-        inputs = self._official_processor()(images=[array], return_tensors="np")
+        if array.dtype != np.uint8:
+            raise ValueError(f"an image is uint8, or float in [0, 1], not {array.dtype}: convert it to uint8")
+        # Left to itself it takes an image of one or three rows for one that has its channels first.
+        inputs = self._official_processor()(images=[array], input_data_format="channels_last", return_tensors="np")
         _, rows, columns = (int(x) for x in inputs["image_grid_thw"][0])
         return self._encode_patches(self.params, jnp.asarray(inputs["pixel_values"])[None], (rows, columns))
 

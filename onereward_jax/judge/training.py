@@ -35,7 +35,7 @@ def train_judge(config: ConfigDict, workdir: Path) -> None:
             f"the preferences have no pair of {', '.join(missing)}: make more, or set its data.task_weights to 0"
         )
     start = config.judge.start
-    judge = Judge.from_pretrained(start) if start else new_judge(config, workdir / "tokenizers")
+    judge = Judge.from_pretrained(start, "float32") if start else new_judge(config, workdir / "tokenizers")
     optimizer = make_optimizer(**config.optimizer)
 
     ground = ProvingGround("train", config.data.resolution, config.data.seed, config.data.photos or None)

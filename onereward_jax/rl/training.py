@@ -43,7 +43,7 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Trai
     seconds_before, started = training_seconds(workdir / "metrics.jsonl"), time.perf_counter()
     pipeline = FillPipeline.from_pretrained(config.model.base)
     latent_shape(pipeline.vae, config.data.resolution, config.data.resolution)  # refuses what doesn't divide
-    judge = Judge.from_pretrained(config.model.judge)
+    judge = Judge.from_pretrained(config.model.judge, "float32")
     transformer = pipeline.transformer.clone(dtype=config.model.dtype, remat=config.model.remat)
 
     optimizer = make_optimizer(**config.optimizer)

@@ -1,5 +1,9 @@
 """The public face of the judge; files are compared with transformers in tests/parity."""
 
+import json
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,9 +84,42 @@ def test_wrong_questions_are_named(images, arguments, message):
         tiny.judge().compare(*images, **arguments)
 
 
-def test_grey_arrays_are_refused(images):
+def test_other_arrays_are_refused(images):
     with pytest.raises(ValueError, match=r"not \(32, 24\)"):
         tiny.judge().encode(images[0][..., 0])
+    with pytest.raises(ValueError, match="not int64"):
+        tiny.judge().encode(images[0].astype(np.int64))
+
+
+def test_rows_are_never_taken_for_channels():
+    """The official processor would guess that an image of three rows has its channels first."""
+    judge = tiny.judge()
+    image = np.random.default_rng(1).integers(0, 256, (3, 5, 3), np.uint8)
+    official, ours = (np.asarray(judge.encode(x).features) for x in (image, image / 255.0))
+    np.testing.assert_allclose(official, ours, atol=0.05 * np.abs(ours).max())
+
+
+def test_judge_is_imported_when_it_is_asked_for():
+    import onereward_jax
+
+    assert onereward_jax.Judge is Judge
+    assert "Judge" in dir(onereward_jax)
+    with pytest.raises(AttributeError, match="Juge"):
+        _ = onereward_jax.Juge
+    heavy = "{'jax', 'transformers'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", f"import sys, onereward_jax; assert not {heavy}, {heavy}"], check=True)
+
+
+def test_parameters_are_bfloat16_unless_asked_otherwise(tmp_path, images):
+    judge = tiny.judge()
+    judge.save_pretrained(tmp_path)
+    half, full = Judge.from_pretrained(tmp_path), Judge.from_pretrained(tmp_path, "float32")
+    for opened, dtype in ((half, "bfloat16"), (full, "float32")):
+        assert {leaf.dtype for leaf in jax.tree.leaves(opened.params)} == {jnp.dtype(dtype)}
+    ask = lambda judge: judge.ask(*images, question="Is the first better?")  # noqa: E731
+    assert ask(full) == ask(judge)
+    assert ask(half) != ask(full)
+    assert ask(half)["yes"] == pytest.approx(ask(full)["yes"], rel=0.1)
 
 
 def test_answers_that_are_no_numbers_are_refused(images):
@@ -100,6 +137,14 @@ def test_files_of_different_releases_are_refused():
         Judge.create(tiny.config(100), judge.tokenizer, judge.settings)
 
 
-def test_missing_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"preprocessor_config\.json is missing"):
+def test_missing_files_and_other_architectures_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
         Judge.from_pretrained(tmp_path)
+    config = tiny.config(100)
+    for text, error, message in (
+        (config, FileNotFoundError, r"preprocessor_config\.json is missing"),
+        (config | {"model_type": "qwen2_vl"}, ValueError, "describes a qwen2_vl, but a judge is a qwen2_5_vl"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(text))
+        with pytest.raises(error, match=message):
+            Judge.from_pretrained(tmp_path)

@@ -12,8 +12,12 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("diffusers")
 
+import safetensors.torch  # noqa: E402
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil  # noqa: E402
+
 from onereward_jax.judge import question, reward  # noqa: E402
-from onereward_jax.judge.vision import grid_of, preprocess  # noqa: E402
+from onereward_jax.judge.judge import Judge  # noqa: E402
+from onereward_jax.judge.vision import ImageSettings, grid_of, preprocess  # noqa: E402
 from onereward_jax.weights import qwen2_5_vl as weights  # noqa: E402
 from onereward_jax.weights.export import save_component  # noqa: E402
 from onereward_jax.weights.load import load_component  # noqa: E402
@@ -106,40 +110,87 @@ def test_logits_and_gradients_of_all_parameters(models, tied):
     )
 
 
-def test_answers_and_gradient_of_the_pixels(models):
-    """log P of all three questions, packed on one prefix here and asked one at a time there."""
+PAIRS = {"equal": ((32, 48), (32, 48)), "different": SIZES}
+
+
+def _official_inputs(text, images):
+    """What `Qwen2_5_VLProcessor`, which needs torchvision, does with its parts: the chat template's text, the token of
+    an image repeated as often as it has tokens, and the image processor's patches.
+
+    images: the first and the second of each pair, uint8 (B, H, W, 3).
+    """
+    tokenizer, processor = tiny.tokenizer(), tiny.judge()._official_processor()
+    inputs = processor(images=[image[i] for i in range(len(images[0])) for image in images], return_tensors="pt")
+    conversation = tokenizer.apply_chat_template(
+        question.messages_of(text), tokenize=False, add_generation_prompt=True
+    ).split(question.IMAGE_TOKEN)
+    assert len(conversation) == 3
+    counts = (inputs["image_grid_thw"].prod(dim=1) // SETTINGS.merge_size**2)[:2]
+    pads = [question.IMAGE_TOKEN * int(count) for count in counts]
+    whole = conversation[0] + pads[0] + conversation[1] + pads[1] + conversation[2]
+    texts = tokenizer([whole] * len(images[0]), return_tensors="pt")
+    image_tokens = (texts["input_ids"] == tokenizer.convert_tokens_to_ids(question.IMAGE_TOKEN)).int()
+    return {**texts, **inputs, "mm_token_type_ids": image_tokens}
+
+
+@pytest.mark.parametrize("sizes", PAIRS.values(), ids=PAIRS)
+def test_answers_and_gradient_of_the_pixels(models, sizes):
+    """All three questions, packed on one prefix here, and asked one at a time with the official text and processor
+    there: logits, log P(Yes), log P(No), and the gradient of both images."""
     ours, params, theirs = models
     tokenizer = tiny.tokenizer()
     yes_no = question.answer_ids(tokenizer)
     ids, lengths = question.pad([question.question_tokens(tokenizer, text) for text in tiny.QUESTIONS])
-    ids, lengths = np.tile(ids, (BATCH, 1, 1)), np.tile(lengths, (BATCH, 1))
-    prefix = question.shared_prefix(tokenizer)
-
-    def log_p(first, second):
-        return reward.log_p_answers(ours, params, first, second, prefix, ids, lengths, yes_no, SETTINGS)
-
-    weight = np.random.default_rng(5).standard_normal((BATCH, 3, 2)).astype(np.float32)
+    asked = question.shared_prefix(tokenizer), np.tile(ids, (BATCH, 1, 1)), np.tile(lengths, (BATCH, 1))
+    generator = np.random.default_rng(5)
+    images = [generator.integers(0, 256, (BATCH, *size, 3), np.uint8) for size in sizes]
+    weight = generator.standard_normal((BATCH, 3, 2)).astype(np.float32)
 
     @jax.jit
-    def value_and_gradient(first, second):
-        functional = lambda *images: ((out := log_p(*images)) * weight).sum() + 0 * out.sum()  # noqa: E731
-        return log_p(first, second), jax.grad(functional, argnums=(0, 1))(first, second)
+    def answers_and_gradient(*images):
+        def functional(*images):
+            log_p = reward.log_p_answers(ours, params, *images, *asked, yes_no, SETTINGS)
+            return (log_p * weight).sum(), log_p
+
+        (_, log_p), gradient = jax.value_and_grad(functional, argnums=(0, 1), has_aux=True)(*images)
+        tokens = [reward.encode_image(ours, params, image, SETTINGS) for image in images]
+        return reward.answer_logits(ours, params, *tokens, *asked), log_p, gradient
 
     with jax.default_matmul_precision("highest"):
-        values, gradients = value_and_gradient(*map(jnp.asarray, _images()))
+        logits, log_p, gradients = answers_and_gradient(*(jnp.asarray(image / 255.0, jnp.float32) for image in images))
 
-    images = [torch.from_numpy(image).requires_grad_() for image in _images()]
+    leaves = [torch.from_numpy(image / np.float32(255)).requires_grad_() for image in images]
     with compare.one_thread():
         expected = []
         for text in tiny.QUESTIONS:
-            sequence = np.asarray([_sequence([grid_of(*size, SETTINGS) for size in SIZES], text)] * BATCH)
-            logits = _torch_logits(theirs, sequence, images)[:, -1]
-            expected.append(torch.log_softmax(logits, dim=-1)[:, list(yes_no)])
+            inputs = _official_inputs(text, images)
+            # The same patches, with a gradient to the pixels.
+            patches = torch.cat([_torch_patches(leaf[i]) for i in range(BATCH) for leaf in leaves])
+            assert compare.relative_error(patches, inputs["pixel_values"]) < 1e-6
+            expected.append(theirs(**inputs | {"pixel_values": patches}).logits[:, -1])
         expected = torch.stack(expected, dim=1)
-        (expected * torch.from_numpy(weight)).sum().backward()
-    assert compare.relative_error(values, expected) < 1e-5
-    for ours_, image in zip(gradients, images, strict=True):
-        assert compare.relative_error(ours_, image.grad) < 1e-4
+        expected_log_p = torch.log_softmax(expected, dim=-1)[..., list(yes_no)]
+        (expected_log_p * torch.from_numpy(weight)).sum().backward()
+    assert compare.relative_error(logits, expected) < 1e-5
+    assert compare.relative_error(log_p, expected_log_p) < 1e-5
+    for ours_, leaf in zip(gradients, leaves, strict=True):
+        assert compare.relative_error(ours_, leaf.grad) < 1e-4
+
+
+def test_judge_asks_as_transformers_does(models):
+    """Through images that are resized, one up and one down, and `Judge.ask`."""
+    ours, params, theirs = models
+    judge = Judge(ours, params, tiny.tokenizer(), SETTINGS)
+    generator = np.random.default_rng(6)
+    images = [generator.integers(0, 256, (1, *size, 3), np.uint8) for size in ((13, 11), (90, 75))]
+    inputs = _official_inputs(tiny.QUESTIONS[1], images)
+    grids = inputs["image_grid_thw"][:, 1:].tolist()
+    assert [tuple(grid) for grid in grids] == [grid_of(*image.shape[1:3], SETTINGS) for image in images]
+    with torch.no_grad(), compare.one_thread():
+        p = torch.softmax(theirs(**inputs).logits[0, -1], dim=-1)
+    answers = judge.ask(*(image[0] for image in images), question=tiny.QUESTIONS[1])
+    for answer, token in zip(("yes", "no"), judge.yes_no, strict=True):
+        assert answers[answer] == pytest.approx(float(p[token]), rel=1e-4)
 
 
 @pytest.mark.parametrize("size", [(40, 56), (33, 200), (100, 90), (12, 17), (190, 61), (131, 120)])
@@ -153,6 +204,18 @@ def test_pixels_equal_the_official_processor(size):
     exact = size == (40, 56)
     assert grey_levels.max() < (1e-3 if exact else 2.0)
     assert (grey_levels.max() > 1e-3) is not exact
+
+
+@pytest.mark.parametrize("size", [(1, 5), (20, 30), (57, 55), (37, 1500), (1100, 1000)])
+def test_pixels_equal_the_official_processor_with_the_settings_of_the_release(size):
+    settings = ImageSettings()
+    limits = {"shortest_edge": settings.min_pixels, "longest_edge": settings.max_pixels}
+    processor = Qwen2VLImageProcessorPil(size=limits)
+    image = np.random.default_rng(0).integers(0, 2, (*size, 3), np.uint8) * 255
+    inputs = processor(images=[image], input_data_format="channels_last", return_tensors="np")
+    patches, grid = preprocess(jnp.asarray(image / 255.0, jnp.float32)[None], settings)
+    assert (1, *grid) == tuple(inputs["image_grid_thw"][0])
+    assert np.abs(np.asarray(patches[0]) - inputs["pixel_values"]).max() * max(settings.image_std) * 255 < 2.0
 
 
 def test_answer_of_a_resized_image_is_close_to_the_official_one():
@@ -183,14 +246,42 @@ def test_files_go_both_ways(models, tmp_path):
     assert module == ours
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
 
-    # The hub release's config.json is flat.
-    nested = json.loads((tmp_path / "theirs" / "config.json").read_text())
-    text = nested.pop("text_config")
-    flat = nested | {name: value for name, value in text.items() if name != "model_type"}
-    flat["rope_scaling"] = {"type": "mrope", "mrope_section": text["rope_parameters"]["mrope_section"]}
-    flat["rope_theta"] = flat.pop("rope_parameters")["rope_theta"]
-    flat["vision_config"]["in_chans"] = flat["vision_config"].pop("in_channels")
-    assert weights.module_from_config(flat) == ours
+
+def _flat(config):
+    """The nested configuration of current transformers in the form of the hub release."""
+    text, vision = config["text_config"], dict(config["vision_config"])
+    flat = {name: value for name, value in (text | config).items() if name not in ("text_config", "vision_config")}
+    rope = flat.pop("rope_parameters")
+    vision["in_chans"] = vision.pop("in_channels")
+    scaling = {"type": "mrope", "mrope_section": rope["mrope_section"]}
+    return flat | {"rope_scaling": scaling, "rope_theta": rope["rope_theta"], "vision_config": vision}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("flat", [False, True], ids=["nested", "flat"])
+def test_judge_of_official_files_in_both_forms(models, tmp_path, flat):
+    """Sharded, beside the official tokenizer and processor; flat, with the names of the hub release."""
+    ours, params, theirs = models
+    theirs.save_pretrained(tmp_path, max_shard_size="60KB")
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert len(files) > 1
+    tiny.tokenizer().save_pretrained(tmp_path)
+    tiny.judge()._official_processor().save_pretrained(tmp_path)
+    if flat:
+        config = tmp_path / "config.json"
+        config.write_text(json.dumps(_flat(json.loads(config.read_text()))))
+        index = tmp_path / "model.safetensors.index.json"
+        content = json.loads(index.read_text())
+        content["weight_map"] = {weights.official_name(n): file for n, file in content["weight_map"].items()}
+        index.write_text(json.dumps(content))
+        for file in files:
+            tensors = {weights.official_name(name): x for name, x in safetensors.torch.load_file(file).items()}
+            safetensors.torch.save_file(tensors, file)
+    judge = Judge.from_pretrained(tmp_path, "float32")
+    assert judge.model == ours
+    assert judge.settings == SETTINGS
+    jax.tree.map(np.testing.assert_array_equal, judge.params, params)
 
 
 def test_saved_judge_opens_in_transformers(tmp_path):
@@ -198,7 +289,7 @@ def test_saved_judge_opens_in_transformers(tmp_path):
     judge.save_pretrained(tmp_path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert question.shared_prefix(tokenizer) == judge.prefix
-    opened = type(judge).from_pretrained(tmp_path)
+    opened = type(judge).from_pretrained(tmp_path, "float32")
     assert opened.settings == judge.settings
     assert (opened.prefix, opened.yes_no) == (judge.prefix, judge.yes_no)
     jax.tree.map(np.testing.assert_array_equal, opened.params, judge.params)

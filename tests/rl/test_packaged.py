@@ -18,7 +18,8 @@ from onereward_jax.train_state import compile_step, create_state
 
 def test_gradient_on_eight_devices_equals_one():
     config = tiny.get_config("quick")
-    pipeline, judge = FillPipeline.from_pretrained(config.model.base), Judge.from_pretrained(config.model.judge)
+    pipeline = FillPipeline.from_pretrained(config.model.base)
+    judge = Judge.from_pretrained(config.model.judge, "float32")
     step_config, plain = StepConfig(**config.rl), optax.sgd(1.0)
     ground = ProvingGround("train", config.data.resolution, config.data.seed)
     records = [scene_record(config, ground, i, TASKS[i % 4]) | {"index": np.int32(i)} for i in range(8)]

@@ -1,0 +1,170 @@
+"""What `compare_all` with a task's four dimensions costs against `compare` with one: at most 1.3 times as much.
+
+    python benchmarks/judge_cost.py [--repeats 5]
+
+In operations: Qwen2.5-VL-7B and two images of 1024 x 1024 pixels, from pixels to answers. JAX traces `Judge.apply` on
+abstract values, nothing is computed; every matrix product of the traced program is counted as often as it runs (the
+body of a scan once a layer, of full and of windowed attention the share of layers that takes it), also where a mask
+throws a part of it away. Words are tokens of the small judge below.
+
+In time: a judge of small width, and images so large that the prefix, which all questions share, is ten times as long as
+a question; whole calls on uint8 images, each with its official image processing. Calls take turns and the median
+counts, so that what else the machine does falls on both.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+from onereward_jax.cli import guarded
+from onereward_jax.data.proving_ground.tokenizers import write_qwen2_tokenizer
+from onereward_jax.judge.judge import QUESTION_BUCKET, Judge
+from onereward_jax.judge.reward import prefix_positions
+from onereward_jax.judge.vision import ImageSettings, grid_of
+from onereward_jax.tasks import dimensions_of, question
+from onereward_jax.weights import qwen2_5_vl
+
+OFFICIAL = Path(__file__).parents[1] / "tests" / "goldens" / "qwen2.5-vl-7b-instruct.json"
+OFFICIAL_MAX_PIXELS = 12_845_056  # of the release's preprocessor_config.json
+LIMIT = 1.3
+TASK, PROMPT = "image_fill", "a red circle on the left"
+QUESTIONS = [question(TASK, dimension, PROMPT) for dimension in dimensions_of(TASK)]
+
+
+def matrix_operations(function: Callable, *arguments: Any, taken: Sequence[float] = ()) -> float:
+    """Multiplications and additions in the matrix products of a function's program.
+
+    Args:
+      arguments: arrays or `jax.ShapeDtypeStruct`s.
+      taken: the share of each branch in the runs of every `cond`.
+    """
+    return _operations(jax.make_jaxpr(function)(*arguments).jaxpr, taken)
+
+
+def _operations(jaxpr: Jaxpr, taken: Sequence[float]) -> float:
+    total = 0.0
+    for equation in jaxpr.eqns:
+        parameters = equation.params
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = parameters["dimension_numbers"]
+            summed = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+            total += 2 * summed * equation.outvars[0].aval.size
+        elif equation.primitive.name == "cond":
+            branches = [_operations(branch.jaxpr, taken) for branch in parameters["branches"]]
+            total += sum(share * branch for share, branch in zip(taken, branches, strict=True)) if any(branches) else 0
+        else:
+            times = parameters["length"] if equation.primitive.name == "scan" else 1
+            total += times * sum(_operations(inner, taken) for inner in _programs_in(parameters.values()))
+    return total
+
+
+def _programs_in(values: Any) -> list[Jaxpr]:
+    found: list[Jaxpr] = []
+    for value in values:
+        if isinstance(value, ClosedJaxpr):
+            found.append(value.jaxpr)
+        elif isinstance(value, Jaxpr):
+            found.append(value)
+        elif isinstance(value, tuple):
+            found += _programs_in(value)
+    return found
+
+
+def answering_operations(judge: Judge, params: Any, images: Sequence[jax.ShapeDtypeStruct], texts: Sequence[str]):
+    """Operations of `Judge.apply` on a pair of images, for questions padded as `compare` and `compare_all` pad them."""
+    longest = max(len(ids) for ids in judge.encode_questions(texts)[0])
+    ids, lengths = judge.encode_questions(texts, -(-longest // QUESTION_BUCKET) * QUESTION_BUCKET)
+    visual = judge.model.visual
+    full = len(visual.fullatt_block_indexes) / visual.depth
+
+    def apply(params, first, second):
+        asked = {"question_ids": ids[None], "question_lengths": lengths[None]}
+        return judge.apply(params, {"first": first, "second": second} | asked)
+
+    return matrix_operations(apply, params, *images, taken=(1 - full, full))
+
+
+def official_judge(tokenizer: Any) -> tuple[Judge, Any]:
+    """Qwen2.5-VL-7B without its weights: a judge, and the shapes of its parameters."""
+    model = qwen2_5_vl.module_from_config(json.loads(OFFICIAL.read_text())["config"], dtype=jnp.bfloat16)
+    inputs = qwen2_5_vl.example_inputs(model)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs))["params"]
+    return Judge(model, shapes, tokenizer, ImageSettings(max_pixels=OFFICIAL_MAX_PIXELS)), shapes
+
+
+def small_judge(directory: str | Path, width: int = 256, layers: int = 4) -> Judge:
+    """A judge of random weights with the official patches and windows."""
+    tokenizer = write_qwen2_tokenizer(directory, QUESTIONS)
+    heads = {"num_attention_heads": width // 32, "num_key_value_heads": width // 128}
+    text = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers, **heads}
+    rope = {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": [4, 6, 6]}
+    vision = {"hidden_size": width, "intermediate_size": 3 * width, "num_heads": width // 32, "depth": layers}
+    vision |= {"out_hidden_size": width, "fullatt_block_indexes": [layers - 1]}
+    text |= {"vocab_size": len(tokenizer), "rope_parameters": rope}
+    settings = ImageSettings(max_pixels=OFFICIAL_MAX_PIXELS)
+    return Judge.create({"text_config": text, "vision_config": vision}, tokenizer, settings)
+
+
+def lengths_of(judge: Judge, size: tuple[int, int]) -> tuple[int, int]:
+    """Tokens of the prefix with two images of a size, and of the longest question as it is padded."""
+    merge = judge.model.visual.spatial_merge_size
+    grid = tuple(side // merge for side in grid_of(*size, judge.settings))
+    asked = max(judge.encode_questions(QUESTIONS)[1])
+    padded = -(-int(asked) // QUESTION_BUCKET) * QUESTION_BUCKET
+    return prefix_positions(judge.prefix, grid, grid).shape[1] - 1, padded
+
+
+def median_seconds(functions: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
+    """Median wall time of a call of each, after one that compiles; they take turns."""
+    seconds: list[list[float]] = [[] for _ in functions]
+    for turn in range(repeats + 1):
+        for function, times in zip(functions, seconds, strict=True):
+            started = time.perf_counter()
+            function()
+            if turn:
+                times.append(time.perf_counter() - started)
+    return [statistics.median(times) for times in seconds]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repeats", type=int, default=5)
+    repeats = parser.parse_args().repeats
+    with tempfile.TemporaryDirectory() as directory:
+        judge = small_judge(directory)
+
+    official, shapes = official_judge(judge.tokenizer)
+    images = [jax.ShapeDtypeStruct((1, 1024, 1024, 3), jnp.float32)] * 2
+    one, four = (answering_operations(official, shapes, images, texts) for texts in (QUESTIONS[:1], QUESTIONS))
+    prefix, asked = lengths_of(official, (1024, 1024))
+    print(f"operations, Qwen2.5-VL-7B, two images of 1024 x 1024: prefix {prefix} tokens, a question {asked}")
+    print(f"  compare {one / 1e12:.1f} T, compare_all {four / 1e12:.1f} T: {four / one:.3f} times")
+
+    rows = next(n for n in range(1, 100) if lengths_of(judge, (28 * n, 28 * n))[0] >= 10 * asked)
+    size = (28 * rows, 28 * rows)
+    generator = np.random.default_rng(0)
+    first, second = (generator.integers(0, 256, (*size, 3), np.uint8) for _ in range(2))
+    compare = lambda: judge.compare(first, second, task=TASK, dimension="text_alignment", prompt=PROMPT)  # noqa: E731
+    compare_all = lambda: judge.compare_all(first, second, task=TASK, prompt=PROMPT)  # noqa: E731
+    short, long = median_seconds([compare, compare_all], repeats)
+    prefix, asked = lengths_of(judge, size)
+    where = f"width {judge.model.model.hidden_size}, {jax.devices()[0].device_kind}"
+    print(f"time, {where}, two images of {size[0]} x {size[1]}: prefix {prefix} tokens, a question {asked}")
+    print(f"  compare {1000 * short:.0f} ms, compare_all {1000 * long:.0f} ms: {long / short:.3f} times")
+    return int(max(four / one, long / short) > LIMIT)
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -1,0 +1,49 @@
+"""Asks a judge which of two pictures is better, in one dimension of a task or in all of them; prints JSON.
+
+P(Yes) is the probability that the judge calls the first picture the better one, over its whole vocabulary. It depends
+on which picture is shown first: with --both_orders it is asked the other way round, too, and `p_first_is_better` is the
+mean of P(Yes) as given and of 1 - P(Yes) swapped.
+"""
+
+import argparse
+import json
+
+from onereward_jax.tasks import DIMENSIONS, TASKS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="PATH", required=True, help="judge, a directory or hub repository")
+    parser.add_argument("--first", metavar="FILE", required=True, help="a picture")
+    parser.add_argument("--second", metavar="FILE", required=True, help="a picture, of any size")
+    parser.add_argument("--task", choices=TASKS, required=True)
+    parser.add_argument("--dimension", choices=DIMENSIONS, help="one of the task's; without it all, in one pass")
+    parser.add_argument("--prompt", help="what the picture should show: for text_alignment")
+    parser.add_argument("--both_orders", action="store_true", help="also with the pictures swapped")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="default: bfloat16")
+
+
+def run(args: argparse.Namespace) -> None:
+    from onereward_jax import tasks
+    from onereward_jax.judge.judge import Judge
+    from onereward_jax.pictures import read_image
+
+    # What the command line gets wrong is said before a model is loaded.
+    dimensions = [args.dimension] if args.dimension else tasks.dimensions_of(args.task, args.prompt or "")
+    for dimension in dimensions:
+        tasks.question(args.task, dimension, args.prompt)
+    images = [read_image(path) for path in (args.first, args.second)]
+    judge = Judge.from_pretrained(args.model, args.dtype)
+    first, second = (judge.encode(image) for image in images)
+
+    def ask(first, second) -> dict[str, float]:
+        if args.dimension:
+            answer = judge.compare(first, second, task=args.task, dimension=args.dimension, prompt=args.prompt)
+            return {args.dimension: answer}
+        return judge.compare_all(first, second, task=args.task, prompt=args.prompt)
+
+    found = {"task": args.task, "prompt": args.prompt, "first": args.first, "second": args.second}
+    found["p_yes"] = given = ask(first, second)
+    if args.both_orders:
+        found["p_yes_swapped"] = swapped = ask(second, first)
+        found["p_first_is_better"] = {name: (p + 1 - swapped[name]) / 2 for name, p in given.items()}
+    print(json.dumps(found, indent=2))
