@@ -84,7 +84,7 @@ def test_parts_of_other_settings_are_refused_or_made_again(config, tmp_path):
 
 def test_policies_make_candidates_too(config, tmp_path):
     """And what a note says of a candidate is enough to make it again."""
-    pipeline = FillPipeline.from_pretrained(config.preferences.base)
+    pipeline = FillPipeline.from_pretrained(config.preferences.base, dtype="float32")
     policy = jax.tree.map(lambda x: 0.5 * x, pipeline.params["transformer"])
     save_component(tmp_path / "policy", "transformer", pipeline.transformer, policy)
     config = config.copy_and_resolve_references()
