@@ -80,6 +80,13 @@ def module_from_directory(directory: str | Path, kind: str, fields: Mapping[str,
         raise ValueError(f"{directory / 'config.json'}: {error}") from None
 
 
+def stored_dtype(directory: str | Path, kind: str) -> str:
+    """In which of `PARAM_DTYPES` a component's files lose nothing."""
+    files, _ = _weight_files(Path(directory), kind_of(kind).stem)
+    codes = {tensor.dtype for file in files for tensor in read_header(file).values()}
+    return "bfloat16" if codes == {"BF16"} else "float32"
+
+
 def param_dtype_of(name: str) -> np.dtype:
     """The parameters' dtype of that name.
 

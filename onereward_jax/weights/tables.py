@@ -7,6 +7,7 @@ has `{layer}` where the index stands, so one rule reads and writes all layers.
     Rule(r"transformer_blocks/attn/(to_q|to_k)/kernel", r"transformer_blocks.{layer}.attn.\\1.weight", "linear")
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple
@@ -117,6 +118,23 @@ def _assign(target: np.ndarray, source: np.ndarray) -> None:
     if target.dtype == source.dtype == jnp.bfloat16:  # NumPy is fast with numbers that it knows
         target, source = target.view(np.uint16), source.view(np.uint16)
     target[...] = source
+
+
+def official_tensors(table: Table, tree: trees.Tree) -> dict[str, Callable[[], np.ndarray]]:
+    """Official name -> a function that gives the array as on disk, for a tree on the host (or in its reach)."""
+    tensors = {}
+    for path, leaf in trees.flatten(tree).items():
+        name, layout = _match(table, path)
+        if "{layer}" in name:
+            for layer in range(leaf.shape[0]):
+                tensors[name.format(layer=layer)] = functools.partial(_layer, leaf, layer, layout)
+        else:
+            tensors[name] = functools.partial(_layer, leaf, ..., layout)
+    return tensors
+
+
+def _layer(leaf: Any, index: Any, layout: Layout) -> np.ndarray:
+    return np.ascontiguousarray(_to_official(np.asarray(leaf)[index], layout))
 
 
 def to_official(table: Table, tree: trees.Tree) -> Iterator[tuple[str, np.ndarray]]:
