@@ -92,7 +92,8 @@ picture = pipe(
 
 `diffusers.FluxFillPipeline.from_pretrained("{name}")` opens it, too.""",
         "comfyui": f"""Put `{COMFYUI_FILE}` into ComfyUI's `models/diffusion_models`, the text encoders
-({", ".join(_TEXT_ENCODERS)}) into `models/text_encoders`, `ae.safetensors` into `models/vae`, and open `workflow.json`.""",
+({", ".join(_TEXT_ENCODERS)}) into `models/text_encoders`, `ae.safetensors` into `models/vae`, and open
+`workflow.json`.""",
     }
     gallery = "".join(f"![{picture}]({picture})\n" for picture in pictures)
     return f"""---
