@@ -158,7 +158,7 @@ def _opened(source: str | Path | Image.Image, name: str) -> Iterator[tuple[Image
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
-                image = Image.open(file)
+                image: Image.Image = Image.open(file)
             _check_pixels(image, name)
             image.load()
             image = ImageOps.exif_transpose(image)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from onereward_jax.files import read_json
 
@@ -57,7 +58,7 @@ def _snapshot(repo: str, revision: str | None, token: str | bool | None, parts: 
     from huggingface_hub import errors, snapshot_download
 
     patterns = [f"{part}/{pattern}" if part else pattern for part in parts for pattern in _FILES]
-    options = {"revision": revision, "allow_patterns": [*patterns, "model_index.json"]}
+    options: dict[str, Any] = {"revision": revision, "allow_patterns": [*patterns, "model_index.json"]}
     page = f"https://huggingface.co/{repo}"
     try:
         try:

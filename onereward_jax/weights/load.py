@@ -62,7 +62,7 @@ def load_component(
 def _on_mesh(
     mesh: Mesh, path: str, shape: tuple[int, ...], part: Callable[[tuple[slice, ...]], np.ndarray]
 ) -> jax.Array:
-    return jax.make_array_from_callback(shape, sharding_of(path, shape, mesh), part)
+    return jax.make_array_from_callback(shape, sharding_of(path, shape, mesh), part)  # type: ignore[arg-type]
 
 
 def module_from_directory(directory: str | Path, kind: str, fields: Mapping[str, Any] | None = None) -> Any:

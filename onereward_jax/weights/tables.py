@@ -122,7 +122,7 @@ def _assign(target: np.ndarray, source: np.ndarray) -> None:
 
 def official_tensors(table: Table, tree: trees.Tree) -> dict[str, Callable[[], np.ndarray]]:
     """Official name -> a function that gives the array as on disk, for a tree on the host (or in its reach)."""
-    tensors = {}
+    tensors: dict[str, Callable[[], np.ndarray]] = {}
     for path, leaf in trees.flatten(tree).items():
         name, layout = _match(table, path)
         if "{layer}" in name:
