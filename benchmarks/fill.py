@@ -2,7 +2,7 @@
 
     python -m benchmarks.fill MODEL [--side 256] [--text 64] [--threads 2] [--repeats 3]
 
-MODEL is a directory in diffusers layout: miniature/base, or what `benchmarks.random_checkpoint write` made, of full width.
+MODEL is a directory in diffusers layout: miniature/base, or what `benchmarks.random_checkpoint write` made.
 Both compute in float32; ours compiled, diffusers as it is. Calls take turns and the median counts, so that what else
 the machine does falls on both. Needs torch and diffusers (the `parity` extra).
 """
