@@ -82,6 +82,7 @@ def _reward_feedback(config: ConfigDict) -> None:
     # An early prediction is blurred: beside a picture denoised fully, the judge would ask for nothing but sharpness.
     config.rl.matched_reference = True
     config.rl.judge_shift = 4
+    config.rl.judge_noise = 0.1
     config.rl.accumulate = 1
 
     config.preferences = _preferences()

@@ -105,6 +105,7 @@ _RULES: Mapping[str, Rule] = {
     "rl.first_index": _whole(0),
     "rl.last_index": _whole(0),
     "rl.judge_shift": _whole(0),
+    "rl.judge_noise": _NOT_NEGATIVE,
     "rl.flow_matching_weight": _NOT_NEGATIVE,
     "rl.rollout_guidance_scale": _NOT_NEGATIVE,
     "rl.rollout_true_cfg_scale": _NOT_NEGATIVE,

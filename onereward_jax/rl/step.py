@@ -19,7 +19,7 @@ import optax
 
 from onereward_jax.flow import conditioning, sampler
 from onereward_jax.flow.schedule import Shift, sigmas
-from onereward_jax.judge.augment import shift_together
+from onereward_jax.judge.augment import noise_together, shift_together
 from onereward_jax.rl.objective import reward_loss
 from onereward_jax.tasks import CELLS
 from onereward_jax.train_state import TrainState, apply_gradient
@@ -48,6 +48,8 @@ class StepConfig:
         is sharper for having been denoised further; off, it denoises fully, as in the paper.
       judge_shift: the judge sees both images moved by up to so many pixels, anew for every sample, so that its
         patches' grid leaves no trace in the policy (`judge.augment.shift_together`); 0 is the paper.
+      judge_noise: the judge sees both images under the same normal noise, of a deviation up to this for white at 1
+        (`judge.augment.noise_together`); 0 is the paper.
       accumulate: micro-batches per update.
     """
 
@@ -64,6 +66,7 @@ class StepConfig:
     flow_matching_weight: float = 0.0
     matched_reference: bool = False
     judge_shift: int = 0
+    judge_noise: float = 0.0
     accumulate: int = 1
 
     def __post_init__(self):
@@ -120,7 +123,7 @@ def make_step(
         schedule = jnp.asarray(sigmas(config.num_steps, len(ids), shift))
 
         # 1. Randomness of each sample by its global index.
-        keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(state.key, index), 5))(batch["index"])
+        keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(state.key, index), 6))(batch["index"])
         shape = (len(ids), 4 * vae.latent_channels)
         normal = jax.vmap(lambda key: jax.random.normal(key, shape))
         reference_noise, policy_noise, matching_noise = (normal(keys[:, i]) for i in range(3))
@@ -160,6 +163,7 @@ def make_step(
             )
             policy_images = decode(frozen, sampler.predict_data(velocity, tokens, schedule[stop]), height, width)
             first, second = shift_together(keys[:, 4], policy_images, reference_images, config.judge_shift)
+            first, second = noise_together(keys[:, 5], first, second, config.judge_noise)
             log_p = judge(
                 frozen.judge,
                 {

@@ -46,10 +46,7 @@ def one_device():
     return update(meshes.make_mesh(1, 1, 1, devices=jax.devices()[:1]))
 
 
-@pytest.mark.parametrize(
-    ("shape", "algorithm", "accumulate"),
-    [((8, 1, 1), "dynamic", 1), ((2, 2, 2), "fixed", 1), ((8, 1, 1), "fixed", 2), ((2, 2, 2), "dynamic", 2)],
-)
+@pytest.mark.parametrize(("shape", "algorithm", "accumulate"), [((8, 1, 1), "dynamic", 2), ((2, 2, 2), "fixed", 1)])
 def test_gradient_on_eight_devices_equals_one(one_device, shape, algorithm, accumulate):
     gradient, metrics, state = update(meshes.make_mesh(*shape), algorithm, accumulate)
     expected, expected_metrics, _ = one_device
