@@ -48,6 +48,8 @@ def get_config(variant: str = "quick") -> ConfigDict:
         config.algorithm = "fixed"
     if variant in ("fixed", "dynamic"):
         config.train.num_steps = 1000
+        config.optimizer.learning_rate = 3e-5
+        config.optimizer.decay_steps = 1000
         config.evaluation.every = 50
         config.evaluation.watched_scenes = 32
     return config
@@ -61,28 +63,28 @@ def _reward_feedback(config: ConfigDict) -> None:
     config.model.dtype = "float32"
     config.model.remat = "none"
 
-    config.optimizer = _optimizer(1e-5, warmup_steps=5)
+    config.optimizer = _optimizer(1e-4, warmup_steps=5, decay_steps=120)
     config.optimizer.weight_decay = 0.0
-    config.train = _train(80, 8, checkpoint_every=40, log_every=1)
+    config.train = _train(120, 8, checkpoint_every=40, log_every=1)
 
     # The fields of onereward_jax.rl.step.StepConfig
     config.rl = ConfigDict()
-    # What the judge prefers already is not driven further: it would be overdone.
-    config.rl.threshold = 0.6
+    config.rl.threshold = 0.9
     config.rl.ema_decay = 0.95
     config.rl.num_steps = 8
-    config.rl.first_index = 1
-    config.rl.last_index = 4
+    # Late: an early prediction is blurred, and beside the reference the judge would ask for nothing but sharpness.
+    config.rl.first_index = 6
+    config.rl.last_index = 7
     config.rl.index_per_sample = True
     config.rl.rollout_guidance_scale = 1.0
     config.rl.rollout_true_cfg_scale = 1.0
     config.rl.gradient_guidance_scale = 1.0
     config.rl.gradient_true_cfg_scale = 1.0
     config.rl.flow_matching_weight = 0.5
-    # An early prediction is blurred: beside a picture denoised fully, the judge would ask for nothing but sharpness.
-    config.rl.matched_reference = True
+    config.rl.matched_reference = False
+    # What holds under all shifts and noise is in the picture; the rest is the judge's own.
     config.rl.judge_shift = 4
-    config.rl.judge_noise = 0.1
+    config.rl.judge_noise = 0.2
     config.rl.accumulate = 1
 
     config.preferences = _preferences()
