@@ -8,6 +8,7 @@ Needs the package tensorflow-datasets (the extra `tfds`).
 """
 
 import contextlib
+import functools
 import io
 import json
 import shutil
@@ -37,6 +38,7 @@ def _library() -> Any:
     return tensorflow_datasets
 
 
+@functools.cache  # TFDS registers a class once
 def builder_class() -> type:
     """The TFDS builder `Preferences`: `Preferences(records, data_dir=..., file_format="array_record")`, where
     `records` is called for the records to write."""
@@ -149,6 +151,8 @@ class TfdsRecords:
         Raises:
           BadRecord: what is stored there is no record.
         """
+        if index >= len(self):  # array_record has another error for it, and iteration ends by this one
+            raise IndexError(index)
         where = self.name(index)
         try:
             example = self._source[index]

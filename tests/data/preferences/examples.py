@@ -31,9 +31,7 @@ def records() -> list[Record]:
         task="image_fill",
         prompt="ein roter Käfer 🐞",
         candidates=tuple(
-            Candidate(
-                picture(seed, 24 + seed, 32, kind), {"stop": None, "true_cfg_scale": 1.2 + 0.1 * seed}
-            )
+            Candidate(picture(seed, 24 + seed, 32, kind), {"stop": None, "true_cfg_scale": 1.2 + 0.1 * seed})
             for seed, kind in enumerate(("PNG", "JPEG", "WEBP"))
         ),
         votes=votes,
