@@ -54,7 +54,7 @@ from onereward_jax.data.preferences.dataset import open_records, write_records
 from tests.data.preferences.examples import records
 write_records(Path({str(tmp_path / "data")!r}), iter(records()), "tfds")
 assert list(open_records(Path({str(tmp_path / "data")!r}))) == records()
-assert not {"jax", "tensorflow"} & set(sys.modules)
+assert not {{"jax", "tensorflow"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", program], check=True)
 
