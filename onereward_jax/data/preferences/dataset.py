@@ -1,6 +1,7 @@
 """Preference data in either form: opening, passing over bad records, converting."""
 
 import dataclasses
+import json
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,8 @@ from onereward_jax.errors import UserError
 from onereward_jax.files import whole_directory
 
 FORMS = ("folder", "tfds")
+# What `onereward make-preferences` writes before its first and after its last part.
+MADE_OF, COMPLETE = "made_of.json", "complete.json"
 BAD_SHARE = 0.01  # of a dataset's records: more, and nothing is done with the rest
 _NAMED = 10  # bad records that are named; the rest is counted
 _AT_ONCE = 64  # records that are checked together
@@ -50,13 +53,21 @@ def open_records(directory: Path) -> Records:
 
     Raises:
       FileNotFoundError: there is no such directory.
-      UserError: it holds no preferences.
+      UserError: it holds no preferences, or `onereward make-preferences` has not ended there.
     """
     if not directory.is_dir():
         raise FileNotFoundError(2, "No such directory", str(directory))
     if (directory / "train").is_dir():
         directory = directory / "train"
-    if any(directory.glob(PATTERN)):
+    parts = len(list(directory.glob(PATTERN)))
+    if (directory / MADE_OF).exists():
+        complete = directory / COMPLETE
+        if not complete.exists() or json.loads(complete.read_text())["parts"] != parts:
+            raise UserError(
+                f"{directory} holds no whole preference data: run `onereward make-preferences`,"
+                " which goes on where it stopped"
+            )
+    if parts:
         return Folder(directory)
     found = tfds_directory(directory)
     if found is None:
