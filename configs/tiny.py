@@ -190,7 +190,19 @@ def _judge(config: ConfigDict) -> None:
 
     config.judge = ConfigDict()
     config.judge.start = ""  # a judge to go on from
-    config.judge.data = ("runs/miniature/preferences",)  # directories of make-preferences
+    # Preference data in either form (docs/preferences.md), such as directories of make-preferences.
+    config.judge.data = ("runs/miniature/preferences",)
+    config.judge.bad_share = 0.01  # of each one's records, that may be bad
+    config.judge.dtype = "float32"
+    config.judge.remat = "none"
+    config.judge.freeze_vision = False
+    # Pictures: at most so many pixels, sides rounded to multiples of a step; 0 leaves both to the judge's processor.
+    config.judge.max_pixels = 0
+    config.judge.image_step = 0
+    # Held-out records, and how often the judge is measured on them; of those judges the best may be kept, not the last.
+    config.judge.held_out_share = 0.0
+    config.judge.evaluate_every = 0
+    config.judge.keep_best = False
     # Share of the pairs that are made while it trains, see onereward_jax.judge.planted; the others are preferences.
     config.judge.planted_share = 0.0
     config.judge.questions_per_pair = 4
@@ -231,7 +243,7 @@ def _judge(config: ConfigDict) -> None:
             "fullatt_block_indexes": (2,),
         }
     )
-    config.judge.ema_decay = 0.999
+    config.judge.ema_decay = 0.999  # 0 keeps no average
 
 
 def _second_judge(config: ConfigDict) -> None:

@@ -42,15 +42,26 @@ def read_image(path: str | Path) -> np.ndarray:
       FileNotFoundError, IsADirectoryError, PermissionError: the path is none of a readable file.
       UserError: the file is no picture, or a damaged one.
     """
-    with open(path, "rb") as file:
-        try:
-            return np.asarray(ImageOps.exif_transpose(Image.open(file)).convert("RGB"))
-        except UnidentifiedImageError:
-            raise UserError(f"{path} is no picture that can be read: give a PNG, JPEG or WebP file") from None
-        except Image.DecompressionBombError as error:
-            raise UserError(f"{path} is too large: {error}") from None
-        except (OSError, SyntaxError, ValueError) as error:  # how Pillow says truncated and damaged
-            raise UserError(f"{path} is a damaged picture ({error}): give another copy") from None
+    return decode_image(Path(path).read_bytes(), str(path))
+
+
+def decode_image(data: bytes, name: str) -> np.ndarray:
+    """The picture that a file's bytes hold, as `read_image` sees it.
+
+    Args:
+      name: of the picture, for the message.
+
+    Raises:
+      UserError: the bytes are no picture, or a damaged one.
+    """
+    try:
+        return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
+    except UnidentifiedImageError:
+        raise UserError(f"{name} is no picture that can be read: give a PNG, JPEG or WebP file") from None
+    except Image.DecompressionBombError as error:
+        raise UserError(f"{name} is too large: {error}") from None
+    except (OSError, SyntaxError, ValueError) as error:  # how Pillow says truncated and damaged
+        raise UserError(f"{name} is a damaged picture ({error}): give another copy") from None
 
 
 def mask_overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:

@@ -40,6 +40,7 @@ def validate(config: ConfigDict, needs: Iterable[str] = (), source: str = "the c
                 raise UserError(f"{lower} ({less}) must be {relation} {upper} ({greater}): change one of them")
     _check_accumulation(values)
     _check_decay(values)
+    _check_held_out(values)
     if "data" in config and "task_weights" in config.data:
         _check_task_weights(config.data.task_weights)
 
@@ -122,6 +123,13 @@ _RULES: Mapping[str, Rule] = {
     "base.prompt_dropout": _SHARE,
     "base.scenes_per_task": _whole(1),
     "judge.ema_decay": _DECAY,
+    "judge.dtype": _DTYPE,
+    "judge.remat": _REMAT,
+    "judge.bad_share": _SHARE,
+    "judge.max_pixels": _whole(0),
+    "judge.image_step": _whole(0),
+    "judge.held_out_share": _DECAY,
+    "judge.evaluate_every": _whole(0),
     "judge.max_shift": _whole(0),
     "judge.planted_share": _SHARE,
     "judge.questions_per_pair": _whole(1),
@@ -179,6 +187,14 @@ def _check_decay(values: Mapping[str, Any]) -> None:
             f"optimizer.decay_steps is {decay}, which is not beyond optimizer.warmup_steps {warmup}:"
             " raise it, or set it to 0 for a constant rate"
         )
+
+
+def _check_held_out(values: Mapping[str, Any]) -> None:
+    share, every = values.get("judge.held_out_share", 0), values.get("judge.evaluate_every", 0)
+    if every and not share:
+        raise UserError("judge.evaluate_every is set, but judge.held_out_share is 0: hold some records out")
+    if values.get("judge.keep_best") and not every:
+        raise UserError("judge.keep_best needs judge.evaluate_every: say how often the judge is measured")
 
 
 def _check_task_weights(weights: Any) -> None:

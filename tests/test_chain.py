@@ -93,7 +93,7 @@ def test_the_judges_gradient_is_followed(chain):
 
 def test_preferences_are_of_every_task(chain):
     lines = [line for path in (chain.root / "preferences" / "train").glob("*.jsonl") for line in lines_of(path)]
-    assert {line["task"] for line in lines if line["preferences"]} == set(TASKS)
+    assert {line["task"] for line in lines if line["pairs"]} == set(TASKS)
     assert len(lines) == 2 * SCENES * len(TASKS)
 
 
@@ -113,9 +113,13 @@ def test_a_judge_is_measured_on_any_preferences(chain, capsys):
     printed = capsys.readouterr().out
     accuracy = json.loads(out.read_text())
     assert set(accuracy) == {"model", "untuned"}
-    lines = [line for path in (chain.root / "preferences" / "train").glob("base*.jsonl") for line in lines_of(path)]
+    lines = [
+        line
+        for path in (chain.root / "preferences" / "train").glob("preferences-base*.jsonl")
+        for line in lines_of(path)
+    ]
     for found in accuracy.values():
-        assert found["overall"]["n"] == sum(len(line["preferences"]) for line in lines)
+        assert found["overall"]["n"] == sum(len(line["pairs"]) for line in lines)
         assert 0 <= found["overall"]["accuracy"] <= 1
         assert all(dimension in printed for cells in found["cells"].values() for dimension in cells)
     assert cli.main(["evaluate-judge", "--model", str(chain.models / "judge"), "--data", str(chain.run)]) == 2

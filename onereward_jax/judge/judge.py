@@ -263,35 +263,73 @@ class Judge:
         Args:
           first, second: images as of `encode`, or what it returned.
         """
-        yes, no = self._ask(first, second, [question])[0]
+        yes, no = self._ask(self.encode(first), self.encode(second), [[question]])[0, 0]
         return {"yes": float(yes), "no": float(no)}
 
-    def compare(self, first: Any, second: Any, *, task: str, dimension: str, prompt: str | None = None) -> float:
+    def compare(
+        self,
+        first: Any,
+        second: Any,
+        *,
+        task: str | Sequence[str],
+        dimension: str | Sequence[str],
+        prompt: str | Sequence[str | None] | None = None,
+        batch_size: int = 16,
+    ) -> Any:
         """P(Yes): that the first image is better than the second in a dimension of a task.
 
+        Args:
+          first, second: images as of `encode`; or lists of N of them, of any sizes.
+          task, dimension, prompt: of all pairs, or lists of N.
+          batch_size: pairs of one shape that are asked at once, at most.
+
+        Returns:
+          a float; of lists float32 (N,), each as if it were asked alone.
+
         Raises:
-          ValueError: the dimension does not belong to the task, or text alignment has no prompt.
+          ValueError: the dimension does not belong to the task, text alignment has no prompt, or the lists differ in
+            length.
         """
-        return self.ask(first, second, question=self.question(task, dimension, prompt))["yes"]
+        if not isinstance(first, list | tuple):
+            return self.ask(first, second, question=self.question(task, dimension, prompt))["yes"]  # type: ignore[arg-type]
+        count = len(first)
+        columns = [[x] * count if x is None or isinstance(x, str) else list(x) for x in (task, dimension, prompt)]
+        if any(len(column) != count for column in ([*second], *columns)):
+            raise ValueError("lists of images, tasks, dimensions and prompts differ in length: give one for each pair")
+        texts = [self.question(*words) for words in zip(*columns, strict=True)]
+        pairs = [(self.encode(a), self.encode(b)) for a, b in zip(first, second, strict=True)]
+        by_grid: dict[Any, list[int]] = {}
+        for number, (a, b) in enumerate(pairs):
+            by_grid.setdefault((a.grid, b.grid), []).append(number)
+        found = np.zeros(count, np.float32)
+        for numbers in by_grid.values():
+            for start in range(0, len(numbers), batch_size):
+                rows = numbers[start : start + batch_size]
+                # Filled up to a power of two: few batch sizes, few programs.
+                filled = rows + rows[-1:] * ((1 << (len(rows) - 1).bit_length()) - len(rows))
+                a, b = (_concatenated([pairs[n][which] for n in filled]) for which in (0, 1))
+                found[rows] = self._ask(a, b, [[texts[n]] for n in filled])[: len(rows), 0, 0]
+        return found
 
     def compare_all(self, first: Any, second: Any, *, task: str, prompt: str | None = None) -> dict[str, float]:
         """P(Yes) of each of the task's dimensions, in one pass; extension without a prompt has no text alignment."""
         dimensions = tasks.dimensions_of(task, prompt or "")
-        answers = self._ask(first, second, [self.question(task, dimension, prompt) for dimension in dimensions])
+        asked = [self.question(task, dimension, prompt) for dimension in dimensions]
+        answers = self._ask(self.encode(first), self.encode(second), [asked])[0]
         return {dimension: float(answer[0]) for dimension, answer in zip(dimensions, answers, strict=True)}
 
-    def _ask(self, first: Any, second: Any, texts: Sequence[str]) -> np.ndarray:
-        """(D, 2): P(Yes), P(No)."""
-        tokens = [self._tokens(text) for text in texts]
+    def _ask(self, first: ImageTokens, second: ImageTokens, texts: Sequence[Sequence[str]]) -> np.ndarray:
+        """(B, D, 2): P(Yes), P(No), for B pairs and D texts a pair."""
+        tokens = [self._tokens(text) for row in texts for text in row]
         length = -(-max(map(len, tokens)) // QUESTION_BUCKET) * QUESTION_BUCKET
         ids, lengths = questions.pad(tokens, length, self.tokenizer.pad_token_id or 0)
         batch = {
-            "first": self.encode(first),
-            "second": self.encode(second),
-            "question_ids": ids[None],
-            "question_lengths": lengths[None],
+            "first": first,
+            "second": second,
+            "question_ids": ids.reshape(len(texts), -1, length),
+            "question_lengths": lengths.reshape(len(texts), -1),
         }
-        p = np.exp(np.asarray(self._answer(self.params, batch)[0]))
+        p = np.exp(np.asarray(self._answer(self.params, batch)))
         if not np.isfinite(p).all():
             raise ValueError("the judge's answer is not a number: check the weights and the images for NaN")
         return p
@@ -305,6 +343,11 @@ class Judge:
             fields = ("size", "patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
             self._processor = Qwen2VLImageProcessorPil(**{name: config[name] for name in fields})
         return self._processor
+
+
+def _concatenated(images: Sequence[ImageTokens]) -> ImageTokens:
+    """Images of one grid as a batch."""
+    return ImageTokens(jnp.concatenate([image.features for image in images]), images[0].grid)
 
 
 def unit_range(images: Any) -> Any:
