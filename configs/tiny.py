@@ -35,6 +35,10 @@ def get_config(variant: str = "quick") -> ConfigDict:
     config.max_sequence_length = 16  # tokens that T5 reads of a prompt
     config.question_length = 20  # tokens of the judge's longest question, answer's start included
 
+    # An adapter of so many ranks is trained instead of the whole model; 0 trains the model. `targets` is searched in the
+    # paths of its layers.
+    config.lora = ConfigDict({"rank": 0, "alpha": 16.0, "targets": r"attn/(to|add)_|ff|proj_mlp|proj_out"})
+
     stages = {
         "vae": _vae,
         "base": _base,
@@ -185,6 +189,7 @@ def _judge(config: ConfigDict) -> None:
     config.train = _train(3500, 16)
     config.preferences = _preferences()
 
+    config.lora.targets = r"layers/(self_attn|mlp)/"
     config.judge = ConfigDict()
     config.judge.start = ""  # a judge to go on from
     config.judge.data = ("runs/miniature/preferences",)  # directories of make-preferences

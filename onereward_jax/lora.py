@@ -13,7 +13,7 @@ no leaf: a trained adapter is scaled by `LoRA.scale` where it is used, and one f
 import dataclasses
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -41,7 +41,8 @@ class LoRA:
 
     @property
     def scale(self) -> float:
-        return self.alpha / self.rank
+        """alpha / rank; without an adapter 1."""
+        return self.alpha / self.rank if self.rank else 1.0
 
     def init(self, params: trees.Tree, key: jax.Array) -> trees.Tree:
         """A new adapter, float32: A uniform in ±1/√in as in PEFT, B zero, so that it changes nothing yet.
@@ -66,6 +67,11 @@ class LoRA:
             some = ", ".join(sorted(layers(params))[:4])
             raise ValueError(f"lora.targets {self.targets!r} matches no layer: its layers are {some}, ...")
         return trees.unflatten(leaves)
+
+    def loss(self, loss: Callable) -> Callable:
+        """`loss(params, frozen, batch, key)` as a function of the adapter, with the model's own parameters frozen:
+        what `train_state.supervised_step` descends."""
+        return lambda adapter, params, batch, key: loss(attach(params, adapter, self.scale), None, batch, key)
 
 
 def layers(params: trees.Tree) -> dict[str, Any]:

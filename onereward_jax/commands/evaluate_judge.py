@@ -9,6 +9,7 @@ from pathlib import Path
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="DIR", required=True, help="judge in transformers layout")
+    parser.add_argument("--lora", metavar="PATH", action="append", help="adapter of that judge in PEFT's layout")
     parser.add_argument("--data", metavar="DIR", required=True, help="preferences, such as WORKDIR of make-preferences")
     parser.add_argument("--untuned", metavar="DIR", help="another judge, to be measured on the same pairs")
     parser.add_argument("--source", choices=("planted", "base"), default="", help="only pairs of this kind")
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
     models = {"model": args.model} | ({"untuned": args.untuned} if args.untuned else {})
     found = {}
     for name, path in models.items():
-        judge = Judge.from_pretrained(path, "float32")
+        judge = Judge.from_pretrained(path, "float32", lora=args.lora if name == "model" else None)
         found[name] = judge_accuracy(preference_records(judge, directory, source=args.source))
         print(_table(path, found[name]))
     if args.out:

@@ -16,14 +16,17 @@ from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.objective import make_loss
 from onereward_jax.judge.planted import plant_pair
 from onereward_jax.judge.preferences import Pair, label_row, read_pairs, text_free
+from onereward_jax.lora import LoRA
 from onereward_jax.tasks import CELLS, question
 from onereward_jax.train_state import create_state, make_optimizer, supervised_step
+from onereward_jax.weights.lora import save_adapter
 
 
 def train_judge(config: ConfigDict, workdir: Path) -> None:
     """Trains the judge of `config.judge` on the preferences of `config.judge.data`; exports it to workdir/export.
 
-    It starts from the judge in `config.judge.start`, or untrained where that is empty.
+    It starts from the judge in `config.judge.start`, or untrained where that is empty. With `config.lora.rank`, an
+    adapter of that judge is trained instead, and exported alone, as PEFT takes it.
     """
     candidates, pairs = read_pairs(*(Path(directory) / "train" for directory in config.judge.data))
     by_task: dict[str, list[Pair]] = {}
@@ -80,23 +83,29 @@ def train_judge(config: ConfigDict, workdir: Path) -> None:
         questions = question_batch(judge, tasks, prompts, config.question_length) | {"label": batch.pop("label")}
         return batch | ask_only(questions, batch.pop("asked"))
 
+    loss = make_loss(judge.apply, config.judge.max_shift, config.judge.adversarial_radius)
+    adapters, params, frozen = LoRA(**config.get("lora", {})), judge.params, None
+    if adapters.rank:
+        loss, frozen = adapters.loss(loss), params
+        params = adapters.init(params, jax.random.key(config.seed))
     state = trainer.train(
         config,
         workdir,
-        step=supervised_step(
-            make_loss(judge.apply, config.judge.max_shift, config.judge.adversarial_radius),
-            optimizer,
-            config.judge.ema_decay,
-        ),
+        step=supervised_step(loss, optimizer, config.judge.ema_decay),
         create=lambda params: create_state(params, optimizer, config.seed),
-        params=judge.params,
+        params=params,
+        frozen=frozen,
         record=record,
         prepare=prepare,
         description="judge",
         progress={"loss": "learning/loss", "accuracy": "judge/accuracy"},
         optional=("judge/accuracy/",),
     )
-    judge.save_pretrained(workdir / "export", jax.device_get(state.ema))
+    trained = jax.device_get(state.ema)
+    if adapters.rank:
+        save_adapter(workdir / "export", "judge", trained, adapters.scale, base=start)
+    else:
+        judge.save_pretrained(workdir / "export", trained)
 
 
 def new_judge(config: ConfigDict, directory: Path) -> Judge:
