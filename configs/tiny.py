@@ -35,8 +35,7 @@ def get_config(variant: str = "quick") -> ConfigDict:
     config.max_sequence_length = 16  # tokens that T5 reads of a prompt
     config.question_length = 20  # tokens of the judge's longest question, answer's start included
 
-    # An adapter of so many ranks is trained instead of the whole model; 0 trains the model. `targets` is searched in the
-    # paths of its layers.
+    # With a rank, an adapter is trained instead of the model, of the layers whose path has a match of `targets`.
     config.lora = ConfigDict({"rank": 0, "alpha": 16.0, "targets": r"attn/(to|add)_|ff|proj_mlp|proj_out"})
 
     stages = {

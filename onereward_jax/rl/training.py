@@ -1,5 +1,6 @@
 """The reward feedback learning run: configuration in, improved policy and its EMA out."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -59,7 +60,7 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Trai
 
     def create(params: Any) -> TrainState:
         state = create_state(params, optimizer, config.seed, reference=fixed and not adapters.rank)
-        return state.replace(reference={}) if fixed and adapters.rank else state
+        return dataclasses.replace(state, reference={}) if fixed and adapters.rank else state
 
     watching: dict[str, Any] = {}
     if watch is not None and config.evaluation.every:
