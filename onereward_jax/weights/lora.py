@@ -199,8 +199,7 @@ def _load_adapter(kind: str, params: trees.Tree, path: str | Path) -> trees.Tree
             parts[place] = a.read().astype(np.float32).T, part.T
     if not header:
         problems["nothing"].append("the file has no tensors")
-    if problems:
-        told = "; ".join(part for what, which in problems.items() for part in listed(what, which))
+    if told := "; ".join(part for what, which in problems.items() for part in listed(what, which)):
         raise ValueError(f"the adapter {file} does not fit this {kind}: {told}")
     return _stacked(parts, params)
 

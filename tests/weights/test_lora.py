@@ -7,7 +7,7 @@ from safetensors.numpy import load_file, save_file
 
 from onereward_jax import lora
 from onereward_jax.weights.lora import is_adapter, load_adapters, save_adapter, with_adapters
-from tests.rl import tiny
+from tests.flow import tiny
 
 Q = "transformer.transformer_blocks.0.attn.to_q"
 
@@ -23,7 +23,7 @@ def write(path, **tensors):
 
 @pytest.fixture(scope="module")
 def params():
-    return tiny.models().params
+    return tiny.transformer()[1]
 
 
 def test_what_is_saved_comes_back_with_its_scale(params, tmp_path):
@@ -76,7 +76,7 @@ def test_a_component_takes_its_own_part_of_a_file(params, tmp_path):
     clip = {"layers": {"self_attn": {"q_proj": {"kernel": zeros(1, 16, 16)}}}}
     merged = with_adapters("text_encoder", clip, file)
     np.testing.assert_array_equal(merged["layers"]["self_attn"]["q_proj"]["kernel"], np.ones((1, 16, 16)))
-    assert load_adapters("text_encoder_2", clip, [(file, 1.0)]) == {}
+    assert load_adapters("text_encoder_2", {}, [(file, 1.0)]) == {}
 
 
 def test_all_mismatches_are_in_one_message(params, tmp_path):
