@@ -35,6 +35,9 @@ def get_config(variant: str = "quick") -> ConfigDict:
     config.max_sequence_length = 16  # tokens that T5 reads of a prompt
     config.question_length = 20  # tokens of the judge's longest question, answer's start included
 
+    # With a rank, an adapter is trained instead of the model, of the layers whose path has a match of `targets`.
+    config.lora = ConfigDict({"rank": 0, "alpha": 16.0, "targets": r"attn/(to|add)_|ff|proj_mlp|proj_out"})
+
     stages = {
         "vae": _vae,
         "base": _base,
@@ -188,6 +191,7 @@ def _judge(config: ConfigDict) -> None:
     config.train = _train(3500, 16)
     config.preferences = _preferences()
 
+    config.lora.targets = r"layers/(self_attn|mlp)/"
     config.judge = ConfigDict()
     config.judge.start = ""  # a judge to go on from
     # Preference data in either form (docs/preferences.md), such as directories of make-preferences.

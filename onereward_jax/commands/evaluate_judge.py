@@ -13,6 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from onereward_jax.data.preferences.dataset import BAD_SHARE
 
     parser.add_argument("--model", metavar="DIR", required=True, help="judge in transformers layout")
+    parser.add_argument("--lora", metavar="PATH", action="append", help="adapter of that judge in PEFT's layout")
     parser.add_argument("--data", metavar="DIR", required=True, help="preferences, in either form")
     parser.add_argument("--untuned", metavar="DIR", help="another judge, to be measured on the same pairs")
     parser.add_argument("--source", choices=("planted", "base"), default="", help="only pairs of this kind")
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> None:
     found = {}
     pairs = None
     for name, path in models.items():
-        judge = Judge.from_pretrained(path, "float32")
+        judge = Judge.from_pretrained(path, "float32", lora=args.lora if name == "model" else None)
         if pairs is None:
             check = functools.partial(check_record, judge, None)
             pairs = read_pairs(data, source=args.source, check=check, bad_share=args.bad_share)

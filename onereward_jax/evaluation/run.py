@@ -52,8 +52,9 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     pipeline = FillPipeline.from_pretrained(config.model.base)
     judge = Judge.from_pretrained(config.model.judge, "float32")
     settings = config.evaluation
-    base, policy = None, load_transformer(trained / settings.what)  # None: the pipeline's own
-    reference = base if config.algorithm == "fixed" else load_transformer(trained / "ema")
+    own = pipeline.params["transformer"]
+    base, policy = None, load_transformer(trained / settings.what, own)  # None: the pipeline's own
+    reference = base if config.algorithm == "fixed" else load_transformer(trained / "ema", own)
 
     comparisons, examples = [], []
     ground = ProvingGround("test", config.data.resolution, config.data.seed, config.data.photos or None)

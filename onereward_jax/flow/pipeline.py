@@ -16,6 +16,7 @@ from onereward_jax.flow.prompts import PromptEncoder
 from onereward_jax.flow.schedule import Shift, sigmas
 from onereward_jax.weights.export import save_component
 from onereward_jax.weights.load import load_component
+from onereward_jax.weights.lora import is_adapter, with_adapters
 
 
 @dataclasses.dataclass
@@ -133,8 +134,14 @@ class FillPipeline:
         return self.params[name]
 
 
-def load_transformer(directory: str | Path) -> Any:
-    """Parameters of another transformer for a pipeline's, such as a policy's: `transformer_params` of `generate`."""
+def load_transformer(directory: str | Path, base: Any) -> Any:
+    """Parameters of another transformer for a pipeline's, such as a policy's: `transformer_params` of `generate`.
+
+    Args:
+      directory: holds a transformer, or an adapter of `base`, the pipeline's own parameters.
+    """
+    if is_adapter(directory):
+        return jax.tree.map(jnp.asarray, with_adapters("transformer", base, directory))
     return jax.tree.map(jnp.asarray, load_component(Path(directory), "transformer", "float32")[1])
 
 

@@ -15,10 +15,12 @@ from onereward_jax.judge import question as questions
 from onereward_jax.judge import reward
 from onereward_jax.judge.reward import ImageTokens
 from onereward_jax.judge.vision import ImageSettings
+from onereward_jax.lora import detach, merge
 from onereward_jax.weights import qwen2_5_vl
 from onereward_jax.weights.export import save_component
 from onereward_jax.weights.hub import local_directory
 from onereward_jax.weights.load import load_component, module_from_directory
+from onereward_jax.weights.lora import Adapters, with_adapters
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 # How the judge was asked in training; an official release has none, and the words of `tasks` are taken.
@@ -122,7 +124,7 @@ class Judge:
         cls,
         path_or_repo: str | pathlib.Path,
         dtype: str = "bfloat16",
-        lora: str | None = None,
+        lora: Adapters = None,
         fields: Mapping[str, Any] | None = None,
         **templates: str,
     ) -> "Judge":
@@ -132,6 +134,8 @@ class Judge:
           path_or_repo: the directory, or a repository of the Hugging Face hub: "Qwen/Qwen2.5-VL-7B-Instruct".
           dtype: "bfloat16", or "float32" for training and exact comparisons: in which parameters are kept and products
             computed. P(Yes) and P(No) are float32 either way.
+          lora: adapters in PEFT's layout: a path or a repository, or several, each with a weight or without. They stay
+            apart from the weights; `save_pretrained` merges them.
           fields: more fields of the model: `remat`, `attention_implementation`; `dtype` of the computation alone.
 
         Raises:
@@ -140,8 +144,6 @@ class Judge:
         """
         from transformers import AutoTokenizer
 
-        if lora is not None:
-            raise ValueError("adapters of the judge can't be loaded yet: merge them into the weights first")
         directory = local_directory(path_or_repo)
         # Another architecture is named before the files are missed that only a judge has.
         module_from_directory(directory, "judge")
@@ -149,7 +151,7 @@ class Judge:
         if not preprocessor.is_file():
             raise FileNotFoundError(f"{preprocessor} is missing: copy it from the release")
         model, params = load_component(directory, "judge", dtype, {"dtype": jnp.dtype(dtype), **(fields or {})})
-        params = jax.tree.map(jnp.asarray, params)
+        params = jax.tree.map(jnp.asarray, with_adapters("judge", params, lora))
         tokenizer = AutoTokenizer.from_pretrained(directory)
         settings = ImageSettings.from_config(read_json(preprocessor))
         if (directory / QUESTIONS_FILE).is_file():
@@ -164,9 +166,10 @@ class Judge:
         """
         if not self.tokenizer.chat_template:
             self.tokenizer.chat_template = questions.CHAT_TEMPLATE
+        params = merge(*detach(self.params if params is None else params))
         templates = {"template": self.template, "template_with_prompt": self.template_with_prompt}
         with whole_directory(pathlib.Path(directory)) as partial:
-            save_component(partial, "judge", self.model, self.params if params is None else params, dtype)
+            save_component(partial, "judge", self.model, params, dtype)
             self.tokenizer.save_pretrained(partial)
             write_json(partial / PREPROCESSOR_FILE, self.settings.to_config())
             write_json(partial / QUESTIONS_FILE, templates)

@@ -71,7 +71,7 @@ def make_preferences(
         makers.append(("planted", 0, indices, functools.partial(_planted, autoencoder, params)))
     if base:
         pipeline = FillPipeline.from_pretrained(model)
-        policies = {path: load_transformer(path) for path in policy_paths}
+        policies = {path: load_transformer(path, pipeline.params["transformer"]) for path in policy_paths}
         indices = range(first + planted, first + planted + base)
         makers.append(("base", 1, indices, functools.partial(_generated, pipeline, policies)))
     weights = {path: fingerprint(Path(path)) for path in (model, *policy_paths)}

@@ -34,8 +34,10 @@ from onereward_jax.judge.pairs import (
     text_free,
 )
 from onereward_jax.judge.planted import plant_pair
+from onereward_jax.lora import LoRA, attach
 from onereward_jax.tasks import CELLS, question
 from onereward_jax.train_state import TrainState, create_state, make_optimizer, supervised_step
+from onereward_jax.weights.lora import save_adapter
 
 # A judge and held-out pairs -> (its parameters -> {"accuracy": of all, "<task>/<dimension>": of each cell})
 Watch = Callable[[Judge, Pairs], Callable[[Any], dict[str, float]]]
@@ -44,7 +46,8 @@ Watch = Callable[[Judge, Pairs], Callable[[Any], dict[str, float]]]
 def train_judge(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> None:
     """Trains the judge of `config.judge` on the preferences of `config.judge.data`; exports it to workdir/export.
 
-    It starts from the judge in `config.judge.start`, or untrained where that is empty. Writes workdir/balance.json, the
+    It starts from the judge in `config.judge.start`, or untrained where that is empty. With `config.lora.rank`, an
+    adapter of that judge is trained instead, and exported alone, as PEFT takes it. Writes workdir/balance.json, the
     pairs of every cell, and with `judge.keep_best` workdir/best.json.
 
     Args:
@@ -108,23 +111,36 @@ def train_judge(config: ConfigDict, workdir: Path, watch: Watch | None = None) -
         questions = question_batch(judge, tasks, prompts, config.question_length) | {"label": batch.pop("label")}
         return batch | ask_only(questions, batch.pop("asked"))
 
-    frozen = {name: judge.params[name] for name in (("visual",) if settings.freeze_vision else ())}
-    best = _Best(workdir, lambda params: judge.save_pretrained(workdir / "export", jax.device_get(params)))
+    loss = make_loss(judge.apply, settings.max_shift, settings.adversarial_radius)
+    params = {name: tree for name, tree in judge.params.items() if not (settings.freeze_vision and name == "visual")}
+    adapters = LoRA(**config.get("lora", {}))
+    if adapters.rank:
+        loss, frozen = adapters.loss(loss), judge.params
+        params = adapters.init(params, jax.random.key(config.seed))
+        whole = lambda trained: attach(frozen, trained, adapters.scale)  # noqa: E731
+    else:
+        frozen = {name: tree for name, tree in judge.params.items() if name not in params}
+        whole = lambda trained: {**frozen, **trained}  # noqa: E731
 
-    def whole(state: TrainState) -> Any:
-        return {**frozen, **(state.params if state.ema is None else state.ema)}
+    def averaged(state: TrainState) -> Any:
+        return state.params if state.ema is None else state.ema
+
+    def export(trained: Any) -> None:
+        if adapters.rank:
+            save_adapter(workdir / "export", "judge", jax.device_get(trained), adapters.scale, base=settings.start)
+        else:
+            judge.save_pretrained(workdir / "export", jax.device_get(whole(trained)))
 
     watching: dict[str, Any] = {}
     if watch is not None and settings.evaluate_every:
         if not held_out:
             raise UserError("judge.evaluate_every is set, but no pair is held out: raise judge.held_out_share")
-        measure = watch(judge, held_out)
+        measure, best = watch(judge, held_out), _Best(workdir, export)
 
         def evaluate(state: TrainState) -> dict[str, float]:
-            params = whole(state)
-            found = measure(params)
+            found = measure(whole(averaged(state)))
             if settings.keep_best:
-                best.see(int(state.step), found, params)
+                best.see(int(state.step), found, averaged(state))
             return {f"judge/held_out/{name}": value for name, value in found.items()}
 
         watching = {"evaluate": evaluate, "evaluate_every": settings.evaluate_every}
@@ -132,13 +148,9 @@ def train_judge(config: ConfigDict, workdir: Path, watch: Watch | None = None) -
     state = trainer.train(
         config,
         workdir,
-        step=supervised_step(
-            make_loss(judge.apply, settings.max_shift, settings.adversarial_radius),
-            optimizer,
-            settings.ema_decay,
-        ),
+        step=supervised_step(loss, optimizer, settings.ema_decay),
         create=lambda params: create_state(params, optimizer, config.seed, ema=settings.ema_decay > 0),
-        params={name: tree for name, tree in judge.params.items() if name not in frozen},
+        params=params,
         frozen=frozen,
         record=record,
         prepare=prepare,
@@ -148,7 +160,7 @@ def train_judge(config: ConfigDict, workdir: Path, watch: Watch | None = None) -
         **watching,
     )
     if not settings.keep_best:
-        judge.save_pretrained(workdir / "export", jax.device_get(whole(state)))
+        export(averaged(state))
 
 
 class _Best:
@@ -161,11 +173,11 @@ class _Best:
     def __init__(self, workdir: Path, export: Callable[[Any], None]):
         self._file, self._export = workdir / "best.json", export
 
-    def see(self, step: int, found: dict[str, float], params: Any) -> None:
-        """Exports the parameters if they are better than what was; the note of it comes last."""
+    def see(self, step: int, found: dict[str, float], trained: Any) -> None:
+        """Exports what was trained if it is better than what was; the note of it comes last."""
         if self._file.exists() and found["accuracy"] <= read_json(self._file)["accuracy"]:
             return
-        self._export(params)
+        self._export(trained)
         write_json(self._file, {"step": step, **found})
 
 
