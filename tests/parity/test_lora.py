@@ -235,6 +235,7 @@ def test_the_final_norm_of_black_forest_labs_has_its_halves_the_other_way_round(
     np.testing.assert_array_equal(adapter["norm_out"]["linear"]["lora_b"].T, swapped.numpy())
 
 
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning")
 def test_several_adapters_with_weights(models, tmp_path):
     ours, params, theirs = models
     pipeline, files = Pipeline(theirs), []
@@ -266,7 +267,8 @@ def test_diffusers_loads_what_we_save(models, targets, tmp_path, caplog):
         Pipeline(theirs).load_lora_weights(tmp_path)
     finally:
         logger.removeHandler(caplog.handler)
-    assert not caplog.messages
+    # It always says of the text encoder that the file has nothing for it, and that this is well.
+    assert all("prefix='text_encoder'. This is safe to ignore" in message for message in caplog.messages)
     scaled = jax.tree.map(np.asarray, lora.detach(lora.attach(params, adapter, 0.7))[1])
     assert_same_outputs(ours, params, scaled, theirs)
     jax.tree.map(np.testing.assert_array_equal, load_adapters("transformer", params, [(tmp_path, 1.0)]), scaled)
@@ -307,6 +309,7 @@ def judges(tmp_path):
     return tmp_path / "judge", judge, theirs
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_the_judge_reads_an_adapter_of_peft(judges, tmp_path):
     directory, plain, theirs = judges
     config = peft.LoraConfig(
