@@ -51,7 +51,6 @@ def get_config(variant: str = "quick") -> ConfigDict:
         config.algorithm = "fixed"
     if variant in ("fixed", "dynamic"):
         config.train.num_steps = 1000
-        config.optimizer.learning_rate = 3e-5
         config.optimizer.decay_steps = 1000
         config.evaluation.every = 50
         config.evaluation.watched_scenes = 32
@@ -66,9 +65,9 @@ def _reward_feedback(config: ConfigDict) -> None:
     config.model.dtype = "float32"
     config.model.remat = "none"
 
-    config.optimizer = _optimizer(1e-4, warmup_steps=5, decay_steps=120)
+    config.optimizer = _optimizer(5e-5, warmup_steps=5)
     config.optimizer.weight_decay = 0.0
-    config.train = _train(120, 8, checkpoint_every=40, log_every=1)
+    config.train = _train(200, 8, checkpoint_every=40, log_every=1)
 
     # The fields of onereward_jax.rl.step.StepConfig
     config.rl = ConfigDict()
@@ -87,7 +86,7 @@ def _reward_feedback(config: ConfigDict) -> None:
     config.rl.matched_reference = False
     # What holds under all shifts and noise is in the picture; the rest is the judge's own.
     config.rl.judge_shift = 4
-    config.rl.judge_noise = 0.2
+    config.rl.judge_noise = 0.15
     config.rl.accumulate = 1
 
     config.preferences = _preferences()
@@ -106,7 +105,7 @@ def _reward_feedback(config: ConfigDict) -> None:
     config.ascent = ConfigDict({"scenes_per_task": 50, "num_steps": 10, "step_size": 0.02})
 
     # While training: the truth on so many other held-out scenes a task, every so many updates; 0 never looks.
-    config.evaluation.every = 20
+    config.evaluation.every = 40
     config.evaluation.watched_scenes = 16
 
 
