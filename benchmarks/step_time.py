@@ -62,7 +62,7 @@ def main() -> None:
     config = load_config(arguments.config, overrides)
     validate(config, needs=("algorithm", "model", "rl", "train"), source=arguments.config)
     step_config = StepConfig(**config.rl)
-    pipeline = FillPipeline.from_pretrained(config.model.base)
+    pipeline = FillPipeline.from_pretrained(config.model.base, dtype="float32")
     judge = Judge.from_pretrained(config.model.judge, "float32")
     pipeline.transformer = pipeline.transformer.clone(dtype=config.model.dtype, remat=config.model.remat)
     ground = ProvingGround("train", config.data.resolution, config.data.seed, config.data.photos or None)

@@ -190,6 +190,36 @@ class Checkpointer:
         state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
         return step, state, _decode(restored["data"])
 
+    def restore_part(self, part: str, abstract: Any) -> tuple[int, Any] | None:
+        """Restores one field of the newest whole state, such as "params", and reads nothing else of it.
+
+        Args:
+          abstract: the field's structure with `jax.ShapeDtypeStruct` leaves, as of `restore_latest`.
+
+        Returns:
+          (step, the field), or None when no checkpoint was ever finished here.
+
+        Raises:
+          UserError: as `restore_latest`.
+        """
+        self.wait()
+        step = self._find_latest()
+        if step is None:
+            return None
+        name = f"step_{step:08d}"
+        wanted = {f"{part}/{path}": leaf for path, leaf in tree.flatten(abstract).items()}
+        saved = json.loads(self._manifest(name).read_text())["arrays"]
+        of_part = {path: text for path, text in saved.items() if path.startswith(f"{part}/")}
+        _check_same_state(self.directory / name, of_part, {path: _describe(leaf) for path, leaf in wanted.items()})
+        arrays = {path: _abstract_raw(leaf) for path, leaf in wanted.items()}
+        context = ocp.Context(self._context)
+        context.pytree.loading.partial_load = True
+        with context:
+            restored = ocp.load_checkpointables(self.directory / name, {"state": tree.unflatten(_nonempty(arrays))})
+        found = tree.flatten(restored["state"])
+        leaves = [_from_raw(found.get(path), leaf) for path, leaf in wanted.items()]
+        return step, jax.tree.unflatten(jax.tree.structure(abstract), leaves)
+
     def _find_latest(self) -> int | None:
         """Cleans up, verifies from the newest on, and returns the first whole step."""
         self._clean()

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -45,7 +46,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     # transformers would advise to install torch, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    warnings.formatwarning = _format_warning
     return guarded(lambda: _run(argv))
+
+
+def _format_warning(message: Warning | str, category: type[Warning], *place: object, **rest: object) -> str:
+    """What the user is told is one sentence; a library's warning keeps its kind."""
+    kind = "" if category is UserWarning else f"{category.__name__}: "
+    return f"onereward: {kind}{message}\n"
 
 
 def guarded(run: Callable[[], int | None]) -> int:

@@ -15,14 +15,34 @@ from onereward_jax.errors import UserError
 _BLOCK = 1 << 20  # bytes
 
 
-def write_text(path: Path, text: str) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
     """Writes the whole file or nothing: a reader sees the old one or the new one."""
     temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
+    with temporary.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of a text in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def check_writable(directory: Path) -> None:
+    """Asks whether files can be written into a directory, which need not be there yet; writes nothing.
+
+    Raises:
+      UserError: they can't.
+    """
+    above = directory.absolute()
+    while not above.exists():
+        above = above.parent
+    if not above.is_dir():
+        raise UserError(f"{directory} can't be written, since {above} is a file: choose another output")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise UserError(f"{directory} can't be written: change the permissions of {above}, or choose another output")
 
 
 def read_json(path: Path) -> dict[str, Any]:

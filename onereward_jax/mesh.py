@@ -79,7 +79,12 @@ def spec_for(rules: Rules, path: str, shape: tuple[int, ...], mesh: Mesh) -> Par
 
 def shardings(tree: trees.Tree, mesh: Mesh, rules: Rules = TRANSFORMER_RULES) -> trees.Tree:
     """A `NamedSharding` for every leaf of a tree of arrays or of `jax.eval_shape`."""
-    return trees.map_with_path(lambda path, leaf: NamedSharding(mesh, spec_for(rules, path, leaf.shape, mesh)), tree)
+    return trees.map_with_path(lambda path, leaf: sharding_of(path, leaf.shape, mesh, rules), tree)
+
+
+def sharding_of(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = TRANSFORMER_RULES) -> NamedSharding:
+    """Where one parameter lies."""
+    return NamedSharding(mesh, spec_for(rules, path, shape, mesh))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

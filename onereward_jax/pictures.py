@@ -1,13 +1,13 @@
-"""Pictures as arrays: picture files, contact sheets, masks made visible. Everything is uint8 (H, W, 3)."""
+"""Pictures as arrays: contact sheets, masks made visible, PNG files. Everything is uint8 (H, W, 3)."""
 
 import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageDraw
 
-from onereward_jax.errors import UserError
+from onereward_jax.files import write_bytes
 
 GAP = 4
 LABEL_HEIGHT = 14
@@ -33,35 +33,6 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
     if image.dtype != np.uint8:
         raise ValueError(f"a picture is uint8, or float in [0, 1], not {image.dtype}")
     return image
-
-
-def read_image(path: str | Path) -> np.ndarray:
-    """A picture file as it is meant to be seen: turned as its EXIF orientation says, uint8 (H, W, 3).
-
-    Raises:
-      FileNotFoundError, IsADirectoryError, PermissionError: the path is none of a readable file.
-      UserError: the file is no picture, or a damaged one.
-    """
-    return decode_image(Path(path).read_bytes(), str(path))
-
-
-def decode_image(data: bytes, name: str) -> np.ndarray:
-    """The picture that a file's bytes hold, as `read_image` sees it.
-
-    Args:
-      name: of the picture, for the message.
-
-    Raises:
-      UserError: the bytes are no picture, or a damaged one.
-    """
-    try:
-        return np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
-    except UnidentifiedImageError:
-        raise UserError(f"{name} is no picture that can be read: give a PNG, JPEG or WebP file") from None
-    except Image.DecompressionBombError as error:
-        raise UserError(f"{name} is too large: {error}") from None
-    except (OSError, SyntaxError, ValueError) as error:  # how Pillow says truncated and damaged
-        raise UserError(f"{name} is a damaged picture ({error}): give another copy") from None
 
 
 def mask_overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -128,7 +99,7 @@ def png(image: np.ndarray) -> bytes:
 
 
 def write_png(path: str | Path, image: np.ndarray) -> None:
-    """Writes a PNG file, making its folder if need be."""
+    """Writes a PNG file, whole or not at all, making its folder if need be."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png(image))
+    write_bytes(path, png(image))

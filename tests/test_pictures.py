@@ -5,7 +5,6 @@ import pytest
 from PIL import Image
 
 from onereward_jax import pictures
-from onereward_jax.errors import UserError
 
 
 def test_grid_places_every_picture():
@@ -58,25 +57,3 @@ def test_png_round_trip(tmp_path):
     pictures.write_png(tmp_path / "a" / "b.png", image)
     np.testing.assert_array_equal(np.array(Image.open(tmp_path / "a" / "b.png")), image)
     np.testing.assert_array_equal(np.array(Image.open(io.BytesIO(pictures.png(image)))), image)
-
-
-def test_picture_files_are_read_as_they_are_meant_to_be_seen(tmp_path):
-    image = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
-    turned = Image.fromarray(np.rot90(image))  # what a camera on its side stores ...
-    exif = turned.getexif()
-    exif[0x0112] = 6  # ... and how it says so: turn clockwise
-    turned.save(tmp_path / "turned.png", exif=exif)
-    Image.fromarray(image).convert("RGBA").save(tmp_path / "transparent.png")
-    for name in ("turned.png", "transparent.png"):
-        np.testing.assert_array_equal(pictures.read_image(tmp_path / name), image)
-
-
-def test_what_is_no_picture_is_named(tmp_path):
-    (tmp_path / "words.png").write_text("no picture")
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / "half.png")
-    (tmp_path / "half.png").write_bytes((tmp_path / "half.png").read_bytes()[:1000])
-    for name, message in (("words.png", "is no picture"), ("half.png", "is a damaged picture")):
-        with pytest.raises(UserError, match=message):
-            pictures.read_image(tmp_path / name)
-    with pytest.raises(FileNotFoundError):
-        pictures.read_image(tmp_path / "none.png")

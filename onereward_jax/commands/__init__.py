@@ -12,7 +12,9 @@ command of a configuration calls `config_arguments(parser, needs=...)` and finds
 """
 
 import argparse
+import os
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def config_arguments(
@@ -35,3 +37,12 @@ def config_arguments(
         parser.add_argument(
             "--workdir", metavar="DIR", required=True, help="the run's directory: checkpoints, metrics, results"
         )
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs for the next start of a command: in $JAX_COMPILATION_CACHE_DIR, or the user's caches."""
+    import jax
+
+    if not jax.config.read("jax_compilation_cache_dir"):
+        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", str(Path(caches) / "onereward_jax"))

@@ -25,8 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from onereward_jax import tasks
+    from onereward_jax.inputs import read_image
     from onereward_jax.judge.judge import Judge
-    from onereward_jax.pictures import read_image
 
     # What the command line gets wrong is said before a model is loaded.
     dimensions = [args.dimension] if args.dimension else tasks.dimensions_of(args.task, args.prompt or "")

@@ -22,6 +22,6 @@ def run(args: argparse.Namespace) -> None:
     if not (args.base or args.judge):
         raise UserError("there is nothing to package: give --base, --judge or both")
     if args.base:
-        FillPipeline.from_pretrained(args.base).save_pretrained(Path(args.out) / "base", "bfloat16")
+        FillPipeline.from_pretrained(args.base, dtype="float32").save_pretrained(Path(args.out) / "base", "bfloat16")
     if args.judge:
         Judge.from_pretrained(args.judge, "float32").save_pretrained(Path(args.out) / "judge", dtype="bfloat16")

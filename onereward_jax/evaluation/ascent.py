@@ -43,7 +43,7 @@ def measure_ascent(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       "judge": {"before", "after"}, the judge's mean P(better than the reference)}.
     """
     settings, size = config.ascent, config.evaluation.batch_size
-    pipeline = FillPipeline.from_pretrained(config.model.base)
+    pipeline = FillPipeline.from_pretrained(config.model.base, dtype="float32")
     judge = Judge.from_pretrained(config.model.judge, "float32")
     ground = ProvingGround("test", config.data.resolution, config.data.seed, config.data.photos or None)
     ascend = make_ascent(pipeline, judge, config)

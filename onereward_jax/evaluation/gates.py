@@ -35,7 +35,7 @@ def measure_gates(config: ConfigDict, workdir: Path) -> dict[str, Any]:
        first}}}.
     """
     settings = config.evaluation
-    pipeline = FillPipeline.from_pretrained(config.model.base)
+    pipeline = FillPipeline.from_pretrained(config.model.base, dtype="float32")
     ground = ProvingGround("test", config.data.resolution, config.data.seed, config.data.photos or None)
     gates: dict[str, Any] = {"autoencoder": {}, "base": {}}
     rows: list[list[np.ndarray]] = []

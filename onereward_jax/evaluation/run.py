@@ -49,7 +49,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             f"the policy in {workdir} is of step {training['step']}, not of train.num_steps {config.train.num_steps}:"
             " run `onereward train` to its end, or give the number of steps that it has"
         )
-    pipeline = FillPipeline.from_pretrained(config.model.base)
+    pipeline = FillPipeline.from_pretrained(config.model.base, dtype="float32")
     judge = Judge.from_pretrained(config.model.judge, "float32")
     settings = config.evaluation
     own = pipeline.params["transformer"]

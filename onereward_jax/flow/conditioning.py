@@ -85,9 +85,54 @@ def encode_image(vae: Any, vae_params, images: jax.Array, noise: jax.Array | Non
     return (z - vae.shift_factor) * vae.scaling_factor
 
 
-def decode_latents(vae: Any, vae_params, latents: jax.Array) -> jax.Array:
-    """Normalised latents (B, h, w, C) -> images (B, H, W, 3) in [−1, 1], not clipped."""
-    return vae.apply({"params": vae_params}, latents / vae.scaling_factor + vae.shift_factor, method="decode")
+def decode_latents(vae: Any, vae_params, latents: jax.Array, tile: int | None = None) -> jax.Array:
+    """Normalised latents (B, h, w, C) -> images (B, H, W, 3) in [−1, 1], not clipped.
+
+    Args:
+      tile: latents with a longer side than this go through the decoder one square of this side after the other, which
+        bounds its memory. The squares overlap by a quarter and are blended as in `AutoencoderKL.tiled_decode`, so that
+        no seams are seen; but each is normalised by itself, and its tones may differ a little from the whole's.
+    """
+    raw = latents / vae.scaling_factor + vae.shift_factor
+    decode = lambda z: vae.apply({"params": vae_params}, z, method="decode")  # noqa: E731
+    batch, height, width, channels = raw.shape
+    if tile is None or max(height, width) <= tile:
+        return decode(raw)
+    factor = vae_factor(vae)
+    (tops, row_weights), (lefts, column_weights) = _tiles(height, tile, factor), _tiles(width, tile, factor)
+    size = (min(height, tile), min(width, tile))
+
+    def add(number, image):
+        row, column = number // len(lefts), number % len(lefts)
+        top, left = jnp.asarray(tops)[row], jnp.asarray(lefts)[column]
+        part = decode(jax.lax.dynamic_slice(raw, (0, top, left, 0), (batch, *size, channels)))
+        part = part * jnp.asarray(row_weights)[row, :, None, None] * jnp.asarray(column_weights)[column, :, None]
+        corner = (0, top * factor, left * factor, 0)
+        return jax.lax.dynamic_update_slice(image, jax.lax.dynamic_slice(image, corner, part.shape) + part, corner)
+
+    image = jnp.zeros((batch, height * factor, width * factor, vae.out_channels))
+    return jax.lax.fori_loop(0, len(tops) * len(lefts), add, image)
+
+
+def _tiles(side: int, tile: int, factor: int) -> tuple[np.ndarray, np.ndarray]:
+    """Where tiles begin along a side of the latent, int32 (n,), and the share of each in the pixels below it, float32
+    (n, tile·factor): rising and falling linearly over a quarter of a tile, and summing to 1 at every pixel."""
+    if side <= tile:
+        return np.zeros(1, np.int32), np.ones((1, side * factor), np.float32)
+    overlap = tile // 4
+    count = -(-(side - overlap) // (tile - overlap))
+    starts = np.minimum(np.arange(count) * (tile - overlap), side - tile).astype(np.int32)
+    ramp = np.arange(overlap * factor) / (overlap * factor)
+    weights = np.ones((count, tile * factor))
+    weights[1:, : len(ramp)] = ramp
+    weights[:-1, -len(ramp) :] *= 1 - ramp
+    total = np.zeros(side * factor)
+    for start, weight in zip(starts * factor, weights, strict=True):
+        total[start : start + len(weight)] += weight
+    shares = [
+        weight / total[start : start + len(weight)] for start, weight in zip(starts * factor, weights, strict=True)
+    ]
+    return starts, np.asarray(shares, np.float32)
 
 
 @functools.partial(jax.jit, static_argnames="vae")
@@ -107,19 +152,22 @@ def vae_factor(vae: Any) -> int:
     return 2 ** (len(vae.block_out_channels) - 1)
 
 
-def encode_masked_image(vae: Any, vae_params, images: jax.Array, masks: jax.Array) -> tuple[jax.Array, jax.Array]:
+def encode_masked_image(
+    vae: Any, vae_params, images: jax.Array, masks: jax.Array, noise: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
     """The two picture conditions of FLUX-Fill.
 
     Args:
       images: (B, H, W, 3), uint8 or [0, 1].
       masks: (B, H, W), 1 = generate.
+      noise: see `encode_image`.
 
     Returns:
       packed latents of `image·(1 − mask)` taken in [−1, 1], (B, N, 4C), and packed mask, (B, N, 4f²).
     """
     masks = masks.astype(jnp.float32)
     masked = to_model_range(images) * (1.0 - masks[..., None])
-    return pack(encode_image(vae, vae_params, masked)), pack_mask(masks, vae_factor(vae))
+    return pack(encode_image(vae, vae_params, masked, noise)), pack_mask(masks, vae_factor(vae))
 
 
 def encode_sample(

@@ -2,31 +2,57 @@
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from PIL import Image
 
+from onereward_jax import inputs
+from onereward_jax.errors import UserError
 from onereward_jax.files import read_json, whole_directory, write_json
 from onereward_jax.flow import conditioning, sampler
 from onereward_jax.flow.prompts import PromptEncoder
 from onereward_jax.flow.schedule import Shift, sigmas
+from onereward_jax.mesh import batch_sharding, batch_shards
 from onereward_jax.weights.export import save_component
-from onereward_jax.weights.load import load_component
-from onereward_jax.weights.lora import is_adapter, with_adapters
+from onereward_jax.weights.hub import model_directory
+from onereward_jax.weights.load import PARAM_DTYPES, load_component, module_from_directory
+from onereward_jax.weights.lora import Adapters, is_adapter, with_adapters
+
+FOLDERS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+OUTPUT_TYPES = ("pil", "array", "np")
+
+
+@dataclasses.dataclass
+class FillOutput:
+    """What a call of `FillPipeline` gives.
+
+    Attributes:
+      images: B PIL images, or float32 (B, H, W, 3) in [0, 1].
+    """
+
+    images: list[Image.Image] | np.ndarray
 
 
 @dataclasses.dataclass
 class FillPipeline:
     """FLUX-Fill: transformer, autoencoder and the two text encoders, from a diffusers directory.
 
+    Equals diffusers' FluxFillPipeline, plus true classifier-free guidance, as OneReward's transformers are run:
+    `v = v_neg + s·(v_pos − v_neg)`, both branches with the same embedded guidance.
+
     Attributes:
       transformer, vae: modules; params: {"transformer": tree, "vae": tree}.
       prompts: text encoders with a cache.
       shift: resolution-dependent shift of the noise schedule (scheduler/scheduler_config.json).
+      mesh: on which the parameters lie; None: one device, which they reach with the first call.
+      decode_tile: pixels; a picture with a longer side is decoded in tiles of this size, see
+        `conditioning.decode_latents`. None never cuts.
     """
 
     transformer: Any
@@ -34,28 +60,51 @@ class FillPipeline:
     params: dict[str, Any]
     prompts: PromptEncoder
     shift: Shift
+    mesh: Mesh | None = None
+    decode_tile: int | None = 1024
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path, dtype: str = "float32") -> "FillPipeline":
-        """Loads every component of a directory in diffusers layout.
+    def from_pretrained(
+        cls,
+        path_or_repo: str | Path,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        dtype: str = "bfloat16",
+        mesh: Mesh | None = None,
+        transformer: str | Path | None = None,
+        lora: Adapters = None,
+    ) -> "FillPipeline":
+        """Loads every component of a model in diffusers layout.
+
+        Args:
+          path_or_repo: a directory, or a repository of the Hugging Face hub: "black-forest-labs/FLUX.1-Fill-dev".
+          revision: branch, tag or commit of that repository; token: of an account that may read it.
+          dtype: "bfloat16", or "float32" for training and exact comparisons: in which parameters are kept and products
+            computed. Noise levels, latents between steps and pictures are float32 either way.
+          mesh: every component's parameters are spread over it by the rules of `mesh`; None leaves transformer and
+            autoencoder on the host until the first call, and puts the text encoders on one device.
+          transformer: another transformer for this model: a directory, or "owner/name:subfolder" of the hub.
+          lora: adapters of the transformer: a path, or several, each with a weight or without: `["a", ("b", 0.5)]`.
 
         Raises:
-          FileNotFoundError, ValueError: something is missing or does not fit; the sentence says what.
+          FileNotFoundError, PermissionError, ValueError: something is missing or does not fit; the sentence says what.
         """
-        directory = Path(directory)
+        folders = [folder for folder in FOLDERS if transformer is None or folder != "transformer"]
+        directory = model_directory(path_or_repo, revision, token, folders)
         if not directory.is_dir():
             raise FileNotFoundError(
                 f"there is no model directory {directory}: give the path of a model in diffusers layout"
             )
-        transformer, transformer_params = load_component(directory / "transformer", "transformer", dtype)
-        vae, vae_params = load_component(directory / "vae", "vae", dtype)
-        return cls(
-            transformer=transformer,
-            vae=vae,
-            params={"transformer": transformer_params, "vae": vae_params},
-            prompts=PromptEncoder.from_pretrained(directory),
-            shift=read_shift(directory),
-        )
+        at = directory / "transformer" if transformer is None else model_directory(transformer, token=token)
+        shift = read_shift(directory)
+        fields = {"dtype": jnp.dtype(dtype)} if dtype in PARAM_DTYPES else {}
+        _check_fit(directory, at)
+        prompts = PromptEncoder.from_pretrained(directory, dtype, mesh)
+        vae, vae_params = load_component(directory / "vae", "vae", dtype, fields, mesh)
+        module, params = load_component(at, "transformer", dtype, fields, mesh)
+        if lora:
+            params = with_adapters("transformer", params, lora)
+        return cls(module, vae, {"transformer": params, "vae": vae_params}, prompts, shift, mesh)
 
     def save_pretrained(self, directory: str | Path, dtype: str = "float32") -> None:
         """Writes the directory that `from_pretrained` and diffusers' FluxFillPipeline open."""
@@ -75,6 +124,89 @@ class FillPipeline:
             write_json(partial / "scheduler" / "scheduler_config.json", _scheduler_config(self.shift))
             write_json(partial / "model_index.json", _MODEL_INDEX)
 
+    def __call__(
+        self,
+        prompt: str | Sequence[str],
+        image: Any,
+        mask_image: Any,
+        negative_prompt: str | Sequence[str] = "",
+        num_inference_steps: int = 50,
+        guidance_scale: float = 30.0,
+        true_cfg_scale: float = 1.0,
+        seed: int = 0,
+        noise: Any = None,
+        posterior: str = "sample",
+        max_sequence_length: int = 512,
+        output_type: str = "pil",
+        true_cfg: float | None = None,
+    ) -> FillOutput:
+        """Fills the white part of the masks; one program is compiled for each size of pictures and number of them.
+
+        Args:
+          prompt: what the hole should show; one for all pictures, or one for each.
+          image: PIL image, path, or uint8 (H, W, 3), or many of them: a list, or an array (B, H, W, 3). Of one size in
+            a call. A size that is not divisible by 16 is padded at the right and the bottom by repeating the outermost
+            pixels, of image and mask, and the pictures come back at the size that came in.
+          mask_image: the same, of the image's size, white = generate; one for all pictures, or one for each.
+          negative_prompt: what it should not show; read only if `true_cfg_scale` is not 1.
+          num_inference_steps: Euler steps.
+          guidance_scale: the embedded guidance; 30 is FLUX.1-Fill's, OneReward's transformers are run with 1.
+          true_cfg_scale: s of true guidance, which doubles the work; 1 does without. OneReward's run with 4. `true_cfg`
+            is its other name.
+          seed: of the noise, and of the posterior; each picture of a call has its own.
+          noise: standard normal float32 (B, H/8, W/8, C), not packed, of the padded size: repeats the run of another
+            program.
+          posterior: "sample" draws the latents of the masked image as diffusers does, "mode" takes their mean.
+          max_sequence_length: tokens that T5 reads.
+          output_type: "pil", or "array" (diffusers' "np"): float32 (B, H, W, 3) in [0, 1] before any rounding.
+
+        Raises:
+          UserError: an input does not fit; the sentence says which.
+        """
+        if output_type not in OUTPUT_TYPES:
+            raise UserError(f"there is no output_type {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
+        if posterior not in ("sample", "mode"):
+            raise UserError(f"there is no posterior {posterior!r}: choose sample or mode")
+        many = inputs.broadcast(
+            {
+                "image": inputs.read_images(image),
+                "mask_image": inputs.read_masks(mask_image),
+                "prompt": _texts(prompt),
+                "negative_prompt": _texts(negative_prompt),
+            }
+        )
+        count, height, width = _check_pictures(many["image"], many["mask_image"])
+        multiple = 2 * conditioning.vae_factor(self.vae)
+        images, masks = (
+            np.stack([inputs.pad_to_multiple(array, multiple) for array in many[name]])
+            for name in ("image", "mask_image")
+        )
+        shape = (count, *latent_shape(self.vae, *images.shape[1:3]))
+        noise_key, posterior_key = jax.random.split(jax.random.key(seed))
+        if noise is None:
+            noise = sample_noise(noise_key, range(count), shape[1:])
+        elif np.shape(noise) != shape:
+            raise UserError(f"the noise has the shape {np.shape(noise)}, for these pictures it needs {shape}")
+        made = self.generate(
+            images,
+            masks,
+            many["prompt"],
+            jnp.asarray(noise, jnp.float32),
+            num_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            true_cfg_scale=true_cfg_scale if true_cfg is None else true_cfg,
+            negative_prompt=many["negative_prompt"],
+            max_sequence_length=max_sequence_length,
+            posterior_noise=sample_noise(posterior_key, range(count), shape[1:]) if posterior == "sample" else None,
+        )[:, :height, :width]
+        if output_type == "pil":
+            return FillOutput([Image.fromarray(picture) for picture in np.round(made * 255).astype(np.uint8)])
+        return FillOutput(made)
+
+    def release_text_encoders(self) -> None:
+        """Frees the text encoders; prompts that `prompts.encode` has seen before can still be used."""
+        self.prompts.release()
+
     def generate(
         self,
         images: np.ndarray,
@@ -87,10 +219,11 @@ class FillPipeline:
         stop: int | None = None,
         guidance_scale: float = 30.0,
         true_cfg_scale: float = 1.0,
-        negative_prompt: str = "",
+        negative_prompt: str | Sequence[str] = "",
         max_sequence_length: int = 512,
+        posterior_noise: jax.Array | None = None,
     ) -> np.ndarray:
-        """Fills the masks of a batch.
+        """Fills the masks of a batch of arrays: the denoising below `__call__`, and that of training and evaluation.
 
         Args:
           images: uint8 (B, H, W, 3); masks: (B, H, W), 1 = generate; prompts: B of them.
@@ -99,7 +232,8 @@ class FillPipeline:
           num_steps: Euler steps of the schedule.
           stop: index of the schedule at which to stop and predict the data in one step, as the policy
             does in training; None denoises fully.
-          guidance_scale, true_cfg_scale, negative_prompt: see `sampler.velocity_of`.
+          guidance_scale, true_cfg_scale: see `sampler.velocity_of`; negative_prompt: one for all, or B of them.
+          posterior_noise: see `conditioning.encode_image`.
 
         Returns:
           float32 (B, H, W, 3) in [0, 1].
@@ -107,26 +241,39 @@ class FillPipeline:
         prompt_embeds, pooled = self.prompts.encode(prompts, max_sequence_length)
         negative: tuple = (None, None)
         if true_cfg_scale != 1.0:
-            negative = self.prompts.encode([negative_prompt] * len(prompts), max_sequence_length)
+            negatives = _texts(negative_prompt)
+            negatives = negatives * len(prompts) if len(negatives) == 1 else negatives
+            negative = self.prompts.encode(negatives, max_sequence_length)
         params = {
             "transformer": self._on_devices("transformer") if transformer_params is None else transformer_params,
             "vae": self._on_devices("vae"),
         }
         schedule = sigmas(num_steps, noise.shape[1] * noise.shape[2] // 4, self.shift)
+        batch = {
+            "images": images,
+            "masks": masks,
+            "text": (prompt_embeds, pooled, *negative),
+            "noise": noise,
+            "posterior_noise": posterior_noise,
+        }
         pictures = _generate(
             params,
-            jnp.asarray(images),
-            jnp.asarray(masks),
-            (prompt_embeds, pooled, *negative),
-            noise,
+            self._placed(batch),
             np.pad(schedule, (0, -len(schedule) % _SCHEDULE_BUCKET)),
             num_steps - 1 if stop is None else stop,
             guidance_scale,
             true_cfg_scale,
             transformer=self.transformer,
             vae=self.vae,
+            tile=self.decode_tile and self.decode_tile // conditioning.vae_factor(self.vae),
         )
         return np.asarray(pictures)
+
+    def _placed(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch on the devices: shared among them, if there is enough of it."""
+        if self.mesh is not None and len(batch["images"]) % batch_shards(self.mesh) == 0:
+            return jax.device_put(batch, batch_sharding(self.mesh))
+        return jax.tree.map(jnp.asarray, batch)
 
     def _on_devices(self, name: str) -> Any:
         """A component's parameters, moved there by the first call that needs them."""
@@ -149,21 +296,72 @@ def load_transformer(directory: str | Path, base: Any) -> Any:
 _SCHEDULE_BUCKET = 64
 
 
-@functools.partial(jax.jit, static_argnames=("transformer", "vae"))
-def _generate(params, images, masks, text, noise, schedule, stop, guidance_scale, true_cfg_scale, *, transformer, vae):
+@functools.partial(jax.jit, static_argnames=("transformer", "vae", "tile"))
+def _generate(params, batch, schedule, stop, guidance_scale, true_cfg_scale, *, transformer, vae, tile):
     """Denoises to index `stop`, then predicts the data in one step; from the last index before σ = 0 that is
     the last Euler step."""
+    noise = batch["noise"]
     height, width = noise.shape[1:3]
     ids = conditioning.image_ids(height, width)
-    masked_image, mask = conditioning.encode_masked_image(vae, params["vae"], images, masks)
-    condition = conditioning.Condition(masked_image, mask, *text)
+    masked_image, mask = conditioning.encode_masked_image(
+        vae, params["vae"], batch["images"], batch["masks"], batch["posterior_noise"]
+    )
+    condition = conditioning.Condition(masked_image, mask, *batch["text"])
     if condition.negative_prompt_embeds is None:
         true_cfg_scale = 1.0
     velocity = sampler.velocity_of(transformer, params["transformer"], condition, ids, guidance_scale, true_cfg_scale)
     tokens = sampler.denoise(velocity, conditioning.pack(noise), schedule, stop)
     tokens = sampler.predict_data(velocity, tokens, jnp.full(len(tokens), schedule[stop]))
-    pictures = conditioning.decode_latents(vae, params["vae"], conditioning.unpack(tokens, height, width))
+    pictures = conditioning.decode_latents(vae, params["vae"], conditioning.unpack(tokens, height, width), tile)
     return jnp.clip(conditioning.to_unit_range(pictures), 0.0, 1.0)
+
+
+def _texts(prompt: str | Sequence[str]) -> list[str]:
+    return [prompt] if isinstance(prompt, str) else list(prompt)
+
+
+def _check_pictures(images: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> tuple[int, int, int]:
+    """Number, height and width of the images.
+
+    Raises:
+      UserError: they have different sizes, or a mask has another one than its image.
+    """
+    for number, (image, mask) in enumerate(zip(images, masks, strict=True)):
+        one = len(images) == 1
+        inputs.check_size(image, mask, ("the image", "the mask") if one else (f"image {number}", f"mask {number}"))
+    sizes = {image.shape[:2] for image in images}
+    if len(sizes) > 1:
+        shown = ", ".join(f"{width}x{height}" for height, width in sorted(sizes))
+        raise UserError(f"the images of one call have different sizes ({shown}): make a call for each size")
+    return (len(images), *sizes.pop())
+
+
+def _check_fit(directory: Path, transformer: Path) -> None:
+    """That the components are of one Fill model, as their configurations say.
+
+    Raises:
+      FileNotFoundError, ValueError: one is missing, or takes what another doesn't give.
+    """
+    flux = module_from_directory(transformer, "transformer")
+    vae = module_from_directory(directory / "vae", "vae")
+    clip = module_from_directory(directory / "text_encoder", "text_encoder")
+    t5 = module_from_directory(directory / "text_encoder_2", "text_encoder_2")
+    latent = 4 * vae.latent_channels
+    wanted: Mapping[str, tuple[int, str]] = {
+        "out_channels": (latent, "the latents of the autoencoder"),
+        "in_channels": (
+            2 * latent + 4 * conditioning.vae_factor(vae) ** 2,
+            "a Fill model: latents, masked image, mask",
+        ),
+        "joint_attention_dim": (t5.d_model, "the states of text_encoder_2"),
+        "pooled_projection_dim": (clip.hidden_size, "the states of text_encoder"),
+    }
+    for field, (number, what) in wanted.items():
+        if getattr(flux, field) != number:
+            raise UserError(
+                f"{transformer / 'config.json'} has {field} {getattr(flux, field)}, but it is {number} for {what}:"
+                " give a transformer of the same FLUX.1-Fill"
+            )
 
 
 def sample_noise(key: jax.Array, index: Sequence[int] | np.ndarray, shape: tuple[int, int, int]) -> jax.Array:

@@ -12,8 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from onereward_jax.errors import UserError
 from onereward_jax.weights.load import load_component
 
 Tree = Any
@@ -53,7 +55,7 @@ class PromptEncoder:
         cls,
         directory: str | Path,
         dtype: str = "float32",
-        place: Callable[[Tree], Tree] = jax.device_put,
+        mesh: Mesh | None = None,
         **fields: Any,
     ) -> "PromptEncoder":
         """Reads `tokenizer`, `tokenizer_2`, `text_encoder` and `text_encoder_2` of a diffusers directory.
@@ -61,7 +63,7 @@ class PromptEncoder:
         Args:
           directory: the pipeline's directory.
           dtype: "float32" or "bfloat16", of the encoders' parameters (they are not trained) and computation.
-          place: puts an encoder's parameters on devices; by default, on one.
+          mesh: where the encoders' parameters lie, by its rules; None puts them on one device.
           fields: `batch_size`, `cache_size`.
 
         Raises:
@@ -74,12 +76,10 @@ class PromptEncoder:
                 raise FileNotFoundError(
                     f"{directory} has no folder {part!r}: give a directory in the layout of diffusers"
                 )
-        text_encoder, params = load_component(
-            directory / "text_encoder", "text_encoder", dtype, {"dtype": jnp.dtype(dtype)}
-        )
-        text_encoder_2, params_2 = load_component(
-            directory / "text_encoder_2", "text_encoder_2", dtype, {"dtype": jnp.dtype(dtype)}
-        )
+        load = lambda part: load_component(directory / part, part, dtype, {"dtype": jnp.dtype(dtype)}, mesh)  # noqa: E731
+        place = jax.device_put if mesh is None else lambda params: params
+        text_encoder, params = load("text_encoder")
+        text_encoder_2, params_2 = load("text_encoder_2")
         return cls(
             tokenizer=AutoTokenizer.from_pretrained(directory / "tokenizer"),
             tokenizer_2=AutoTokenizer.from_pretrained(directory / "tokenizer_2"),
@@ -89,6 +89,10 @@ class PromptEncoder:
             text_encoder_2_params=place(params_2),
             **fields,
         )
+
+    def release(self) -> None:
+        """Frees the encoders' parameters; prompts that were encoded before are still known."""
+        self.text_encoder_params = self.text_encoder_2_params = None
 
     @property
     def clip_length(self) -> int:
@@ -117,7 +121,7 @@ class PromptEncoder:
           T5's states (B, L, `joint_attention_dim`) and CLIP's pooled states (B, `pooled_projection_dim`).
 
         Raises:
-          ValueError: there is no prompt.
+          ValueError: there is no prompt, or it is a new one after `release`.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts:
@@ -146,6 +150,10 @@ class PromptEncoder:
 
     def _compute(self, prompts: Sequence[str], max_sequence_length: int) -> Mapping[str, tuple[np.ndarray, np.ndarray]]:
         """Encodings of at most `batch_size` prompts."""
+        if self.text_encoder_params is None:
+            raise UserError(
+                f"the text encoders were released before {prompts[0]!r} was encoded: encode all prompts first"
+            )
         clip_ids, t5_ids = self.tokenize(prompts, max_sequence_length)
         fill = ((0, self.batch_size - len(prompts)), (0, 0))
         states, pooled = jax.device_get(
@@ -170,13 +178,18 @@ class PromptEncoder:
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length: int, reader: str) -> np.ndarray:
-    """(B, length) int32; warns of each prompt that is longer."""
+    """(B, length) int32; warns of each prompt that is longer, or holds what the tokenizer does not know."""
     prompts = list(prompts)
+    # CLIP's reads any byte, and its unknown token is the end of text.
+    unknown = None if tokenizer.unk_token_id == tokenizer.eos_token_id else tokenizer.unk_token_id
     whole = tokenizer(prompts, return_offsets_mapping=True, verbose=False)
     for prompt, ids, offsets in zip(prompts, whole["input_ids"], whole["offset_mapping"], strict=True):
         if len(ids) > length:
             # The end-of-text token takes the last place, so the token that stood there is the first to go.
             rest = prompt[offsets[length - 1][0] :]
             warnings.warn(f"{reader} reads {length} tokens; cut from the end of the prompt: {rest!r}", stacklevel=4)
+        lost = [prompt[start:stop] for token, (start, stop) in zip(ids, offsets, strict=True) if token == unknown]
+        if lost:
+            warnings.warn(f"{reader} has no token for {' '.join(lost)!r} in the prompt: use other words", stacklevel=4)
     cut = tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="np")
     return cut["input_ids"].astype(np.int32)

@@ -64,7 +64,11 @@ def train_base(config: ConfigDict, workdir: Path) -> None:
     that leaves reward feedback learning something to improve.
     """
     settings = config.base
-    pipeline = FillPipeline.from_pretrained(settings.start) if settings.start else new_pipeline(config, workdir)
+    pipeline = (
+        FillPipeline.from_pretrained(settings.start, dtype="float32")
+        if settings.start
+        else new_pipeline(config, workdir)
+    )
     prompts, length = pipeline.prompts, config.max_sequence_length
     side = latent_shape(pipeline.vae, config.data.resolution, config.data.resolution)[0]
     transformer = pipeline.transformer.clone(dtype=settings.dtype, remat=settings.remat)

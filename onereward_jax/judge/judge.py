@@ -18,7 +18,7 @@ from onereward_jax.judge.vision import ImageSettings
 from onereward_jax.lora import detach, merge
 from onereward_jax.weights import qwen2_5_vl
 from onereward_jax.weights.export import save_component
-from onereward_jax.weights.hub import local_directory
+from onereward_jax.weights.hub import model_directory
 from onereward_jax.weights.load import load_component, module_from_directory
 from onereward_jax.weights.lora import Adapters, with_adapters
 
@@ -144,7 +144,7 @@ class Judge:
         """
         from transformers import AutoTokenizer
 
-        directory = local_directory(path_or_repo)
+        directory = model_directory(path_or_repo)
         # Another architecture is named before the files are missed that only a judge has.
         module_from_directory(directory, "judge")
         preprocessor = directory / PREPROCESSOR_FILE

@@ -17,10 +17,10 @@ import PIL.Image
 from onereward_jax.data.preferences.dataset import BAD_SHARE, Records, good_records, open_records
 from onereward_jax.data.preferences.record import Record
 from onereward_jax.errors import UserError
+from onereward_jax.inputs import read_image
 from onereward_jax.judge.batches import MAX_DIMENSIONS
 from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.vision import ImageSettings, smart_resize
-from onereward_jax.pictures import decode_image
 from onereward_jax.tasks import CELLS, dimensions_of
 
 Size = tuple[int, int]  # height, width
@@ -70,7 +70,7 @@ class Pairs(Sequence[Pair]):
         """Both pictures, uint8 (H, W, 3), resized to `shape` if it is given."""
         dataset = self._datasets[pair.part]
         candidates = dataset[pair.row].candidates
-        pictures = [decode_image(candidates[i].image, dataset.name(pair.row)) for i in (pair.first, pair.second)]
+        pictures = [read_image(candidates[i].image, dataset.name(pair.row)) for i in (pair.first, pair.second)]
         if shape is not None:
             pictures = [resized(picture, size) for picture, size in zip(pictures, shape, strict=True)]
         return pictures[0], pictures[1]

@@ -70,7 +70,7 @@ def make_preferences(
         indices = range(first, first + planted)
         makers.append(("planted", 0, indices, functools.partial(_planted, autoencoder, params)))
     if base:
-        pipeline = FillPipeline.from_pretrained(model)
+        pipeline = FillPipeline.from_pretrained(model, dtype="float32")
         policies = {path: load_transformer(path, pipeline.params["transformer"]) for path in policy_paths}
         indices = range(first + planted, first + planted + base)
         makers.append(("base", 1, indices, functools.partial(_generated, pipeline, policies)))

@@ -44,7 +44,7 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Trai
     step_config = StepConfig(**config.rl)
     # Of processes that were killed, their steps; of this one, loading, compiling and exporting too.
     seconds_before, started = training_seconds(workdir / "metrics.jsonl"), time.perf_counter()
-    pipeline = FillPipeline.from_pretrained(config.model.base)
+    pipeline = FillPipeline.from_pretrained(config.model.base, dtype="float32")
     latent_shape(pipeline.vae, config.data.resolution, config.data.resolution)  # refuses what doesn't divide
     judge = Judge.from_pretrained(config.model.judge, "float32")
     transformer = pipeline.transformer.clone(dtype=config.model.dtype, remat=config.model.remat)

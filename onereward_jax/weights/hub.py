@@ -1,42 +1,101 @@
-"""Where a model's files are: in a directory, or in a repository of the Hugging Face hub."""
+"""Where a model's files are: in a directory, in the cache of `huggingface_hub`, or on the Hugging Face hub."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+from onereward_jax.files import read_json
+
+_REPOSITORY = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(:(?P<subfolder>[\w./-]+))?")
 # Configurations, tokenizers, templates and weights; no pickles and no pictures.
 _FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
 
 
-def local_directory(path_or_repo: str | Path) -> Path:
-    """The directory of that path, or of a repository "owner/name": downloaded, or as the cache of `huggingface_hub`
-    has it.
+def model_directory(
+    path_or_repo: str | Path,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    folders: Sequence[str] | None = None,
+) -> Path:
+    """The directory of a model: a path, or a repository "owner/name" or a part of one "owner/name:subfolder".
 
-    A path that does not exist and is no repository's name comes back as it is: who reads it says what is missing.
+    What the cache of `huggingface_hub` holds is taken without asking the network; what it lacks is downloaded into it.
+    A path that does not exist and can be no repository's name comes back as it is: who reads it says what is missing.
+
+    Args:
+      revision: branch, tag or commit of the repository.
+      token: of an account that may read it; None takes the one of `hf auth login`.
+      folders: the parts that are needed, such as "vae"; None needs the files at the top, or of the subfolder.
 
     Raises:
-      FileNotFoundError: there is neither such a directory nor such a repository, or the hub is out of reach.
-      PermissionError: the repository is gated.
+      FileNotFoundError: there is neither such a directory nor such a repository, revision or part, or the hub is out of
+        reach.
+      PermissionError: the repository is gated, or the token is missing.
     """
     path = Path(path_or_repo)
-    if path.exists() or not _REPOSITORY.fullmatch(str(path_or_repo)):
+    found = _REPOSITORY.fullmatch(str(path_or_repo))
+    if path.exists() or found is None:
         return path
+    repo, subfolder = found["repo"], found["subfolder"]
+    owner = Path(repo).parent
+    if owner.is_dir():
+        beside = ", ".join(sorted(entry.name for entry in owner.iterdir())[:8]) or "nothing"
+        raise FileNotFoundError(
+            f"there is no directory {path_or_repo}, and {owner} is a directory of this machine, no owner on the Hugging"
+            f" Face hub: check the path; {owner} holds {beside}"
+        )
+    parts = [subfolder] if subfolder else list(folders) if folders else [""]
+    snapshot = _snapshot(repo, revision, token, parts)
+    directory = snapshot / (subfolder or "")
+    if not directory.is_dir():
+        raise FileNotFoundError(f"the repository {repo} has no folder {subfolder}: check it on its page")
+    return directory
+
+
+def _snapshot(repo: str, revision: str | None, token: str | bool | None, parts: Sequence[str]) -> Path:
+    """The repository in the cache, with all `parts` of it."""
     from huggingface_hub import errors, snapshot_download
 
-    repo = str(path_or_repo)
+    patterns = [f"{part}/{pattern}" if part else pattern for part in parts for pattern in _FILES]
+    options: dict[str, Any] = {"revision": revision, "allow_patterns": [*patterns, "model_index.json"]}
+    page = f"https://huggingface.co/{repo}"
     try:
-        return Path(snapshot_download(repo, allow_patterns=list(_FILES)))
+        try:
+            snapshot = Path(snapshot_download(repo, local_files_only=True, **options))
+            if all(_is_whole(snapshot / part) for part in parts):
+                return snapshot
+        except errors.LocalEntryNotFoundError:
+            pass
+        return Path(snapshot_download(repo, token=token, **options))
     except errors.GatedRepoError:
         raise PermissionError(
-            f"{repo} is gated: accept its licence at https://huggingface.co/{repo} and run `hf auth login`, or give a"
-            " directory"
+            f"{repo} is gated: accept its licence at {page} and run `hf auth login`, or give a directory"
         ) from None
-    except errors.RepositoryNotFoundError:
+    except (errors.RepositoryNotFoundError, errors.HFValidationError):
         raise FileNotFoundError(
-            f"there is no directory {repo}, nor such a repository on the Hugging Face hub: check it"
+            f"there is no directory {repo}, nor such a repository on the Hugging Face hub that you may read: check it,"
+            " or run `hf auth login` if it is private"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise FileNotFoundError(f"{repo} has no revision {revision}: check it at {page}") from None
+    except errors.LocalTokenNotFoundError:
+        raise PermissionError(
+            "there is no token of the Hugging Face hub on this machine: run `hf auth login`"
         ) from None
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError) as error:
         raise FileNotFoundError(
             f"there is no directory {repo}, and the Hugging Face hub could not be asked for it"
             f" ({type(error.__cause__ or error).__name__}): check the path, or download the repository first"
         ) from None
+
+
+def _is_whole(directory: Path) -> bool:
+    """Whether a part of a snapshot has its files: a cache also holds what another program needed of a repository."""
+    if not directory.is_dir():
+        return False
+    indices = list(directory.glob("*.safetensors.index.json"))
+    shards = [directory / name for index in indices for name in read_json(index).get("weight_map", {}).values()]
+    if shards:
+        return all(shard.exists() for shard in shards)
+    return not (directory / "config.json").exists() or any(directory.glob("*.safetensors"))

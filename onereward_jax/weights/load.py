@@ -1,15 +1,18 @@
 """Reads a component from its official directory: config.json and safetensors files."""
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from onereward_jax import tree as trees
 from onereward_jax.files import read_json
+from onereward_jax.mesh import sharding_of
 from onereward_jax.weights import tables
 from onereward_jax.weights.kinds import Kind, kind_of
 from onereward_jax.weights.safetensors_file import DTYPES, Tensor, read_header
@@ -20,7 +23,11 @@ _NAMED = 8  # so many names of each kind of mismatch; the rest is counted
 
 
 def load_component(
-    directory: str | Path, kind: str, dtype: str = "float32", fields: Mapping[str, Any] | None = None
+    directory: str | Path,
+    kind: str,
+    dtype: str = "float32",
+    fields: Mapping[str, Any] | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[Any, trees.Tree]:
     """The module that a directory describes, and its weights.
 
@@ -30,10 +37,11 @@ def load_component(
       dtype: of the parameters: "float32" (masters of training) or "bfloat16". Files may hold float64, float32,
         float16 or bfloat16.
       fields: fields of the module that config.json does not know: `dtype` of the computation, `remat`, ...
+      mesh: puts the parameters there by `mesh.TRANSFORMER_RULES`. Each device's part is read from the files as it is
+        needed, so this machine's memory holds one parameter at a time.
 
     Returns:
-      The Flax module, and its parameters as numpy arrays in this machine's memory; what places them on devices
-      decides how they are sharded.
+      The Flax module and its parameters: on the mesh, or without one as numpy arrays in this machine's memory.
 
     Raises:
       FileNotFoundError: the directory, config.json or the weights are not there.
@@ -47,7 +55,12 @@ def load_component(
     weights = component.module()
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *weights.example_inputs(module)))["params"]
     tensors = _checked(directory, component, tables.official_shapes(weights.TABLE, shapes))
-    return module, tables.from_official(weights.TABLE, shapes, lambda name: tensors[name].read().astype(param_dtype))
+    place = None if mesh is None else functools.partial(_on_mesh, mesh)
+    return module, tables.from_official(weights.TABLE, shapes, lambda name: tensors[name].read(), param_dtype, place)
+
+
+def _on_mesh(mesh: Mesh, path: str, shape: tuple[int, ...], part: Callable[[Any], np.ndarray]) -> jax.Array:
+    return jax.make_array_from_callback(shape, sharding_of(path, shape, mesh), part)
 
 
 def module_from_directory(directory: str | Path, kind: str, fields: Mapping[str, Any] | None = None) -> Any:
@@ -63,6 +76,13 @@ def module_from_directory(directory: str | Path, kind: str, fields: Mapping[str,
         return component.module().module_from_config(config, **(fields or {}))
     except ValueError as error:
         raise ValueError(f"{directory / 'config.json'}: {error}") from None
+
+
+def stored_dtype(directory: str | Path, kind: str) -> str:
+    """In which of `PARAM_DTYPES` a component's files lose nothing."""
+    files, _ = _weight_files(Path(directory), kind_of(kind).stem)
+    codes = {tensor.dtype for file in files for tensor in read_header(file).values()}
+    return "bfloat16" if codes == {"BF16"} else "float32"
 
 
 def param_dtype_of(name: str) -> np.dtype:

@@ -16,7 +16,7 @@ from onereward_jax import lora
 from onereward_jax import tree as trees
 from onereward_jax.files import read_json, whole_directory, write_json
 from onereward_jax.weights import lora_names, tables
-from onereward_jax.weights.hub import local_directory
+from onereward_jax.weights.hub import model_directory
 from onereward_jax.weights.kinds import kind_of
 from onereward_jax.weights.load import listed
 from onereward_jax.weights.safetensors_file import DTYPES, Tensor, read_header, read_metadata, write
@@ -261,7 +261,7 @@ def _own_name(kind: str, key: str) -> str | None:
 
 
 def _file_of(path: str | Path) -> Path:
-    found = local_directory(path)
+    found = model_directory(path)
     if found.is_dir():
         named = [found / name for name in (DIFFUSERS_FILE, PEFT_FILE) if (found / name).is_file()]
         files = named[:1] or sorted(found.glob("*.safetensors"))

@@ -7,11 +7,13 @@ has `{layer}` where the index stands, so one rule reads and writes all layers.
     Rule(r"transformer_blocks/attn/(to_q|to_k)/kernel", r"transformer_blocks.{layer}.attn.\\1.weight", "linear")
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from onereward_jax import tree as trees
@@ -28,6 +30,8 @@ class Rule(NamedTuple):
 
 
 Table = tuple[Rule, ...]
+# (path, shape, a function that reads a part of the parameter) -> the parameter, wherever it is kept.
+Place = Callable[[str, tuple[int, ...], Callable[[tuple[slice, ...]], np.ndarray]], Any]
 
 
 def _to_ours(array: np.ndarray, layout: Layout) -> np.ndarray:
@@ -76,30 +80,66 @@ def official_shapes(table: Table, tree: trees.Tree) -> dict[str, tuple[int, ...]
     return shapes
 
 
-def from_official(table: Table, shapes: trees.Tree, read: Callable[[str], np.ndarray]) -> trees.Tree:
-    """Builds the parameter tree, one tensor at a time.
+def from_official(
+    table: Table,
+    shapes: trees.Tree,
+    read: Callable[[str], np.ndarray],
+    dtype: np.dtype | None = None,
+    place: Place | None = None,
+) -> trees.Tree:
+    """Builds the parameter tree, one parameter at a time.
 
     Args:
       table: the model's rules.
       shapes: the tree that `jax.eval_shape` of the model's init gives.
-      read: official name -> array as on disk, all of one dtype.
+      read: official name -> array as on disk, which may be a view of the file.
+      dtype: of the parameters; as on disk if None.
+      place: what makes a parameter; None copies it whole into this machine's memory.
 
     Returns:
-      The tree with numpy arrays in this machine's memory, in the dtype that `read` gives.
+      The tree of what `place` makes, or of numpy arrays.
     """
 
-    def leaf(path: str, shape: jax.ShapeDtypeStruct) -> np.ndarray:
+    def leaf(path: str, shape: jax.ShapeDtypeStruct) -> Any:
         name, layout = _match(table, path)
-        if "{layer}" not in name:
-            return np.ascontiguousarray(_to_ours(read(name), layout))
-        first = _to_ours(read(name.format(layer=0)), layout)
-        stacked = np.empty((shape.shape[0], *first.shape), first.dtype)
-        stacked[0] = first
-        for layer in range(1, shape.shape[0]):
-            stacked[layer] = _to_ours(read(name.format(layer=layer)), layout)
-        return stacked
+
+        def part(index: tuple[slice, ...]) -> np.ndarray:
+            stacked = "{layer}" in name
+            layers = range(shape.shape[0])[index[0]] if stacked else range(1)
+            view = lambda layer: _to_ours(read(name.format(layer=layer)), layout)[index[1:] if stacked else index]  # noqa: E731
+            first = view(layers[0])
+            array = np.empty((len(layers), *first.shape), dtype or first.dtype)
+            for number, layer in enumerate(layers):
+                _assign(array[number], view(layer))
+            return array if stacked else array[0]
+
+        return part((slice(None),) * len(shape.shape)) if place is None else place(path, shape.shape, part)
 
     return trees.map_with_path(leaf, shapes)
+
+
+def _assign(target: np.ndarray, source: np.ndarray) -> None:
+    """`target[...] = source`."""
+    if target.dtype == source.dtype == jnp.bfloat16:  # NumPy is fast with numbers that it knows
+        target, source = target.view(np.uint16), source.view(np.uint16)
+    target[...] = source
+
+
+def official_tensors(table: Table, tree: trees.Tree) -> dict[str, Callable[[], np.ndarray]]:
+    """Official name -> a function that gives the array as on disk, for a tree on the host (or in its reach)."""
+    tensors: dict[str, Callable[[], np.ndarray]] = {}
+    for path, leaf in trees.flatten(tree).items():
+        name, layout = _match(table, path)
+        if "{layer}" in name:
+            for layer in range(leaf.shape[0]):
+                tensors[name.format(layer=layer)] = functools.partial(_layer, leaf, layer, layout)
+        else:
+            tensors[name] = functools.partial(_layer, leaf, ..., layout)
+    return tensors
+
+
+def _layer(leaf: Any, index: Any, layout: Layout) -> np.ndarray:
+    return np.ascontiguousarray(_to_official(np.asarray(leaf)[index], layout))
 
 
 def to_official(table: Table, tree: trees.Tree) -> Iterator[tuple[str, np.ndarray]]:

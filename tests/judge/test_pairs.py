@@ -9,6 +9,7 @@ import pytest
 from onereward_jax.data.preferences.dataset import write_records
 from onereward_jax.data.preferences.record import Candidate, Preference, Record
 from onereward_jax.errors import UserError
+from onereward_jax.inputs import read_image
 from onereward_jax.judge.pairs import (
     PairDraw,
     check_record,
@@ -19,7 +20,6 @@ from onereward_jax.judge.pairs import (
     seen_size,
 )
 from onereward_jax.judge.vision import ImageSettings
-from onereward_jax.pictures import decode_image
 from tests.data.preferences.examples import picture, records
 from tests.judge import tiny
 
@@ -54,7 +54,7 @@ def test_all_dimensions_of_two_candidates_are_one_pair(write, form):
         ((24, 32), (40, 20)),
     )
     for image, i in zip(pairs.images(first), (0, 2), strict=True):
-        np.testing.assert_array_equal(image, decode_image(records()[0].candidates[i].image, "it"))
+        np.testing.assert_array_equal(image, read_image(records()[0].candidates[i].image, "it"))
     balance = class_balance(pairs)
     assert balance["image_fill"] == {"text_alignment": 1, "consistency": 0, "structure": 1, "aesthetics": 0}
     assert balance["object_removal"] == {"removal_quality": 1}
@@ -113,7 +113,7 @@ def test_larger_pictures_are_shown_smaller(write):
     draw = PairDraw(read_pairs(write(made)), SETTINGS, 32, 2, {"image_fill": 1.0})
     assert draw.shapes == (((32, 64), (32, 64)),)
     first, _, pair, sign = draw.draw(np.random.default_rng(0), 0, 0, "image_fill")
-    source = decode_image(made[int(pair.id)].candidates[0 if sign > 0 else 1].image, "it")
+    source = read_image(made[int(pair.id)].candidates[0 if sign > 0 else 1].image, "it")
     expected = PIL.Image.fromarray(source).resize((64, 32), PIL.Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(first, np.asarray(expected))
 

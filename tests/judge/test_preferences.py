@@ -10,9 +10,9 @@ from onereward_jax.data.preferences.folder import Folder
 from onereward_jax.data.proving_ground import ProvingGround, score
 from onereward_jax.errors import UserError
 from onereward_jax.flow.pipeline import FillPipeline, latent_shape, sample_noise
+from onereward_jax.inputs import read_image
 from onereward_jax.judge.pairs import label_row, read_pairs
 from onereward_jax.judge.preferences import make_preferences
-from onereward_jax.pictures import decode_image
 from onereward_jax.tasks import TASKS, dimensions_of
 from onereward_jax.weights.export import save_component
 
@@ -65,8 +65,8 @@ def test_records_are_whole(config, directory):
     ground = ProvingGround("test", config.data.resolution, config.data.seed)
     for record in open_records(directory):
         sample = ground.scene(record.notes["scene"], record.task).sample
-        np.testing.assert_array_equal(decode_image(record.image, "image"), sample.image)
-        np.testing.assert_array_equal(decode_image(record.mask, "mask")[..., 0], sample.mask * 255)
+        np.testing.assert_array_equal(read_image(record.image, "image"), sample.image)
+        np.testing.assert_array_equal(read_image(record.mask, "mask")[..., 0], sample.mask * 255)
         assert len(record.candidates) == 4
         assert [(vote.dimension, vote.best, vote.worst) for vote in record.votes] == [
             (pair.dimension, pair.winner, pair.loser) for pair in record.pairs
@@ -98,7 +98,7 @@ def test_parts_of_other_settings_are_refused_or_made_again(config, tmp_path):
 
 def test_policies_make_candidates_too(config, tmp_path):
     """And what a note says of a candidate is enough to make it again."""
-    pipeline = FillPipeline.from_pretrained(config.preferences.base)
+    pipeline = FillPipeline.from_pretrained(config.preferences.base, dtype="float32")
     policy = jax.tree.map(lambda x: 0.5 * x, pipeline.params["transformer"])
     save_component(tmp_path / "policy", "transformer", pipeline.transformer, policy)
     config = config.copy_and_resolve_references()
@@ -124,7 +124,7 @@ def test_policies_make_candidates_too(config, tmp_path):
                 max_sequence_length=config.max_sequence_length,
                 **note,
             )
-            made = np.stack([decode_image(record.candidates[number].image, record.id) for record in records])
+            made = np.stack([read_image(record.candidates[number].image, record.id) for record in records])
             np.testing.assert_allclose(made / 255, pictures, atol=1 / 255)
     assert set(made_by) == {"", str(tmp_path / "policy")}
 

@@ -18,7 +18,7 @@ from onereward_jax.train_state import compile_step, create_state
 
 def test_gradient_on_eight_devices_equals_one():
     config = tiny.get_config("quick")
-    pipeline = FillPipeline.from_pretrained(config.model.base)
+    pipeline = FillPipeline.from_pretrained(config.model.base, dtype="float32")
     judge = Judge.from_pretrained(config.model.judge, "float32")
     step_config, plain = StepConfig(**config.rl), optax.sgd(1.0)
     ground = ProvingGround("train", config.data.resolution, config.data.seed)

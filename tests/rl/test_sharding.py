@@ -103,7 +103,10 @@ CLOSING = {
 def test_a_block_opens_over_its_outputs_and_closes_over_its_inputs(name):
     """So that one reduction over `tensor` is all that a block needs."""
     weights, closing, count = CLOSING[name]
-    base, judge = FillPipeline.from_pretrained("miniature/base"), Judge.from_pretrained("miniature/judge", "float32")
+    base, judge = (
+        FillPipeline.from_pretrained("miniature/base", dtype="float32"),
+        Judge.from_pretrained("miniature/judge", "float32"),
+    )
     module = {
         "transformer": base.transformer,
         "text_encoder": base.prompts.text_encoder,

@@ -1,39 +1,146 @@
-"""A repository in the cache of huggingface_hub; nothing here asks the network."""
+"""A repository in the cache of huggingface_hub, and what the hub may answer; nothing here asks the network."""
+
+import json
+import sys
 
 import huggingface_hub
 import pytest
+from huggingface_hub import constants, errors
 
-from onereward_jax.weights.hub import local_directory
+from onereward_jax.weights.hub import model_directory
+
+COMMIT = "0" * 40
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     return tmp_path
 
 
-def test_a_repository_in_the_cache_is_its_snapshot(cache):
-    repository, commit = cache / "models--owner--a-judge", "0" * 40
-    snapshot = repository / "snapshots" / commit
-    snapshot.mkdir(parents=True)
+@pytest.fixture
+def snapshot(cache):
+    """A repository of which the cache holds a transformer in shards and an autoencoder."""
+    repository = cache / "models--owner--a-model"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text(COMMIT)
+    snapshot = repository / "snapshots" / COMMIT
+    for part in ("vae", "transformer"):
+        (snapshot / part).mkdir(parents=True)
+        (snapshot / part / "config.json").write_text("{}")
+    (snapshot / "vae" / "model.safetensors").write_text("")
+    index = {"weight_map": {"a": "1.safetensors", "b": "2.safetensors"}}
+    (snapshot / "transformer" / "m.safetensors.index.json").write_text(json.dumps(index))
+    for shard in index["weight_map"].values():
+        (snapshot / "transformer" / shard).write_text("")
+    return snapshot
+
+
+@pytest.fixture
+def answer(monkeypatch):
+    """What the hub answers to a download; keeps what it was asked. The cache is read as it is."""
+    asked, answers = [], []
+    download = huggingface_hub.snapshot_download
+
+    def snapshot_download(repo, **options):
+        if options.get("local_files_only"):
+            return download(repo, **options)
+        asked.append(options)
+        if isinstance(answers[0], Exception):
+            raise answers[0]
+        return str(answers[0])
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return asked, answers
+
+
+def http_error(kind):
+    """An error as the library makes it of the hub's answer."""
+    client = sys.modules[errors.HTTPError.__module__.partition(".")[0]]  # httpx or its successor
+    request = client.Request("GET", "https://huggingface.co/owner/a-model")
+    return kind("refused", response=client.Response(403, request=request))
+
+
+def test_a_repository_in_the_cache_is_its_snapshot(snapshot):
     (snapshot / "config.json").write_text("{}")
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(commit)
-    assert local_directory("owner/a-judge") == snapshot
+    (snapshot / "model.safetensors").write_text("")
+    assert model_directory("owner/a-model") == snapshot
+    assert model_directory("owner/a-model", folders=["vae", "transformer"]) == snapshot
+    assert model_directory("owner/a-model:vae") == snapshot / "vae"
+    assert model_directory("owner/a-model", revision=COMMIT, folders=["vae"]) == snapshot
+
+
+@pytest.mark.parametrize("damage", ["no folder", "no weights", "no shard"])
+def test_what_the_cache_lacks_is_asked_for(snapshot, answer, damage):
+    asked, answers = answer
+    folders = ["vae", "transformer"]
+    if damage == "no folder":
+        folders.append("tokenizer")
+    else:
+        (snapshot / {"no weights": "vae/model.safetensors", "no shard": "transformer/2.safetensors"}[damage]).unlink()
+    answers.append(snapshot)
+    model_directory("owner/a-model", token="secret", folders=folders)
+    assert len(asked) == 1
+    assert asked[0]["token"] == "secret"
+    assert {"vae/*.safetensors", "transformer/*.json", "model_index.json"} <= set(asked[0]["allow_patterns"])
+    # A repository may hold the same weights in other layouts at its top: tens of gigabytes that no one asked for.
+    assert "*.safetensors" not in asked[0]["allow_patterns"]
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "sentence"),
+    [
+        (
+            http_error(errors.GatedRepoError),
+            PermissionError,
+            "gated: accept its licence at https://huggingface.co/o",
+        ),
+        (
+            http_error(errors.RepositoryNotFoundError),
+            FileNotFoundError,
+            "nor such a repository on the Hugging",
+        ),
+        (http_error(errors.RevisionNotFoundError), FileNotFoundError, "owner/a-model has no revision v2"),
+        (http_error(errors.HfHubHTTPError), FileNotFoundError, r"could not be asked for it \(HfHubHTTPError\)"),
+        (errors.LocalEntryNotFoundError("no network"), FileNotFoundError, "could not be asked for it"),
+        (errors.LocalTokenNotFoundError("no token"), PermissionError, "run `hf auth login`"),
+    ],
+)
+def test_what_the_hub_refuses_is_one_sentence(cache, answer, error, kind, sentence):
+    answer[1].append(error)
+    with pytest.raises(kind, match=sentence) as caught:
+        model_directory("owner/a-model", revision="v2")
+    assert "\n" not in str(caught.value)
 
 
 def test_a_repository_that_is_nowhere_is_named(cache):
-    with pytest.raises(FileNotFoundError, match="no directory owner/a-judge, and the Hugging Face hub could not"):
-        local_directory("owner/a-judge")
+    with pytest.raises(FileNotFoundError, match="no directory owner/a-model, and the Hugging Face hub could not"):
+        model_directory("owner/a-model")
+    with pytest.raises(FileNotFoundError, match="nor such a repository"):
+        model_directory("owner/a--model")
+
+
+def test_a_folder_that_the_repository_lacks_is_named(snapshot, answer):
+    answer[1].append(snapshot)
+    with pytest.raises(FileNotFoundError, match="owner/a-model has no folder unet"):
+        model_directory("owner/a-model:unet")
 
 
 @pytest.mark.parametrize("path", ["judge", "/nowhere/judge", "runs/judge/export", "../judge"])
 def test_what_is_no_repository_stays_a_path(cache, path):
-    assert str(local_directory(path)) == path
+    assert str(model_directory(path)) == path
 
 
 def test_a_directory_comes_before_a_repository(cache, monkeypatch):
-    (cache / "owner" / "a-judge").mkdir(parents=True)
+    (cache / "owner" / "a-model").mkdir(parents=True)
     monkeypatch.chdir(cache)
-    assert str(local_directory("owner/a-judge")) == "owner/a-judge"
+    assert str(model_directory("owner/a-model")) == "owner/a-model"
+
+
+def test_a_typo_beside_a_directory_is_no_repository(cache, monkeypatch, answer):
+    (cache / "miniature" / "base").mkdir(parents=True)
+    monkeypatch.chdir(cache)
+    with pytest.raises(FileNotFoundError, match=r"there is no directory miniature/bsae.*miniature holds base"):
+        model_directory("miniature/bsae")
+    assert not answer[0]

@@ -10,7 +10,7 @@ import numpy as np
 
 from onereward_jax.configuration import did_you_mean
 from onereward_jax.errors import UserError
-from onereward_jax.pictures import decode_image
+from onereward_jax.inputs import read_image
 from onereward_jax.tasks import TASKS, dimensions_of
 
 
@@ -233,7 +233,7 @@ def picture_sizes(record: Record, where: str) -> list[tuple[int, int]]:
 
 def _decode(picture: bytes, name: str) -> np.ndarray:
     try:
-        return decode_image(picture, name)
+        return read_image(picture, name)
     except UserError as error:
         raise BadRecord(str(error)) from None
 

@@ -1,0 +1,23 @@
+"""Writes a run's policy or EMA as a model for diffusers or ComfyUI, with a model card.
+
+The newest checkpoint counts, also of a run that was stopped. The files have the base model's own dtype.
+"""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workdir", metavar="DIR", required=True, help="of `onereward train`")
+    parser.add_argument("--out", metavar="DIR", required=True, help="is made; files of an earlier export are replaced")
+    parser.add_argument("--what", choices=("policy", "ema"), default="policy", help="default: policy")
+    parser.add_argument("--format", choices=("diffusers", "comfyui"), default="diffusers", help="default: diffusers")
+
+
+def run(args: argparse.Namespace) -> None:
+    from onereward_jax.files import check_writable
+    from onereward_jax.rl.export import export
+
+    check_writable(Path(args.out))
+    step = export(Path(args.workdir), Path(args.out), args.what, args.format)
+    print(f"{args.out}: {args.what} of step {step}")

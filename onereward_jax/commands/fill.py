@@ -1,0 +1,135 @@
+"""Fills, extends, removes or writes text: image, mask and prompt in, PNG out.
+
+White pixels of the mask are generated. --task object_removal, and image_extend without a prompt, use the fixed prompts
+of OneReward. --extend adds pixels at the sides and needs no mask. The defaults are those of OneReward's transformers;
+FLUX.1-Fill-dev itself is run with --true_cfg_scale 1 --guidance_scale 30.
+
+--image takes many at once: a folder (then --mask is a folder of masks with the same names, or one mask for all, and
+--out a folder), or a JSONL file whose lines have image, mask, prompt, and if wanted task, negative_prompt, extend. What
+can't be read is named, the rest is filled, and the exit code is 1.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from onereward_jax.tasks import NEGATIVE_PROMPT, TASKS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", metavar="PATH", required=True, help="FLUX.1-Fill, a directory or hub repository")
+    parser.add_argument("--revision", help="branch, tag or commit of the repository")
+    parser.add_argument("--transformer", metavar="PATH", help="another transformer: a directory, or REPO:SUBFOLDER")
+    parser.add_argument("--lora", metavar="PATH", help="an adapter of the transformer")
+    parser.add_argument("--image", metavar="FILE", required=True, help="a picture, a folder of them, or a JSONL file")
+    parser.add_argument("--mask", metavar="FILE", help="white where to generate, or a folder of masks")
+    parser.add_argument("--prompt", help="what the picture should show")
+    parser.add_argument("--negative_prompt", default=NEGATIVE_PROMPT, help="default: %(default)s")
+    parser.add_argument("--task", choices=TASKS, help="default: image_fill, with --extend image_extend")
+    parser.add_argument("--extend", metavar="left=256,right=0", help="pixels to add at the sides")
+    parser.add_argument("--num_inference_steps", type=_positive, default=50, help="default: %(default)s")
+    parser.add_argument("--true_cfg_scale", type=float, default=4.0, help="default: %(default)s")
+    parser.add_argument("--guidance_scale", type=float, default=1.0, help="default: %(default)s")
+    parser.add_argument("--max_sequence_length", type=_positive, default=512, help="tokens of T5, default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    parser.add_argument("--num_images", type=_positive, default=1, help="with the seeds SEED, SEED + 1, ...")
+    parser.add_argument("--keep_outside", action="store_true", help="put the image's own pixels back outside the mask")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="default: bfloat16")
+    parser.add_argument("--out", metavar="FILE", required=True, help="a PNG file, or a folder for many images")
+
+
+def run(args: argparse.Namespace) -> int:
+    from onereward_jax.cli import is_users_error, sentence
+    from onereward_jax.errors import UserError
+    from onereward_jax.files import check_writable
+    from onereward_jax.flow.requests import output_files, read_requests
+
+    # What the command line gets wrong is said before a model is loaded.
+    image, out = Path(args.image), Path(args.out)
+    given = {"prompt": args.prompt, "negative_prompt": args.negative_prompt, "task": args.task, "extend": args.extend}
+    requests = read_requests(image, Path(args.mask) if args.mask else None, **given)
+    many = image.is_dir() or image.suffix == ".jsonl"
+    if many == (out.suffix == ".png") or (not many and out.is_dir()):
+        wanted = "a folder for many images" if many else "a .png file for one image"
+        raise UserError(f"--out {out} is not {wanted}: give one")
+    check_writable(out if many else out.parent)
+
+    failed = []
+
+    def tried(request, function):
+        """What the function gives; None for one of many requests that can't be met, which is reported by name."""
+        try:
+            return function(request)
+        except (ValueError, OSError) as error:
+            if not many or not is_users_error(error):
+                raise
+            failed.append(request)
+            text = sentence(error)
+            print(f"onereward: {text if request.name in text else f'{request.name}: {text}'}", file=sys.stderr)
+            return None
+
+    files = dict(zip(requests, output_files(requests, out, args.num_images), strict=True))
+    prompts = {request: tried(request, lambda request: request.text()) for request in requests}
+    prompts = {request: prompt for request, prompt in prompts.items() if prompt is not None}
+    if not many:
+        requests[0].pictures()
+    if prompts:
+        _fill(args, prompts, files, tried)
+    if failed:
+        print(f"onereward: {len(failed)} of {len(requests)} could not be filled", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _fill(args: argparse.Namespace, prompts: dict, files: dict, tried) -> None:
+    """Writes every request's pictures."""
+    import jax
+    import numpy as np
+    from tqdm import tqdm
+
+    from onereward_jax import FillPipeline
+    from onereward_jax.commands import use_compilation_cache
+    from onereward_jax.inputs import keep_outside
+    from onereward_jax.mesh import make_mesh
+    from onereward_jax.pictures import write_png
+
+    use_compilation_cache()
+    pipeline = FillPipeline.from_pretrained(
+        args.model,
+        revision=args.revision,
+        dtype=args.dtype,
+        mesh=make_mesh() if jax.device_count() > 1 else None,
+        transformer=args.transformer,
+        lora=args.lora,
+    )
+    negatives = {request.negative_prompt for request in prompts} if args.true_cfg_scale != 1 else set()
+    texts = [*dict.fromkeys(prompts.values()), *sorted(negatives)]
+    pipeline.prompts.cache_size = len(texts)
+    pipeline.prompts.encode(texts, args.max_sequence_length)
+    pipeline.release_text_encoders()  # the transformer takes their place on the device
+
+    def fill(request):
+        image, mask = request.pictures()
+        for number, file in enumerate(files[request]):
+            (made,) = pipeline(
+                prompt=prompts[request],
+                image=image,
+                mask_image=mask.astype(bool),
+                negative_prompt=request.negative_prompt,
+                num_inference_steps=args.num_inference_steps,
+                guidance_scale=args.guidance_scale,
+                true_cfg_scale=args.true_cfg_scale,
+                seed=args.seed + number,
+                max_sequence_length=args.max_sequence_length,
+            ).images
+            picture = np.asarray(made)
+            write_png(file, keep_outside(image, mask, picture) if args.keep_outside else picture)
+
+    for request in tqdm(prompts, desc="filling", disable=len(prompts) == 1):
+        tried(request, fill)
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
+    return number

@@ -1,0 +1,141 @@
+"""Requests to fill pictures, as the command line and JSONL files name them: which image, mask, prompt and output."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onereward_jax import inputs, tasks
+from onereward_jax.errors import UserError
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+_FIELDS = ("image", "mask", "prompt", "negative_prompt", "task", "extend")
+# What a task is asked for when there is no prompt.
+_FIXED_PROMPTS = {"object_removal": tasks.REMOVAL_PROMPT, "image_extend": tasks.EXTEND_PROMPT}
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """One picture to fill.
+
+    Attributes:
+      image, mask: picture files; without a mask, `extend` adds pixels at the sides of the image and marks them.
+      prompt: None asks for the task's fixed one. task: one of `tasks.TASKS`; None is image_fill, or image_extend with
+        `extend`.
+      extend: such as "left=256,right=0".
+      name: of the request, for messages.
+      error: what is wrong with it, if it could not even be read.
+    """
+
+    image: Path
+    mask: Path | None = None
+    prompt: str | None = None
+    negative_prompt: str = tasks.NEGATIVE_PROMPT
+    task: str | None = None
+    extend: str | None = None
+    name: str = ""
+    error: str = ""
+
+    def text(self) -> str:
+        """The prompt.
+
+        Raises:
+          UserError: there is none, and the task has no fixed one; the task is unknown, or its mask is not given once.
+        """
+        if self.error:
+            raise UserError(self.error)
+        task = self.task or ("image_extend" if self.extend else "image_fill")
+        if task not in tasks.TASKS:
+            raise UserError(f"unknown task {task!r}: choose one of {', '.join(tasks.TASKS)}")
+        if self.extend:
+            inputs.parse_sides(self.extend)
+        if (self.mask is None) == (self.extend is None):
+            given = "both a mask and sides to extend" if self.mask else "neither a mask nor sides to extend"
+            raise UserError(f"there are {given}: give one of --mask and --extend")
+        prompt = self.prompt or _FIXED_PROMPTS.get(task)
+        if prompt is None:
+            raise UserError(f"{task} needs a prompt: say what the picture should show")
+        return prompt
+
+    def pictures(self) -> tuple[np.ndarray, np.ndarray]:
+        """Image uint8 (H, W, 3) and mask uint8 (H, W), 1 = generate.
+
+        Raises:
+          FileNotFoundError, UserError: a file is missing or can't be read, or they do not fit together.
+        """
+        image = inputs.read_image(self.image)
+        if self.extend:
+            return inputs.extend(image, inputs.parse_sides(self.extend))
+        assert self.mask is not None, "a request has a mask or sides to extend"
+        mask = inputs.read_mask(self.mask)
+        inputs.check_size(image, mask, (str(self.image), str(self.mask)))
+        return image, mask
+
+
+def read_requests(image: Path, mask: Path | None, **given: Any) -> list[Request]:
+    """The requests of a picture, of a folder of pictures, or of a JSONL file.
+
+    A folder's pictures have the masks of the same names in the folder `mask`, or all the one mask. A line of a JSONL
+    file has image, mask, prompt, negative_prompt, task, extend, of which it may leave out what is `given`; paths in it
+    are relative to it.
+
+    Raises:
+      FileNotFoundError: the JSONL file is missing.
+      UserError: there is no request. (A line that is none is a request with an error.)
+    """
+    if image.suffix == ".jsonl":
+        lines = enumerate(image.read_text(encoding="utf-8").splitlines(), start=1)
+        requests = [
+            _of_line(line, image.parent, f"{image} line {number}", {"mask": mask} | given)
+            for number, line in lines
+            if line.strip()
+        ]
+        if not requests:
+            raise UserError(f"{image} holds no request: write one a line, with image, mask, prompt and task")
+        return requests
+    if not image.is_dir():
+        return [Request(image, mask, name=str(image), **given)]
+    files = _pictures_in(image)
+    if not files:
+        raise UserError(f"{image} holds no picture ({', '.join(PICTURES)}): give another folder")
+    if mask is None or not mask.is_dir():
+        return [Request(file, mask, name=str(file), **given) for file in files]
+    masks = {file.stem: file for file in _pictures_in(mask)}
+    return [Request(file, masks.get(file.stem, mask / file.name), name=str(file), **given) for file in files]
+
+
+def _pictures_in(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in PICTURES)
+
+
+def _of_line(line: str, directory: Path, name: str, given: dict[str, Any]) -> Request:
+    try:
+        fields = json.loads(line)
+        if not isinstance(fields, dict) or not isinstance(fields.get("image"), str):
+            raise ValueError("it names no image")
+        wrong = [key for key, value in fields.items() if key not in _FIELDS or not isinstance(value, str)]
+        if wrong:
+            raise ValueError(f"{wrong[0]!r} is none of {', '.join(_FIELDS)}, or no text")
+    except ValueError as error:
+        return Request(Path(name), name=name, error=f"it is no request ({error}): put the line right")
+    if "extend" in fields:
+        given = given | {"mask": None}
+    paths = {key: directory / fields[key] for key in ("image", "mask") if key in fields}
+    return Request(**(given | fields | paths), name=name)
+
+
+def output_files(requests: Sequence[Request], out: Path, number: int) -> list[list[Path]]:
+    """The PNG files of each request's pictures: `out` itself, or in the folder `out` a file of the image's name."""
+    seen: dict[str, int] = {}
+    files = []
+    for request in requests:
+        file = out
+        if out.suffix != ".png":
+            stem = request.image.stem
+            seen[stem] = seen.get(stem, 0) + 1
+            file = out / (f"{stem}.png" if seen[stem] == 1 else f"{stem}-{seen[stem]}.png")
+        files.append([file] if number == 1 else [file.with_name(f"{file.stem}_{n}.png") for n in range(number)])
+    return files

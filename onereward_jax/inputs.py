@@ -1,0 +1,223 @@
+"""What a user has, as the models take it: images as uint8 (H, W, 3), masks as uint8 (H, W) with 1 = generate.
+
+A picture is a PIL image, a path, or an array. What can't be read as it is meant to be seen is refused in one sentence;
+what is seen a little differently than in the file is warned of in one.
+"""
+
+import contextlib
+import io
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from onereward_jax.errors import UserError
+from onereward_jax.pictures import to_uint8
+
+MAX_PIXELS = 2**26  # 8192 x 8192
+SIDES = ("left", "right", "top", "bottom")
+_WHITE = 128  # a mask is white from here on, as in diffusers
+
+
+def read_image(source: Any, name: str = "the image") -> np.ndarray:
+    """A picture as it is meant to be seen, turned as its EXIF orientation says: uint8 (H, W, 3).
+
+    Args:
+      source: PIL image, path of a picture file, bytes of one, or array: uint8, or float in [0, 1], (H, W, 3) or grey
+        (H, W).
+      name: of a source that is no path, for messages.
+
+    Raises:
+      FileNotFoundError, IsADirectoryError, PermissionError: the path is none of a readable file.
+      UserError: it is no picture, a damaged one, too large, or of a kind that has no 8-bit colours.
+    """
+    if isinstance(source, (str, Path, bytes, Image.Image)):
+        with _opened(source, name) as (image, name):
+            return np.asarray(_rgb(image, name))
+    try:
+        return to_uint8(source)
+    except ValueError as error:
+        raise UserError(f"{name} can't be read: {error}") from None
+
+
+def read_mask(source: Any, name: str = "the mask") -> np.ndarray:
+    """A black-and-white picture as a mask: uint8 (H, W), 1 where it is white.
+
+    Args:
+      source: PIL image, path of a picture file, or array: boolean, uint8 or float in [0, 1], (H, W) or (H, W, 3).
+
+    Raises:
+      FileNotFoundError, IsADirectoryError, PermissionError: the path is none of a readable file.
+      UserError: as `read_image`; the mask has transparent pixels; nothing of it is white.
+    """
+    if isinstance(source, (str, Path, Image.Image)):
+        with _opened(source, name) as (image, name):
+            if _is_transparent(image):
+                raise UserError(f"{name} has transparent pixels: give a black-and-white mask, white where to generate")
+            grey = np.asarray(ImageOps.grayscale(_rgb(image, name)))
+    else:
+        array = np.asarray(source)
+        array = array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array
+        grey = read_image(array * np.uint8(255) if array.dtype == bool else array, name).max(axis=-1)
+    mask = (grey >= _WHITE).astype(np.uint8)
+    if not mask.any():
+        brightest = int(grey.max(initial=0))
+        seen = (
+            "is black all over" if brightest == 0 else f"has nothing white (its brightest pixel is {brightest} of 255)"
+        )
+        raise UserError(f"{name} {seen}: paint white what is to be generated")
+    return mask
+
+
+def check_size(image: np.ndarray, mask: np.ndarray, names: tuple[str, str] = ("the image", "the mask")) -> None:
+    """Raises:
+    UserError: image and mask have different sizes.
+    """
+    if image.shape[:2] != mask.shape:
+        sizes = [f"{array.shape[1]}x{array.shape[0]}" for array in (image, mask)]
+        raise UserError(f"{names[1]} is {sizes[1]} pixels, {names[0]} {sizes[0]}: give a mask of the image's size")
+
+
+def read_images(source: Any) -> list[np.ndarray]:
+    """One picture or many (a list, or an array (B, H, W, 3)): see `read_image`."""
+    if isinstance(source, np.ndarray) and source.ndim == 4:
+        source = list(source)
+    return [read_image(item, name) for item, name in _named(source, "image")]
+
+
+def read_masks(source: Any) -> list[np.ndarray]:
+    """One mask or many (a list, or an array (B, H, W) or (B, H, W, 1 or 3)): see `read_mask`."""
+    if isinstance(source, np.ndarray) and (source.ndim == 4 or (source.ndim == 3 and source.shape[-1] not in (1, 3))):
+        source = list(source)
+    return [read_mask(item, name) for item, name in _named(source, "mask")]
+
+
+def _named(source: Any, word: str) -> Iterator[tuple[Any, str]]:
+    if not isinstance(source, (list, tuple)):
+        yield source, f"the {word}"
+        return
+    if not source:
+        raise UserError(f"there is no {word}: give at least one")
+    for number, item in enumerate(source):
+        yield item, f"{word} {number}"
+
+
+def parse_sides(text: str) -> dict[str, int]:
+    """ "left=256,right=0" -> {"left": 256, "right": 0}.
+
+    Raises:
+      UserError: it is no such list, or adds nothing.
+    """
+    sides: dict[str, int] = {}
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*(\w+)\s*=\s*(\d+)\s*", part)
+        if found is None or found[1] not in SIDES or found[1] in sides:
+            raise UserError(
+                f"{part!r} is no side to extend: write {', '.join(f'{side}=256' for side in SIDES)}, or some"
+            )
+        sides[found[1]] = int(found[2])
+    if not any(sides.values()):
+        raise UserError(f"extending by {text} adds nothing: give at least one side a number of pixels")
+    return sides
+
+
+def extend(image: np.ndarray, sides: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Image (H, W, 3) with pixels added at its sides -> canvas (H', W', 3) that repeats the outermost pixels there, and
+    the mask (H', W') of what is new."""
+    left, right, top, bottom = (sides.get(side, 0) for side in SIDES)
+    height, width = image.shape[0] + top + bottom, image.shape[1] + left + right
+    if height * width > MAX_PIXELS:
+        raise UserError(f"extended to {width}x{height} pixels the image is too large: add less")
+    mask = np.ones((height, width), np.uint8)
+    mask[top : top + image.shape[0], left : left + image.shape[1]] = 0
+    return np.pad(image, ((top, bottom), (left, right), (0, 0)), mode="edge"), mask
+
+
+def pad_to_multiple(array: np.ndarray, multiple: int) -> np.ndarray:
+    """Repeats the last row and column of (H, W, ...) until both sides are multiples."""
+    rows, columns = (-side % multiple for side in array.shape[:2])
+    return np.pad(array, ((0, rows), (0, columns), *[(0, 0)] * (array.ndim - 2)), mode="edge")
+
+
+def keep_outside(image: np.ndarray, mask: np.ndarray, made: np.ndarray) -> np.ndarray:
+    """`made` under the mask, the image's own pixels elsewhere; all (H, W, ·)."""
+    return np.where(mask[..., None] > 0, made, image)
+
+
+@contextlib.contextmanager
+def _opened(source: str | Path | bytes | Image.Image, name: str) -> Iterator[tuple[Image.Image, str]]:
+    """The decoded picture, upright, and its name."""
+    if isinstance(source, Image.Image):
+        _check_pixels(source, name)
+        yield ImageOps.exif_transpose(source), name
+        return
+    if not isinstance(source, bytes):
+        name = str(source)
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+                image: Image.Image = Image.open(file)
+            _check_pixels(image, name)
+            image.load()
+            image = ImageOps.exif_transpose(image)
+        except UnidentifiedImageError:
+            raise UserError(f"{name} is no picture that can be read: give a PNG, JPEG or WebP file") from None
+        except Image.DecompressionBombError:
+            raise UserError(f"{name} is too large: at most {MAX_PIXELS} pixels are read, make it smaller") from None
+        except UserError:
+            raise
+        except (OSError, SyntaxError, ValueError) as error:  # how Pillow says truncated and damaged
+            raise UserError(f"{name} is a damaged picture ({error}): give another copy") from None
+    yield image, name
+
+
+def _check_pixels(image: Image.Image, name: str) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise UserError(
+            f"{name} is too large: {image.width}x{image.height} pixels, at most {MAX_PIXELS} are read, make it smaller"
+        )
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    if not image.has_transparency_data:
+        return False
+    return image.convert("RGBA").getchannel("A").getextrema()[0] < 255  # type: ignore[operator]
+
+
+def _rgb(image: Image.Image, name: str) -> Image.Image:
+    """Any kind of picture in 8-bit RGB, on white where it is transparent."""
+    if image.mode.startswith("I"):
+        # Pillow's own conversion cuts off everything above 255.
+        values = np.asarray(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise UserError(f"{name} has more than 16 bits a pixel: save it with 8")
+        warnings.warn(f"{name} has 16 bits a channel: 8 of them are read", stacklevel=4)
+        return Image.fromarray(np.round(values / 257).astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise UserError(f"{name} has floating-point pixels, whose white is unknown: save it with 8 bits a channel")
+    if image.mode == "CMYK":
+        warnings.warn(f"{name} has the colours of print (CMYK): on a screen they may look different", stacklevel=4)
+    if _is_transparent(image):
+        warnings.warn(f"{name} has transparent pixels: they are shown on white", stacklevel=4)
+        pixels = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
+    return image.convert("RGB")
+
+
+def broadcast(many: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    """Lists of one or of B things each -> lists of B.
+
+    Raises:
+      UserError: their numbers do not fit.
+    """
+    count = max(len(items) for items in many.values())
+    wrong = {name: len(items) for name, items in many.items() if len(items) not in (1, count)}
+    if wrong:
+        given = ", ".join(f"{len(items)} of {name}" for name, items in many.items())
+        raise UserError(f"the numbers do not fit together ({given}): give one or {count} of each")
+    return {name: list(items) * (count // len(items)) for name, items in many.items()}

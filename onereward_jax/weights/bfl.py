@@ -1,0 +1,131 @@
+"""FLUX under Black Forest Labs' own names, as ComfyUI reads it: one file, some layers fused.
+
+A fused layer's rows are those of several of diffusers' layers, one after the other; and the last norm's modulation has
+its shift before its scale.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onereward_jax import tree as trees
+from onereward_jax.weights import flux, tables
+from onereward_jax.weights.load import param_dtype_of
+from onereward_jax.weights.safetensors_file import write
+
+_DOUBLE, _SINGLE = "transformer_blocks.{layer}", "single_transformer_blocks.{layer}"
+
+# The rows of this one are (shift, scale) here and (scale, shift) in diffusers.
+SHIFT_FIRST = "final_layer.adaLN_modulation.1"
+
+# Layer -> diffusers' layers whose rows it has.
+LAYERS: dict[str, tuple[str, ...]] = {
+    "img_in": ("x_embedder",),
+    "txt_in": ("context_embedder",),
+    **{
+        f"{theirs}_in.{layer}": (f"time_text_embed.{name}_embedder.linear_{number}",)
+        for theirs, name in (("time", "timestep"), ("vector", "text"), ("guidance", "guidance"))
+        for layer, number in (("in_layer", 1), ("out_layer", 2))
+    },
+    "double_blocks.{layer}.img_mod.lin": (f"{_DOUBLE}.norm1.linear",),
+    "double_blocks.{layer}.txt_mod.lin": (f"{_DOUBLE}.norm1_context.linear",),
+    "double_blocks.{layer}.img_attn.qkv": tuple(f"{_DOUBLE}.attn.to_{x}" for x in "qkv"),
+    "double_blocks.{layer}.txt_attn.qkv": tuple(f"{_DOUBLE}.attn.add_{x}_proj" for x in "qkv"),
+    "double_blocks.{layer}.img_attn.proj": (f"{_DOUBLE}.attn.to_out.0",),
+    "double_blocks.{layer}.txt_attn.proj": (f"{_DOUBLE}.attn.to_add_out",),
+    "double_blocks.{layer}.img_mlp.0": (f"{_DOUBLE}.ff.net.0.proj",),
+    "double_blocks.{layer}.img_mlp.2": (f"{_DOUBLE}.ff.net.2",),
+    "double_blocks.{layer}.txt_mlp.0": (f"{_DOUBLE}.ff_context.net.0.proj",),
+    "double_blocks.{layer}.txt_mlp.2": (f"{_DOUBLE}.ff_context.net.2",),
+    "single_blocks.{layer}.modulation.lin": (f"{_SINGLE}.norm.linear",),
+    "single_blocks.{layer}.linear1": (*(f"{_SINGLE}.attn.to_{x}" for x in "qkv"), f"{_SINGLE}.proj_mlp"),
+    "single_blocks.{layer}.linear2": (f"{_SINGLE}.proj_out",),
+    "final_layer.linear": ("proj_out",),
+    SHIFT_FIRST: ("norm_out.linear",),
+}
+# Norms' scales, which diffusers calls weights.
+NORMS: dict[str, str] = {
+    "double_blocks.{layer}.img_attn.norm.query_norm": f"{_DOUBLE}.attn.norm_q",
+    "double_blocks.{layer}.img_attn.norm.key_norm": f"{_DOUBLE}.attn.norm_k",
+    "double_blocks.{layer}.txt_attn.norm.query_norm": f"{_DOUBLE}.attn.norm_added_q",
+    "double_blocks.{layer}.txt_attn.norm.key_norm": f"{_DOUBLE}.attn.norm_added_k",
+    "single_blocks.{layer}.norm.query_norm": f"{_SINGLE}.attn.norm_q",
+    "single_blocks.{layer}.norm.key_norm": f"{_SINGLE}.attn.norm_k",
+}
+
+Read = Callable[[str], np.ndarray]
+
+
+def fused_names(official: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    """Tensor here -> diffusers' tensors whose rows it has, for all of diffusers' names of a model.
+
+    Raises:
+      KeyError: no rule maps one of them.
+    """
+    rules = {parts[0]: (name, parts, "") for name, parts in LAYERS.items()}
+    rules |= {part: (name, (part,), ".scale") for name, part in NORMS.items()}
+    known = {part for _, parts, _ in rules.values() for part in parts}
+    names = {}
+    for tensor in official:
+        stem, _, kind = tensor.rpartition(".")
+        found = re.search(r"transformer_blocks\.(\d+)\.", stem)
+        layer = found[1] if found else ""
+        template = re.sub(r"transformer_blocks\.\d+\.", "transformer_blocks.{layer}.", stem)
+        if template not in known:
+            raise KeyError(f"no rule gives {tensor} a name of Black Forest Labs: add it to the table")
+        if template in rules:
+            name, parts, suffix = rules[template]
+            key = name.format(layer=layer) + (suffix or f".{kind}")
+            names[key] = tuple(f"{part.format(layer=layer)}.{kind}" for part in parts)
+    return names
+
+
+def fuse(names: Mapping[str, tuple[str, ...]], read: Read) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, array) of every tensor of `fused_names`.
+
+    Args:
+      read: diffusers' name -> array.
+    """
+    for name, parts in names.items():
+        rows = [read(part) for part in parts]
+        if name.startswith(SHIFT_FIRST):
+            rows = np.split(rows[0], 2)[::-1]
+        yield name, np.concatenate(rows)
+
+
+def split(names: Mapping[str, tuple[str, ...]], shapes: Mapping[str, tuple[int, ...]], read: Read) -> Read:
+    """Undoes `fuse`: a function that gives the array of each of diffusers' names.
+
+    Args:
+      shapes: of diffusers' tensors.
+      read: name here -> array.
+    """
+    where = {part: (name, parts) for name, parts in names.items() for part in parts}
+
+    def read_part(part: str) -> np.ndarray:
+        name, parts = where[part]
+        if name.startswith(SHIFT_FIRST):
+            return np.concatenate(np.split(read(name), 2)[::-1])
+        start = sum(shapes[before][0] for before in parts[: parts.index(part)])
+        return read(name)[start : start + shapes[part][0]]
+
+    return read_part
+
+
+def save_bfl(file: str | Path, params: trees.Tree, dtype: str, metadata: Mapping[str, Any] | None = None) -> None:
+    """Writes a transformer's parameters, which lie on the host, as one file; the file system keeps no half of it.
+
+    Args:
+      dtype: on disk: "float32" or "bfloat16".
+    """
+    file, array_type = Path(file), param_dtype_of(dtype)
+    tensors = tables.official_tensors(flux.TABLE, params)
+    shapes = tables.official_shapes(flux.TABLE, params)
+    names = fused_names(shapes)
+    fused = {name: (sum(shapes[part][0] for part in parts), *shapes[parts[0]][1:]) for name, parts in names.items()}
+    partial = file.with_name(f".{file.name}.partial")
+    write(partial, fused, fuse(names, lambda name: tensors[name]()), array_type, {"format": "pt", **(metadata or {})})
+    partial.replace(file)

@@ -1,0 +1,256 @@
+"""FillPipeline equals diffusers' FluxFillPipeline, whole: prompts and pictures in, pictures out, from one directory.
+
+diffusers' pipeline has no true guidance; OneReward's, whose semantics these are, calls the transformer for both prompts
+with one embedded guidance and steps by `v_neg + s·(v_pos − v_neg)`: so does `guided` here, around diffusers' own call.
+"""
+
+import contextlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+transformers = pytest.importorskip("transformers")
+
+from onereward_jax import FillPipeline  # noqa: E402
+from onereward_jax.flow import conditioning, sampler  # noqa: E402
+from onereward_jax.flow.pipeline import latent_shape  # noqa: E402
+from tests.flow import tiny  # noqa: E402
+from tests.parity import compare  # noqa: E402
+
+HEIGHT, WIDTH, STEPS, LENGTH = 24, 40, 4, tiny.T5_LENGTH
+PROMPTS, NEGATIVE = ["a small red circle", 'the word "SUN"'], "a large blue square"
+SETTINGS = {"num_inference_steps": STEPS, "max_sequence_length": LENGTH}
+IMAGE_TOLERANCE, VELOCITY_TOLERANCE = 1e-4, 1e-5
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    """A random model as diffusers and transformers write it."""
+    path = tmp_path_factory.mktemp("model")
+    tokenizer, tokenizer_2, _, t5, *_ = tiny.text_encoders(tmp_path_factory.mktemp("tokenizers"), layers=2)
+    text_config = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": tiny.CLIP_LENGTH,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    text_config_2 = {name: getattr(t5, name) for name in ("vocab_size", "d_model", "d_kv", "d_ff", "num_heads")}
+    text_encoder = transformers.CLIPTextModel(transformers.CLIPTextConfig(**text_config))
+    text_encoder_2 = transformers.T5EncoderModel(
+        transformers.T5Config(**text_config_2, num_layers=2, feed_forward_proj="gated-gelu")
+    )
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=["DownEncoderBlock2D"] * 2,
+        up_block_types=["UpDecoderBlock2D"] * 2,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=4,
+        scaling_factor=0.5,
+        shift_factor=0.1,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
+    transformer = diffusers.FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16 + 16 + 16,
+        out_channels=16,
+        num_layers=2,
+        num_single_layers=2,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=t5.d_model,
+        pooled_projection_dim=16,
+        guidance_embeds=True,
+        axes_dims_rope=(4, 6, 6),
+    )
+    parts = {"text_encoder": text_encoder, "text_encoder_2": text_encoder_2, "vae": vae, "transformer": transformer}
+    for seed, module in enumerate(parts.values()):
+        compare.randomize(module, seed, noise=0.05)
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True, base_image_seq_len=16)
+    diffusers.FluxFillPipeline(scheduler, tokenizer=tokenizer, tokenizer_2=tokenizer_2, **parts).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def request_():
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (2, HEIGHT, WIDTH, 3), np.uint8)
+    masks = np.zeros((2, HEIGHT, WIDTH), np.uint8)
+    masks[0, 5:20, 3:30] = masks[1, :, 20:] = 255
+    return images, masks, draw.standard_normal((2, HEIGHT // 2, WIDTH // 2, 4)).astype(np.float32)
+
+
+def opened(directory, dtype=torch.float32):
+    pipeline = diffusers.FluxFillPipeline.from_pretrained(directory, local_files_only=True)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline if dtype == torch.float32 else pipeline.to(dtype)
+
+
+@contextlib.contextmanager
+def guided(pipeline, scale, records):
+    """diffusers' transformer under true guidance; keeps (tokens, σ, velocity) of every step."""
+    plain = pipeline.transformer.forward
+    embeds, pooled, _ = pipeline.encode_prompt([NEGATIVE] * 2, max_sequence_length=LENGTH)
+
+    def forward(hidden_states, timestep, pooled_projections, encoder_hidden_states, **rest):
+        velocity = plain(
+            hidden_states=hidden_states,
+            timestep=timestep,
+            pooled_projections=pooled_projections,
+            encoder_hidden_states=encoder_hidden_states,
+            **rest,
+        )[0]
+        if scale != 1.0:
+            negative = plain(
+                hidden_states=hidden_states,
+                timestep=timestep,
+                pooled_projections=pooled,
+                encoder_hidden_states=embeds,
+                **rest,
+            )[0]
+            velocity = negative + scale * (velocity - negative)
+        records.append((hidden_states[..., :16].float().numpy(), timestep.float().numpy(), velocity.float().numpy()))
+        return (velocity,)
+
+    pipeline.transformer.forward = forward
+    try:
+        yield
+    finally:
+        pipeline.transformer.forward = plain
+
+
+def theirs(pipeline, request_, scale, guidance, posterior="mode"):
+    """Pictures (B, H, W, 3) in [0, 1], and the records of `guided`."""
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+    images, masks, noise = request_
+    records = []
+    latents = pipeline._pack_latents(torch.from_numpy(noise).permute(0, 3, 1, 2), 2, 4, HEIGHT // 2, WIDTH // 2)
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad(), compare.one_thread(), guided(pipeline, scale, records):
+        # The posterior's random numbers are torch's own; its mean is the same for both.
+        patch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
+        pictures = pipeline(
+            prompt=PROMPTS,
+            image=torch.from_numpy(images / np.float32(255)).permute(0, 3, 1, 2),
+            mask_image=torch.from_numpy(masks / np.float32(255))[:, None],
+            height=HEIGHT,
+            width=WIDTH,
+            guidance_scale=guidance,
+            latents=latents,
+            output_type="np",
+            **SETTINGS,
+        ).images
+    return pictures, records
+
+
+def ours(pipeline, request_, scale, guidance):
+    images, masks, noise = request_
+    return pipeline(
+        prompt=PROMPTS,
+        image=images,
+        mask_image=masks,
+        negative_prompt=NEGATIVE,
+        guidance_scale=guidance,
+        true_cfg_scale=scale,
+        noise=noise,
+        posterior="mode",
+        output_type="array",
+        **SETTINGS,
+    ).images
+
+
+def own_velocities(pipeline, request_, records, scale, guidance):
+    """Ours at the places where theirs went through."""
+    images, masks, _ = request_
+    encode = lambda texts: pipeline.prompts.encode(texts, LENGTH)  # noqa: E731
+    height, width, _ = latent_shape(pipeline.vae, HEIGHT, WIDTH)
+
+    @jax.jit
+    def velocity(params, text, tokens, sigma):
+        pictures = conditioning.encode_masked_image(pipeline.vae, params["vae"], images, masks // 255)
+        condition = conditioning.Condition(*pictures, *text)
+        ids = conditioning.image_ids(height, width)
+        field = sampler.velocity_of(pipeline.transformer, params["transformer"], condition, ids, guidance, scale)
+        return field(tokens, sigma)
+
+    text = (*encode(PROMPTS), *encode([NEGATIVE] * 2))
+    with jax.default_matmul_precision("highest"):
+        return [velocity(pipeline.params, text, jnp.asarray(x), jnp.asarray(sigma)) for x, sigma, _ in records]
+
+
+@pytest.mark.parametrize(("scale", "guidance"), [(4.0, 1.0), (1.0, 3.5)])
+def test_float32(directory, request_, scale, guidance):
+    """With and without true guidance. At an embedded guidance of 30, FLUX.1-Fill's own, one unit in the last place of a
+    frequency, in which torch's `exp` differs between machines, is worth up to 3.6e-3 in the angles of its features, see
+    `test_flux.test_time_features`; the velocities then agree to 1.1e-5, the pictures as here.
+    """
+    expected, records = theirs(opened(directory), request_, scale, guidance)
+    pipeline = FillPipeline.from_pretrained(directory, dtype="float32")
+    made = ours(pipeline, request_, scale, guidance)
+    assert ((expected > 0) & (expected < 1)).mean() > 0.5  # the clip at the end hides little
+    assert compare.relative_error(made, expected) < IMAGE_TOLERANCE
+    assert len(records) == STEPS
+    velocities = own_velocities(pipeline, request_, records, scale, guidance)
+    errors = [compare.relative_error(v, record[2]) for v, record in zip(velocities, records, strict=True)]
+    assert max(errors) < VELOCITY_TOLERANCE, errors
+
+
+def test_bfloat16_is_as_close_to_float32_as_diffusers_own(directory, request_):
+    exact, _ = theirs(opened(directory), request_, 4.0, 1.0)
+    half, _ = theirs(opened(directory, torch.bfloat16), request_, 4.0, 1.0)
+    made = ours(FillPipeline.from_pretrained(directory), request_, 4.0, 1.0)
+    assert compare.relative_error(made, exact) < compare.relative_error(half, exact)
+
+
+def test_a_round_trip_opens_in_diffusers_without_a_warning_and_makes_the_same_pictures(
+    directory, request_, tmp_path, caplog
+):
+    pipeline = FillPipeline.from_pretrained(directory, dtype="float32")
+    pipeline.save_pretrained(tmp_path / "exported")
+    loggers = [library.utils.logging.get_logger(name) for library, name in _LIBRARIES]
+    for logger in loggers:
+        logger.addHandler(caplog.handler)
+    try:
+        again = opened(tmp_path / "exported")
+        pictures, _ = theirs(again, request_, 4.0, 1.0)
+    finally:
+        for logger in loggers:
+            logger.removeHandler(caplog.handler)
+    assert not caplog.messages
+    expected, _ = theirs(opened(directory), request_, 4.0, 1.0)
+    assert compare.relative_error(pictures, expected) < IMAGE_TOLERANCE
+    assert compare.relative_error(ours(pipeline, request_, 4.0, 1.0), pictures) < IMAGE_TOLERANCE
+
+
+_LIBRARIES = ((diffusers, "diffusers"), (transformers, "transformers"))
+
+
+def test_decoding_in_tiles_equals_diffusers_tiled_decode(directory):
+    """Where both lay a tile: diffusers adds a last, small one at the end of each side. And outside of the crossings of
+    two seams, where its order of blending counts the upper left tile twice."""
+    vae = opened(directory).vae
+    tile, overlap = 16, 4
+    vae.tile_latent_min_size, vae.tile_sample_min_size = tile, 2 * tile
+    latents = np.random.default_rng(0).standard_normal((1, 28, 28, 4)).astype(np.float32)
+    with torch.no_grad(), compare.one_thread():
+        expected = vae.tiled_decode(torch.from_numpy(latents).permute(0, 3, 1, 2)).sample.permute(0, 2, 3, 1).numpy()
+    pipeline = FillPipeline.from_pretrained(directory, dtype="float32")
+    module = pipeline.vae.clone(scaling_factor=1.0, shift_factor=0.0)
+    made = conditioning.decode_latents(module, pipeline.params["vae"], latents, tile)
+    whole = conditioning.decode_latents(module, pipeline.params["vae"], latents)
+    inside = 2 * (28 - overlap)
+    seam = slice(2 * (tile - overlap), 2 * tile)
+    compared = np.ones((inside, inside), bool)
+    compared[seam, seam] = False
+    pick = lambda images: np.asarray(images)[0, :inside, :inside][compared]  # noqa: E731
+    assert compare.relative_error(pick(made), pick(expected)) < compare.TOLERANCE
+    assert compare.relative_error(pick(whole), pick(expected)) > 100 * compare.TOLERANCE  # the tiles are seen

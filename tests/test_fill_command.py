@@ -1,0 +1,228 @@
+"""`onereward fill` and `onereward export`."""
+
+import json
+import warnings
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from onereward_jax import FillPipeline, cli
+from onereward_jax.checkpoint import Checkpointer
+from onereward_jax.flow.requests import Request, output_files
+from onereward_jax.rl.export import COMFYUI_FILE
+from onereward_jax.tasks import EXTEND_PROMPT, REMOVAL_PROMPT
+from onereward_jax.train_state import create_state, make_optimizer
+from onereward_jax.weights import bfl, flux, tables
+from onereward_jax.weights.load import load_component
+from tests.flow import tiny
+
+HEIGHT, WIDTH = 16, 24
+OPTIONS = {"num_inference_steps": 2, "max_sequence_length": tiny.T5_LENGTH, "dtype": "float32", "true_cfg_scale": 2.0}
+OPTIONS |= {"negative_prompt": "remove"}
+PROMPT = tiny.PROMPTS[0]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("files")
+    tiny.pipeline(directory).save_pretrained(directory / "model")
+    draw = np.random.default_rng(0)
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[4:12, 6:20] = 255
+    (directory / "images").mkdir()
+    (directory / "masks").mkdir()
+    for name in "ab":
+        Image.fromarray(draw.integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)).save(directory / "images" / f"{name}.png")
+        Image.fromarray(mask).save(directory / "masks" / f"{name}.png")
+    (directory / "images" / "broken.png").write_bytes((directory / "images" / "a.png").read_bytes()[:300])
+    Image.fromarray(mask).save(directory / "masks" / "broken.png")
+    Image.new("L", (WIDTH, HEIGHT)).save(directory / "black.png")
+    Image.new("L", (8, 8), 255).save(directory / "small.png")
+    return directory
+
+
+def command(files, out, **changes):
+    given = OPTIONS | {"model": files / "model", "image": files / "images" / "a.png", "out": out, "prompt": PROMPT}
+    given |= {"mask": files / "masks" / "a.png"} | changes
+    flags = [f"--{name}" for name, value in given.items() if value is True]
+    return ["fill", *(f"--{name}={value}" for name, value in given.items() if value not in (None, True)), *flags]
+
+
+def read(path):
+    return np.asarray(Image.open(path))
+
+
+def test_one_picture_twice_with_its_outside_kept(files, tmp_path):
+    assert cli.main(command(files, tmp_path / "new" / "x.png", num_images=2, keep_outside=True, seed=5)) == 0
+    assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["x_0.png", "x_1.png"]
+    image, mask = read(files / "images" / "a.png"), read(files / "masks" / "a.png")
+    pipeline = FillPipeline.from_pretrained(files / "model", dtype="float32")
+    for number in range(2):
+        made = read(tmp_path / "new" / f"x_{number}.png")
+        np.testing.assert_array_equal(made[mask == 0], image[mask == 0])
+        (expected,) = pipeline(
+            prompt=PROMPT,
+            image=image,
+            mask_image=mask,
+            negative_prompt="remove",
+            num_inference_steps=2,
+            guidance_scale=1.0,
+            true_cfg_scale=2.0,
+            seed=5 + number,
+            max_sequence_length=tiny.T5_LENGTH,
+        ).images
+        difference = np.abs(made.astype(int) - np.asarray(expected))[mask > 0]
+        assert difference.max() <= 1  # the command spreads the model over all devices
+
+
+def test_of_many_the_bad_ones_are_named_and_the_rest_is_filled(files, tmp_path, capsys):
+    with warnings.catch_warnings():
+        assert cli.main(command(files, tmp_path / "out", image=files / "images", mask=files / "masks")) == 1
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
+    errors = capsys.readouterr().err
+    assert "onereward: 1 of 3 could not be filled" in errors
+    assert f"onereward: {files / 'images' / 'broken.png'} is a damaged picture" in errors
+
+    lines = [
+        {"image": "images/a.png", "mask": "masks/a.png", "task": "object_removal"},
+        {"image": "images/a.png", "extend": "right=8"},
+        {"image": "images/a.png", "mask": "masks/a.png", "task": "text_rendering"},
+        {"image": "images/a.png", "mask": "black.png", "prompt": "a"},
+        {"mask": "masks/a.png"},
+    ]
+    (files / "requests.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    arguments = command(files, tmp_path / "lines", image=files / "requests.jsonl", mask=None, prompt=None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tiny tokenizer does not know the words for extending
+        assert cli.main(arguments) == 1
+    assert read(tmp_path / "lines" / "a.png").shape == (HEIGHT, WIDTH, 3)
+    assert read(tmp_path / "lines" / "a-2.png").shape == (HEIGHT, WIDTH + 8, 3)
+    errors = capsys.readouterr().err
+    assert "requests.jsonl line 3: text_rendering needs a prompt" in errors
+    assert "black.png is black all over" in errors
+    assert "requests.jsonl line 5: it is no request (it names no image)" in errors
+    assert "3 of 5 could not be filled" in errors
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mask": "small.png"}, "is 8x8 pixels"),
+        ({"mask": "black.png"}, "is black all over: paint white"),
+        ({"mask": None}, "neither a mask nor sides to extend"),
+        ({"extend": "right=8"}, "both a mask and sides to extend"),
+        ({"mask": None, "extend": "up=8"}, "'up=8' is no side to extend"),
+        ({"prompt": None}, "image_fill needs a prompt"),
+        ({"task": "sharpen"}, "invalid choice: 'sharpen'"),
+        ({"image": "images/broken.png"}, "broken.png is a damaged picture"),
+        ({"image": "none.png"}, "none.png does not exist"),
+        ({"num_images": 0}, "0 is not at least 1"),
+        ({"out": "x.jpg"}, "is not a .png file for one image"),
+        ({"out": "images"}, "is not a .png file for one image"),
+        ({"out": "black.png/x.png"}, "black.png is a file: choose another output"),
+        ({"model": "nowhere"}, "there is no model directory"),
+        ({"lora": "x"}, "adapters can't be loaded yet"),
+    ],
+)
+def test_what_is_wrong_is_one_sentence_and_nothing_is_written(files, tmp_path, capsys, changes, message):
+    paths = {
+        name: files / value for name, value in changes.items() if name in ("mask", "image", "out", "model") and value
+    }
+    before = sorted(files.rglob("*"))
+    assert cli.main(command(files, tmp_path / "x.png", **(changes | paths))) == 2
+    captured = capsys.readouterr()
+    assert captured.err.count("\n") == 1
+    assert message in captured.err
+    assert sorted(files.rglob("*")) == before
+    assert not list(tmp_path.iterdir())
+
+
+def test_tasks_have_their_prompts():
+    request = Request("image.png", mask="mask.png")
+    assert Request("image.png", mask="mask.png", task="object_removal").text() == REMOVAL_PROMPT
+    assert Request("image.png", extend="left=3").text() == EXTEND_PROMPT
+    assert Request("image.png", extend="left=3", prompt="a hill").text() == "a hill"
+    with pytest.raises(ValueError, match="image_fill needs a prompt"):
+        request.text()
+
+
+def test_files_of_one_name_do_not_replace_each_other(tmp_path):
+    from pathlib import Path
+
+    requests = [Request(Path(name)) for name in ("x/a.png", "y/a.jpg", "b.png")]
+    names = [[file.name for file in files] for files in output_files(requests, tmp_path, 1)]
+    assert names == [["a.png"], ["a-2.png"], ["b.png"]]
+    assert [file.name for file in output_files(requests, tmp_path, 2)[1]] == ["a-2_0.png", "a-2_1.png"]
+
+
+# --- export -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def run(files, tmp_path_factory):
+    """A run's directory with one checkpoint: the policy is the base, the EMA is not."""
+    workdir = tmp_path_factory.mktemp("run")
+    _, params = load_component(files / "model" / "transformer", "transformer")
+    state = create_state(params, make_optimizer(1e-3), seed=0, reference=True)
+    state = state.replace(ema=jax.tree.map(lambda x: x + 1, state.ema))
+    checkpointer = Checkpointer(workdir / "checkpoints")
+    checkpointer.save(3, state, {"index": 0})
+    checkpointer.close()
+    (workdir / "config.json").write_text(json.dumps({"model.base": str(files / "model"), "algorithm": "fixed"}))
+    (workdir / "figures").mkdir()
+    Image.new("RGB", (4, 4)).save(workdir / "figures" / "reward.png")
+    return workdir
+
+
+def test_the_export_of_an_untouched_import_is_bit_by_bit_its_files(files, run, tmp_path, capsys):
+    assert cli.main(["export", "--workdir", str(run), "--out", str(tmp_path / "model")]) == 0
+    assert "policy of step 3" in capsys.readouterr().out
+    original = {file.relative_to(files / "model"): file for file in (files / "model").rglob("*.*") if file.is_file()}
+    for name, file in original.items():
+        assert (tmp_path / "model" / name).read_bytes() == file.read_bytes(), name
+    card = (tmp_path / "model" / "README.md").read_text()
+    for part in (f"base_model: {files / 'model'}", "licence", "after 3\nupdates", "FillPipeline", "![reward.png]"):
+        assert part in card
+    assert (tmp_path / "model" / "reward.png").is_file()
+    assert FillPipeline.from_pretrained(tmp_path / "model", dtype="float32").shift.base_shift == 0.3
+
+
+def test_comfyui_gets_one_file_and_a_workflow(files, run, tmp_path):
+    from safetensors.numpy import load_file
+
+    out = tmp_path / "comfyui"
+    assert cli.main(["export", f"--workdir={run}", f"--out={out}", "--format=comfyui", "--what=ema"]) == 0
+    assert sorted(file.name for file in out.iterdir()) == sorted(
+        ["README.md", COMFYUI_FILE, "workflow.json", "reward.png"]
+    )
+    _, params = load_component(files / "model" / "transformer", "transformer")
+    shapes = tables.official_shapes(flux.TABLE, params)
+    read = bfl.split(bfl.fused_names(shapes), shapes, load_file(out / COMFYUI_FILE).__getitem__)
+    for name, tensor in tables.official_tensors(flux.TABLE, params).items():
+        np.testing.assert_array_equal(read(name), tensor() + 1, err_msg=name)
+    nodes = json.loads((out / "workflow.json").read_text())
+    links = [value for node in nodes.values() for value in node["inputs"].values() if isinstance(value, list)]
+    assert {source for source, _ in links} < nodes.keys()
+    assert nodes["model"]["inputs"]["unet_name"] == COMFYUI_FILE
+
+
+@pytest.mark.parametrize("damage", ["no run", "no policy", "no checkpoint", "out is a file"])
+def test_what_can_not_be_exported_is_one_sentence(run, tmp_path, capsys, damage):
+    workdir, out = tmp_path / "workdir", tmp_path / "out"
+    message = {
+        "no run": "holds no run with checkpoints",
+        "no policy": "has no policy",
+        "no checkpoint": "has no finished checkpoint yet",
+        "out is a file": "is a file",
+    }[damage]
+    if damage != "no run":
+        (workdir / "checkpoints").mkdir(parents=True)
+        config = {} if damage == "no policy" else json.loads((run / "config.json").read_text())
+        (workdir / "config.json").write_text(json.dumps(config))
+    if damage == "out is a file":
+        out.write_text("")
+    assert cli.main(["export", f"--workdir={workdir}", f"--out={out}"]) == 2
+    assert message in capsys.readouterr().err
+    assert out.is_file() == (damage == "out is a file")
