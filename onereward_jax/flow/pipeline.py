@@ -120,9 +120,7 @@ class FillPipeline:
                 save_component(partial / name, name, module, params, dtype)
             prompts.tokenizer.save_pretrained(partial / "tokenizer")
             prompts.tokenizer_2.save_pretrained(partial / "tokenizer_2")
-            (partial / "scheduler").mkdir()
-            write_json(partial / "scheduler" / "scheduler_config.json", _scheduler_config(self.shift))
-            write_json(partial / "model_index.json", _MODEL_INDEX)
+            write_model_index(partial, self.shift)
 
     def __call__(
         self,
@@ -391,14 +389,18 @@ def read_shift(directory: Path) -> Shift:
     return Shift(**{name: value for name, value in config.items() if name in fields})
 
 
-def _scheduler_config(shift: Shift) -> dict:
-    return {
+def write_model_index(directory: Path, shift: Shift) -> None:
+    """Writes what a diffusers directory holds beside its components: model_index.json and the scheduler."""
+    scheduler = {
         "_class_name": "FlowMatchEulerDiscreteScheduler",
         "num_train_timesteps": 1000,
         "shift": 3.0,
         "use_dynamic_shifting": True,
         **dataclasses.asdict(shift),
     }
+    (directory / "scheduler").mkdir()
+    write_json(directory / "scheduler" / "scheduler_config.json", scheduler)
+    write_json(directory / "model_index.json", _MODEL_INDEX)
 
 
 _MODEL_INDEX = {
