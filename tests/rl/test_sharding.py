@@ -18,7 +18,6 @@ from onereward_jax.train_state import compile_step, create_state
 from onereward_jax.weights import clip, flux, qwen2_5_vl, t5
 from tests.rl import tiny
 
-
 ADAPTERS = lora.LoRA(rank=4, targets="attn|ff|proj")
 
 
