@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from onereward_jax import cli
+from onereward_jax import cli, lora, tree
+from onereward_jax.flow.pipeline import FillPipeline, load_transformer
+from onereward_jax.judge.judge import Judge
 from onereward_jax.tasks import CELLS, DIMENSIONS, TASKS
 from tests.chain import SCENES
 
@@ -44,7 +46,7 @@ def lines_of(path: Path) -> list[dict]:
 
 
 def test_every_training_leaves_its_steps(chain):
-    for workdir in ("vae", "base", "judge", "run"):
+    for workdir in ("vae", "base", "judge", "run", "base_adapter", "judge_adapter", "adapter"):
         lines = lines_of(chain.root / workdir / "metrics.jsonl")
         assert [line["step"] for line in lines] == [1, 2], workdir
         assert all({"learning/loss", "learning/grad_norm", "perf/step_time_seconds"} <= line.keys() for line in lines)
@@ -59,6 +61,23 @@ def test_a_fill_model_is_tuned_further(chain):
         before, after = load_file(path), load_file(tuned / path.relative_to(start))
         change = max(float(np.abs(after[name] - before[name].astype(np.float32)).max()) for name in before)
         assert (0 < change < 0.01) if path.parent.name == "transformer" else change == 0, path
+
+
+@pytest.mark.parametrize("directory", ["base_adapter/export", "adapter/export/policy", "adapter/export/ema"])
+def test_an_adapter_is_exported_alone_and_read_as_a_policy(chain, directory):
+    assert [path.name for path in (chain.root / directory).iterdir()] == ["pytorch_lora_weights.safetensors"]
+    own = FillPipeline.from_pretrained(chain.models / "base").params["transformer"]
+    adapted = load_transformer(chain.root / directory, own)
+    assert set(tree.flatten(adapted)) > set(tree.flatten(own))
+    changes = [float(np.abs(b).max()) for _, b in lora.factors(adapted).values()]
+    assert min(changes) > 0
+
+
+def test_an_adapter_of_the_judge_is_exported_alone(chain):
+    names = {path.name for path in (chain.root / "judge_adapter" / "export").iterdir()}
+    assert names == {"adapter_model.safetensors", "adapter_config.json"}
+    adapted = Judge.from_pretrained(chain.models / "judge", lora=chain.root / "judge_adapter" / "export")
+    assert min(float(np.abs(b).max()) for _, b in lora.factors(adapted.params).values()) > 0
 
 
 def test_packaged_models_are_whole(chain):
