@@ -17,6 +17,8 @@ from onereward_jax import cli, lora, tree
 from onereward_jax.flow.pipeline import FillPipeline, load_transformer
 from onereward_jax.judge.judge import Judge
 from onereward_jax.tasks import CELLS, DIMENSIONS, TASKS
+from onereward_jax.weights.load import load_component
+from onereward_jax.weights.lora import load_adapters
 from tests.chain import SCENES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,6 +73,28 @@ def test_an_adapter_is_exported_alone_and_read_as_a_policy(chain, directory):
     assert set(tree.flatten(adapted)) > set(tree.flatten(own))
     changes = [float(np.abs(b).max()) for _, b in lora.factors(adapted).values()]
     assert min(changes) > 0
+
+
+def test_a_run_of_an_adapter_is_exported_in_every_form(chain, tmp_path, capsys):
+    def export(run, form):
+        return cli.main(["export", "--workdir", str(run), "--out", str(tmp_path / form), "--format", form])
+
+    assert [export(chain.root / "adapter", form) for form in ("lora", "diffusers", "comfyui")] == [0, 0, 0]
+    trained = chain.root / "adapter" / "export" / "policy"
+    file = "pytorch_lora_weights.safetensors"
+    exported, of_training = load_file(tmp_path / "lora" / file), load_file(trained / file)
+    assert exported.keys() == of_training.keys()
+    assert all((exported[name] == of_training[name]).all() for name in exported)
+    base = load_component(chain.models / "base" / "transformer", "transformer")[1]
+    merged = lora.merge(base, load_adapters("transformer", base, [(trained, 1.0)]))
+    found = load_component(tmp_path / "diffusers" / "transformer", "transformer")[1]
+    for (path, expected), given in zip(tree.flatten(merged).items(), tree.flatten(found).values(), strict=True):
+        # In the base model's bfloat16.
+        np.testing.assert_allclose(given, np.asarray(expected), rtol=2**-7, atol=1e-6, err_msg=path)
+    assert "load_lora_weights" in (tmp_path / "lora" / "README.md").read_text()
+    capsys.readouterr()
+    assert export(chain.run, "lora") == 2
+    assert "trained the whole transformer" in capsys.readouterr().err
 
 
 def test_an_adapter_of_the_judge_is_exported_alone(chain):
