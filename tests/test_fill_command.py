@@ -43,8 +43,8 @@ def files(tmp_path_factory):
     return directory
 
 
-def command(files, out, **changes):
-    given = OPTIONS | {"model": files / "model", "image": files / "images" / "a.png", "out": out, "prompt": PROMPT}
+def command(files, **changes):
+    given = OPTIONS | {"model": files / "model", "image": files / "images" / "a.png", "prompt": PROMPT}
     given |= {"mask": files / "masks" / "a.png"} | changes
     flags = [f"--{name}" for name, value in given.items() if value is True]
     return ["fill", *(f"--{name}={value}" for name, value in given.items() if value not in (None, True)), *flags]
@@ -55,7 +55,7 @@ def read(path):
 
 
 def test_one_picture_twice_with_its_outside_kept(files, tmp_path):
-    assert cli.main(command(files, tmp_path / "new" / "x.png", num_images=2, keep_outside=True, seed=5)) == 0
+    assert cli.main(command(files, out=tmp_path / "new" / "x.png", num_images=2, keep_outside=True, seed=5)) == 0
     assert sorted(file.name for file in (tmp_path / "new").iterdir()) == ["x_0.png", "x_1.png"]
     image, mask = read(files / "images" / "a.png"), read(files / "masks" / "a.png")
     pipeline = FillPipeline.from_pretrained(files / "model", dtype="float32")
@@ -79,7 +79,7 @@ def test_one_picture_twice_with_its_outside_kept(files, tmp_path):
 
 def test_of_many_the_bad_ones_are_named_and_the_rest_is_filled(files, tmp_path, capsys):
     with warnings.catch_warnings():
-        assert cli.main(command(files, tmp_path / "out", image=files / "images", mask=files / "masks")) == 1
+        assert cli.main(command(files, out=tmp_path / "out", image=files / "images", mask=files / "masks")) == 1
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
     errors = capsys.readouterr().err
     assert "onereward: 1 of 3 could not be filled" in errors
@@ -93,7 +93,7 @@ def test_of_many_the_bad_ones_are_named_and_the_rest_is_filled(files, tmp_path, 
         {"mask": "masks/a.png"},
     ]
     (files / "requests.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    arguments = command(files, tmp_path / "lines", image=files / "requests.jsonl", mask=None, prompt=None)
+    arguments = command(files, out=tmp_path / "lines", image=files / "requests.jsonl", mask=None, prompt=None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tiny tokenizer does not know the words for extending
         assert cli.main(arguments) == 1
@@ -131,7 +131,7 @@ def test_what_is_wrong_is_one_sentence_and_nothing_is_written(files, tmp_path, c
         name: files / value for name, value in changes.items() if name in ("mask", "image", "out", "model") and value
     }
     before = sorted(files.rglob("*"))
-    assert cli.main(command(files, tmp_path / "x.png", **(changes | paths))) == 2
+    assert cli.main(command(files, **({"out": tmp_path / "x.png"} | changes | paths))) == 2
     captured = capsys.readouterr()
     assert captured.err.count("\n") == 1
     assert message in captured.err

@@ -43,6 +43,6 @@ def use_compilation_cache() -> None:
     """Keeps compiled programs for the next start of a command: in $JAX_COMPILATION_CACHE_DIR, or the user's caches."""
     import jax
 
-    if not jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
+    if not jax.config.values["jax_compilation_cache_dir"]:
         caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", str(Path(caches) / "onereward_jax"))

@@ -17,6 +17,11 @@ from onereward_jax.weights import clip, flux, t5, vae
 PROMPTS = ["a small red circle", "remove", 'the word "SUN"', "a large blue square", ""]
 CLIP_LENGTH, T5_LENGTH = 11, 9
 
+# The request of the whole pipeline's comparison with diffusers, and what diffusers made of it with `drawn_pipeline`.
+FILL_PROMPTS, FILL_NEGATIVE, FILL_STEPS = ["a small red circle", 'the word "SUN"'], "a large blue square", 4
+FILL_HEIGHT, FILL_WIDTH = 24, 40
+GOLDEN = Path(__file__).resolve().parents[1] / "goldens" / "fill.npy"
+
 
 def text_encoders(directory: Path, layers: int = 1) -> tuple[Any, Any, Any, Any, Any, Any]:
     """Tokenizers (their files go to `directory`), CLIP and T5, and their parameters: the fields of a PromptEncoder."""
@@ -99,3 +104,26 @@ def params_of(module: Any, weights: Any) -> Any:
         lambda path, x: x + 0.05 * jax.random.normal(jax.random.fold_in(key, zlib.crc32(path.encode())), x.shape),
         params,
     )
+
+
+def drawn_pipeline(directory: Path) -> FillPipeline:
+    """`pipeline` with parameters that are the same with every version of JAX."""
+    drawn = pipeline(directory)
+    draw = np.random.default_rng(0)
+    redraw = lambda params: tree.map_with_path(  # noqa: E731
+        lambda path, x: np.float32(path.endswith("scale")) + 0.2 * draw.standard_normal(x.shape).astype(np.float32),
+        params,
+    )
+    drawn.params = {name: redraw(drawn.params[name]) for name in ("transformer", "vae")}
+    drawn.prompts.text_encoder_params = redraw(drawn.prompts.text_encoder_params)
+    drawn.prompts.text_encoder_2_params = redraw(drawn.prompts.text_encoder_2_params)
+    return drawn
+
+
+def fill_request() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Two images uint8 (2, H, W, 3), masks (2, H, W) 0 or 255, noise float32 (2, H/2, W/2, 4)."""
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (2, FILL_HEIGHT, FILL_WIDTH, 3), np.uint8)
+    masks = np.zeros((2, FILL_HEIGHT, FILL_WIDTH), np.uint8)
+    masks[0, 5:20, 3:30] = masks[1, :, 20:] = 255
+    return images, masks, draw.standard_normal((2, FILL_HEIGHT // 2, FILL_WIDTH // 2, 4)).astype(np.float32)

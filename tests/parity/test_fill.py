@@ -5,6 +5,8 @@ with one embedded guidance and steps by `v_neg + s·(v_pos − v_neg)`: so does 
 """
 
 import contextlib
+import tempfile
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +23,8 @@ from onereward_jax.flow.pipeline import latent_shape  # noqa: E402
 from tests.flow import tiny  # noqa: E402
 from tests.parity import compare  # noqa: E402
 
-HEIGHT, WIDTH, STEPS, LENGTH = 24, 40, 4, tiny.T5_LENGTH
-PROMPTS, NEGATIVE = ["a small red circle", 'the word "SUN"'], "a large blue square"
+HEIGHT, WIDTH, STEPS, LENGTH = tiny.FILL_HEIGHT, tiny.FILL_WIDTH, tiny.FILL_STEPS, tiny.T5_LENGTH
+PROMPTS, NEGATIVE = tiny.FILL_PROMPTS, tiny.FILL_NEGATIVE
 SETTINGS = {"num_inference_steps": STEPS, "max_sequence_length": LENGTH}
 IMAGE_TOLERANCE, VELOCITY_TOLERANCE = 1e-4, 1e-5
 
@@ -82,11 +84,7 @@ def directory(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def request_():
-    draw = np.random.default_rng(0)
-    images = draw.integers(0, 256, (2, HEIGHT, WIDTH, 3), np.uint8)
-    masks = np.zeros((2, HEIGHT, WIDTH), np.uint8)
-    masks[0, 5:20, 3:30] = masks[1, :, 20:] = 255
-    return images, masks, draw.standard_normal((2, HEIGHT // 2, WIDTH // 2, 4)).astype(np.float32)
+    return tiny.fill_request()
 
 
 def opened(directory, dtype=torch.float32):
@@ -254,3 +252,18 @@ def test_decoding_in_tiles_equals_diffusers_tiled_decode(directory):
     pick = lambda images: np.asarray(images)[0, :inside, :inside][compared]  # noqa: E731
     assert compare.relative_error(pick(made), pick(expected)) < compare.TOLERANCE
     assert compare.relative_error(pick(whole), pick(expected)) > 100 * compare.TOLERANCE  # the tiles are seen
+
+
+def test_the_golden_is_what_diffusers_makes(request_, tmp_path):
+    """`python -m tests.parity.test_fill` writes it anew."""
+    assert compare.relative_error(golden(request_, tmp_path), np.load(tiny.GOLDEN)) < compare.TOLERANCE
+
+
+def golden(request, directory):
+    tiny.drawn_pipeline(directory / "tokenizers").save_pretrained(directory / "model")
+    return theirs(opened(directory / "model"), request, 4.0, 1.0)[0]
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as scratch:
+        np.save(tiny.GOLDEN, golden(tiny.fill_request(), Path(scratch)))
