@@ -11,7 +11,7 @@ os.environ["XLA_FLAGS"] = " ".join(
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
         "--xla_llvm_disable_expensive_passes=true",
-        "--xla_backend_optimization_level=0",
+        "--xla_backend_optimization_level=1",
     ]
 ).strip()
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

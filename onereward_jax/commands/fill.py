@@ -86,8 +86,8 @@ def _fill(args: argparse.Namespace, prompts: dict, files: dict, tried) -> None:
     import numpy as np
     from tqdm import tqdm
 
-    from onereward_jax import FillPipeline
     from onereward_jax.commands import use_compilation_cache
+    from onereward_jax.flow.pipeline import FillPipeline
     from onereward_jax.inputs import keep_outside
     from onereward_jax.mesh import make_mesh
     from onereward_jax.pictures import write_png
