@@ -35,6 +35,9 @@ def get_config(variant: str = "quick") -> ConfigDict:
     config.max_sequence_length = 16  # tokens that T5 reads of a prompt
     config.question_length = 20  # tokens of the judge's longest question, answer's start included
 
+    # With a rank, an adapter is trained instead of the model, of the layers whose path has a match of `targets`.
+    config.lora = ConfigDict({"rank": 0, "alpha": 16.0, "targets": r"attn/(to|add)_|ff|proj_mlp|proj_out"})
+
     stages = {
         "vae": _vae,
         "base": _base,
@@ -48,6 +51,7 @@ def get_config(variant: str = "quick") -> ConfigDict:
         config.algorithm = "fixed"
     if variant in ("fixed", "dynamic"):
         config.train.num_steps = 1000
+        config.optimizer.decay_steps = 1000
         config.evaluation.every = 50
         config.evaluation.watched_scenes = 32
     return config
@@ -61,27 +65,28 @@ def _reward_feedback(config: ConfigDict) -> None:
     config.model.dtype = "float32"
     config.model.remat = "none"
 
-    config.optimizer = _optimizer(1e-5, warmup_steps=5)
+    config.optimizer = _optimizer(5e-5, warmup_steps=5)
     config.optimizer.weight_decay = 0.0
-    config.train = _train(80, 8, checkpoint_every=40, log_every=1)
+    config.train = _train(200, 8, checkpoint_every=40, log_every=1)
 
     # The fields of onereward_jax.rl.step.StepConfig
     config.rl = ConfigDict()
-    # What the judge prefers already is not driven further: it would be overdone.
-    config.rl.threshold = 0.6
+    config.rl.threshold = 0.9
     config.rl.ema_decay = 0.95
     config.rl.num_steps = 8
-    config.rl.first_index = 1
-    config.rl.last_index = 4
+    # Late: an early prediction is blurred, and beside the reference the judge would ask for nothing but sharpness.
+    config.rl.first_index = 6
+    config.rl.last_index = 7
     config.rl.index_per_sample = True
     config.rl.rollout_guidance_scale = 1.0
     config.rl.rollout_true_cfg_scale = 1.0
     config.rl.gradient_guidance_scale = 1.0
     config.rl.gradient_true_cfg_scale = 1.0
     config.rl.flow_matching_weight = 0.5
-    # An early prediction is blurred: beside a picture denoised fully, the judge would ask for nothing but sharpness.
-    config.rl.matched_reference = True
+    config.rl.matched_reference = False
+    # What holds under all shifts and noise is in the picture; the rest is the judge's own.
     config.rl.judge_shift = 4
+    config.rl.judge_noise = 0.15
     config.rl.accumulate = 1
 
     config.preferences = _preferences()
@@ -100,7 +105,7 @@ def _reward_feedback(config: ConfigDict) -> None:
     config.ascent = ConfigDict({"scenes_per_task": 50, "num_steps": 10, "step_size": 0.02})
 
     # While training: the truth on so many other held-out scenes a task, every so many updates; 0 never looks.
-    config.evaluation.every = 20
+    config.evaluation.every = 40
     config.evaluation.watched_scenes = 16
 
 
@@ -185,9 +190,22 @@ def _judge(config: ConfigDict) -> None:
     config.train = _train(3500, 16)
     config.preferences = _preferences()
 
+    config.lora.targets = r"layers/(self_attn|mlp)/"
     config.judge = ConfigDict()
     config.judge.start = ""  # a judge to go on from
-    config.judge.data = ("runs/miniature/preferences",)  # directories of make-preferences
+    # Preference data in either form (docs/preferences.md), such as directories of make-preferences.
+    config.judge.data = ("runs/miniature/preferences",)
+    config.judge.bad_share = 0.01  # of each one's records, that may be bad
+    config.judge.dtype = "float32"
+    config.judge.remat = "none"
+    config.judge.freeze_vision = False
+    # Pictures: at most so many pixels, sides rounded to multiples of a step; 0 leaves both to the judge's processor.
+    config.judge.max_pixels = 0
+    config.judge.image_step = 0
+    # Held-out records, and how often the judge is measured on them; of those judges the best may be kept, not the last.
+    config.judge.held_out_share = 0.0
+    config.judge.evaluate_every = 0
+    config.judge.keep_best = False
     # Share of the pairs that are made while it trains, see onereward_jax.judge.planted; the others are preferences.
     config.judge.planted_share = 0.0
     config.judge.questions_per_pair = 4
@@ -228,7 +246,7 @@ def _judge(config: ConfigDict) -> None:
             "fullatt_block_indexes": (2,),
         }
     )
-    config.judge.ema_decay = 0.999
+    config.judge.ema_decay = 0.999  # 0 keeps no average
 
 
 def _second_judge(config: ConfigDict) -> None:

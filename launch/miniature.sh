@@ -16,7 +16,8 @@ onereward package --judge $runs/judge/export --out miniature
 # Policies that learn to please a judge without much restraint; then a judge that has seen what they make.
 fool() {
     onereward train --config configs/tiny.py:quick --config.train.num_steps=120 --config.rl.threshold=0.9 \
-        --config.rl.matched_reference=false --config.rl.flow_matching_weight=0 --config.evaluation.every=0 "$@"
+        --config.rl.matched_reference=false --config.rl.flow_matching_weight=0 --config.rl.judge_noise=0 \
+        --config.optimizer.decay_steps=0 --config.evaluation.every=0 "$@"
 }
 fool --config.rl.first_index=2 --config.rl.last_index=5 --config.rl.judge_shift=0 --config.optimizer.learning_rate=2e-5 \
     --workdir $runs/policy_early

@@ -48,6 +48,7 @@ LIST_FIELDS = (
     "vae.model.block_out_channels",
 )
 _CONFIG_FILE = "config.json"
+_MADE_AT_START = (_CONFIG_FILE, f"{_CONFIG_FILE}.tmp", "tensorboard", "tokenizers", "balance.json")
 
 
 def load_config(spec: str | os.PathLike, overrides: Mapping[str, Any] | Iterable[tuple[str, Any]] = ()) -> ConfigDict:
@@ -161,7 +162,7 @@ def _nothing_made(directory: Path) -> bool:
     """Whether there is only what a run makes before its first step: a wrong value may show no earlier."""
     for entry in directory.iterdir():
         empty = not any(entry.iterdir()) if entry.is_dir() else entry.stat().st_size == 0
-        if not empty and entry.name not in (_CONFIG_FILE, f"{_CONFIG_FILE}.tmp", "tensorboard", "tokenizers"):
+        if not empty and entry.name not in _MADE_AT_START:
             return False
     return True
 

@@ -91,9 +91,11 @@ _held: dict[Path, int] = {}  # directory -> descriptor of its lock, open as long
 
 def fingerprint(directory: Path) -> str:
     """Tells the weights and preferences below a directory from others, without reading tens of gigabytes: a digest of
-    each .safetensors and .jsonl file's name, size, and three blocks of its bytes. Empty where there is none."""
+    each .safetensors, .jsonl and array_record file's name, size, and three blocks of its bytes. Empty where there is
+    none."""
     digest = hashlib.sha256()
-    files = sorted(path for kind in ("safetensors", "jsonl") for path in directory.rglob(f"*.{kind}"))
+    kinds = ("safetensors", "jsonl", "array_record*")
+    files = sorted(path for kind in kinds for path in directory.rglob(f"*.{kind}"))
     for path in files:
         size = path.stat().st_size
         digest.update(f"{path.relative_to(directory)} {size}".encode())

@@ -5,6 +5,7 @@ what is seen a little differently than in the file is warned of in one.
 """
 
 import contextlib
+import io
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -26,14 +27,15 @@ def read_image(source: Any, name: str = "the image") -> np.ndarray:
     """A picture as it is meant to be seen, turned as its EXIF orientation says: uint8 (H, W, 3).
 
     Args:
-      source: PIL image, path of a picture file, or array: uint8, or float in [0, 1], (H, W, 3) or grey (H, W).
+      source: PIL image, path of a picture file, bytes of one, or array: uint8, or float in [0, 1], (H, W, 3) or grey
+        (H, W).
       name: of a source that is no path, for messages.
 
     Raises:
       FileNotFoundError, IsADirectoryError, PermissionError: the path is none of a readable file.
       UserError: it is no picture, a damaged one, too large, or of a kind that has no 8-bit colours.
     """
-    if isinstance(source, (str, Path, Image.Image)):
+    if isinstance(source, (str, Path, bytes, Image.Image)):
         with _opened(source, name) as (image, name):
             return np.asarray(_rgb(image, name))
     try:
@@ -147,14 +149,15 @@ def keep_outside(image: np.ndarray, mask: np.ndarray, made: np.ndarray) -> np.nd
 
 
 @contextlib.contextmanager
-def _opened(source: str | Path | Image.Image, name: str) -> Iterator[tuple[Image.Image, str]]:
+def _opened(source: str | Path | bytes | Image.Image, name: str) -> Iterator[tuple[Image.Image, str]]:
     """The decoded picture, upright, and its name."""
     if isinstance(source, Image.Image):
         _check_pixels(source, name)
         yield ImageOps.exif_transpose(source), name
         return
-    name = str(source)
-    with open(source, "rb") as file:
+    if not isinstance(source, bytes):
+        name = str(source)
+    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower

@@ -22,15 +22,22 @@ BATCH = P(("data", "fsdp"))
 # Kernels are (..., in, out). Products that open a block (attention's queries, keys and values, the first of an MLP)
 # split their outputs over `tensor`, those that close it split their inputs, so a block needs one reduction. A leading
 # layer axis stays whole.
+# An adapter's factors, (..., in, r) and (..., r, out), are split as the kernel's sides are; their rank stays whole.
+_OPENING = (
+    r"(^|/)(to_[qkv]|add_[qkv]_proj|[qkv]_proj|[qkv]|qkv|wi_[01]|fc1|gate_proj|up_proj|proj_mlp|net_0_proj|mlp_0)"
+)
+_CLOSING = r"(^|/)(to_out_0|to_add_out|o_proj|o|attn/proj|wo|fc2|down_proj|out_proj|proj_out|net_2|mlp_2)"
 TRANSFORMER_RULES: Rules = (
-    (r"(^|/)(to_[qkv]|add_[qkv]_proj|[qkv]_proj|[qkv]|qkv|wi_[01]|fc1|gate_proj|up_proj|proj_mlp|net_0_proj|mlp_0)/kernel$",
-     P(..., "fsdp", "tensor")),
-    (r"(^|/)(to_out_0|to_add_out|o_proj|o|attn/proj|wo|fc2|down_proj|out_proj|proj_out|net_2|mlp_2)/kernel$",
-     P(..., "tensor", "fsdp")),
+    (rf"{_OPENING}/kernel$", P(..., "fsdp", "tensor")),
+    (rf"{_OPENING}/lora_a$", P(..., "fsdp", None)),
+    (rf"{_OPENING}/lora_b$", P(..., None, "tensor")),
+    (rf"{_CLOSING}/kernel$", P(..., "tensor", "fsdp")),
+    (rf"{_CLOSING}/lora_a$", P(..., "tensor", None)),
+    (rf"{_CLOSING}/lora_b$", P(..., None, "fsdp")),
     (r"(embedding|embed_tokens)$", P("tensor", "fsdp")),
-    (r"kernel$", P(..., "fsdp", None)),
+    (r"(kernel|lora_a)$", P(..., "fsdp", None)),
     (r".*", P()),
-)  # fmt: skip
+)
 
 
 def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:

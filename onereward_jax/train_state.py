@@ -19,11 +19,12 @@ class TrainState:
 
     Attributes:
       step: int32 (), updates done.
-      params: what is trained (the policy θ, the judge φ, ...), float32.
+      params: what is trained (the policy θ, the judge φ, ...; with LoRA their adapters), float32.
       opt_state: of optax.
       ema: params averaged, `ema ← τ·ema + (1−τ)·params`, float32; the reference of Algorithm 2. None
         where a trainer keeps no average.
-      reference: frozen pre-trained parameters (Algorithm 1), otherwise None.
+      reference: frozen pre-trained parameters (Algorithm 1), otherwise None. With LoRA it is the empty adapter `{}`:
+        the base as it is, at no memory.
       key: root of all randomness; a sample's key is folded in from its global index.
     """
 

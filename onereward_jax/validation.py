@@ -4,6 +4,7 @@ Imports no JAX. Only what is there is checked: which groups a configuration has 
 """
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -40,6 +41,8 @@ def validate(config: ConfigDict, needs: Iterable[str] = (), source: str = "the c
                 raise UserError(f"{lower} ({less}) must be {relation} {upper} ({greater}): change one of them")
     _check_accumulation(values)
     _check_decay(values)
+    _check_held_out(values)
+    _check_adapter(values)
     if "data" in config and "task_weights" in config.data:
         _check_task_weights(config.data.task_weights)
 
@@ -67,6 +70,14 @@ def _one_of(*names: str) -> Rule:
     return lambda value: value in names, f"one of {', '.join(names)}"
 
 
+def _is_regex(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and bool(re.compile(value))
+    except re.error:
+        return False
+
+
+_REGEX: Rule = (_is_regex, "a regular expression")
 _SHARE: Rule = (lambda value: _is_number(value) and 0 <= value <= 1, "from 0 to 1")
 _DECAY: Rule = (lambda value: _is_number(value) and 0 <= value < 1, "0 or more and below 1")
 _POSITIVE: Rule = (lambda value: _is_number(value) and value > 0, "above 0")
@@ -105,12 +116,16 @@ _RULES: Mapping[str, Rule] = {
     "rl.first_index": _whole(0),
     "rl.last_index": _whole(0),
     "rl.judge_shift": _whole(0),
+    "rl.judge_noise": _NOT_NEGATIVE,
     "rl.flow_matching_weight": _NOT_NEGATIVE,
     "rl.rollout_guidance_scale": _NOT_NEGATIVE,
     "rl.rollout_true_cfg_scale": _NOT_NEGATIVE,
     "rl.gradient_guidance_scale": _NOT_NEGATIVE,
     "rl.gradient_true_cfg_scale": _NOT_NEGATIVE,
     "rl.accumulate": _whole(1),
+    "lora.rank": _whole(0),
+    "lora.alpha": _POSITIVE,
+    "lora.targets": _REGEX,
     "vae.ema_decay": _DECAY,
     "vae.kl_weight": _NOT_NEGATIVE,
     "vae.edge_weight": _NOT_NEGATIVE,
@@ -121,6 +136,13 @@ _RULES: Mapping[str, Rule] = {
     "base.prompt_dropout": _SHARE,
     "base.scenes_per_task": _whole(1),
     "judge.ema_decay": _DECAY,
+    "judge.dtype": _DTYPE,
+    "judge.remat": _REMAT,
+    "judge.bad_share": _SHARE,
+    "judge.max_pixels": _whole(0),
+    "judge.image_step": _whole(0),
+    "judge.held_out_share": _DECAY,
+    "judge.evaluate_every": _whole(0),
     "judge.max_shift": _whole(0),
     "judge.planted_share": _SHARE,
     "judge.questions_per_pair": _whole(1),
@@ -177,6 +199,28 @@ def _check_decay(values: Mapping[str, Any]) -> None:
         raise UserError(
             f"optimizer.decay_steps is {decay}, which is not beyond optimizer.warmup_steps {warmup}:"
             " raise it, or set it to 0 for a constant rate"
+        )
+
+
+def _check_held_out(values: Mapping[str, Any]) -> None:
+    share, every = values.get("judge.held_out_share", 0), values.get("judge.evaluate_every", 0)
+    if every and not share:
+        raise UserError("judge.evaluate_every is set, but judge.held_out_share is 0: hold some records out")
+    if values.get("judge.keep_best") and not every:
+        raise UserError("judge.keep_best needs judge.evaluate_every: say how often the judge is measured")
+
+
+def _check_adapter(values: Mapping[str, Any]) -> None:
+    if not values.get("lora.rank"):
+        return
+    for start in ("base.start", "judge.start"):
+        if values.get(start) == "":
+            raise UserError(
+                f"lora.rank is {values['lora.rank']}, but there is no model to adapt: set {start}, or rank 0"
+            )
+    if values.get("base.train_text_encoders"):
+        raise UserError(
+            "lora.rank trains the transformer's adapter alone: set base.train_text_encoders to false, or rank 0"
         )
 
 

@@ -106,6 +106,12 @@ def main(root: Path) -> None:
     onereward("train", "dynamic", run, feedback)
     onereward("evaluate", "dynamic", run, feedback)
 
+    adapter = {"lora.rank": 2, "optimizer.learning_rate": 0.01}
+    onereward("train-base", "base", root / "base_adapter", tuned | adapter)
+    started = {"judge.start": models / "judge", "judge.questions_per_pair": 1}
+    onereward("train-judge", "judge", root / "judge_adapter", STEPS | PREFERENCES | base | data | started | adapter)
+    onereward("train", "fixed", root / "adapter", feedback | adapter)
+
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))

@@ -13,8 +13,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from onereward_jax import cli
+from onereward_jax import cli, lora, tree
+from onereward_jax.flow.pipeline import FillPipeline, load_transformer
+from onereward_jax.judge.judge import Judge
 from onereward_jax.tasks import CELLS, DIMENSIONS, TASKS
+from onereward_jax.weights.load import load_component
+from onereward_jax.weights.lora import load_adapters
 from tests.chain import SCENES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,7 +48,7 @@ def lines_of(path: Path) -> list[dict]:
 
 
 def test_every_training_leaves_its_steps(chain):
-    for workdir in ("vae", "base", "judge", "run"):
+    for workdir in ("vae", "base", "judge", "run", "base_adapter", "judge_adapter", "adapter"):
         lines = lines_of(chain.root / workdir / "metrics.jsonl")
         assert [line["step"] for line in lines] == [1, 2], workdir
         assert all({"learning/loss", "learning/grad_norm", "perf/step_time_seconds"} <= line.keys() for line in lines)
@@ -59,6 +63,45 @@ def test_a_fill_model_is_tuned_further(chain):
         before, after = load_file(path), load_file(tuned / path.relative_to(start))
         change = max(float(np.abs(after[name] - before[name].astype(np.float32)).max()) for name in before)
         assert (0 < change < 0.01) if path.parent.name == "transformer" else change == 0, path
+
+
+@pytest.mark.parametrize("directory", ["base_adapter/export", "adapter/export/policy", "adapter/export/ema"])
+def test_an_adapter_is_exported_alone_and_read_as_a_policy(chain, directory):
+    assert [path.name for path in (chain.root / directory).iterdir()] == ["pytorch_lora_weights.safetensors"]
+    own = FillPipeline.from_pretrained(chain.models / "base").params["transformer"]
+    adapted = load_transformer(chain.root / directory, own)
+    assert set(tree.flatten(adapted)) > set(tree.flatten(own))
+    changes = [float(np.abs(b).max()) for _, b in lora.factors(adapted).values()]
+    assert max(changes) > 0
+
+
+def test_a_run_of_an_adapter_is_exported_in_every_form(chain, tmp_path, capsys):
+    def export(run, form):
+        return cli.main(["export", "--workdir", str(run), "--out", str(tmp_path / form), "--format", form])
+
+    assert [export(chain.root / "adapter", form) for form in ("lora", "diffusers", "comfyui")] == [0, 0, 0]
+    trained = chain.root / "adapter" / "export" / "policy"
+    file = "pytorch_lora_weights.safetensors"
+    exported, of_training = load_file(tmp_path / "lora" / file), load_file(trained / file)
+    assert exported.keys() == of_training.keys()
+    assert all((exported[name] == of_training[name]).all() for name in exported)
+    base = load_component(chain.models / "base" / "transformer", "transformer")[1]
+    merged = lora.merge(base, load_adapters("transformer", base, [(trained, 1.0)]))
+    found = load_component(tmp_path / "diffusers" / "transformer", "transformer")[1]
+    for (path, expected), given in zip(tree.flatten(merged).items(), tree.flatten(found).values(), strict=True):
+        # In the base model's bfloat16.
+        np.testing.assert_allclose(given, np.asarray(expected), rtol=2**-7, atol=1e-6, err_msg=path)
+    assert "load_lora_weights" in (tmp_path / "lora" / "README.md").read_text()
+    capsys.readouterr()
+    assert export(chain.run, "lora") == 2
+    assert "trained the whole transformer" in capsys.readouterr().err
+
+
+def test_an_adapter_of_the_judge_is_exported_alone(chain):
+    names = {path.name for path in (chain.root / "judge_adapter" / "export").iterdir()}
+    assert names == {"adapter_model.safetensors", "adapter_config.json"}
+    adapted = Judge.from_pretrained(chain.models / "judge", lora=chain.root / "judge_adapter" / "export")
+    assert min(float(np.abs(b).max()) for _, b in lora.factors(adapted.params).values()) > 0
 
 
 def test_packaged_models_are_whole(chain):
@@ -93,7 +136,7 @@ def test_the_judges_gradient_is_followed(chain):
 
 def test_preferences_are_of_every_task(chain):
     lines = [line for path in (chain.root / "preferences" / "train").glob("*.jsonl") for line in lines_of(path)]
-    assert {line["task"] for line in lines if line["preferences"]} == set(TASKS)
+    assert {line["task"] for line in lines if line["pairs"]} == set(TASKS)
     assert len(lines) == 2 * SCENES * len(TASKS)
 
 
@@ -113,9 +156,13 @@ def test_a_judge_is_measured_on_any_preferences(chain, capsys):
     printed = capsys.readouterr().out
     accuracy = json.loads(out.read_text())
     assert set(accuracy) == {"model", "untuned"}
-    lines = [line for path in (chain.root / "preferences" / "train").glob("base*.jsonl") for line in lines_of(path)]
+    lines = [
+        line
+        for path in (chain.root / "preferences" / "train").glob("preferences-base*.jsonl")
+        for line in lines_of(path)
+    ]
     for found in accuracy.values():
-        assert found["overall"]["n"] == sum(len(line["preferences"]) for line in lines)
+        assert found["overall"]["n"] == sum(len(line["pairs"]) for line in lines)
         assert 0 <= found["overall"]["accuracy"] <= 1
         assert all(dimension in printed for cells in found["cells"].values() for dimension in cells)
     assert cli.main(["evaluate-judge", "--model", str(chain.models / "judge"), "--data", str(chain.run)]) == 2

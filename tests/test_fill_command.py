@@ -123,7 +123,7 @@ def test_of_many_the_bad_ones_are_named_and_the_rest_is_filled(files, tmp_path, 
         ({"out": "images"}, "is not a .png file for one image"),
         ({"out": "black.png/x.png"}, "black.png is a file: choose another output"),
         ({"model": "nowhere"}, "there is no model directory"),
-        ({"lora": "x"}, "adapters can't be loaded yet"),
+        ({"lora": "x"}, "there is no adapter x"),
     ],
 )
 def test_what_is_wrong_is_one_sentence_and_nothing_is_written(files, tmp_path, capsys, changes, message):

@@ -1,4 +1,4 @@
-"""Writes a run's policy or EMA as a model for diffusers or ComfyUI, with a model card.
+"""Writes a run's policy or EMA as a model or adapter for diffusers or as a model for ComfyUI, with a model card.
 
 The newest checkpoint counts, also of a run that was stopped. The files have the base model's own dtype.
 """
@@ -11,7 +11,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workdir", metavar="DIR", required=True, help="of `onereward train`")
     parser.add_argument("--out", metavar="DIR", required=True, help="is made; files of an earlier export are replaced")
     parser.add_argument("--what", choices=("policy", "ema"), default="policy", help="default: policy")
-    parser.add_argument("--format", choices=("diffusers", "comfyui"), default="diffusers", help="default: diffusers")
+    parser.add_argument(
+        "--format", choices=("diffusers", "lora", "comfyui"), default="diffusers", help="default: diffusers"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

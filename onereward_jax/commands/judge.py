@@ -13,6 +13,7 @@ from onereward_jax.tasks import DIMENSIONS, TASKS
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="PATH", required=True, help="judge, a directory or hub repository")
+    parser.add_argument("--lora", metavar="PATH", action="append", help="adapter of the judge in PEFT's layout")
     parser.add_argument("--first", metavar="FILE", required=True, help="a picture")
     parser.add_argument("--second", metavar="FILE", required=True, help="a picture, of any size")
     parser.add_argument("--task", choices=TASKS, required=True)
@@ -32,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
     for dimension in dimensions:
         tasks.question(args.task, dimension, args.prompt)
     images = [read_image(path) for path in (args.first, args.second)]
-    judge = Judge.from_pretrained(args.model, args.dtype)
+    judge = Judge.from_pretrained(args.model, args.dtype, lora=args.lora)
     first, second = (judge.encode(image) for image in images)
 
     def ask(first, second) -> dict[str, float]:

@@ -1,16 +1,19 @@
 """Trains the judge on preference pairs (Eq. 3); writes it to WORKDIR/export."""
 
 import argparse
+import functools
 
 from onereward_jax.commands import config_arguments
 from onereward_jax.configuration import claim_workdir
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    config_arguments(parser, needs=("data", "judge", "mesh", "optimizer", "preferences", "train"))
+    config_arguments(parser, needs=("data", "judge", "mesh", "optimizer", "train"))
 
 
 def run(args: argparse.Namespace) -> None:
+    from onereward_jax.evaluation.asking import watch_held_out
     from onereward_jax.judge.training import train_judge
 
-    train_judge(args.config, claim_workdir(args.workdir, args.config))
+    workdir = claim_workdir(args.workdir, args.config)
+    train_judge(args.config, workdir, watch=functools.partial(watch_held_out, args.config))

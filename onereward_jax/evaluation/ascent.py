@@ -23,7 +23,7 @@ from onereward_jax.evaluation.watch import FIRST_SCENE
 from onereward_jax.files import write_json
 from onereward_jax.flow import conditioning
 from onereward_jax.flow.pipeline import FillPipeline
-from onereward_jax.judge.augment import shift_together
+from onereward_jax.judge.augment import noise_together, shift_together
 from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.judge import Judge
 from onereward_jax.pictures import mask_overlay, picture_grid, write_png
@@ -86,8 +86,9 @@ def make_ascent(pipeline: FillPipeline, judge: Judge, config: ConfigDict) -> Any
         )
 
         def loss(latents, key):
-            keys = jax.random.split(key, len(latents))
-            first, second = shift_together(keys, decode(latents), reference / 255.0, config.rl.judge_shift)
+            shift_keys, noise_keys = jax.random.split(key, (2, len(latents)))
+            first, second = shift_together(shift_keys, decode(latents), reference / 255.0, config.rl.judge_shift)
+            first, second = noise_together(noise_keys, first, second, config.rl.judge_noise)
             log_p = judge.apply(judge_params, {**asked, "first": first, "second": second})
             # Each picture's own ascent: the sum, not the mean over the batch.
             return len(latents) * reward_loss(jnp.exp(log_p[..., 0]), asked["weights"], config.rl.threshold)

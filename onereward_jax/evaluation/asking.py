@@ -1,18 +1,20 @@
 """The judge's answers about many pictures: of a policy and its base, and of annotated pairs."""
 
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from onereward_jax import tasks
 from onereward_jax.data.proving_ground import ProvingGround
 from onereward_jax.data.proving_ground.parallel import score_all
-from onereward_jax.evaluation.accuracy import Record
+from onereward_jax.evaluation.accuracy import Record, judge_accuracy, table
 from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.judge import Judge
-from onereward_jax.judge.preferences import read_pairs
+from onereward_jax.judge.pairs import Pairs, Shape, seen_shape
 
 Text = tuple[str, str]  # task, prompt
 
@@ -23,6 +25,15 @@ def batches_of(total: int, size: int) -> Iterator[np.ndarray]:
         yield np.minimum(np.arange(start, start + size), total - 1)
 
 
+# (parameters, batch) -> log P, (2, B, E, 2)
+Ask = Callable[[Any, dict[str, np.ndarray]], jax.Array]
+
+
+def compiled_ask(judge: Judge) -> Ask:
+    """Both orders of a batch in one program for each shape; kept, it serves many calls."""
+    return jax.jit(lambda params, batch: judge.apply(params, batch, both_orders=True))
+
+
 def ask_both_orders(
     judge: Judge,
     texts: Sequence[Text],
@@ -30,13 +41,21 @@ def ask_both_orders(
     second: np.ndarray,
     batch_size: int,
     question_length: int,
+    params: Any = None,
+    ask: Ask | None = None,
 ) -> np.ndarray:
-    """P(Yes) in both orders, float32 (2, S, E), for S texts and uint8 images (S, H, W, 3)."""
-    apply = jax.jit(lambda params, batch: judge.apply(params, batch, both_orders=True))
+    """P(Yes) in both orders, float32 (2, S, E), for S texts and uint8 images (S, H, W, 3).
+
+    Args:
+      params: instead of the judge's own.
+      ask: `compiled_ask` of the judge, if it is there already.
+    """
+    ask = compiled_ask(judge) if ask is None else ask
+    params = judge.params if params is None else params
     answers = []
     for rows in batches_of(len(texts), batch_size):
         batch = question_batch(judge, [texts[row][0] for row in rows], [texts[row][1] for row in rows], question_length)
-        log_p = apply(judge.params, {"first": first[rows], "second": second[rows], **batch})
+        log_p = ask(params, {"first": first[rows], "second": second[rows], **batch})
         answers.append(np.exp(np.asarray(log_p[..., 0])))
     return np.concatenate(answers, axis=1)[:, : len(texts)]
 
@@ -65,45 +84,79 @@ def longest_question(judge: Judge, texts: Sequence[Text]) -> int:
 
 def preference_records(
     judge: Judge,
-    directory: Path,
+    pairs: Pairs,
     *,
     batch_size: int = 50,
     question_length: int | None = None,
-    source: str = "",
     ground: ProvingGround | None = None,
+    params: Any = None,
+    ask: Ask | None = None,
+    image_step: int = 0,
 ) -> list[Record]:
-    """What the judge says of every annotated pair of a directory of `make_preferences`, for `judge_accuracy`.
+    """What the judge says of every annotated pair, for `judge_accuracy`; pairs of one shape are asked together.
 
     Args:
+      batch_size: at most; fewer pairs of a shape are asked in a smaller batch.
       question_length: tokens of a question; the longest one's if None.
-      source: "planted" or "base" takes only those parts.
       ground: of the pairs' scenes, to know the truth; without it, whether the annotator was right stays unknown.
+      params, ask: as of `ask_both_orders`.
+      image_step: as of `pairs.seen_size`: with pictures of many sizes, each pair of them compiles a program.
 
     Raises:
-      UserError: the directory holds no preferences, or not all of them.
+      ValueError: an answer is not a number.
     """
-    candidates, pairs = read_pairs(directory, source=source)
     texts = [(pair.task, pair.prompt) for pair in pairs]
-    first, second = (
-        np.stack([candidates[pair.part][pair.row, which(pair)] for pair in pairs])
-        for which in (lambda pair: pair.first, lambda pair: pair.second)
-    )
-    both = ask_both_orders(judge, texts, first, second, batch_size, question_length or longest_question(judge, texts))
-    truth: list | None = None
-    if ground is not None:
-        scenes = [ground.scene(pair.scene, pair.task) for pair in pairs]
-        truth = score_all(scenes, zip(first, second, strict=True))
+    length = question_length or longest_question(judge, texts)
+    ask = compiled_ask(judge) if ask is None else ask
+    by_shape: dict[Shape, list[int]] = {}
+    for number, pair in enumerate(pairs):
+        by_shape.setdefault(seen_shape(pair, judge.settings, image_step), []).append(number)
+    both: dict[int, np.ndarray] = {}
+    truth: dict[int, Any] = {}
+    for shape, numbers in by_shape.items():
+        for start in range(0, len(numbers), batch_size):  # the pictures of a batch, never those of all pairs
+            rows = numbers[start : start + batch_size]
+            first, second = (np.stack(x) for x in zip(*(pairs.images(pairs[n], shape) for n in rows), strict=True))
+            size = min(batch_size, len(numbers))
+            p = ask_both_orders(judge, [texts[n] for n in rows], first, second, size, length, params, ask)
+            both |= {number: p[:, row] for row, number in enumerate(rows)}
+            if ground is not None:
+                scenes = [ground.scene(pairs[n].notes["scene"], pairs[n].task) for n in rows]
+                truth |= dict(zip(rows, score_all(scenes, zip(first, second, strict=True)), strict=True))
     records: list[Record] = []
     for number, pair in enumerate(pairs):
         for column, dimension in enumerate(tasks.dimensions_of(pair.task, pair.prompt)):
             label = pair.labels.get(dimension)
             if label is None:
                 continue
-            as_given, swapped = (float(p) for p in both[:, number, column])
+            as_given, swapped = (float(p) for p in both[number][:, column])
+            if not math.isfinite(as_given + swapped):
+                raise ValueError("the judge's answer is not a number: check the weights for NaN")
             winner_first, loser_first = (as_given, swapped) if label > 0 else (swapped, as_given)
             better = None
-            if truth is not None:
+            if number in truth:
                 lead = truth[number][0][dimension] - truth[number][1][dimension]
                 better = None if lead == 0 else bool(lead * label > 0)
             records.append((pair.task, dimension, winner_first, loser_first, better))
     return records
+
+
+def watch_held_out(config: ConfigDict, judge: Judge, pairs: Pairs) -> Callable[[Any], dict[str, float]]:
+    """Parameters -> accuracy on held-out pairs, over all ("accuracy") and of each cell ("<task>/<dimension>")."""
+    ask = compiled_ask(judge)
+
+    def measure(params: Any) -> dict[str, float]:
+        records = preference_records(
+            judge,
+            pairs,
+            batch_size=config.train.batch_size,
+            question_length=config.question_length,
+            params=params,
+            ask=ask,
+            image_step=config.judge.image_step,
+        )
+        found = judge_accuracy(records)
+        cells = {f"{task}/{name}": x for task, row in table(found).items() for name, x in row.items()}
+        return {"accuracy": found["overall"]["accuracy"], **cells}
+
+    return measure

@@ -24,6 +24,7 @@ from onereward_jax.evaluation.record import write_evaluation
 from onereward_jax.evaluation.report import ExampleRow, write_report
 from onereward_jax.flow.pipeline import FillPipeline, latent_shape, load_transformer, sample_noise
 from onereward_jax.judge.judge import Judge
+from onereward_jax.judge.pairs import read_pairs
 from onereward_jax.judge.preferences import make_preferences
 from onereward_jax.metrics import peak_memory_gib
 
@@ -51,8 +52,9 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     pipeline = FillPipeline.from_pretrained(config.model.base, dtype="float32")
     judge = Judge.from_pretrained(config.model.judge, "float32")
     settings = config.evaluation
-    base, policy = None, load_transformer(trained / settings.what)  # None: the pipeline's own
-    reference = base if config.algorithm == "fixed" else load_transformer(trained / "ema")
+    own = pipeline.params["transformer"]
+    base, policy = None, load_transformer(trained / settings.what, own)  # None: the pipeline's own
+    reference = base if config.algorithm == "fixed" else load_transformer(trained / "ema", own)
 
     comparisons, examples = [], []
     ground = ProvingGround("test", config.data.resolution, config.data.seed, config.data.photos or None)
@@ -83,7 +85,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     judged = accuracy.judge_accuracy(
         preference_records(
             judge,
-            pairs,
+            read_pairs(pairs),
             batch_size=settings.batch_size,
             question_length=config.question_length,
             ground=ground,

@@ -22,6 +22,7 @@ from onereward_jax.mesh import batch_sharding, batch_shards
 from onereward_jax.weights.export import save_component
 from onereward_jax.weights.hub import model_directory
 from onereward_jax.weights.load import PARAM_DTYPES, load_component, module_from_directory
+from onereward_jax.weights.lora import Adapters, is_adapter, with_adapters
 
 FOLDERS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 OUTPUT_TYPES = ("pil", "array", "np")
@@ -71,7 +72,7 @@ class FillPipeline:
         dtype: str = "bfloat16",
         mesh: Mesh | None = None,
         transformer: str | Path | None = None,
-        lora: Any = None,
+        lora: Adapters = None,
     ) -> "FillPipeline":
         """Loads every component of a model in diffusers layout.
 
@@ -83,12 +84,11 @@ class FillPipeline:
           mesh: every component's parameters are spread over it by the rules of `mesh`; None leaves transformer and
             autoencoder on the host until the first call, and puts the text encoders on one device.
           transformer: another transformer for this model: a directory, or "owner/name:subfolder" of the hub.
+          lora: adapters of the transformer: a path, or several, each with a weight or without: `["a", ("b", 0.5)]`.
 
         Raises:
           FileNotFoundError, PermissionError, ValueError: something is missing or does not fit; the sentence says what.
         """
-        if lora is not None:
-            raise UserError("adapters can't be loaded yet: merge them into the transformer first")
         folders = [folder for folder in FOLDERS if transformer is None or folder != "transformer"]
         directory = model_directory(path_or_repo, revision, token, folders)
         if not directory.is_dir():
@@ -102,6 +102,8 @@ class FillPipeline:
         prompts = PromptEncoder.from_pretrained(directory, dtype, mesh)
         vae, vae_params = load_component(directory / "vae", "vae", dtype, fields, mesh)
         module, params = load_component(at, "transformer", dtype, fields, mesh)
+        if lora:
+            params = with_adapters("transformer", params, lora)
         return cls(module, vae, {"transformer": params, "vae": vae_params}, prompts, shift, mesh)
 
     def save_pretrained(self, directory: str | Path, dtype: str = "float32") -> None:
@@ -277,8 +279,14 @@ class FillPipeline:
         return self.params[name]
 
 
-def load_transformer(directory: str | Path) -> Any:
-    """Parameters of another transformer for a pipeline's, such as a policy's: `transformer_params` of `generate`."""
+def load_transformer(directory: str | Path, base: Any) -> Any:
+    """Parameters of another transformer for a pipeline's, such as a policy's: `transformer_params` of `generate`.
+
+    Args:
+      directory: holds a transformer, or an adapter of `base`, the pipeline's own parameters.
+    """
+    if is_adapter(directory):
+        return jax.tree.map(jnp.asarray, with_adapters("transformer", base, directory))
     return jax.tree.map(jnp.asarray, load_component(Path(directory), "transformer", "float32")[1])
 
 

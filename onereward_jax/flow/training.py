@@ -20,10 +20,12 @@ from onereward_jax.flow import conditioning, losses
 from onereward_jax.flow.pipeline import FillPipeline, latent_shape
 from onereward_jax.flow.prompts import PromptEncoder
 from onereward_jax.flow.schedule import Shift
+from onereward_jax.lora import LoRA
 from onereward_jax.train_state import create_state, make_optimizer, supervised_step
 from onereward_jax.weights import clip, flux, t5, vae
 from onereward_jax.weights.export import save_component
 from onereward_jax.weights.load import load_component
+from onereward_jax.weights.lora import save_adapter
 
 
 def train_vae(config: ConfigDict, workdir: Path) -> None:
@@ -55,7 +57,8 @@ def train_base(config: ConfigDict, workdir: Path) -> None:
 
     With `config.base.start`, a model in diffusers layout, its transformer is tuned further. Otherwise transformer and
     text encoders of `config.base` start from nothing, on the autoencoder of `config.base.vae`.
-    `config.base.train_text_encoders` lets the text encoders learn too.
+    `config.base.train_text_encoders` lets the text encoders learn too. With `config.lora.rank`, an adapter of the
+    transformer is trained instead, and exported alone.
 
     A share `config.data.target_flaws` of the scenes shows a flawed answer, as pictures from the web would:
     that leaves reward feedback learning something to improve.
@@ -95,17 +98,25 @@ def train_base(config: ConfigDict, workdir: Path) -> None:
     loss = losses.flow_matching_loss(
         transformer, (side, side), **text_encoders, prompt_dropout=settings.prompt_dropout, shift=pipeline.shift
     )
+    adapters, frozen = LoRA(**config.get("lora", {})), None
+    if adapters.rank:
+        loss, frozen = adapters.loss(loss), jax.tree.map(lambda x: x.astype(settings.dtype), params)
+        params = adapters.init(params, jax.random.key(config.seed))
     state = trainer.train(
         config,
         workdir,
         step=supervised_step(loss, optimizer, settings.ema_decay),
         create=lambda params: create_state(params, optimizer, config.seed),
         params=params,
+        frozen=frozen,
         record=record,
         prepare=prepare,
         description="flow matching",
     )
     trained = jax.device_get(state.ema)
+    if adapters.rank:
+        save_adapter(workdir / "export", "transformer", trained["transformer"], adapters.scale)
+        return
     pipeline.params["transformer"] = trained["transformer"]
     if text_encoders:
         prompts.text_encoder_params, prompts.text_encoder_2_params = trained["text_encoder"], trained["text_encoder_2"]

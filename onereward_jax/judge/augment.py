@@ -19,7 +19,7 @@ def shift_together(keys: jax.Array, first: jax.Array, second: jax.Array, max_shi
 
     Args:
       keys: (B,), of each pair.
-      first, second: (B, H, W, 3).
+      first, second: (B, H, W, 3), of any two sizes.
       max_shift: static; 0 returns the images as they are.
     """
     if not max_shift:
@@ -33,6 +33,33 @@ def shift_together(keys: jax.Array, first: jax.Array, second: jax.Array, max_shi
         return jax.vmap(cut)(padded, offsets)
 
     return shift(first), shift(second)
+
+
+def noise_together(
+    keys: jax.Array, first: jax.Array, second: jax.Array, max_noise: float
+) -> tuple[jax.Array, jax.Array]:
+    """Adds the same normal noise to both images of each pair.
+
+    Averaged over noise, the judge's gradient shows what it sees in every picture nearby; what it sees in this one alone
+    falls out (SmoothGrad: Smilkov et al. 2017, arXiv 1706.03825).
+
+    Args:
+      keys: (B,), of each pair.
+      first, second: (B, H, W, 3), float in [0, 1].
+      max_noise: static; a pair's standard deviation is drawn between 0 and this. 0 returns the images as they are.
+
+    Returns:
+      both images, not clipped: a clip would cut the gradient of every saturated pixel.
+    """
+    if not max_noise:
+        return first, second
+
+    def noise(key: jax.Array) -> jax.Array:
+        amount, field = jax.random.split(key)
+        return max_noise * jax.random.uniform(amount) * jax.random.normal(field, first.shape[1:])
+
+    added = jax.vmap(noise)(keys)
+    return first + added, second + added
 
 
 def perturb_against(
@@ -59,8 +86,10 @@ def perturb_against(
     """
     parts = jax.vmap(lambda key: jax.random.split(key, 3))(keys)
     bound = radius * jax.vmap(jax.random.uniform)(parts[:, 0])[:, None, None, None]
-    uniform = jax.vmap(lambda key: jax.random.uniform(key, first.shape[1:], minval=-1.0, maxval=1.0))
-    starts = [bound * uniform(parts[:, number]) for number in (1, 2)]
+    starts = []
+    for number, images in ((1, first), (2, second)):
+        uniform = lambda key, shape=images.shape[1:]: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)  # noqa: E731
+        starts.append(bound * jax.vmap(uniform)(parts[:, number]))
     gradients = jax.grad(loss, argnums=(0, 1))(first + starts[0], second + starts[1])
     moved = [jnp.clip(start + bound * jnp.sign(g), -bound, bound) for start, g in zip(starts, gradients, strict=True)]
     first, second = (jnp.clip(images + move, 0.0, 1.0) for images, move in zip((first, second), moved, strict=True))
@@ -70,13 +99,14 @@ def perturb_against(
 def flip_together(
     generator: np.random.Generator, first: np.ndarray, second: np.ndarray, prompt: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both square images (H, W, 3) mirrored and transposed at random, in one of eight ways; not where the prompt names
-    a side or a word."""
+    """Both images (H, W, 3) mirrored at random, and transposed if both are square; not where the prompt names a side or
+    a word."""
     if _HANDED.search(prompt):
         return first, second
     vertical, horizontal = 1 - 2 * generator.integers(0, 2, 2)
     first, second = first[::vertical, ::horizontal], second[::vertical, ::horizontal]
-    if generator.random() < 0.5:
+    square = first.shape[0] == first.shape[1] and second.shape[0] == second.shape[1]
+    if generator.random() < 0.5 and square:
         first, second = first.swapaxes(0, 1), second.swapaxes(0, 1)
     return first, second
 

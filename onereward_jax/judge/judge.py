@@ -15,10 +15,12 @@ from onereward_jax.judge import question as questions
 from onereward_jax.judge import reward
 from onereward_jax.judge.reward import ImageTokens
 from onereward_jax.judge.vision import ImageSettings
+from onereward_jax.lora import detach, merge
 from onereward_jax.weights import qwen2_5_vl
 from onereward_jax.weights.export import save_component
 from onereward_jax.weights.hub import model_directory
 from onereward_jax.weights.load import load_component, module_from_directory
+from onereward_jax.weights.lora import Adapters, with_adapters
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 # How the judge was asked in training; an official release has none, and the words of `tasks` are taken.
@@ -122,7 +124,7 @@ class Judge:
         cls,
         path_or_repo: str | pathlib.Path,
         dtype: str = "bfloat16",
-        lora: str | None = None,
+        lora: Adapters = None,
         fields: Mapping[str, Any] | None = None,
         **templates: str,
     ) -> "Judge":
@@ -132,6 +134,8 @@ class Judge:
           path_or_repo: the directory, or a repository of the Hugging Face hub: "Qwen/Qwen2.5-VL-7B-Instruct".
           dtype: "bfloat16", or "float32" for training and exact comparisons: in which parameters are kept and products
             computed. P(Yes) and P(No) are float32 either way.
+          lora: adapters in PEFT's layout: a path or a repository, or several, each with a weight or without. They stay
+            apart from the weights; `save_pretrained` merges them.
           fields: more fields of the model: `remat`, `attention_implementation`; `dtype` of the computation alone.
 
         Raises:
@@ -140,8 +144,6 @@ class Judge:
         """
         from transformers import AutoTokenizer
 
-        if lora is not None:
-            raise ValueError("adapters of the judge can't be loaded yet: merge them into the weights first")
         directory = model_directory(path_or_repo)
         # Another architecture is named before the files are missed that only a judge has.
         module_from_directory(directory, "judge")
@@ -149,7 +151,7 @@ class Judge:
         if not preprocessor.is_file():
             raise FileNotFoundError(f"{preprocessor} is missing: copy it from the release")
         model, params = load_component(directory, "judge", dtype, {"dtype": jnp.dtype(dtype), **(fields or {})})
-        params = jax.tree.map(jnp.asarray, params)
+        params = jax.tree.map(jnp.asarray, with_adapters("judge", params, lora))
         tokenizer = AutoTokenizer.from_pretrained(directory)
         settings = ImageSettings.from_config(read_json(preprocessor))
         if (directory / QUESTIONS_FILE).is_file():
@@ -164,9 +166,10 @@ class Judge:
         """
         if not self.tokenizer.chat_template:
             self.tokenizer.chat_template = questions.CHAT_TEMPLATE
+        params = merge(*detach(self.params if params is None else params))
         templates = {"template": self.template, "template_with_prompt": self.template_with_prompt}
         with whole_directory(pathlib.Path(directory)) as partial:
-            save_component(partial, "judge", self.model, self.params if params is None else params, dtype)
+            save_component(partial, "judge", self.model, params, dtype)
             self.tokenizer.save_pretrained(partial)
             write_json(partial / PREPROCESSOR_FILE, self.settings.to_config())
             write_json(partial / QUESTIONS_FILE, templates)
@@ -263,35 +266,73 @@ class Judge:
         Args:
           first, second: images as of `encode`, or what it returned.
         """
-        yes, no = self._ask(first, second, [question])[0]
+        yes, no = self._ask(self.encode(first), self.encode(second), [[question]])[0, 0]
         return {"yes": float(yes), "no": float(no)}
 
-    def compare(self, first: Any, second: Any, *, task: str, dimension: str, prompt: str | None = None) -> float:
+    def compare(
+        self,
+        first: Any,
+        second: Any,
+        *,
+        task: str | Sequence[str],
+        dimension: str | Sequence[str],
+        prompt: str | Sequence[str | None] | None = None,
+        batch_size: int = 16,
+    ) -> Any:
         """P(Yes): that the first image is better than the second in a dimension of a task.
 
+        Args:
+          first, second: images as of `encode`; or lists of N of them, of any sizes.
+          task, dimension, prompt: of all pairs, or lists of N.
+          batch_size: pairs of one shape that are asked at once, at most.
+
+        Returns:
+          a float; of lists float32 (N,), each as if it were asked alone.
+
         Raises:
-          ValueError: the dimension does not belong to the task, or text alignment has no prompt.
+          ValueError: the dimension does not belong to the task, text alignment has no prompt, or the lists differ in
+            length.
         """
-        return self.ask(first, second, question=self.question(task, dimension, prompt))["yes"]
+        if not isinstance(first, list | tuple):
+            return self.ask(first, second, question=self.question(task, dimension, prompt))["yes"]  # type: ignore[arg-type]
+        count = len(first)
+        columns = [[x] * count if x is None or isinstance(x, str) else list(x) for x in (task, dimension, prompt)]
+        if any(len(column) != count for column in ([*second], *columns)):
+            raise ValueError("lists of images, tasks, dimensions and prompts differ in length: give one for each pair")
+        texts = [self.question(*words) for words in zip(*columns, strict=True)]
+        pairs = [(self.encode(a), self.encode(b)) for a, b in zip(first, second, strict=True)]
+        by_grid: dict[Any, list[int]] = {}
+        for number, (a, b) in enumerate(pairs):
+            by_grid.setdefault((a.grid, b.grid), []).append(number)
+        found = np.zeros(count, np.float32)
+        for numbers in by_grid.values():
+            for start in range(0, len(numbers), batch_size):
+                rows = numbers[start : start + batch_size]
+                # Filled up to a power of two: few batch sizes, few programs.
+                filled = rows + rows[-1:] * ((1 << (len(rows) - 1).bit_length()) - len(rows))
+                a, b = (_concatenated([pairs[n][which] for n in filled]) for which in (0, 1))
+                found[rows] = self._ask(a, b, [[texts[n]] for n in filled])[: len(rows), 0, 0]
+        return found
 
     def compare_all(self, first: Any, second: Any, *, task: str, prompt: str | None = None) -> dict[str, float]:
         """P(Yes) of each of the task's dimensions, in one pass; extension without a prompt has no text alignment."""
         dimensions = tasks.dimensions_of(task, prompt or "")
-        answers = self._ask(first, second, [self.question(task, dimension, prompt) for dimension in dimensions])
+        asked = [self.question(task, dimension, prompt) for dimension in dimensions]
+        answers = self._ask(self.encode(first), self.encode(second), [asked])[0]
         return {dimension: float(answer[0]) for dimension, answer in zip(dimensions, answers, strict=True)}
 
-    def _ask(self, first: Any, second: Any, texts: Sequence[str]) -> np.ndarray:
-        """(D, 2): P(Yes), P(No)."""
-        tokens = [self._tokens(text) for text in texts]
+    def _ask(self, first: ImageTokens, second: ImageTokens, texts: Sequence[Sequence[str]]) -> np.ndarray:
+        """(B, D, 2): P(Yes), P(No), for B pairs and D texts a pair."""
+        tokens = [self._tokens(text) for row in texts for text in row]
         length = -(-max(map(len, tokens)) // QUESTION_BUCKET) * QUESTION_BUCKET
         ids, lengths = questions.pad(tokens, length, self.tokenizer.pad_token_id or 0)
         batch = {
-            "first": self.encode(first),
-            "second": self.encode(second),
-            "question_ids": ids[None],
-            "question_lengths": lengths[None],
+            "first": first,
+            "second": second,
+            "question_ids": ids.reshape(len(texts), -1, length),
+            "question_lengths": lengths.reshape(len(texts), -1),
         }
-        p = np.exp(np.asarray(self._answer(self.params, batch)[0]))
+        p = np.exp(np.asarray(self._answer(self.params, batch)))
         if not np.isfinite(p).all():
             raise ValueError("the judge's answer is not a number: check the weights and the images for NaN")
         return p
@@ -305,6 +346,11 @@ class Judge:
             fields = ("size", "patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
             self._processor = Qwen2VLImageProcessorPil(**{name: config[name] for name in fields})
         return self._processor
+
+
+def _concatenated(images: Sequence[ImageTokens]) -> ImageTokens:
+    """Images of one grid as a batch."""
+    return ImageTokens(jnp.concatenate([image.features for image in images]), images[0].grid)
 
 
 def unit_range(images: Any) -> Any:

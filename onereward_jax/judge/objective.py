@@ -63,13 +63,15 @@ def preference_loss(apply: ApplyBothOrders, params: Any, batch: dict[str, jax.Ar
 def make_loss(
     apply: ApplyBothOrders, max_shift: int = 0, adversarial_radius: float = 0.0
 ) -> Callable[..., tuple[jax.Array, dict]]:
-    """`loss(params, frozen, batch, key)` for `train_state.supervised_step`.
+    """`loss(params, frozen, batch, key)` for `train_state.supervised_step`; `frozen` are the judge's other parameters,
+    or None.
 
     With `max_shift`, the pairs are moved by `augment.shift_together`; with `adversarial_radius`, changed by
     `augment.perturb_against`; each by the randomness of its `index` in the batch.
     """
 
     def loss(params, frozen, batch, key):
+        params = {**(frozen or {}), **params}
         if max_shift or adversarial_radius:
             keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(batch["index"])
             first, second = (unit_range(batch[name]) for name in ("first", "second"))

@@ -1,11 +1,7 @@
 """Preference data of the proving ground: four candidates a scene, a simulated annotator's best and worst.
 
-A directory holds parts, each `planted-00000.npz` or `base-00000.npz` (candidates, uint8 (S, 4, H, W, 3)) and a file
-.jsonl of the same name, a line a scene:
-
-    {"index": 17, "task": "image_fill", "prompt": "a small red circle",
-     "candidates": [{"num_steps": 6, "stop": 3, ...}, ...],
-     "preferences": [{"dimension": "structure", "winner": 2, "loser": 0}, ...]}
+A directory is a folder of preference data (docs/preferences.md) in parts, each preferences-planted-00000.jsonl or
+preferences-base-00000.jsonl and its pictures. A record's `notes` have its `scene` and its `source`.
 
 Planted parts show right answers with planted defects: they teach the judge to see. Most of them went through the
 autoencoder, where noise on the latents leaves the artefacts that a policy in search of reward would find. Base parts
@@ -14,19 +10,21 @@ those are what the judge is shown in reward feedback learning. In a later round,
 earlier judge make some of them: where that judge was fooled, the annotator was not.
 """
 
-import dataclasses
 import functools
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from onereward_jax.data.preferences.dataset import COMPLETE, MADE_OF
+from onereward_jax.data.preferences.folder import PATTERN, write_folder
+from onereward_jax.data.preferences.record import Candidate, Record, Vote
 from onereward_jax.data.proving_ground import ProvingGround, Scene, defects
 from onereward_jax.data.proving_ground.annotator import annotate_scores
 from onereward_jax.data.proving_ground.parallel import score_all
@@ -34,33 +32,14 @@ from onereward_jax.errors import UserError
 from onereward_jax.files import fingerprint, write_json
 from onereward_jax.flow import conditioning
 from onereward_jax.flow.pipeline import FillPipeline, latent_shape, load_transformer, sample_noise
-from onereward_jax.judge.batches import MAX_DIMENSIONS
 from onereward_jax.judge.planted import visible_kinds
-from onereward_jax.tasks import TASKS, dimensions_of
+from onereward_jax.pictures import png
+from onereward_jax.tasks import TASKS
 from onereward_jax.weights.load import load_component
 
 CANDIDATES = 4
-COMPLETE = "complete.json"  # written last
+ANNOTATOR = "simulated"
 NEGATIVE_PROMPTS = ("", "nsfw", "blurry", "low quality")
-
-
-class Pair(NamedTuple):
-    """Two candidates of a scene and what the annotator said of them.
-
-    Attributes:
-      part, row: where the candidates are; scene: its index in the split.
-      first, second: which of the scene's candidates.
-      labels: {dimension: +1 if the first is the winner, −1 if the second}.
-    """
-
-    part: int
-    row: int
-    scene: int
-    task: str
-    prompt: str
-    first: int
-    second: int
-    labels: dict[str, int]
 
 
 def make_preferences(
@@ -92,7 +71,7 @@ def make_preferences(
         makers.append(("planted", 0, indices, functools.partial(_planted, autoencoder, params)))
     if base:
         pipeline = FillPipeline.from_pretrained(model, dtype="float32")
-        policies = {path: load_transformer(path) for path in policy_paths}
+        policies = {path: load_transformer(path, pipeline.params["transformer"]) for path in policy_paths}
         indices = range(first + planted, first + planted + base)
         makers.append(("base", 1, indices, functools.partial(_generated, pipeline, policies)))
     weights = {path: fingerprint(Path(path)) for path in (model, *policy_paths)}
@@ -101,22 +80,22 @@ def make_preferences(
     for source, source_seed, indices, make in makers:
         parts = [(task, start) for start in indices[:: settings.part_size] for task in TASKS]
         for number, (task, start) in enumerate(tqdm(parts, desc=f"preferences ({split}, {source})", mininterval=5)):
-            path = directory / f"{source}-{number:05d}.npz"
-            if path.exists():
+            name = f"preferences-{source}-{number:05d}.jsonl"
+            if (directory / name).exists():
                 continue
             generator = np.random.default_rng((config.seed, ("train", "test").index(split), source_seed, number))
             rows = range(start, min(start + settings.part_size, indices.stop))
             scenes = [ground.scene(index, task) for index in rows]
             candidates, made_by = make(scenes, config, generator)
-            _write_part(path, rows, scenes, candidates, made_by, settings, generator)
-    write_json(directory / COMPLETE, {"parts": len(_parts_of(directory))})
+            write_folder(directory, _records(source, rows, scenes, candidates, made_by, settings, generator), file=name)
+    write_json(directory / COMPLETE, {"parts": len(list(directory.glob(PATTERN)))})
 
 
 def _claim(directory: Path, made_of: dict[str, Any], config: ConfigDict, replace: bool) -> None:
     """Notes what the parts are made of; parts that were made of something else are replaced or refused."""
     new = made_of | {"preferences": config.preferences.to_dict(), "data": config.data.to_dict()}
     new["data"].pop("loader_threads", None)
-    path = directory / "made_of.json"
+    path = directory / MADE_OF
     if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(new)):
         if not replace:
             raise UserError(
@@ -128,91 +107,35 @@ def _claim(directory: Path, made_of: dict[str, Any], config: ConfigDict, replace
     write_json(path, new)
 
 
-def _parts_of(directory: Path) -> list[Path]:
-    return sorted(path for path in directory.glob("*.npz") if not path.name.startswith("partial."))
-
-
-def _write_part(
-    path: Path,
+def _records(
+    source: str,
     indices: Sequence[int],
     scenes: Sequence[Scene],
     candidates: np.ndarray,
     made_by: list[list[dict]],
     settings: ConfigDict,
     generator: np.random.Generator,
-) -> None:
-    lines = []
+) -> list[Record]:
+    records = []
     scores = score_all(scenes, candidates)
     for row, scene in enumerate(scenes):
-        preferences = annotate_scores(scores[row], generator, settings.annotator_noise, settings.annotator_margin)
-        lines.append(
-            {
-                "index": indices[row],
-                "task": scene.sample.task,
-                "prompt": scene.sample.prompt,
-                "candidates": made_by[row],
-                "preferences": [dataclasses.asdict(preference) for preference in preferences],
-            }
-        )
-    # The pictures' file comes last: it says that the part is whole.
-    path.with_suffix(".jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    partial = path.with_name(f"partial.{path.name}")
-    np.savez(partial, candidates=candidates)
-    partial.replace(path)
-
-
-def read_pairs(*directories: Path, source: str = "") -> tuple[list[np.ndarray], list[Pair]]:
-    """Candidates of every part, (S, 4, H, W, 3) each, and the pairs that were annotated in any dimension.
-
-    Args:
-      source: "planted" or "base" reads only those parts.
-
-    Raises:
-      UserError: a directory holds no preferences, or not all of them.
-    """
-    paths: list[Path] = []
-    for directory in directories:
-        parts, complete = _parts_of(directory), directory / COMPLETE
-        if not parts or not complete.exists() or json.loads(complete.read_text())["parts"] != len(parts):
-            raise UserError(
-                f"{directory} holds no whole preference data: run `onereward make-preferences`,"
-                " which goes on where it stopped"
+        pairs = annotate_scores(scores[row], generator, settings.annotator_noise, settings.annotator_margin)
+        records.append(
+            Record(
+                id=f"{source}-{scene.sample.task}-{indices[row]}",
+                task=scene.sample.task,
+                prompt=scene.sample.prompt,
+                candidates=tuple(
+                    Candidate(png(image), note) for image, note in zip(candidates[row], made_by[row], strict=True)
+                ),
+                votes=tuple(Vote(pair.dimension, ANNOTATOR, pair.winner, pair.loser) for pair in pairs),
+                pairs=tuple(pairs),
+                image=png(scene.sample.image),
+                mask=png(scene.sample.mask * 255),
+                notes={"scene": indices[row], "source": source},
             )
-        chosen = [part for part in parts if part.name.startswith(source)]
-        if not chosen:
-            raise UserError(f"{directory} holds no {source} preferences: name another source, or make some")
-        paths += chosen
-    candidates: list[np.ndarray] = []
-    pairs: list[Pair] = []
-    for number, path in enumerate(paths):
-        with np.load(path) as file:
-            candidates.append(file["candidates"])
-        for row, line in enumerate(path.with_suffix(".jsonl").read_text().splitlines()):
-            pairs += _pairs_of(json.loads(line), number, row)
-    return candidates, pairs
-
-
-def _pairs_of(record: dict, part: int, row: int) -> Iterator[Pair]:
-    """One pair for every two candidates that some dimension set apart; all its dimensions together."""
-    labels: dict[tuple[int, int], dict[str, int]] = {}
-    for preference in record["preferences"]:
-        winner, loser = preference["winner"], preference["loser"]
-        first, second = min(winner, loser), max(winner, loser)
-        labels.setdefault((first, second), {})[preference["dimension"]] = 1 if winner == first else -1
-    for (first, second), given in labels.items():
-        yield Pair(part, row, record["index"], record["task"], record["prompt"], first, second, given)
-
-
-def label_row(task: str, prompt: str, labels: dict[str, int]) -> np.ndarray:
-    """(E,) labels in the order of the task's dimensions: +1, −1, or 0 where the annotator saw no difference."""
-    row = [labels.get(dimension, 0) for dimension in dimensions_of(task, prompt)]
-    return np.asarray(row + [0] * (MAX_DIMENSIONS - len(row)), np.int32)
-
-
-def text_free(task: str, prompt: str) -> np.ndarray:
-    """(E,), 1 for the task's dimensions in which the prompt, and so the names of colours in it, plays no part."""
-    dimensions = dimensions_of(task, prompt)
-    return np.asarray([int(d != "text_alignment") for d in dimensions] + [1] * (MAX_DIMENSIONS - len(dimensions)))
+        )
+    return records
 
 
 def _planted(

@@ -1,68 +1,99 @@
 """The judge's training run (Eq. 3): preference data in, a judge in transformers' layout out."""
 
+import dataclasses
+import functools
+import hashlib
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from onereward_jax import trainer
+from onereward_jax.data.preferences.dataset import open_records
 from onereward_jax.data.proving_ground import ProvingGround, all_prompts
 from onereward_jax.data.proving_ground.tokenizers import write_qwen2_tokenizer
 from onereward_jax.errors import UserError
+from onereward_jax.files import read_json, write_json
 from onereward_jax.judge.augment import flip_together, retone_together
 from onereward_jax.judge.batches import ask_only, question_batch
 from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.objective import make_loss
+from onereward_jax.judge.pairs import (
+    Pair,
+    PairDraw,
+    Pairs,
+    check_record,
+    class_balance,
+    label_row,
+    read_pairs,
+    text_free,
+)
 from onereward_jax.judge.planted import plant_pair
-from onereward_jax.judge.preferences import Pair, label_row, read_pairs, text_free
+from onereward_jax.lora import LoRA, attach
 from onereward_jax.tasks import CELLS, question
-from onereward_jax.train_state import create_state, make_optimizer, supervised_step
+from onereward_jax.train_state import TrainState, create_state, make_optimizer, supervised_step
+from onereward_jax.weights.lora import save_adapter
+
+# A judge and held-out pairs -> (its parameters -> {"accuracy": of all, "<task>/<dimension>": of each cell})
+Watch = Callable[[Judge, Pairs], Callable[[Any], dict[str, float]]]
 
 
-def train_judge(config: ConfigDict, workdir: Path) -> None:
+def train_judge(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> None:
     """Trains the judge of `config.judge` on the preferences of `config.judge.data`; exports it to workdir/export.
 
-    It starts from the judge in `config.judge.start`, or untrained where that is empty.
+    It starts from the judge in `config.judge.start`, or untrained where that is empty. With `config.lora.rank`, an
+    adapter of that judge is trained instead, and exported alone, as PEFT takes it. Writes workdir/balance.json, the
+    pairs of every cell, and with `judge.keep_best` workdir/best.json.
+
+    Args:
+      watch: measures the judge on held-out pairs every `config.judge.evaluate_every` updates.
+
+    Raises:
+      FileNotFoundError, ValueError: data or a model is missing or does not fit.
     """
-    candidates, pairs = read_pairs(*(Path(directory) / "train" for directory in config.judge.data))
-    by_task: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        by_task.setdefault(pair.task, []).append(pair)
-
-    if missing := [task for task, weight in config.data.task_weights.items() if weight and task not in by_task]:
-        raise UserError(
-            f"the preferences have no pair of {', '.join(missing)}: make more, or set its data.task_weights to 0"
-        )
-    start = config.judge.start
-    judge = Judge.from_pretrained(start, "float32") if start else new_judge(config, workdir / "tokenizers")
+    settings = config.judge
+    for directory in settings.data:  # before a model is loaded
+        open_records(Path(directory))
+    judge = _judge_at_start(config, workdir)
+    pairs, held_out = _split(config, judge)
     optimizer = make_optimizer(**config.optimizer)
+    weights = dict(config.data.task_weights)
+    drawn = PairDraw(pairs, judge.settings, settings.image_step, config.train.batch_size, weights)
+    ground: Any = None
+    if settings.planted_share:
+        size = (config.data.resolution, config.data.resolution)
+        if drawn.shapes != ((size, size),):
+            raise UserError(
+                f"planted pairs are of {size[0]} x {size[1]} pixels, the preferences are not: set judge.planted_share"
+                " to 0"
+            )
+        ground = ProvingGround("train", config.data.resolution, config.data.seed, config.data.photos or None)
+    if len(drawn.shapes) > 1:
+        print(f"pairs of {len(drawn.shapes)} shapes: each compiles a program of its own", file=sys.stderr)
+    _report_balance(workdir / "balance.json", pairs, held_out)
 
-    ground = ProvingGround("train", config.data.resolution, config.data.seed, config.data.photos or None)
-
-    def preferred(generator: np.random.Generator, task: str) -> tuple[np.ndarray, np.ndarray, str, dict[str, int]]:
-        pair = by_task[task][generator.integers(len(by_task[task]))]
-        images = candidates[pair.part][pair.row]
-        if generator.random() < 0.5:  # which of the two stands first says nothing
-            return images[pair.first], images[pair.second], pair.prompt, pair.labels
-        swapped = {dimension: -label for dimension, label in pair.labels.items()}
-        return images[pair.second], images[pair.first], pair.prompt, swapped
+    def preferred(generator: np.random.Generator, index: int, task: str):
+        first, second, pair, sign = drawn.draw(generator, config.seed, index, task)
+        return first, second, pair.task, pair.prompt, {name: sign * label for name, label in pair.labels.items()}
 
     def planted(generator: np.random.Generator, index: int, task: str):
         scene = ground.scene(_FIRST_PLANTED_SCENE + index, task)
         first, second, labels = plant_pair(scene, generator)
-        return first, second, scene.sample.prompt, labels
+        return first, second, task, scene.sample.prompt, labels
 
     def record(index: int, task: str) -> dict[str, np.ndarray]:
         generator = np.random.default_rng((config.seed, index))
-        if generator.random() < config.judge.planted_share:
-            first, second, prompt, given = planted(generator, index, task)
-        else:
-            first, second, prompt, given = preferred(generator, task)
+        make = planted if generator.random() < settings.planted_share else preferred
+        first, second, task, prompt, given = make(generator, index, task)
         labels = label_row(task, prompt, given)
-        if config.judge.flips:
+        if settings.flips:
             first, second = flip_together(generator, first, second, prompt)
-        if config.judge.retone:
+        if settings.retone:
             first, second, same_colours = retone_together(generator, first, second)
             if not same_colours:
                 labels = labels * text_free(task, prompt)
@@ -70,7 +101,7 @@ def train_judge(config: ConfigDict, workdir: Path) -> None:
             "first": first,
             "second": second,
             "label": labels,
-            "asked": asked_first(generator, labels)[: config.judge.questions_per_pair],
+            "asked": asked_first(generator, labels)[: settings.questions_per_pair],
             "task": np.str_(task),
             "prompt": np.str_(prompt),
         }
@@ -80,36 +111,148 @@ def train_judge(config: ConfigDict, workdir: Path) -> None:
         questions = question_batch(judge, tasks, prompts, config.question_length) | {"label": batch.pop("label")}
         return batch | ask_only(questions, batch.pop("asked"))
 
+    loss = make_loss(judge.apply, settings.max_shift, settings.adversarial_radius)
+    params = {name: tree for name, tree in judge.params.items() if not (settings.freeze_vision and name == "visual")}
+    adapters = LoRA(**config.get("lora", {}))
+    if adapters.rank:
+        loss, frozen = adapters.loss(loss), judge.params
+        params = adapters.init(params, jax.random.key(config.seed))
+        whole = lambda trained: attach(frozen, trained, adapters.scale)  # noqa: E731
+    else:
+        frozen = {name: tree for name, tree in judge.params.items() if name not in params}
+        whole = lambda trained: {**frozen, **trained}  # noqa: E731
+
+    def averaged(state: TrainState) -> Any:
+        return state.params if state.ema is None else state.ema
+
+    def export(trained: Any) -> None:
+        if adapters.rank:
+            save_adapter(workdir / "export", "judge", jax.device_get(trained), adapters.scale, base=settings.start)
+        else:
+            judge.save_pretrained(workdir / "export", jax.device_get(whole(trained)))
+
+    watching: dict[str, Any] = {}
+    if watch is not None and settings.evaluate_every:
+        if not held_out:
+            raise UserError("judge.evaluate_every is set, but no pair is held out: raise judge.held_out_share")
+        measure, best = watch(judge, held_out), _Best(workdir, export)
+
+        def evaluate(state: TrainState) -> dict[str, float]:
+            found = measure(whole(averaged(state)))
+            if settings.keep_best:
+                best.see(int(state.step), found, averaged(state))
+            return {f"judge/held_out/{name}": value for name, value in found.items()}
+
+        watching = {"evaluate": evaluate, "evaluate_every": settings.evaluate_every}
+
     state = trainer.train(
         config,
         workdir,
-        step=supervised_step(
-            make_loss(judge.apply, config.judge.max_shift, config.judge.adversarial_radius),
-            optimizer,
-            config.judge.ema_decay,
-        ),
-        create=lambda params: create_state(params, optimizer, config.seed),
-        params=judge.params,
+        step=supervised_step(loss, optimizer, settings.ema_decay),
+        create=lambda params: create_state(params, optimizer, config.seed, ema=settings.ema_decay > 0),
+        params=params,
+        frozen=frozen,
         record=record,
         prepare=prepare,
         description="judge",
         progress={"loss": "learning/loss", "accuracy": "judge/accuracy"},
         optional=("judge/accuracy/",),
+        **watching,
     )
-    judge.save_pretrained(workdir / "export", jax.device_get(state.ema))
+    if not settings.keep_best:
+        export(averaged(state))
 
 
-def new_judge(config: ConfigDict, directory: Path) -> Judge:
-    """An untrained judge of `config.judge`, its tokenizer (written to `directory`) made for the proving ground."""
+class _Best:
+    """Keeps the judge of the best accuracy on held-out pairs.
+
+    A run that was killed and goes on from an earlier step measures the same again and finds nothing better before the
+    step that was best: nothing of it need be in the checkpoint.
+    """
+
+    def __init__(self, workdir: Path, export: Callable[[Any], None]):
+        self._file, self._export = workdir / "best.json", export
+
+    def see(self, step: int, found: dict[str, float], trained: Any) -> None:
+        """Exports what was trained if it is better than what was; the note of it comes last."""
+        if self._file.exists() and found["accuracy"] <= read_json(self._file)["accuracy"]:
+            return
+        self._export(trained)
+        write_json(self._file, {"step": step, **found})
+
+
+def _judge_at_start(config: ConfigDict, workdir: Path) -> Judge:
+    """The judge of `judge.start` or an untrained one, with the configuration's limit on a picture's area."""
+    settings = config.judge
+    fields = {"dtype": jnp.dtype(settings.dtype), "remat": settings.remat}
+    if not settings.start:
+        return new_judge(config, workdir / "tokenizers", fields)
+    templates = {"template": settings.template, "template_with_prompt": settings.template_with_prompt}
+    judge = Judge.from_pretrained(settings.start, "float32", fields=fields, **templates)
+    if settings.max_pixels:
+        limited = dataclasses.replace(
+            judge.settings,
+            max_pixels=settings.max_pixels,
+            min_pixels=min(judge.settings.min_pixels, settings.max_pixels),
+        )
+        judge = Judge(judge.model, judge.params, judge.tokenizer, limited, **templates)
+    return judge
+
+
+def _split(config: ConfigDict, judge: Judge) -> tuple[Pairs, Pairs]:
+    """Pairs to train on and held-out ones; a record is held out or not, whatever else the data holds."""
+    settings = config.judge
+    check = functools.partial(check_record, judge, config.question_length)
+    pairs = read_pairs(*(Path(directory) for directory in settings.data), check=check, bad_share=settings.bad_share)
+
+    def is_held_out(pair: Pair) -> bool:
+        digest = hashlib.sha256(f"{config.seed} {pair.id}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") < settings.held_out_share * 2**64
+
+    trained, held_out = pairs.where(lambda pair: not is_held_out(pair)), pairs.where(is_held_out)
+    there = {pair.task for pair in trained}
+    if missing := [task for task, weight in config.data.task_weights.items() if weight and task not in there]:
+        raise UserError(
+            f"the preferences have no pair of {', '.join(missing)}: make more, or set its data.task_weights to 0"
+        )
+    return trained, held_out
+
+
+def _report_balance(path: Path, pairs: Pairs, held_out: Pairs) -> None:
+    """Writes and shows how many pairs each cell has: what has few is learnt little."""
+    balance = {"train": class_balance(pairs), "held_out": class_balance(held_out)}
+    write_json(path, balance)
+    total = sum(count for cells in balance["train"].values() for count in cells.values())
+    print(f"{'task':<16}{'dimension':<18}pairs   share  held out", file=sys.stderr)
+    for task, cells in balance["train"].items():
+        for dimension, count in cells.items():
+            kept = balance["held_out"][task][dimension]
+            print(f"{task:<16}{dimension:<18}{count:<8}{count / total:<7.3f}{kept}", file=sys.stderr)
+
+
+def new_judge(config: ConfigDict, directory: Path, fields: Mapping[str, Any] | None = None) -> Judge:
+    """An untrained judge of `config.judge`, its tokenizer (written to `directory`) made for the proving ground.
+
+    Args:
+      fields: more of `Judge.create`.
+    """
     prompts = list(all_prompts())
     templates = {"template": config.judge.template, "template_with_prompt": config.judge.template_with_prompt}
     questions = [question(task, dimension, "a", **templates) for task, dimension in CELLS]
     tokenizer = write_qwen2_tokenizer(directory, prompts + questions)
-    model = {
-        "text_config": {"vocab_size": len(tokenizer), **config.judge.text_config.to_dict()},
-        "vision_config": config.judge.vision_config.to_dict(),
-    }
-    return Judge.create(model, tokenizer, seed=config.seed, **templates)
+    return Judge.create(
+        model_config(config.judge, len(tokenizer)), tokenizer, seed=config.seed, **(fields or {}), **templates
+    )
+
+
+def model_config(settings: ConfigDict, vocab_size: int) -> dict[str, Any]:
+    """`config.json` of the model that the group `judge` describes.
+
+    Args:
+      vocab_size: where the group says none.
+    """
+    text, vision = settings.text_config.to_dict(), settings.vision_config.to_dict()
+    return {"text_config": {"vocab_size": vocab_size, **text}, "vision_config": vision}
 
 
 # Scenes of pairs that are planted while training: none that preferences are made of.

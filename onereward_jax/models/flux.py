@@ -12,6 +12,7 @@ import numpy as np
 from flax import linen as nn
 
 from onereward_jax.models.attention import attention
+from onereward_jax.models.dense import Dense
 from onereward_jax.models.remat import remat
 from onereward_jax.models.rope import Rotation, rotate, rotation
 
@@ -280,8 +281,8 @@ def sinusoidal_features(x: jax.Array) -> jax.Array:
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def _dense(features: int, dtype: jnp.dtype, name: str, init=nn.initializers.xavier_uniform()) -> nn.Dense:  # noqa: B008
-    return nn.Dense(features, dtype=dtype, kernel_init=init, name=name)
+def _dense(features: int, dtype: jnp.dtype, name: str, init=nn.initializers.xavier_uniform()) -> Dense:  # noqa: B008
+    return Dense(features, dtype=dtype, kernel_init=init, name=name)
 
 
 def _rms_norm(dtype: jnp.dtype, name: str) -> nn.RMSNorm:

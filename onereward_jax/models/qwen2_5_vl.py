@@ -8,6 +8,7 @@ All images of one call share one static grid (rows, columns) of patches, so that
 constants of the program; images of another size are another call.
 """
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -16,6 +17,7 @@ import numpy as np
 from flax import linen as nn
 
 from onereward_jax.models.attention import attention
+from onereward_jax.models.dense import Dense
 from onereward_jax.models.remat import remat
 
 Grid = tuple[int, int]  # rows and columns of patches, multiples of the merge size
@@ -112,9 +114,9 @@ def window_attention(query, key, value, *, grid: Grid, window: int, implementati
     return join_windows(x, grid, window)
 
 
-def _dense(features: int, dtype: jnp.dtype, name: str, use_bias: bool = True, scale: float = 1.0) -> nn.Dense:
+def _dense(features: int, dtype: jnp.dtype, name: str, use_bias: bool = True, scale: float = 1.0) -> Dense:
     init = nn.initializers.variance_scaling(scale, "fan_in", "normal")
-    return nn.Dense(features, use_bias=use_bias, dtype=dtype, kernel_init=init, name=name)
+    return Dense(features, use_bias=use_bias, dtype=dtype, kernel_init=init, name=name)
 
 
 class RMSNorm(nn.Module):
@@ -465,7 +467,14 @@ class Qwen2_5_VL(nn.Module):
     def setup(self):
         if not self.tie_word_embeddings:
             init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
-            self.lm_head = Kernel((self.model.hidden_size, self.model.vocab_size), init)
+            in_float32 = functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+            self.lm_head = Dense(
+                self.model.vocab_size,
+                use_bias=False,
+                dtype=self.model.dtype,
+                kernel_init=init,
+                dot_general=in_float32,
+            )
 
     def __call__(
         self,
@@ -507,5 +516,7 @@ class Qwen2_5_VL(nn.Module):
 
     def unembed(self, states: jax.Array) -> jax.Array:
         """(..., D) final states -> float32 logits (..., V)."""
-        kernel = self.model.embed_tokens.embedding.T if self.tie_word_embeddings else self.lm_head()
-        return jnp.einsum("...d,dv->...v", states, kernel.astype(states.dtype), preferred_element_type=jnp.float32)
+        if not self.tie_word_embeddings:
+            return self.lm_head(states)
+        kernel = self.model.embed_tokens.embedding.T.astype(states.dtype)
+        return jnp.einsum("...d,dv->...v", states, kernel, preferred_element_type=jnp.float32)

@@ -11,14 +11,16 @@ from onereward_jax.checkpoint import Checkpointer
 from onereward_jax.errors import UserError
 from onereward_jax.files import hold, read_json, whole_directory, write_json, write_text
 from onereward_jax.flow.pipeline import FOLDERS
+from onereward_jax.lora import LoRA, merge
 from onereward_jax.weights import flux
 from onereward_jax.weights.bfl import save_bfl
 from onereward_jax.weights.export import save_component
 from onereward_jax.weights.hub import model_directory
-from onereward_jax.weights.load import module_from_directory, stored_dtype
+from onereward_jax.weights.load import load_component, module_from_directory, stored_dtype
+from onereward_jax.weights.lora import save_adapter
 
 WHAT = {"policy": "params", "ema": "ema"}  # -> field of the TrainState
-FORMATS = ("diffusers", "comfyui")
+FORMATS = ("diffusers", "lora", "comfyui")
 COMFYUI_FILE = "transformer.safetensors"
 # Of FLUX.1-Fill, for the workflow of ComfyUI.
 _TEXT_ENCODERS = ("clip_l.safetensors", "t5xxl_fp16.safetensors")
@@ -29,14 +31,16 @@ def export(workdir: Path, out: Path, what: str = "policy", form: str = "diffuser
     """Writes the policy or the EMA of a run's newest checkpoint, in the dtype of the base model's own files.
 
     "diffusers" is the base model with this transformer in its transformer's place, which `FluxFillPipeline` opens;
-    "comfyui" is the transformer alone in one file with Black Forest Labs' names, and a workflow. A model card and, if
-    the run has been evaluated, its pictures lie beside either.
+    "comfyui" is the transformer alone in one file with Black Forest Labs' names, and a workflow; an adapter is merged
+    into the base model for either. "lora" is the adapter alone, as diffusers' `load_lora_weights` takes it. A model
+    card and, if the run has been evaluated, its pictures lie beside all three.
 
     Returns:
       The step of the checkpoint.
 
     Raises:
-      FileNotFoundError, UserError: the run or its base is missing, or the run is going on.
+      FileNotFoundError, UserError: the run or its base is missing, the run is going on, or it trained no adapter and
+        "lora" is asked for.
     """
     config_file, checkpoints = workdir / "config.json", workdir / "checkpoints"
     if not config_file.is_file() or not checkpoints.is_dir():
@@ -44,16 +48,25 @@ def export(workdir: Path, out: Path, what: str = "policy", form: str = "diffuser
     config = read_json(config_file)
     if not config.get("model.base"):
         raise UserError(f"the run in {workdir} has no policy: give the --workdir of `onereward train`")
+    adapters = LoRA(
+        **{field: config[f"lora.{field}"] for field in ("rank", "alpha", "targets") if config.get("lora.rank")}
+    )
+    if form == "lora" and not adapters.rank:
+        raise UserError(f"the run in {workdir} trained the whole transformer, no adapter: export it for diffusers")
     base = model_directory(config["model.base"], folders=FOLDERS)
     module = module_from_directory(base / "transformer", "transformer")
     hold(workdir)
-    restored = Checkpointer(checkpoints.resolve()).restore_part(WHAT[what], _abstract(module))
+    restored = Checkpointer(checkpoints.resolve()).restore_part(WHAT[what], _abstract(module, adapters))
     if restored is None:
         raise UserError(f"{workdir} has no finished checkpoint yet: let `onereward train` come to one")
     step, params = restored
     dtype = stored_dtype(base / "transformer", "transformer")
+    if adapters.rank and form != "lora":
+        params = merge(load_component(base / "transformer", "transformer")[1], params, adapters.scale)
     with whole_directory(out) as partial:
-        if form == "comfyui":
+        if form == "lora":
+            save_adapter(partial, "transformer", jax.device_get(params), adapters.scale)
+        elif form == "comfyui":
             save_bfl(partial / COMFYUI_FILE, jax.device_get(params), dtype)
             write_json(partial / "workflow.json", comfyui_workflow())
         else:
@@ -70,9 +83,11 @@ def export(workdir: Path, out: Path, what: str = "policy", form: str = "diffuser
     return step
 
 
-def _abstract(module: Any) -> Any:
-    """Shapes of the masters, which are float32."""
+def _abstract(module: Any, adapters: LoRA) -> Any:
+    """Shapes of the masters, which are float32: of the transformer, or of its adapter."""
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *flux.example_inputs(module)))["params"]
+    if adapters.rank:
+        shapes = jax.eval_shape(lambda: adapters.init(shapes, jax.random.key(0)))
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), shapes)
 
 
@@ -91,6 +106,17 @@ picture = pipe(
 ```
 
 `diffusers.FluxFillPipeline.from_pretrained("{name}")` opens it, too.""",
+        "lora": f"""```python
+from onereward_jax import FillPipeline
+
+pipe = FillPipeline.from_pretrained("{base}", lora="{name}")
+picture = pipe(
+    prompt="remove", image="image.png", mask_image="mask.png", negative_prompt="nsfw",
+    guidance_scale=1.0, true_cfg_scale=4.0,
+).images[0]
+```
+
+`diffusers.FluxFillPipeline.load_lora_weights("{name}")` takes it, too.""",
         "comfyui": f"""Put `{COMFYUI_FILE}` into ComfyUI's `models/diffusion_models`, the text encoders
 ({", ".join(_TEXT_ENCODERS)}) into `models/text_encoders`, `ae.safetensors` into `models/vae`, and open
 `workflow.json`.""",

@@ -5,7 +5,8 @@
     3. x_θ: the policy denoises from ε2 to index t without gradient, then predicts the data once with gradient
     4. judge, loss over the task's dimensions, optimiser step, EMA
 
-Algorithm 1 reads `state.reference`; Algorithm 2 has none and reads `state.ema`.
+Algorithm 1 reads `state.reference`; Algorithm 2 has none and reads `state.ema`. With LoRA all three parameter sets are
+adapters of one frozen base.
 """
 
 import dataclasses
@@ -17,9 +18,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from onereward_jax import lora
 from onereward_jax.flow import conditioning, sampler
 from onereward_jax.flow.schedule import Shift, sigmas
-from onereward_jax.judge.augment import shift_together
+from onereward_jax.judge.augment import noise_together, shift_together
 from onereward_jax.rl.objective import reward_loss
 from onereward_jax.tasks import CELLS
 from onereward_jax.train_state import TrainState, apply_gradient
@@ -48,6 +50,8 @@ class StepConfig:
         is sharper for having been denoised further; off, it denoises fully, as in the paper.
       judge_shift: the judge sees both images moved by up to so many pixels, anew for every sample, so that its
         patches' grid leaves no trace in the policy (`judge.augment.shift_together`); 0 is the paper.
+      judge_noise: the judge sees both images under the same normal noise, of a deviation up to this for white at 1
+        (`judge.augment.noise_together`); 0 is the paper.
       accumulate: micro-batches per update.
     """
 
@@ -64,6 +68,7 @@ class StepConfig:
     flow_matching_weight: float = 0.0
     matched_reference: bool = False
     judge_shift: int = 0
+    judge_noise: float = 0.0
     accumulate: int = 1
 
     def __post_init__(self):
@@ -76,10 +81,11 @@ class StepConfig:
 
 @flax.struct.dataclass
 class Frozen:
-    """Parameters that the update reads and never changes."""
+    """Parameters that the update reads and never changes; with LoRA, the transformer that the adapters are of."""
 
     vae: Any
     judge: Any
+    base: Any | None = None
 
 
 def make_step(
@@ -89,6 +95,7 @@ def make_step(
     optimizer: optax.GradientTransformation,
     config: StepConfig,
     shift: Shift = Shift(),  # noqa: B008 (frozen)
+    adapter_scale: float = 1.0,
 ) -> Callable[[TrainState, Frozen, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]:
     """Builds `step(state, frozen, batch) -> (state, metrics)`, pure and ready for `jax.jit`.
 
@@ -100,8 +107,13 @@ def make_step(
       cell: int32 (B, E), index into `tasks.CELLS`, −1 on padding
       target: uint8 (B, H, W, 3), only with flow_matching_weight
 
+    With a `Frozen.base`, the state's parameters are adapters of it, each scaled by `adapter_scale`.
+
     Metrics are scalars; `rewards/<task>/<dimension>` is NaN where the batch has no such cell.
     """
+
+    def transformer_params(frozen, params):
+        return params if frozen.base is None else lora.attach(frozen.base, params, adapter_scale)
 
     def rollout_velocity(params, condition, ids):
         return sampler.velocity_of(
@@ -120,7 +132,7 @@ def make_step(
         schedule = jnp.asarray(sigmas(config.num_steps, len(ids), shift))
 
         # 1. Randomness of each sample by its global index.
-        keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(state.key, index), 5))(batch["index"])
+        keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(state.key, index), 6))(batch["index"])
         shape = (len(ids), 4 * vae.latent_channels)
         normal = jax.vmap(lambda key: jax.random.normal(key, shape))
         reference_noise, policy_noise, matching_noise = (normal(keys[:, i]) for i in range(3))
@@ -142,7 +154,8 @@ def make_step(
         condition = jax.lax.stop_gradient(condition)
 
         # 2. The reference's full denoising, or its prediction at t.
-        reference = rollout_velocity(state.ema if state.reference is None else state.reference, condition, ids)
+        reference_params = state.ema if state.reference is None else state.reference
+        reference = rollout_velocity(transformer_params(frozen, reference_params), condition, ids)
         if config.matched_reference:
             reference_tokens = sampler.denoise(reference, reference_noise, schedule, stop)
             reference_tokens = sampler.predict_data(reference, reference_tokens, schedule[stop])
@@ -151,15 +164,18 @@ def make_step(
         reference_images = jnp.clip(decode(frozen, reference_tokens, height, width), 0.0, 1.0)
 
         # 3. The policy's rollout to t.
-        tokens = sampler.denoise(rollout_velocity(state.params, condition, ids), policy_noise, schedule, stop)
+        policy = rollout_velocity(transformer_params(frozen, state.params), condition, ids)
+        tokens = sampler.denoise(policy, policy_noise, schedule, stop)
         tokens, reference_images = jax.lax.stop_gradient((tokens, reference_images))
 
         def loss(params):
+            params = transformer_params(frozen, params)
             velocity = sampler.velocity_of(
                 transformer, params, condition, ids, config.gradient_guidance_scale, config.gradient_true_cfg_scale
             )
             policy_images = decode(frozen, sampler.predict_data(velocity, tokens, schedule[stop]), height, width)
             first, second = shift_together(keys[:, 4], policy_images, reference_images, config.judge_shift)
+            first, second = noise_together(keys[:, 5], first, second, config.judge_noise)
             log_p = judge(
                 frozen.judge,
                 {

@@ -1,5 +1,6 @@
 """The reward feedback learning run: configuration in, improved policy and its EMA out."""
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -16,11 +17,13 @@ from onereward_jax.files import write_json
 from onereward_jax.flow.pipeline import FillPipeline, latent_shape
 from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.judge import Judge
+from onereward_jax.lora import LoRA, attach
 from onereward_jax.metrics import peak_memory_gib, training_seconds
 from onereward_jax.rl.step import Frozen, StepConfig, make_step
 from onereward_jax.tasks import NEGATIVE_PROMPT
 from onereward_jax.train_state import TrainState, create_state, make_optimizer
 from onereward_jax.weights.export import save_component
+from onereward_jax.weights.lora import save_adapter
 
 # A pipeline -> (parameters of its transformer -> {name: number})
 Watch = Callable[[FillPipeline], Callable[[Any], dict[str, float]]]
@@ -30,7 +33,7 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Trai
     """Runs Algorithm 1 (`config.algorithm` = "fixed") or 2 ("dynamic") in `workdir`, or goes on with it.
 
     The configuration is one that `validation.validate` has passed. Exports the transformers of policy and EMA, in
-    diffusers layout, to workdir/export/policy and workdir/export/ema.
+    diffusers layout, to workdir/export/policy and workdir/export/ema; with `config.lora.rank`, their adapters.
 
     Args:
       watch: measures the policy every `config.evaluation.every` updates, for the metrics; nothing else depends on it.
@@ -47,15 +50,26 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Trai
     transformer = pipeline.transformer.clone(dtype=config.model.dtype, remat=config.model.remat)
 
     optimizer = make_optimizer(**config.optimizer)
-    step = make_step(transformer, pipeline.vae, judge.apply, optimizer, step_config, pipeline.shift)
+    adapters, fixed = LoRA(**config.get("lora", {})), config.algorithm == "fixed"
+    params, base = pipeline.params["transformer"], None
+    if adapters.rank:
+        # Frozen, it is kept as it computes.
+        base = jax.tree.map(lambda x: x.astype(config.model.dtype), params)
+        params = adapters.init(params, jax.random.key(config.seed))
+    step = make_step(transformer, pipeline.vae, judge.apply, optimizer, step_config, pipeline.shift, adapters.scale)
 
     def create(params: Any) -> TrainState:
-        return create_state(params, optimizer, config.seed, reference=config.algorithm == "fixed")
+        state = create_state(params, optimizer, config.seed, reference=fixed and not adapters.rank)
+        return dataclasses.replace(state, reference={}) if fixed and adapters.rank else state
 
     watching: dict[str, Any] = {}
     if watch is not None and config.evaluation.every:
         measure = watch(pipeline)
-        watching = {"evaluate": lambda state: measure(state.params), "evaluate_every": config.evaluation.every}
+        of_policy = lambda adapter: attach(pipeline.params["transformer"], adapter, adapters.scale)  # noqa: E731
+        watching = {
+            "evaluate": lambda state: measure(of_policy(state.params) if adapters.rank else state.params),
+            "evaluate_every": config.evaluation.every,
+        }
     ground = ProvingGround("train", config.data.resolution, config.data.seed, config.data.photos or None)
 
     def prepare(batch: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -66,15 +80,19 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Trai
         workdir,
         step=step,
         create=create,
-        params=pipeline.params["transformer"],
-        frozen=Frozen(vae=pipeline.params["vae"], judge=judge.params),
+        params=params,
+        frozen=Frozen(vae=pipeline.params["vae"], judge=judge.params, base=base),
         record=lambda index, task: scene_record(config, ground, index, task),
         prepare=prepare,
         description=f"reward feedback learning ({config.algorithm})",
         **watching,
     )
     for name, params in (("policy", state.params), ("ema", state.ema)):
-        save_component(workdir / "export" / name, "transformer", pipeline.transformer, jax.device_get(params))
+        directory, params = workdir / "export" / name, jax.device_get(params)
+        if adapters.rank:
+            save_adapter(directory, "transformer", params, adapters.scale)
+        else:
+            save_component(directory, "transformer", pipeline.transformer, params)
     _write_cost(workdir / "training.json", int(state.step), seconds_before + time.perf_counter() - started)
     return state
 

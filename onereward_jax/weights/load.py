@@ -59,10 +59,8 @@ def load_component(
     return module, tables.from_official(weights.TABLE, shapes, lambda name: tensors[name].read(), param_dtype, place)
 
 
-def _on_mesh(
-    mesh: Mesh, path: str, shape: tuple[int, ...], part: Callable[[tuple[slice, ...]], np.ndarray]
-) -> jax.Array:
-    return jax.make_array_from_callback(shape, sharding_of(path, shape, mesh), part)  # type: ignore[arg-type]
+def _on_mesh(mesh: Mesh, path: str, shape: tuple[int, ...], part: Callable[[Any], np.ndarray]) -> jax.Array:
+    return jax.make_array_from_callback(shape, sharding_of(path, shape, mesh), part)
 
 
 def module_from_directory(directory: str | Path, kind: str, fields: Mapping[str, Any] | None = None) -> Any:
@@ -180,10 +178,10 @@ def _checked(directory: Path, component: Kind, expected: dict[str, tuple[int, ..
     excused = set() if weight_map is None else {official_name(n) for n, file in weight_map.items() if file in unread}
     where = lambda name: f"{name} ({found[name].file.name})"  # noqa: E731
     if weight_map is not None or not unread:
-        problems += _listed("missing", sorted(expected.keys() - found.keys() - excused))
-    problems += _listed("unexpected", [where(name) for name in sorted(found.keys() - expected.keys())])
+        problems += listed("missing", sorted(expected.keys() - found.keys() - excused))
+    problems += listed("unexpected", [where(name) for name in sorted(found.keys() - expected.keys())])
     common = [name for name in expected if name in found]
-    problems += _listed(
+    problems += listed(
         "wrong shape",
         [
             f"{where(name)} is {found[name].shape}, config.json asks for {tuple(expected[name])}"
@@ -191,7 +189,7 @@ def _checked(directory: Path, component: Kind, expected: dict[str, tuple[int, ..
             if found[name].shape != tuple(expected[name])
         ],
     )
-    problems += _listed(
+    problems += listed(
         "wrong dtype",
         [f"{where(name)} is {found[name].dtype}, not a float" for name in common if found[name].dtype not in DTYPES],
     )
@@ -200,7 +198,8 @@ def _checked(directory: Path, component: Kind, expected: dict[str, tuple[int, ..
     return found
 
 
-def _listed(what: str, names: list[str]) -> list[str]:
+def listed(what: str, names: list[str]) -> list[str]:
+    """A part of a message about mismatches: what is wrong, and the first of the names; nothing where there are none."""
     if not names:
         return []
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""

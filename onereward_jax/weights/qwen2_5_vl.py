@@ -69,6 +69,14 @@ def official_name(name: str) -> str:
     return name
 
 
+def nested_name(name: str) -> str:
+    """Undoes `official_name`: what current transformers calls it."""
+    for nested, flat in (("model.visual.", "visual."), ("model.language_model.", "model.")):
+        if name.startswith(flat):
+            return nested + name.removeprefix(flat)
+    return name
+
+
 def module_from_config(config: dict[str, Any], **overrides: Any) -> Qwen2_5_VL:
     """The module that an official `config.json` describes.
 

@@ -48,21 +48,14 @@ def read_header(file: Path) -> dict[str, Tensor]:
       ValueError: the file is cut off or damaged; the message names it.
     """
     size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or (length <= _MAX_HEADER and size < 8 + length):
-            raise ValueError(f"{file} is truncated: {size} bytes do not even hold its header")
-        if length > _MAX_HEADER:
-            raise ValueError(f"{file} is no safetensors file: it has no valid header")
-        try:
-            header = json.loads(stream.read(length))
-            header.pop("__metadata__", None)
-            entries = [
-                (name, entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"]) for name, entry in header.items()
-            ]
-        except (ValueError, TypeError, KeyError, AttributeError):
-            raise ValueError(f"{file} is damaged: its header cannot be read") from None
-    start = 8 + length
+    header, start = _header(file)
+    try:
+        header.pop("__metadata__", None)
+        entries = [
+            (name, entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"]) for name, entry in header.items()
+        ]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise ValueError(f"{file} is damaged: its header cannot be read") from None
     end = start + max((entry[4] for entry in entries), default=0)
     if size < end:
         raise ValueError(f"{file} is truncated: it has {size} of {end} bytes")
@@ -72,6 +65,33 @@ def read_header(file: Path) -> dict[str, Tensor]:
             raise ValueError(f"{file} is damaged: the size of {name} is not that of its shape")
         tensors[name] = Tensor(file, dtype, shape, start + begin)
     return tensors
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """What a file's writer noted beside the tensors.
+
+    Raises:
+      ValueError: the file is cut off or damaged; the message names it.
+    """
+    return dict(_header(file)[0].get("__metadata__") or {})
+
+
+def _header(file: Path) -> tuple[dict[str, Any], int]:
+    """The header as it stands, and where the data starts."""
+    size = file.stat().st_size
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or (length <= _MAX_HEADER and size < 8 + length):
+            raise ValueError(f"{file} is truncated: {size} bytes do not even hold its header")
+        if length > _MAX_HEADER:
+            raise ValueError(f"{file} is no safetensors file: it has no valid header")
+        try:
+            header = json.loads(stream.read(length))
+        except ValueError:
+            header = None
+    if not isinstance(header, dict):
+        raise ValueError(f"{file} is damaged: its header cannot be read")
+    return header, 8 + length
 
 
 def write(

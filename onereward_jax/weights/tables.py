@@ -62,6 +62,11 @@ def _match(table: Table, path: str) -> tuple[str, Layout]:
     raise KeyError(f"no rule maps the parameter {path}: add it to the model's table")
 
 
+def official_name(table: Table, path: str) -> str:
+    """What a parameter is called on disk, with `{layer}` where the number of a stacked layer stands."""
+    return _match(table, path)[0]
+
+
 def official_shapes(table: Table, tree: trees.Tree) -> dict[str, tuple[int, ...]]:
     """Official name -> shape on disk, for a tree of arrays or of `jax.eval_shape`."""
     shapes = {}

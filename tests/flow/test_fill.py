@@ -275,7 +275,7 @@ def test_what_does_not_fit_is_one_sentence(pipeline, image, mask, changes, messa
 def test_images_of_different_sizes_and_adapters_are_refused(pipeline, directory, image, mask):
     with pytest.raises(UserError, match=r"different sizes \(24x12, 24x16\): make a call for each size"):
         call(pipeline, [image, image[:12]], [mask, mask[:12]])
-    with pytest.raises(UserError, match="adapters can't be loaded yet"):
+    with pytest.raises(FileNotFoundError, match="there is no adapter x"):
         FillPipeline.from_pretrained(directory, lora="x")
     with pytest.raises(FileNotFoundError, match="there is no model directory nowhere"):
         FillPipeline.from_pretrained("nowhere")

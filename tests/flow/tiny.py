@@ -53,22 +53,30 @@ def text_encoders(directory: Path, layers: int = 1) -> tuple[Any, Any, Any, Any,
     return tokenizer, tokenizer_2, text_encoder, text_encoder_2, params, params_2
 
 
+TRANSFORMER = {
+    "in_channels": 16 + 16 + 16,
+    "out_channels": 16,
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 24,
+    "pooled_projection_dim": 16,
+    "guidance_embeds": True,
+    "axes_dims_rope": (4, 6, 6),
+}
+
+
+def transformer() -> tuple[Any, Any]:
+    """The pipeline's transformer and random parameters of it, without a compiled program."""
+    module, generator = flux.module_from_config(TRANSFORMER), np.random.default_rng(0)
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *flux.example_inputs(module)))["params"]
+    return module, jax.tree.map(lambda x: 0.2 * generator.standard_normal(x.shape).astype(np.float32), shapes)
+
+
 def pipeline(directory: Path) -> FillPipeline:
     """Latents are a quarter of the pixels, with four channels; `directory` gets the tokenizers' files."""
-    transformer = flux.module_from_config(
-        {
-            "in_channels": 16 + 16 + 16,
-            "out_channels": 16,
-            "num_layers": 1,
-            "num_single_layers": 1,
-            "attention_head_dim": 16,
-            "num_attention_heads": 2,
-            "joint_attention_dim": 24,
-            "pooled_projection_dim": 16,
-            "guidance_embeds": True,
-            "axes_dims_rope": (4, 6, 6),
-        }
-    )
+    transformer = flux.module_from_config(TRANSFORMER)
     autoencoder = vae.module_from_config(
         {
             "block_out_channels": (8, 8),

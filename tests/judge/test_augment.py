@@ -7,7 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from onereward_jax.judge.augment import flip_together, perturb_against, retone_together, shift_together
+from onereward_jax.judge.augment import (
+    flip_together,
+    noise_together,
+    perturb_against,
+    retone_together,
+    shift_together,
+)
 
 
 def pair(size=6, shape=(12, 10, 3)):
@@ -43,11 +49,25 @@ def test_a_pair_moves_by_its_own_key_whatever_the_batch():
         np.testing.assert_array_equal(whole[4:5], part)
 
 
-def test_no_shift_changes_nothing():
+@pytest.mark.parametrize("change", [shift_together, noise_together])
+def test_nothing_changes_nothing(change):
     first, second = pair()
-    same = shift_together(jax.random.split(jax.random.key(0), len(first)), first, second, max_shift=0)
+    same = change(jax.random.split(jax.random.key(0), len(first)), first, second, 0)
     assert same[0] is first
     assert same[1] is second
+
+
+def test_both_images_get_the_same_noise_each_pair_its_own():
+    first, second = pair(size=64)
+    keys = jax.random.split(jax.random.key(0), len(first))
+    noisy, noisy_too = noise_together(keys, first, second, max_noise=0.2)
+    noise = noisy - first
+    np.testing.assert_allclose(noisy_too - second, noise, atol=1e-6)
+    amounts = np.asarray(noise).std(axis=(1, 2, 3))
+    assert 0 < amounts.min() < 0.05
+    assert 0.15 < amounts.max() < 0.22
+    assert abs(np.corrcoef(noise[0].ravel(), noise[1].ravel())[0, 1]) < 0.2
+    np.testing.assert_array_equal(noise_together(keys[4:5], first[4:5], second[4:5], 0.2)[0], noisy[4:5])
 
 
 @pytest.mark.parametrize("prompt", ["remove", "a small red circle"])

@@ -31,6 +31,33 @@ def test_one_pass_for_all_dimensions_equals_comparing_one_by_one(images):
         assert alone == pytest.approx(p, rel=1e-4)
 
 
+def test_lists_are_compared_as_one_by_one():
+    """Of several sizes, tasks and dimensions; more than one batch."""
+    judge, generator = tiny.judge(), np.random.default_rng(1)
+    sizes = [(32, 24), (32, 24), (20, 30), (32, 24), (20, 30), (32, 24)]
+    first = [generator.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+    second = [generator.integers(0, 256, (*size, 3), np.uint8) for size in sizes[1:] + sizes[:1]]
+    dimensions = ["structure", "text_alignment", "structure", "aesthetics", "consistency", "structure"]
+    prompts = [None, "a red circle", None, None, None, None]
+    together = judge.compare(first, second, task="image_fill", dimension=dimensions, prompt=prompts, batch_size=2)
+    assert (together.shape, together.dtype) == ((6,), np.float32)
+    for number, p in enumerate(together):
+        alone = judge.compare(
+            first[number],
+            second[number],
+            task="image_fill",
+            dimension=dimensions[number],
+            prompt=prompts[number],
+        )
+        assert alone == pytest.approx(float(p), rel=1e-5)
+    encoded = [judge.encode(image) for image in first]
+    once = judge.compare(encoded[:1], second[:1], task=["image_fill"], dimension="structure")
+    assert once == pytest.approx(together[:1], rel=1e-5)
+    assert judge.compare([], [], task="image_fill", dimension="structure").shape == (0,)
+    with pytest.raises(ValueError, match="differ in length: give one for each pair"):
+        judge.compare(first, second[:2], task="image_fill", dimension="structure")
+
+
 def test_extension_without_a_prompt_has_no_text_alignment(images):
     extended = tiny.judge().compare_all(*images, task="image_extend")
     assert list(extended) == ["consistency", "structure", "aesthetics"]

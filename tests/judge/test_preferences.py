@@ -1,16 +1,18 @@
 """Preference data: resumable, deterministic, and its labels are the truth where the annotator makes no errors."""
 
-import json
-
 import jax
 import numpy as np
 import pytest
 
 from configs import tiny
+from onereward_jax.data.preferences.dataset import open_records
+from onereward_jax.data.preferences.folder import Folder
 from onereward_jax.data.proving_ground import ProvingGround, score
 from onereward_jax.errors import UserError
 from onereward_jax.flow.pipeline import FillPipeline, latent_shape, sample_noise
-from onereward_jax.judge.preferences import label_row, make_preferences, read_pairs
+from onereward_jax.inputs import read_image
+from onereward_jax.judge.pairs import label_row, read_pairs
+from onereward_jax.judge.preferences import make_preferences
 from onereward_jax.tasks import TASKS, dimensions_of
 from onereward_jax.weights.export import save_component
 
@@ -31,13 +33,13 @@ def directory(config, tmp_path_factory):
 
 
 def test_labels_are_the_truth(config, directory):
-    candidates, pairs = read_pairs(directory)
+    pairs = read_pairs(directory)
     ground = ProvingGround("test", config.data.resolution, config.data.seed)
     assert {pair.task for pair in pairs} == set(TASKS)
     for pair in pairs:
-        scene = ground.scene(pair.scene, pair.task)
+        scene = ground.scene(pair.notes["scene"], pair.task)
         assert scene.sample.prompt == pair.prompt
-        first, second = (score(scene, candidates[pair.part][pair.row, i]) for i in (pair.first, pair.second))
+        first, second = (score(scene, image) for image in pairs.images(pair))
         assert pair.labels
         for dimension, label in pair.labels.items():
             assert (first[dimension] - second[dimension]) * label >= config.preferences.annotator_margin
@@ -47,25 +49,38 @@ def test_labels_are_the_truth(config, directory):
 
 
 def test_planted_and_base_scenes_are_different(directory):
-    names = [path.name for path in sorted(directory.glob("*.npz"))]
-    assert names == [f"{source}-{number:05d}.npz" for source in ("base", "planted") for number in range(4)]
-    _, pairs = read_pairs(directory)
-    planted = {(pair.task, pair.scene) for pair in pairs if pair.part >= 4}
-    base = {(pair.task, pair.scene) for pair in pairs if pair.part < 4}
-    assert not planted & base
-    assert {scene for _, scene in planted} <= set(range(4))
-    assert {scene for _, scene in base} <= {4, 5}
+    names = [path.name for path in sorted(directory.glob("*.jsonl"))]
+    assert names == [f"preferences-{source}-{n:05d}.jsonl" for source in ("base", "planted") for n in range(4)]
+    scenes = {
+        source: {(pair.task, pair.notes["scene"]) for pair in read_pairs(directory, source=source)}
+        for source in ("base", "planted")
+    }
+    assert not scenes["planted"] & scenes["base"]
+    assert {scene for _, scene in scenes["planted"]} <= set(range(4))
+    assert {scene for _, scene in scenes["base"]} <= {4, 5}
+    assert len(read_pairs(directory)) == sum(len(read_pairs(directory, source=source)) for source in scenes)
+
+
+def test_records_are_whole(config, directory):
+    ground = ProvingGround("test", config.data.resolution, config.data.seed)
+    for record in open_records(directory):
+        sample = ground.scene(record.notes["scene"], record.task).sample
+        np.testing.assert_array_equal(read_image(record.image, "image"), sample.image)
+        np.testing.assert_array_equal(read_image(record.mask, "mask")[..., 0], sample.mask * 255)
+        assert len(record.candidates) == 4
+        assert [(vote.dimension, vote.best, vote.worst) for vote in record.votes] == [
+            (pair.dimension, pair.winner, pair.loser) for pair in record.pairs
+        ]
 
 
 def test_a_lost_part_is_made_again_alike(config, directory):
-    lost = directory / "planted-00002.npz"
-    untouched = directory / "base-00000.npz"
-    before, stamp = np.load(lost)["candidates"], untouched.stat().st_mtime_ns
-    lines = lost.with_suffix(".jsonl").read_text()
+    lost, untouched = (directory / f"preferences-{name}.jsonl" for name in ("planted-00002", "base-00000"))
+    before, stamp = list(open_records(directory)), untouched.stat().st_mtime_ns
     lost.unlink()
+    with pytest.raises(UserError, match="no whole preference data: run `onereward make-preferences`"):
+        read_pairs(directory)
     make_preferences(config, directory, "test", model=config.preferences.base, planted=4, base=2)
-    np.testing.assert_array_equal(np.load(lost)["candidates"], before)
-    assert lost.with_suffix(".jsonl").read_text() == lines
+    assert list(open_records(directory)) == before
     assert untouched.stat().st_mtime_ns == stamp
 
 
@@ -76,10 +91,9 @@ def test_parts_of_other_settings_are_refused_or_made_again(config, tmp_path):
     make(4)
     with pytest.raises(UserError, match=r"other settings or models, see .*made_of\.json"):
         make(2)
-    assert [len(part) for part in read_pairs(tmp_path)[0]] == [4, 4, 4, 4]
+    assert len(open_records(tmp_path)) == 16
     make(2, replace=True)
-    candidates, _ = read_pairs(tmp_path)
-    assert [len(part) for part in candidates] == [2, 2, 2, 2]
+    assert len(open_records(tmp_path)) == 8
 
 
 def test_policies_make_candidates_too(config, tmp_path):
@@ -92,13 +106,14 @@ def test_policies_make_candidates_too(config, tmp_path):
     make_preferences(config, tmp_path / "pairs", "train", model=config.preferences.base, planted=0, base=4)
     ground = ProvingGround("train", config.data.resolution, config.data.seed)
     made_by = []
-    for part in sorted((tmp_path / "pairs").glob("*.npz")):
-        lines = [json.loads(line) for line in part.with_suffix(".jsonl").read_text().splitlines()]
-        samples = [ground.scene(line["index"], line["task"]).sample for line in lines]
-        for number, note in enumerate(lines[0]["candidates"]):
+    for part in sorted((tmp_path / "pairs").glob("*.jsonl")):
+        records = list(Folder(tmp_path / "pairs", [part]))
+        samples = [ground.scene(record.notes["scene"], record.task).sample for record in records]
+        for number, candidate in enumerate(records[0].candidates):
+            note = dict(candidate.sampling)
             made_by.append(note.pop("policy", ""))
             noise = sample_noise(
-                jax.random.key(note.pop("seed")), range(len(lines)), latent_shape(pipeline.vae, 64, 64)
+                jax.random.key(note.pop("seed")), range(len(records)), latent_shape(pipeline.vae, 64, 64)
             )
             pictures = pipeline.generate(
                 np.stack([sample.image for sample in samples]),
@@ -109,19 +124,21 @@ def test_policies_make_candidates_too(config, tmp_path):
                 max_sequence_length=config.max_sequence_length,
                 **note,
             )
-            np.testing.assert_allclose(np.load(part)["candidates"][:, number] / 255, pictures, atol=1 / 255)
+            made = np.stack([read_image(record.candidates[number].image, record.id) for record in records])
+            np.testing.assert_allclose(made / 255, pictures, atol=1 / 255)
     assert set(made_by) == {"", str(tmp_path / "policy")}
 
 
 def test_rounds_are_read_together(directory, config, tmp_path):
     make_preferences(config, tmp_path, "test", model=config.preferences.base, planted=2, base=0)
-    (first, first_pairs), (second, second_pairs) = read_pairs(directory), read_pairs(tmp_path)
-    both, pairs = read_pairs(directory, tmp_path)
-    assert len(both) == len(first) + len(second)
-    assert pairs[: len(first_pairs)] == first_pairs
-    assert [pair._replace(part=pair.part - len(first)) for pair in pairs[len(first_pairs) :]] == second_pairs
+    first, second, both = read_pairs(directory), read_pairs(tmp_path), read_pairs(directory, tmp_path)
+    assert list(both)[: len(first)] == list(first)
+    assert [pair._replace(part=0) for pair in both[len(first) :]] == list(second)
+    assert {pair.part for pair in both[len(first) :]} == {1}
 
 
-def test_no_preferences(tmp_path):
+def test_no_preferences(directory, tmp_path):
     with pytest.raises(UserError, match="make-preferences"):
         read_pairs(tmp_path)
+    with pytest.raises(UserError, match="holds no other pair that was annotated"):
+        read_pairs(directory, source="other")

@@ -4,31 +4,17 @@ As in the paper, each dimension is annotated by itself: the best and the worst o
 "no difference", which is dropped. One pair of images can therefore be won in one dimension and lost in another.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from onereward_jax.data.preferences.record import Preference
 from onereward_jax.data.proving_ground.scorer import score
 from onereward_jax.data.proving_ground.truth import Scene
 
 # Standard deviation of an annotator's error on a score in [0, 1], and the gap below which nothing is seen.
 NOISE = 0.08
 MARGIN = 0.08
-
-
-@dataclasses.dataclass(frozen=True)
-class Preference:
-    """One annotated pair.
-
-    Attributes:
-      dimension: one of `tasks.DIMENSIONS`.
-      winner, loser: indices into the candidates.
-    """
-
-    dimension: str
-    winner: int
-    loser: int
 
 
 def annotate(

@@ -1,0 +1,47 @@
+"""Converts preference data: a folder to TFDS and back, a public set's layout to either; checks every record.
+
+--from is a folder with preferences.jsonl, a TFDS directory, or, with --layout, an annotation file of a public set whose
+pictures lie under --images. Records that can't be used are named and left out; docs/preferences.md has the details.
+"""
+
+import argparse
+from pathlib import Path
+
+from onereward_jax.tasks import DIMENSIONS, TASKS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    from onereward_jax.data.preferences.dataset import BAD_SHARE, FORMS
+    from onereward_jax.data.preferences.importers import LAYOUTS
+
+    parser.add_argument("--from", dest="source", metavar="PATH", required=True, help="what to convert")
+    parser.add_argument("--to", dest="target", metavar="DIR", required=True, help="a new directory")
+    parser.add_argument("--form", choices=FORMS, default="folder", help="of the new directory (default: folder)")
+    parser.add_argument("--layout", choices=tuple(LAYOUTS), help="public set that --from is an annotation file of")
+    parser.add_argument("--images", metavar="DIR", help="with --layout: where its pictures lie (default: beside it)")
+    parser.add_argument("--task", choices=TASKS, default="image_fill", help="with --layout (default: image_fill)")
+    parser.add_argument("--dimension", choices=DIMENSIONS, help="with --layout: of an overall preference")
+    parser.add_argument(
+        "--bad_share", type=float, default=BAD_SHARE, metavar="SHARE", help=f"that may be bad (default: {BAD_SHARE})"
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    from onereward_jax.data.preferences import dataset, importers
+
+    source = Path(args.source)
+    records = (
+        importers.Imported(args.layout, source, args.images, args.task, args.dimension)
+        if args.layout
+        else dataset.open_records(source)
+    )
+    good = 0
+
+    def checked():
+        nonlocal good
+        for found in dataset.good_records(records, bad_share=args.bad_share):
+            good += 1
+            yield found.record
+
+    dataset.write_records(Path(args.target), checked(), args.form)
+    print(f"{args.target}: {good} of {len(records)} records")

@@ -1,0 +1,144 @@
+"""Preference data in either form: opening, passing over bad records, converting."""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+from onereward_jax.data.preferences.folder import FILE, PATTERN, Folder, write_folder
+from onereward_jax.data.preferences.record import Record, picture_sizes
+from onereward_jax.data.preferences.tfds import TfdsRecords, tfds_directory, write_tfds
+from onereward_jax.errors import UserError
+from onereward_jax.files import whole_directory
+
+FORMS = ("folder", "tfds")
+# What `onereward make-preferences` writes before its first and after its last part.
+MADE_OF, COMPLETE = "made_of.json", "complete.json"
+BAD_SHARE = 0.01  # of a dataset's records: more, and nothing is done with the rest
+_NAMED = 10  # bad records that are named; the rest is counted
+_AT_ONCE = 64  # records that are checked together
+
+
+class Records(Protocol):
+    """A random-access sequence of records."""
+
+    directory: Path
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Record: ...
+
+    def name(self, index: int) -> str: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """A good record.
+
+    Attributes:
+      index: in its dataset.
+      sizes: (height, width) of every candidate.
+    """
+
+    index: int
+    record: Record
+    sizes: list[tuple[int, int]]
+
+
+def open_records(directory: Path) -> Records:
+    """The dataset in a directory, in whichever form it is; a directory of `onereward make-preferences`, too.
+
+    Raises:
+      FileNotFoundError: there is no such directory.
+      UserError: it holds no preferences, or `onereward make-preferences` has not ended there.
+    """
+    if not directory.is_dir():
+        raise FileNotFoundError(2, "No such directory", str(directory))
+    if (directory / "train").is_dir():
+        directory = directory / "train"
+    parts = len(list(directory.glob(PATTERN)))
+    if (directory / MADE_OF).exists():
+        complete = directory / COMPLETE
+        if not complete.exists() or json.loads(complete.read_text())["parts"] != parts:
+            raise UserError(
+                f"{directory} holds no whole preference data: run `onereward make-preferences`,"
+                " which goes on where it stopped"
+            )
+    if parts:
+        return Folder(directory)
+    found = tfds_directory(directory)
+    if found is None:
+        raise UserError(
+            f"{directory} holds no preferences: give a folder with {FILE} or a TFDS directory, or make some by"
+            " `onereward make-preferences`"
+        )
+    return TfdsRecords(found)
+
+
+def good_records(
+    records: Records,
+    check: Callable[[Record], None] = lambda record: None,
+    bad_share: float = BAD_SHARE,
+    num_threads: int = 4,
+) -> Iterator[Checked]:
+    """Every record that can be used, after all its pictures were decoded; the others are named on stderr.
+
+    Args:
+      check: raises ValueError for a record that the caller can't use.
+      bad_share: of the records, that may be bad.
+
+    Raises:
+      UserError: at the end, if more are.
+    """
+    bad: list[str] = []
+    seen: set[str] = set()
+
+    def load(index: int) -> Checked | str:
+        try:
+            record = records[index]
+            sizes = picture_sizes(record, records.name(index))
+        except UserError as error:
+            return str(error)
+        try:
+            check(record)
+        except ValueError as error:
+            return f"{records.name(index)}: {error}"
+        return Checked(index, record, sizes)
+
+    with ThreadPoolExecutor(num_threads) as pool:
+        for start in range(0, len(records), _AT_ONCE):
+            for found in pool.map(load, range(start, min(start + _AT_ONCE, len(records)))):
+                if isinstance(found, Checked) and found.record.id in seen:
+                    found = f"{records.name(found.index)}: id {found.record.id!r} is there twice: name it otherwise"
+                if isinstance(found, Checked):
+                    seen.add(found.record.id)
+                    yield found
+                    continue
+                bad.append(found)
+                if len(bad) <= _NAMED:
+                    print(f"skipped: {found}", file=sys.stderr)
+    if len(bad) > _NAMED:
+        print(f"skipped: {len(bad) - _NAMED} more records of {records.directory}", file=sys.stderr)
+    if len(bad) > bad_share * len(records):
+        raise UserError(
+            f"{len(bad)} of {len(records)} records in {records.directory} are bad, more than the share of {bad_share:g}"
+            f" that may be: correct them; the first is {bad[0]}"
+        )
+
+
+def write_records(directory: Path, records: Iterator[Record], form: str) -> None:
+    """Writes a dataset in one of `FORMS`, whole or not at all.
+
+    Raises:
+      UserError: the directory holds something already.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise UserError(f"{directory} exists already: give a new directory")
+    if form == "tfds":
+        write_tfds(directory, records)
+        return
+    with whole_directory(directory) as partial:
+        write_folder(partial, records)

@@ -1,0 +1,92 @@
+"""The plain form of preference data: a folder with preferences*.jsonl, a record a line, and its picture files."""
+
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+
+from onereward_jax.data.preferences.record import BadRecord, Record, fields_of, record_of
+from onereward_jax.errors import UserError
+from onereward_jax.files import write_text
+
+PATTERN = "preferences*.jsonl"
+FILE = "preferences.jsonl"
+
+
+class Folder:
+    """Records of a folder, read when they are asked for, in the order of file names and lines."""
+
+    def __init__(self, directory: Path, files: Iterable[Path] | None = None):
+        """
+        Args:
+          files: only these of the folder's .jsonl files.
+        """
+        self.directory = directory
+        chosen = sorted(directory.glob(PATTERN)) if files is None else sorted(files)
+        self._lines = [
+            (path, number, line)
+            for path in chosen
+            for number, line in enumerate(path.read_bytes().splitlines(), start=1)
+            if line.strip()
+        ]
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def name(self, index: int) -> str:
+        """Where the record is, for messages."""
+        path, number, _ = self._lines[index]
+        return f"{path}, line {number}"
+
+    def __getitem__(self, index: int) -> Record:
+        """
+        Raises:
+          BadRecord: the line is no record.
+        """
+        where = self.name(index)
+        try:
+            fields = json.loads(self._lines[index][2])
+        except ValueError as error:
+            raise BadRecord(f"{where}: is not valid JSON ({error}): write one object a line") from None
+        return record_of(fields, where, self._read)
+
+    def _read(self, name: str, value: Any) -> bytes:
+        if not isinstance(value, str) or not value:
+            raise UserError("give a path relative to the folder")
+        path = (self.directory / value).resolve()
+        if not path.is_relative_to(self.directory.resolve()):
+            raise UserError("it leads out of the folder, which must hold all its pictures")
+        return path.read_bytes()
+
+
+def write_folder(directory: Path, records: Iterable[Record], file: str = FILE) -> None:
+    """Writes records and their pictures, byte for byte; the .jsonl file comes last and is whole.
+
+    Args:
+      directory: may hold other .jsonl files of the form.
+      file: name of the .jsonl file; pictures go to images/<its name>/.
+    """
+    images = Path("images") / Path(file).stem
+    (directory / images).mkdir(parents=True, exist_ok=True)
+    lines = []
+    for number, record in enumerate(records):
+
+        def write(name: str, picture: bytes, number: int = number) -> str:
+            short = name.removesuffix(".image").replace("candidates[", "").replace("]", "")
+            path = images / f"{number:06d}-{short}.{_suffix(picture)}"
+            (directory / path).write_bytes(picture)
+            return path.as_posix()
+
+        lines.append(json.dumps(fields_of(record, write), ensure_ascii=False, allow_nan=False))
+    write_text(directory / file, "".join(f"{line}\n" for line in lines))
+
+
+def _suffix(picture: bytes) -> str:
+    try:
+        with PIL.Image.open(io.BytesIO(picture)) as image:
+            return {"JPEG": "jpg"}.get(str(image.format), str(image.format).lower())
+    except (OSError, SyntaxError, ValueError):  # no picture: said by whoever reads the record
+        return "bin"

@@ -1,0 +1,227 @@
+"""Annotation files of public preference sets, read as records.
+
+Their pictures were made from a text alone or by an instruction: such a record has no mask, and which task it is
+counted as is the caller's choice. What a set ranks overall counts as one dimension, aesthetics if nothing else is said.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from onereward_jax.data.preferences.record import BadRecord, Record, record_of
+from onereward_jax.errors import UserError
+from onereward_jax.tasks import dimensions_of
+
+OVERALL = "aesthetics"
+Entry = Mapping[str, Any]
+Fields = dict[str, Any]
+
+
+class Layout(NamedTuple):
+    """A public set.
+
+    Attributes:
+      fields: (entry or entries of one record, dimension of an overall preference) -> fields of a record, but for id
+        and task.
+      group: the field whose value entries of one record share; None where each entry is one.
+    """
+
+    fields: Callable[[Any, str], Fields]
+    group: str | None = None
+
+
+class Imported:
+    """Records of an annotation file of a public set, see `dataset.Records`."""
+
+    def __init__(
+        self, layout: str, file: Path, images: str | Path | None = None, task: str = "image_fill", dimension: str = ""
+    ):
+        """
+        Args:
+          layout: one of `LAYOUTS`.
+          file: .json, .jsonl or .parquet, as the set is published.
+          images: where the pictures that it names lie; its own directory if None.
+          task: one of `tasks.TASKS`, for all records.
+          dimension: of what the set ranks overall; `OVERALL` if empty.
+
+        Raises:
+          FileNotFoundError, UserError: the file can't be read, or the task is not judged on the dimension.
+        """
+        dimension = dimension or (OVERALL if OVERALL in dimensions_of(task) else dimensions_of(task)[0])
+        if dimension not in dimensions_of(task):
+            raise UserError(f"{task} is not judged on {dimension}: choose one of {', '.join(dimensions_of(task))}")
+        self.directory = file
+        self._layout, self._task, self._dimension = LAYOUTS[layout], task, dimension
+        self._images = Path(images) if images else file.parent
+        entries = _entries(file)
+        group = self._layout.group
+        if group is not None and (not entries or group in entries[0]):
+            groups: dict[Any, list[tuple[int, Entry]]] = {}
+            for number, entry in enumerate(entries):
+                groups.setdefault(entry.get(group), []).append((number, entry))
+            self._entries: list[tuple[int, Any]] = [
+                (members[0][0], [entry for _, entry in members]) for members in groups.values()
+            ]
+        else:
+            self._entries = list(enumerate(entries))
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def name(self, index: int) -> str:
+        """Where the record is, for messages."""
+        return f"{self.directory}, entry {self._entries[index][0]}"
+
+    def __getitem__(self, index: int) -> Record:
+        """
+        Raises:
+          BadRecord: the entry is not of the layout, or a picture of it is missing.
+        """
+        number, entry = self._entries[index]
+        where = self.name(index)
+        try:
+            fields = self._layout.fields(entry, self._dimension)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise BadRecord(f"{where}: is not of this layout ({error!r}): choose another --layout") from None
+        fields["votes"] = [vote for vote in fields["votes"] if vote["dimension"] in dimensions_of(self._task)]
+        return record_of({"id": str(number), "task": self._task} | fields, where, self._read)
+
+    def _read(self, name: str, value: Any) -> bytes:
+        return (self._images / str(value)).read_bytes()
+
+
+def _entries(file: Path) -> list[Entry]:
+    if file.suffix == ".parquet":
+        try:
+            from pyarrow import parquet
+        except ImportError:
+            raise UserError(
+                f"{file} is read by the package pyarrow: install onereward-jax[tfds], or give the set's JSON"
+            ) from None
+        return parquet.read_table(file).to_pylist()
+    text = file.read_text(encoding="utf-8")
+    try:
+        entries = [json.loads(line) for line in text.splitlines()] if file.suffix == ".jsonl" else json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{file} is not valid JSON ({error}): download it again") from None
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f"{file} is no list of objects: give the set's annotation file")
+    return entries
+
+
+def _votes(ranks: Sequence[float], dimension: str, annotator: str, higher_is_better: bool = False) -> list[Fields]:
+    """A vote for every two candidates that a ranking sets apart; lower ranks are better unless said otherwise."""
+    values = [-rank for rank in ranks] if higher_is_better else list(ranks)
+    return [
+        {"dimension": dimension, "annotator": annotator, "best": best, "worst": worst}
+        for best in range(len(values))
+        for worst in range(len(values))
+        if values[best] < values[worst]
+    ]
+
+
+def _notes(entry: Entry, known: Iterable[str]) -> Fields:
+    return {name: value for name, value in entry.items() if name not in known and value is not None}
+
+
+# ----------------------------------------------------------------------------------------------------- public sets
+
+
+def _image_reward(entry: Any, dimension: str) -> Fields:
+    """ImageReward: lower ranks are better.
+
+    Two layouts: data/test.json of github.com/THUDM/ImageReward, an entry a prompt with `generations` and `ranking`
+    (read so by train/src/rank_pair_dataset.py there); and ImageRewardDB (huggingface.co/datasets/THUDM/ImageRewardDB),
+    an entry a picture, in JSON or metadata-*.parquet, with `prompt_id`, `image_path`, `rank`, and ratings whose higher
+    ones are better: `image_text_alignment_rating` is text alignment, `fidelity_rating` ("true to the shape and
+    characteristics that the object should have") is structure.
+    """
+    if isinstance(entry, Mapping):
+        votes = _votes(entry["ranking"], dimension, "ImageReward")
+        candidates = [{"image": path} for path in entry["generations"]]
+        return {"id": entry["id"], "prompt": entry["prompt"], "candidates": candidates, "votes": votes}
+    first = entry[0]
+    votes = _votes([picture["rank"] for picture in entry], dimension, "ImageReward")
+    for rating, rated in (("image_text_alignment_rating", "text_alignment"), ("fidelity_rating", "structure")):
+        if rated != dimension and all(picture.get(rating) is not None for picture in entry):
+            votes += _votes([picture[rating] for picture in entry], rated, "ImageReward", higher_is_better=True)
+    return {
+        "id": str(first["prompt_id"]),
+        "prompt": first["prompt"],
+        "candidates": [{"image": picture["image_path"]} for picture in entry],
+        "votes": votes,
+        "notes": _notes({"classification": first.get("classification")}, ()),
+    }
+
+
+def _hpd_v2(entry: Entry, dimension: str) -> Fields:
+    """HPD v2, as github.com/tgxs002/HPSv2 (README, "Human Preference Dataset v2") describes it.
+
+    train.json has two pictures in `file_path` (`image_path` in some copies), `human_preference` with 1 for the
+    preferred one, and `user_hash`. test.json has `image_path`, `rank` averaged over annotators, and each one's in
+    `raw_annotation`; lower ranks are better.
+    """
+    paths = entry["file_path"] if "file_path" in entry else entry["image_path"]
+    fields: Fields = {"prompt": entry["prompt"], "candidates": [{"image": path} for path in paths]}
+    if "human_preference" in entry:
+        user = str(entry.get("user_hash", "HPDv2"))
+        fields["votes"] = _votes(entry["human_preference"], dimension, user, higher_is_better=True)
+    elif raw := entry.get("raw_annotation") or entry.get("raw_annotations"):
+        fields["votes"] = [
+            vote for one in raw for vote in _votes(one["rank"], dimension, str(one.get("user_hash", "HPDv2")))
+        ]
+    else:
+        fields["votes"] = _votes(entry["rank"], dimension, "HPDv2")
+    if any(len(one) != len(paths) for one in (entry.get("human_preference", paths), entry.get("rank", paths))):
+        raise ValueError("as many ranks as pictures")
+    return fields
+
+
+def _hpd_v3(entry: Entry, dimension: str) -> Fields:
+    """HPD v3 (huggingface.co/datasets/MizzenAI/HPDv3, read by github.com/MizzenAI/HPSv3): `path1` is preferred to
+    `path2`; `choice_dist` counts annotators for either, `confidence` and the generators are kept."""
+    return {
+        "prompt": entry["prompt"],
+        "candidates": [
+            {"image": entry[f"path{n}"], "sampling": _notes({"model": entry.get(f"model{n}")}, ())} for n in (1, 2)
+        ],
+        "votes": _choice(entry, dimension, "HPDv3"),
+        "notes": _notes(entry, ("prompt", "path1", "path2", "model1", "model2")),
+    }
+
+
+def _choice(entry: Entry, dimension: str, annotator: str) -> list[Fields]:
+    return [{"dimension": dimension, "annotator": annotator, "best": 0, "worst": 1}]
+
+
+def _edit_reward(entry: Entry, dimension: str) -> Fields:
+    """EditReward (huggingface.co/datasets/TIGER-Lab/EditReward-Data, layout in EditReward/TRAIN_README.md of
+    github.com/TIGER-AI-Lab/EditReward): `path_src` was edited by the instruction `prompt`; `path1` is preferred to
+    `path2` unless `tie_case`.
+
+    Its two dimensions are scored, higher is better: instruction following (`dim1`) is text alignment, visual quality
+    (`dim2`) is structure; the choice between the two is the overall preference.
+    """
+    votes = [] if entry.get("tie_case") else _choice(entry, dimension, "EditReward")
+    for number, rated in ((1, "text_alignment"), (2, "structure")):
+        scores = [entry.get(f"model{n}_dim{number}_score") for n in (1, 2)]
+        if rated != dimension and None not in scores:
+            votes += _votes(scores, rated, "EditReward", higher_is_better=True)  # type: ignore[arg-type]
+    return {
+        "prompt": entry["prompt"],
+        "image": entry["path_src"],
+        "candidates": [
+            {"image": entry[f"path{n}"], "sampling": _notes({"model": entry.get(f"model{n}")}, ())} for n in (1, 2)
+        ],
+        "votes": votes,
+        "notes": _notes(entry, ("prompt", "path_src", "path1", "path2", "model1", "model2")),
+    }
+
+
+LAYOUTS: Mapping[str, Layout] = {
+    "image_reward": Layout(_image_reward, group="prompt_id"),
+    "hpd_v2": Layout(_hpd_v2),
+    "hpd_v3": Layout(_hpd_v3),
+    "edit_reward": Layout(_edit_reward),
+}

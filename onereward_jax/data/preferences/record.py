@@ -1,0 +1,296 @@
+"""The record of preference data, how its pairs follow from votes, and what it must satisfy."""
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from onereward_jax.configuration import did_you_mean
+from onereward_jax.errors import UserError
+from onereward_jax.inputs import read_image
+from onereward_jax.tasks import TASKS, dimensions_of
+
+
+class BadRecord(UserError):
+    """A record that can't be used; its text names file, place, field and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """One of the pictures that were compared.
+
+    Attributes:
+      image: bytes of a PNG, JPEG or WebP file.
+      sampling: how it was made (steps, guidance, seed, model, ...): any JSON object.
+    """
+
+    image: bytes
+    sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Vote:
+    """What one annotator said of the candidates in one dimension.
+
+    Attributes:
+      dimension: one of the task's.
+      annotator: who; any text.
+      best, worst: indices into the candidates; both None is "no difference".
+    """
+
+    dimension: str
+    annotator: str
+    best: int | None
+    worst: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Preference:
+    """One annotated pair.
+
+    Attributes:
+      dimension: one of `tasks.DIMENSIONS`.
+      winner, loser: indices into the candidates.
+    """
+
+    dimension: str
+    winner: int
+    loser: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """One request, its candidates, and what annotators preferred.
+
+    Attributes:
+      id: unique within a dataset.
+      task: one of `tasks.TASKS`.
+      prompt: what the candidates should show; may be empty.
+      candidates: at least two.
+      votes: may be empty, if `pairs` are given.
+      pairs: follow from the votes, see `pairs_of_votes`; given where there are no votes.
+      image, mask: bytes of picture files of one size, or None where there is no source image. White in the mask is
+        what was generated.
+      notes: anything else: any JSON object.
+    """
+
+    id: str
+    task: str
+    prompt: str
+    candidates: tuple[Candidate, ...]
+    votes: tuple[Vote, ...] = ()
+    pairs: tuple[Preference, ...] = ()
+    image: bytes | None = None
+    mask: bytes | None = None
+    notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def pairs_of_votes(votes: Iterable[Vote]) -> tuple[Preference, ...]:
+    """Best and worst of every vote are a pair; where annotators differ on who wins it, the majority does.
+
+    As in the paper, each dimension is annotated by itself, "no difference" is dropped, and one pair may be won in one
+    dimension and lost in another. A pair with as many votes for either side is no difference, too.
+    """
+    leads: Counter[tuple[str, int, int]] = Counter()  # (dimension, lower index, higher index): votes for the lower one
+    for vote in votes:
+        if vote.best is not None and vote.worst is not None:
+            first, second = sorted((vote.best, vote.worst))
+            leads[vote.dimension, first, second] += 1 if vote.best == first else -1
+    return tuple(
+        Preference(dimension, *((first, second) if lead > 0 else (second, first)))
+        for (dimension, first, second), lead in leads.items()
+        if lead
+    )
+
+
+# ------------------------------------------------------------------------------------------------ to and from fields
+
+_FIELDS = tuple(field.name for field in dataclasses.fields(Record))
+Read = Callable[[str, Any], bytes]  # (name of a field, its value) -> bytes of the picture that it stands for
+
+
+def record_of(fields: Mapping[str, Any], where: str, read: Read) -> Record:
+    """The record that plain fields describe, as a line of the folder form has them.
+
+    Pictures are read, but not decoded: see `picture_sizes`.
+
+    Args:
+      fields: names of `Record`; `votes`, `pairs`, `image`, `mask`, `notes`, and a candidate's `sampling`, may be left
+        out.
+      where: the record's place, for the message.
+      read: gives a picture's bytes.
+
+    Raises:
+      BadRecord: names the first field that is wrong.
+    """
+    at = _At(where)
+    at.check(isinstance(fields, Mapping), "", "is no JSON object: write one object a line")
+    for name in fields:
+        hint = did_you_mean(str(name), _FIELDS) or ": put it into notes"
+        at.check(name in _FIELDS, str(name), f"is no field of a record{hint}")
+    for name in ("id", "task", "prompt", "candidates"):
+        at.check(name in fields, name, "is missing: every record has it")
+
+    identity, task, prompt = (at.text(fields[name], name) for name in ("id", "task", "prompt"))
+    at.check(identity != "", "id", "is empty: name every record")
+    hint = did_you_mean(task, TASKS) or f": choose one of {', '.join(TASKS)}"
+    at.check(task in TASKS, "task", f"is {task!r}{hint}")
+    dimensions = dimensions_of(task, prompt)
+    at.check(
+        bool(prompt) or "text_alignment" not in dimensions,
+        "prompt",
+        f"is empty, but {task} is judged on text alignment: say what the candidates should show",
+    )
+
+    given = at.items(fields["candidates"], "candidates", ("image", "sampling"), required=("image",))
+    at.check(len(given) >= 2, "candidates", f"has {len(given)} of them: a comparison needs at least two")
+    candidates = tuple(
+        Candidate(
+            at.picture(item["image"], f"candidates[{number}].image", read),
+            at.json_object(item.get("sampling") or {}, f"candidates[{number}].sampling"),
+        )
+        for number, item in enumerate(given)
+    )
+
+    votes: list[Vote] = []
+    pairs: list[Preference] = []
+    for number, item in enumerate(at.items(fields.get("votes") or (), "votes", [f.name for f in _of(Vote)])):
+        name = f"votes[{number}]"
+        at.dimension(item["dimension"], f"{name}.dimension", task, dimensions)
+        best, worst = (
+            None if item[end] is None else at.index(item[end], f"{name}.{end}", len(candidates))
+            for end in ("best", "worst")
+        )
+        at.check(
+            (best is None) == (worst is None),
+            name,
+            "has only one of best and worst: give both, or null for both where no difference was seen",
+        )
+        at.check(best is None or best != worst, name, f"has candidate {best} as best and as worst: give two")
+        votes.append(Vote(item["dimension"], at.text(item["annotator"], f"{name}.annotator"), best, worst))
+    for number, item in enumerate(at.items(fields.get("pairs") or (), "pairs", [f.name for f in _of(Preference)])):
+        name = f"pairs[{number}]"
+        at.dimension(item["dimension"], f"{name}.dimension", task, dimensions)
+        winner, loser = (at.index(item[end], f"{name}.{end}", len(candidates)) for end in ("winner", "loser"))
+        at.check(winner != loser, name, f"has candidate {winner} as winner and as loser: give two")
+        pairs.append(Preference(item["dimension"], winner, loser))
+    if votes:
+        derived = pairs_of_votes(votes)
+        at.check(
+            fields.get("pairs") is None or set(pairs) == set(derived),
+            "pairs",
+            "are not those that follow from the votes: leave them out",
+        )
+        pairs = list(derived) if fields.get("pairs") is None else pairs
+    for (dimension, *two), count in Counter((p.dimension, *sorted((p.winner, p.loser))) for p in pairs).items():
+        at.check(count == 1, "pairs", f"have candidates {two[0]} and {two[1]} twice in {dimension}: give them once")
+
+    image, mask = (
+        None if fields.get(name) is None else at.picture(fields[name], name, read) for name in ("image", "mask")
+    )
+    at.check(mask is None or image is not None, "mask", "has no image beside it: give the source image, too")
+    notes = at.json_object(fields.get("notes") or {}, "notes")
+    return Record(identity, task, prompt, candidates, tuple(votes), tuple(pairs), image, mask, notes)
+
+
+def fields_of(record: Record, write: Callable[[str, bytes], Any]) -> dict[str, Any]:
+    """The plain fields of a record, all of them but pictures that it lacks.
+
+    Args:
+      write: (name of a field, bytes of its picture) -> what stands for the picture.
+    """
+    fields: dict[str, Any] = {"id": record.id, "task": record.task, "prompt": record.prompt}
+    fields |= {
+        name: write(name, picture)
+        for name, picture in (("image", record.image), ("mask", record.mask))
+        if picture is not None
+    }
+    fields["candidates"] = [
+        {"image": write(f"candidates[{number}].image", candidate.image), "sampling": dict(candidate.sampling)}
+        for number, candidate in enumerate(record.candidates)
+    ]
+    fields["votes"] = [dataclasses.asdict(vote) for vote in record.votes]
+    fields["pairs"] = [dataclasses.asdict(pair) for pair in record.pairs]
+    return fields | ({"notes": dict(record.notes)} if record.notes else {})
+
+
+def picture_sizes(record: Record, where: str) -> list[tuple[int, int]]:
+    """(height, width) of every candidate, after all pictures of the record were decoded.
+
+    Raises:
+      BadRecord: a picture can't be decoded, or the mask has another size than the image.
+    """
+    decode = lambda picture, name: _decode(picture, f"{where}: {name}").shape[:2]  # noqa: E731
+    if record.image is not None:
+        size = decode(record.image, "image")
+        if record.mask is not None and (other := decode(record.mask, "mask")) != size:
+            raise BadRecord(f"{where}: mask is {other}, its image {size}: give both the same height and width")
+    return [decode(candidate.image, f"candidates[{n}].image") for n, candidate in enumerate(record.candidates)]
+
+
+def _decode(picture: bytes, name: str) -> np.ndarray:
+    try:
+        return read_image(picture, name)
+    except UserError as error:
+        raise BadRecord(str(error)) from None
+
+
+def _of(kind: type) -> tuple[dataclasses.Field, ...]:
+    return dataclasses.fields(kind)
+
+
+class _At:
+    """Checks of one record's fields; what fails is a sentence that begins with its place."""
+
+    def __init__(self, where: str):
+        self._where = where
+
+    def check(self, right: bool, name: str, words: str) -> None:
+        if not right:
+            raise BadRecord(f"{self._where}: {name + ' ' if name else ''}{words}")
+
+    def text(self, value: Any, name: str) -> str:
+        self.check(isinstance(value, str), name, f"must be text, not {value!r}")
+        return value
+
+    def items(self, value: Any, name: str, known: Iterable[str], required: Iterable[str] | None = None) -> list[Any]:
+        """A list of objects that have the required fields and no others than those that are known."""
+        known = tuple(known)
+        self.check(isinstance(value, list | tuple), name, "must be a list")
+        for number, item in enumerate(value):
+            self.check(isinstance(item, Mapping), f"{name}[{number}]", "must be an object")
+            for field in item:
+                self.check(field in known, f"{name}[{number}].{field}", f"is unknown{did_you_mean(str(field), known)}")
+            for field in known if required is None else required:
+                self.check(field in item, f"{name}[{number}].{field}", "is missing: give it")
+        return list(value)
+
+    def index(self, value: Any, name: str, count: int) -> int:
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        self.check(whole and 0 <= value < count, name, f"is {value!r}: give a candidate's number, 0 to {count - 1}")
+        return value
+
+    def dimension(self, value: Any, name: str, task: str, known: tuple[str, ...]) -> None:
+        hint = f"choose one of {', '.join(known)}"
+        if value == "text_alignment" and value in dimensions_of(task):
+            hint = "give it a prompt of its own, or leave the dimension out"
+        self.check(value in known, name, f"is {value!r}, on which this record is not judged: {hint}")
+
+    def json_object(self, value: Any, name: str) -> dict[str, Any]:
+        self.check(isinstance(value, Mapping), name, "must be a JSON object")
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise BadRecord(f"{self._where}: {name} is not JSON ({error}): give text, numbers and lists") from None
+        return dict(value)
+
+    def picture(self, value: Any, name: str, read: Read) -> bytes:
+        try:
+            return read(name, value)
+        except FileNotFoundError:
+            raise BadRecord(f"{self._where}: {name} {value} does not exist: check the path") from None
+        except (OSError, UserError) as error:
+            raise BadRecord(f"{self._where}: {name} {value} can't be read ({error}): check the path") from None

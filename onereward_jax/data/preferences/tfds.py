@@ -1,0 +1,186 @@
+"""Preference data as a TFDS dataset of array_record files; TensorFlow is needed neither to write nor to read it.
+
+    builder = tfds.builder_from_directory("DIR/preferences/1.0.0")
+    source = builder.as_data_source("train")        # a random-access sequence, as grain takes it
+
+Pictures are stored as the bytes of their files: what decodes them is up to the reader, and nothing is encoded anew.
+Needs the package tensorflow-datasets (the extra `tfds`).
+"""
+
+import contextlib
+import functools
+import io
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from onereward_jax.data.preferences.record import BadRecord, Record, fields_of, record_of
+from onereward_jax.errors import UserError
+from onereward_jax.files import whole_directory
+
+NAME, VERSION, SPLIT = "preferences", "1.0.0", "train"
+_INFO = "dataset_info.json"
+_NONE = -1  # of best and worst: no difference
+
+
+def _library() -> Any:
+    try:
+        import tensorflow_datasets
+    except ImportError:
+        raise UserError(
+            "preferences in TFDS form need the package tensorflow-datasets: install onereward-jax[tfds], or use the"
+            " folder form"
+        ) from None
+    return tensorflow_datasets
+
+
+@functools.cache  # TFDS registers a class once
+def builder_class() -> type:
+    """The TFDS builder `Preferences`: `Preferences(records, data_dir=..., file_format="array_record")`, where
+    `records` is called for the records to write."""
+    tfds: Any = _library()
+    text, sequence = tfds.features.Text, tfds.features.Sequence
+    features = tfds.features.FeaturesDict(
+        {
+            "id": text(),
+            "task": text(),
+            "prompt": text(),
+            # No picture or one, the bytes of its file.
+            "image": sequence(text()),
+            "mask": sequence(text()),
+            # `sampling` and `notes` are JSON.
+            "candidates": sequence({"image": text(), "sampling": text()}),
+            # best and worst are −1 for no difference.
+            "votes": sequence({"dimension": text(), "annotator": text(), "best": np.int32, "worst": np.int32}),
+            "pairs": sequence({"dimension": text(), "winner": np.int32, "loser": np.int32}),
+            "notes": text(),
+        }
+    )
+
+    class Preferences(tfds.core.GeneratorBasedBuilder):  # type: ignore[name-defined]
+        """Requests, candidates, votes and pairs: see docs/preferences.md."""
+
+        name = NAME
+        VERSION = tfds.core.Version(VERSION)
+
+        def __init__(self, records: Callable[[], Iterable[Record]], **options: Any):
+            self._records = records
+            super().__init__(**options)
+
+        def _info(self) -> Any:
+            # In the records' own order: a conversion there and back changes nothing.
+            return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
+
+        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
+            return {SPLIT: self._generate_examples()}
+
+        def _generate_examples(self) -> Iterator[tuple[int, dict]]:
+            for number, record in enumerate(self._records()):
+                yield number, _example_of(record)
+
+    return Preferences
+
+
+def _example_of(record: Record) -> dict[str, Any]:
+    fields = fields_of(record, lambda name, picture: picture)
+    fields |= {name: [fields[name]] if name in fields else [] for name in ("image", "mask")}
+    for candidate in fields["candidates"]:
+        candidate["sampling"] = json.dumps(candidate["sampling"], allow_nan=False)
+    for vote in fields["votes"]:
+        vote |= {end: _NONE if vote[end] is None else vote[end] for end in ("best", "worst")}
+    return fields | {"notes": json.dumps(dict(record.notes), allow_nan=False)}
+
+
+def write_tfds(directory: Path, records: Iterable[Record]) -> None:
+    """Writes directory/preferences/1.0.0/, whole or not at all.
+
+    Raises:
+      UserError: tensorflow-datasets is not installed.
+    """
+    builder, tfds = builder_class(), _library()
+    tfds.disable_progress_bar()
+    with whole_directory(directory) as partial:
+        # It says on stdout what it prepares, though a command's stdout is the command's.
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder(lambda: records, data_dir=str(partial), file_format="array_record").download_and_prepare()
+        shutil.rmtree(partial / "downloads", ignore_errors=True)
+
+
+def tfds_directory(directory: Path) -> Path | None:
+    """Where a TFDS dataset lies in `directory`, or None."""
+    for path in (directory, *sorted(directory.glob("*/*"), reverse=True)):
+        if (path / _INFO).is_file():
+            return path
+    return None
+
+
+class TfdsRecords:
+    """Records of a TFDS dataset, read when they are asked for."""
+
+    def __init__(self, directory: Path):
+        """
+        Args:
+          directory: holds dataset_info.json.
+
+        Raises:
+          UserError: it is no dataset of array_record files that TFDS can open.
+        """
+        tfds = _library()
+        self.directory = directory
+        try:
+            self._source = tfds.builder_from_directory(str(directory)).as_data_source(SPLIT)
+        except (ValueError, KeyError, NotImplementedError, OSError) as error:
+            first = str(error).partition("\n")[0]
+            raise UserError(
+                f"{directory} can't be opened by TFDS ({first}): make it anew by `onereward convert-preferences`"
+            ) from None
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def name(self, index: int) -> str:
+        """Where the record is, for messages."""
+        return f"{self.directory}, record {index}"
+
+    def __getitem__(self, index: int) -> Record:
+        """
+        Raises:
+          BadRecord: what is stored there is no record.
+        """
+        if index >= len(self):  # array_record has another error for it, and iteration ends by this one
+            raise IndexError(index)
+        where = self.name(index)
+        try:
+            example = self._source[index]
+            fields = _fields_of(example)
+        except (ValueError, KeyError, RuntimeError, AttributeError) as error:
+            raise BadRecord(f"{where}: can't be read ({error!r}): write the dataset anew") from None
+        return record_of(fields, where, lambda name, value: value)
+
+
+def _fields_of(example: dict[str, Any]) -> dict[str, Any]:
+    fields: dict[str, Any] = {name: example[name].decode() for name in ("id", "task", "prompt")}
+    fields |= {name: example[name][0] for name in ("image", "mask") if len(example[name])}
+    fields["candidates"] = [item | {"sampling": json.loads(item["sampling"])} for item in _items(example["candidates"])]
+    fields["votes"] = [
+        {
+            "dimension": vote["dimension"].decode(),
+            "annotator": vote["annotator"].decode(),
+            **{end: None if vote[end] == _NONE else int(vote[end]) for end in ("best", "worst")},
+        }
+        for vote in _items(example["votes"])
+    ]
+    fields["pairs"] = [
+        {"dimension": pair["dimension"].decode(), "winner": int(pair["winner"]), "loser": int(pair["loser"])}
+        for pair in _items(example["pairs"])
+    ]
+    return fields | {"notes": json.loads(example["notes"])}
+
+
+def _items(columns: dict[str, Any]) -> list[dict[str, Any]]:
+    """TFDS gives a sequence of objects as an object of sequences."""
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

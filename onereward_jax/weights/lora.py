@@ -1,0 +1,320 @@
+"""Adapters in files: FLUX in the naming of diffusers/PEFT, kohya, XLabs and Black Forest Labs, the judge in PEFT's.
+
+`with_adapters` is for who loads a model, `load_adapters` with `lora.attach` or `lora.merge` for the rest.
+"""
+
+import collections
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from onereward_jax import lora
+from onereward_jax import tree as trees
+from onereward_jax.files import read_json, whole_directory, write_json
+from onereward_jax.weights import lora_names, tables
+from onereward_jax.weights.hub import model_directory
+from onereward_jax.weights.kinds import kind_of
+from onereward_jax.weights.load import listed
+from onereward_jax.weights.safetensors_file import DTYPES, Tensor, read_header, read_metadata, write
+
+DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_METADATA = "lora_adapter_metadata"  # diffusers' field of the file's header: PEFT's configuration as JSON
+
+# Beginnings of tensors' names that say which component of a pipeline they belong to; the first that fits.
+_OWNERS = {
+    "text_encoder_2": re.compile(r"text_encoder_2\.|text_encoders\.t5xxl\.(?:transformer\.)?|lora_te[23]_"),
+    "text_encoder": re.compile(r"text_encoder\.|text_encoders\.clip_l\.(?:transformer\.)?|lora_te1?_"),
+    "transformer": re.compile(
+        r"(?:base_model\.model\.|(?:model\.)?diffusion_model\.|transformer\.|lora_(?:unet|transformer)_)*"
+    ),
+}
+Adapters = None | str | Path | Sequence[str | Path | tuple[str | Path, float]]
+_PEFT_PREFIX = "base_model.model."
+_FACTOR = re.compile(r"(.+?)\.(?:lora\.|lora_linear_layer\.|lora_)?(A|B|down|up)(?:\.default)?\.weight")
+_ALPHA = re.compile(r"(.+)\.alpha")
+
+
+class _Place(NamedTuple):
+    """A layer of the model: one of a stack, or one by itself (None)."""
+
+    path: str
+    layer: int | None
+    shape: tuple[int, ...]  # (in, out)
+
+
+def load_adapters(kind: str, params: trees.Tree, adapters: Sequence[tuple[str | Path, float]]) -> trees.Tree:
+    """Several adapters as one, each by its weight, for `lora.attach` and `lora.merge`.
+
+    Args:
+      kind: component that they are for: "transformer", "judge", "text_encoder" or "text_encoder_2". What a file holds
+        for other components of a pipeline is left to the calls for those.
+      params: the component's parameters, or their shapes.
+      adapters: (path, weight). A path is a .safetensors file, a directory with one (pytorch_lora_weights of diffusers,
+        adapter_model and adapter_config.json of PEFT), or a repository of the Hugging Face hub.
+
+    Returns:
+      The adapter, float32 on the host, the factors alpha / rank and the weights in its B. Empty where the files hold
+      nothing for the component.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: a file is a pickle, or does not fit the model (one message names every mismatch).
+    """
+    return lora.combine([(_load_adapter(kind, params, path), weight) for path, weight in adapters])
+
+
+def with_adapters(kind: str, params: trees.Tree, adapters: Adapters) -> trees.Tree:
+    """The component's parameters with adapters from files: attached to the transformer or the judge, merged into a text
+    encoder, whose layers look for none.
+
+    Args:
+      kind, params: as of `load_adapters`.
+      adapters: nothing, a path, or several paths, each with a weight or without: `["a", ("b", 0.5)]`.
+    """
+    given = [] if adapters is None else [adapters] if isinstance(adapters, str | Path) else list(adapters)
+    weighted = [(one, 1.0) if isinstance(one, str | Path) else one for one in given]
+    add = lora.attach if kind in ("transformer", "judge") else lora.merge
+    return add(params, load_adapters(kind, params, weighted))
+
+
+def save_adapter(
+    directory: str | Path, kind: str, adapter: trees.Tree, scale: float = 1.0, base: str | None = None
+) -> None:
+    """Writes an adapter as `load_adapters` and other programs read it; other files of the directory are kept.
+
+    The scale is in the tensors, and the file says alpha = rank: a program that does not look for alpha is right too.
+
+    Args:
+      kind: "transformer": pytorch_lora_weights.safetensors, as diffusers' `load_lora_weights` takes it; "judge":
+        adapter_model.safetensors and adapter_config.json, as PEFT takes them.
+      scale: of A·B, see `lora.attach`.
+      base: the model that it is for, a note for PEFT.
+    """
+    module = kind_of(kind).module()
+    peft_name = getattr(module, "nested_name", lambda name: name)
+    prefix = _PEFT_PREFIX if kind == "judge" else f"{kind}."
+    pairs = {path: (np.asarray(a), np.asarray(scale * b)) for path, (a, b) in lora.factors(adapter).items()}
+    shapes: dict[str, tuple[int, ...]] = {}
+    tensors: dict[str, np.ndarray] = {}
+    for number, factor in enumerate(("lora_A", "lora_B")):
+        kernels = trees.unflatten({f"{path}/kernel": ab[number] for path, ab in pairs.items()})
+        for name, array in tables.to_official(module.TABLE, kernels):
+            name = f"{prefix}{peft_name(name.removesuffix('.weight'))}.{factor}.weight"
+            shapes[name], tensors[name] = array.shape, array
+    config = _peft_config(module.TABLE, pairs, peft_name)
+    metadata = {"format": "pt"}
+    if kind != "judge":
+        metadata[_METADATA] = json.dumps({f"{kind}.{name}": value for name, value in config.items()}, sort_keys=True)
+    with whole_directory(Path(directory)) as partial:
+        file = partial / (PEFT_FILE if kind == "judge" else DIFFUSERS_FILE)
+        write(file, shapes, tensors.items(), np.dtype(np.float32), metadata)
+        if kind == "judge":
+            write_json(partial / PEFT_CONFIG, config | {"base_model_name_or_path": base, "inference_mode": True})
+
+
+def is_adapter(directory: str | Path) -> bool:
+    """Whether `save_adapter` wrote it."""
+    return any((Path(directory) / name).is_file() for name in (DIFFUSERS_FILE, PEFT_FILE))
+
+
+# -------------------------------------------------------------------------------------------------------- writing
+
+
+def _peft_config(table: tables.Table, pairs: dict[str, tuple[np.ndarray, np.ndarray]], peft_name: Any) -> dict:
+    """Fields of PEFT's `LoraConfig`, with regular expressions that match the adapter's layers and no others: PEFT would
+    take a list's "proj_out" for every layer whose name ends so."""
+    patterns, ranks = {}, {path: a.shape[-1] for path, (a, _) in pairs.items()}
+    for path in pairs:
+        name = peft_name(tables.official_name(table, f"{path}/kernel").removesuffix(".weight"))
+        patterns[path] = r"\d+".join(re.escape(part) for part in name.split("{layer}"))
+    rank = collections.Counter(ranks.values()).most_common(1)[0][0]
+    others = {f"^{patterns[path]}": other for path, other in ranks.items() if other != rank}
+    return {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": rank,
+        "rank_pattern": others,
+        "alpha_pattern": others,
+        "target_modules": "|".join(patterns.values()),
+        "lora_dropout": 0.0,
+        "bias": "none",
+    }
+
+
+# -------------------------------------------------------------------------------------------------------- reading
+
+
+def _load_adapter(kind: str, params: trees.Tree, path: str | Path) -> trees.Tree:
+    file = _file_of(path)
+    header = read_header(file)
+    config = _config_of(file, kind)
+    names = _names(kind, _places(kind, params))
+    problems: dict[str, list[str]] = collections.defaultdict(list)
+
+    found: dict[str, dict[str, Tensor]] = collections.defaultdict(dict)  # layer as the file calls it -> its tensors
+    for key, tensor in header.items():
+        name = _own_name(kind, key)
+        if name is None:
+            continue
+        if match := _FACTOR.fullmatch(name):
+            found[match[1]]["A" if match[2] in ("A", "down") else "B"] = tensor
+        elif match := _ALPHA.fullmatch(name):
+            found[match[1]]["alpha"] = tensor
+        else:
+            problems["neither A, B nor alpha of an adapter"].append(key)
+    problems["not supported"] += _unsupported(config)
+
+    official_name = getattr(kind_of(kind).module(), "official_name", lambda name: name)
+    parts: dict[_Place, tuple[np.ndarray, np.ndarray]] = {}
+    for layer, tensors in found.items():
+        places, shift_first = names.get(layer) or names.get(official_name(layer)) or ([], False)
+        if not places:
+            problems["no such layer"].append(layer)
+            continue
+        if missing := [factor for factor in "AB" if factor not in tensors]:
+            problems["incomplete"].append(f"{layer} has no {missing[0]}")
+            continue
+        if wrong := [tensor.dtype for tensor in tensors.values() if tensor.dtype not in DTYPES]:
+            problems["wrong dtype"].append(f"{layer} is {wrong[0]}, not a float")
+            continue
+        a, b = tensors["A"], tensors["B"]
+        features_in, sizes = places[0].shape[0], [place.shape[1] for place in places]
+        rank = a.shape[0] if a.shape else 0
+        if not rank or a.shape != (rank, features_in) or b.shape != (sum(sizes), rank):
+            problems["wrong shape"].append(
+                f"{layer} has A {a.shape} and B {b.shape}, the model asks for (r, {features_in}) and ({sum(sizes)}, r)"
+            )
+            continue
+        rows = b.read().astype(np.float32) * _scale(config, tensors.get("alpha"), rank, kind, places[0])
+        if shift_first:
+            rows = np.concatenate(np.split(rows, 2)[::-1])
+        for place, part in zip(places, np.split(rows, np.cumsum(sizes)[:-1]), strict=True):
+            if place in parts:
+                problems["given twice"].append(layer)
+            parts[place] = a.read().astype(np.float32).T, part.T
+    if not header:
+        problems["nothing"].append("the file has no tensors")
+    if told := "; ".join(part for what, which in problems.items() for part in listed(what, which)):
+        raise ValueError(f"the adapter {file} does not fit this {kind}: {told}")
+    return _stacked(parts, params)
+
+
+def _stacked(parts: dict[_Place, tuple[np.ndarray, np.ndarray]], params: trees.Tree) -> trees.Tree:
+    """Layers of a stack beside each other; zeros for those without an adapter, and up to the highest rank."""
+    by_path: dict[str, dict[int | None, tuple[np.ndarray, np.ndarray]]] = collections.defaultdict(dict)
+    for place, ab in parts.items():
+        by_path[place.path][place.layer] = ab
+    kernels, pairs = lora.layers(params), {}
+    for path, of_layers in by_path.items():
+        if None in of_layers:
+            pairs[path] = of_layers[None]
+            continue
+        count, features_in, features_out = kernels[path].shape
+        rank = max(a.shape[1] for a, _ in of_layers.values())
+        stacked_a = np.zeros((count, features_in, rank), np.float32)
+        stacked_b = np.zeros((count, rank, features_out), np.float32)
+        for layer, (a, b) in of_layers.items():
+            stacked_a[layer, :, : a.shape[1]], stacked_b[layer, : b.shape[0]] = a, b
+        pairs[path] = stacked_a, stacked_b
+    return lora.from_factors(pairs)
+
+
+def _places(kind: str, params: trees.Tree) -> dict[str, _Place]:
+    """{official name of a layer: its place}."""
+    table, places = kind_of(kind).module().TABLE, {}
+    for path, kernel in lora.layers(params).items():
+        name = tables.official_name(table, f"{path}/kernel").removesuffix(".weight")
+        if "{layer}" in name:
+            for layer in range(kernel.shape[0]):
+                places[name.format(layer=layer)] = _Place(path, layer, kernel.shape[1:])
+        else:
+            places[name] = _Place(path, None, kernel.shape)
+    return places
+
+
+def _names(kind: str, places: dict[str, _Place]) -> dict[str, tuple[list[_Place], bool]]:
+    """{what a program calls a layer: (where its rows belong, whether its halves change places)}."""
+    names = {name: ([place], False) for name, place in places.items()}
+    if kind == "transformer":
+        layers = range(1 + max((place.layer or 0 for place in places.values()), default=0))
+        for theirs, ours in lora_names.FLUX.items():
+            for layer in layers if "{layer}" in theirs else (0,):
+                official = [name.format(layer=layer) for name in ours]
+                if all(name in places for name in official):
+                    where = [places[name] for name in official]
+                    names[theirs.format(layer=layer)] = where, theirs == lora_names.SHIFT_FIRST
+    # kohya and ComfyUI put underscores where the names have dots.
+    return {name.replace(".", "_"): target for name, target in names.items()} | names
+
+
+def _own_name(kind: str, key: str) -> str | None:
+    """The tensor's name without the component's prefix; None of another component."""
+    if kind == "judge":
+        return key.removeprefix(_PEFT_PREFIX)
+    owner, match = next((owner, match) for owner, regex in _OWNERS.items() if (match := regex.match(key)))
+    return key.removeprefix(match[0]) if owner == kind else None
+
+
+def _file_of(path: str | Path) -> Path:
+    found = model_directory(path)
+    if found.is_dir():
+        named = [found / name for name in (DIFFUSERS_FILE, PEFT_FILE) if (found / name).is_file()]
+        files = named[:1] or sorted(found.glob("*.safetensors"))
+        if len(files) > 1:
+            raise ValueError(f"{found} has {len(files)} .safetensors files: give the adapter's own path")
+        if not files:
+            raise FileNotFoundError(
+                f"{found} has no .safetensors file with an adapter, such as {DIFFUSERS_FILE} (a pickle is not read):"
+                " give the path of one"
+            )
+        return files[0]
+    if not found.is_file():
+        raise FileNotFoundError(f"there is no adapter {path}: give a .safetensors file, or a directory with one")
+    if found.suffix != ".safetensors":
+        raise ValueError(f"{found} is no .safetensors file: convert it, since a pickle can run code when it is read")
+    return found
+
+
+def _config_of(file: Path, kind: str) -> dict[str, Any]:
+    """PEFT's configuration: beside the file, or in its header."""
+    if (file.with_name(PEFT_CONFIG)).is_file():
+        return read_json(file.with_name(PEFT_CONFIG))
+    try:
+        config = json.loads(read_metadata(file).get(_METADATA, "{}"))
+        return {name.removeprefix(f"{kind}."): value for name, value in config.items() if name.startswith(f"{kind}.")}
+    except (ValueError, AttributeError):
+        raise ValueError(f"{file} is damaged: its {_METADATA} is no JSON object") from None
+
+
+def _unsupported(config: dict[str, Any]) -> list[str]:
+    found = [
+        name
+        for name in ("use_dora", "use_qalora", "lora_bias", "modules_to_save", "fan_in_fan_out")
+        if config.get(name)
+    ]
+    if config.get("bias", "none") != "none":
+        found.append(f"bias {config['bias']!r}")
+    if config.get("peft_type", "LORA") != "LORA":
+        found.append(f"peft_type {config['peft_type']}")
+    return found
+
+
+def _scale(config: dict[str, Any], alpha: Tensor | None, rank: int, kind: str, place: _Place) -> np.float32:
+    """alpha / rank: of the file's own tensor, or of PEFT's configuration, or 1."""
+    if alpha is not None:
+        return np.float32(float(alpha.read().reshape(-1)[0]) / rank)
+    if "lora_alpha" not in config:
+        return np.float32(1)
+    module = kind_of(kind).module()
+    name = tables.official_name(module.TABLE, f"{place.path}/kernel").removesuffix(".weight").format(layer=place.layer)
+    name = getattr(module, "nested_name", lambda name: name)(name)
+    # As `peft.utils.get_pattern_key`.
+    patterns = config.get("alpha_pattern") or {}
+    key = next((key for key in patterns if re.match(rf"(.*\.)?({key})$", name)), None)
+    value = config["lora_alpha"] if key is None else patterns[key]
+    return np.float32(value / (rank**0.5 if config.get("use_rslora") else rank))

@@ -1,0 +1,104 @@
+"""The two forms hold the same, byte for byte, and convert into each other."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from onereward_jax.data.preferences.dataset import good_records, open_records, write_records
+from onereward_jax.errors import UserError
+from tests.data.preferences.examples import picture, records, write_lines
+
+tfds = pytest.importorskip("tensorflow_datasets")
+
+
+@pytest.mark.parametrize("form", ["folder", "tfds"])
+def test_what_is_written_is_read(tmp_path, form):
+    write_records(tmp_path / "data", iter(records()), form)
+    assert list(open_records(tmp_path / "data")) == records()
+    assert [checked.sizes for checked in good_records(open_records(tmp_path / "data"))] == [
+        [(24, 32), (25, 32), (26, 32)],
+        [(24, 32), (40, 20)],
+        [(24, 32), (24, 32)],
+    ]
+
+
+def test_there_and_back_is_the_same_folder(tmp_path):
+    write_records(tmp_path / "a", iter(records()), "folder")
+    write_records(tmp_path / "b", iter(open_records(tmp_path / "a")), "tfds")
+    write_records(tmp_path / "c", iter(open_records(tmp_path / "b")), "folder")
+    files = [path.relative_to(tmp_path / "a") for path in sorted((tmp_path / "a").rglob("*")) if path.is_file()]
+    assert len(files) == 1 + 5 + 2 + 2
+    assert {path.suffix for path in files} == {".jsonl", ".png", ".jpg", ".webp"}
+    assert files == [path.relative_to(tmp_path / "c") for path in sorted((tmp_path / "c").rglob("*")) if path.is_file()]
+    for path in files:
+        assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "c" / path).read_bytes()
+
+
+def test_tfds_alone_reads_it(tmp_path):
+    write_records(tmp_path / "data", iter(records()), "tfds")
+    source = tfds.builder_from_directory(tmp_path / "data" / "preferences" / "1.0.0").as_data_source("train")
+    assert len(source) == 3
+    assert source[0]["candidates"]["image"][1] == picture(1, 25, 32, "JPEG")
+    assert source[0]["prompt"].decode() == records()[0].prompt
+    assert [int(best) for best in source[0]["votes"]["best"]] == [2, 2, 0, -1, 1]
+    assert list(source[1]["image"]) == []
+
+
+def test_neither_writing_nor_reading_needs_tensorflow(tmp_path):
+    program = f"""
+import sys
+from pathlib import Path
+from onereward_jax.data.preferences.dataset import open_records, write_records
+from tests.data.preferences.examples import records
+write_records(Path({str(tmp_path / "data")!r}), iter(records()), "tfds")
+assert list(open_records(Path({str(tmp_path / "data")!r}))) == records()
+assert not {{"jax", "tensorflow"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_lines_of_several_files_stand_in_order(tmp_path):
+    line = {"task": "object_removal", "prompt": "remove", "candidates": [{"image": "x.png"}, {"image": "x.png"}]}
+    write_lines(tmp_path, [line | {"id": "a"}, line | {"id": "b"}], {"x.png": picture(0)})
+    (tmp_path / "preferences-2.jsonl").write_text(json.dumps(line | {"id": "c"}))
+    found = open_records(tmp_path)
+    assert [record.id for record in found] == ["c", "a", "b"]
+    assert found.name(2) == f"{tmp_path / 'preferences.jsonl'}, line 2"
+
+
+def test_damaged_array_records_are_named(tmp_path):
+    write_records(tmp_path / "data", iter(records()), "tfds")
+    (path,) = tmp_path.rglob("*.array_record*")
+    content = bytearray(path.read_bytes())
+    middle = content.index(records()[0].candidates[1].image[:40]) + 60
+    content[middle : middle + 200] = bytes(200)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"(record 0: can't be read|records in .* are bad)"):
+        list(good_records(open_records(tmp_path / "data")))
+
+
+def test_what_is_there_is_not_written_over(tmp_path):
+    (tmp_path / "x").write_text("mine")
+    with pytest.raises(UserError, match="exists already: give a new directory"):
+        write_records(tmp_path, iter(records()), "folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+
+
+def test_nothing_is_left_of_a_writing_that_failed(tmp_path):
+    def broken():
+        yield records()[0]
+        raise UserError("no more")
+
+    for form in ("folder", "tfds"):
+        with pytest.raises(UserError, match="no more"):
+            write_records(tmp_path / "data", broken(), form)
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_without_preferences(tmp_path):
+    with pytest.raises(UserError, match=r"holds no preferences: give a folder with preferences\.jsonl or a TFDS"):
+        open_records(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no_such"):
+        open_records(tmp_path / "no_such")

@@ -1,0 +1,198 @@
+"""Public sets' layouts, by hand, as their sources describe them; and the command that converts."""
+
+import json
+
+import pytest
+
+from onereward_jax import cli
+from onereward_jax.data.preferences.dataset import open_records
+from onereward_jax.data.preferences.importers import Imported
+from onereward_jax.data.preferences.record import Candidate, Preference, Vote
+from tests.data.preferences.examples import picture, records, write_lines
+
+NAMES = ("a.webp", "b.webp", "c.webp", "d.webp")
+IMAGE_REWARD = [{"id": "005658-0040", "prompt": "a portal", "generations": list(NAMES[:3]), "ranking": [2, 1, 2]}]
+IMAGE_REWARD_DB = [
+    {
+        "image_path": name,
+        "prompt_id": "000864-0061",
+        "prompt": "a holy woman",
+        "classification": "People",
+        "image_amount_in_total": 9,
+        "rank": rank,
+        "overall_rating": 4,
+        "image_text_alignment_rating": alignment,
+        "fidelity_rating": 4,
+    }
+    for name, rank, alignment in (("a.webp", 5, 3), ("b.webp", 1, 3), ("c.webp", 3, 7))
+] + [
+    {"image_path": name, "prompt_id": "000864-0062", "prompt": "a man", "rank": rank}
+    for name, rank in (("c.webp", 1), ("d.webp", 2))
+]
+HPD_V2_TRAIN = [{"human_preference": [0, 1], "prompt": "a cup", "file_path": ["a.webp", "b.webp"], "user_hash": "u1"}]
+HPD_V2_TEST = [
+    {
+        "prompt": "a cup",
+        "image_path": list(NAMES[:3]),
+        "rank": [1, 2, 3],
+        "raw_annotation": [{"rank": [1, 2, 3], "user_hash": "u1"}, {"rank": [2, 1, 3], "user_hash": "u2"}],
+    }
+]
+HPD_V3 = [
+    {
+        "prompt": "a lamp",
+        "choice_dist": [12, 7],
+        "confidence": 0.9999907,
+        "path1": "b.webp",
+        "path2": "a.webp",
+        "model1": "flux",
+        "model2": "infinity",
+    }
+]
+EDIT_REWARD = [
+    {
+        "prompt": "Make the sandwich a hot dog.",
+        "choice_dist": None,
+        "confidence": None,
+        "path_src": "d.webp",
+        "path1": "a.webp",
+        "path2": "b.webp",
+        "model1": "ovis_u1",
+        "model2": "qwen_edit",
+        "model1_dim1_score": 3,
+        "model1_dim2_score": 4,
+        "model1_overall_score": 7,
+        "model2_dim1_score": 4,
+        "model2_dim2_score": 2,
+        "model2_overall_score": 6,
+        "tie_case": False,
+    }
+]
+
+
+@pytest.fixture
+def write(tmp_path):
+    for seed, name in enumerate(NAMES):
+        (tmp_path / name).write_bytes(picture(seed, kind="WEBP"))
+
+    def write(entries, file="set.json"):
+        path = tmp_path / file
+        if path.suffix == ".parquet":
+            pyarrow = pytest.importorskip("pyarrow")
+            pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(entries), path)
+        else:
+            path.write_text(json.dumps(entries))
+        return path
+
+    return write
+
+
+def test_image_reward(write):
+    (record,) = Imported("image_reward", write(IMAGE_REWARD))
+    assert (record.id, record.task, record.prompt) == ("005658-0040", "image_fill", "a portal")
+    assert record.candidates == tuple(Candidate(picture(seed, kind="WEBP")) for seed in range(3))
+    assert record.pairs == (Preference("aesthetics", 1, 0), Preference("aesthetics", 1, 2))
+    assert {vote.annotator for vote in record.votes} == {"ImageReward"}
+
+
+@pytest.mark.parametrize("file", ["set.json", "metadata-train.parquet"])
+def test_image_reward_db(write, file):
+    first, second = Imported("image_reward", write(IMAGE_REWARD_DB, file))
+    assert (first.id, first.prompt, len(first.candidates)) == ("000864-0061", "a holy woman", 3)
+    assert set(first.pairs) == {
+        Preference("aesthetics", 1, 0),
+        Preference("aesthetics", 1, 2),
+        Preference("aesthetics", 2, 0),
+        Preference("text_alignment", 2, 0),
+        Preference("text_alignment", 2, 1),
+    }
+    assert first.notes == {"classification": "People"}
+    assert second.pairs == (Preference("aesthetics", 0, 1),)
+
+
+def test_hpd_v2(write):
+    (record,) = Imported("hpd_v2", write(HPD_V2_TRAIN))
+    assert record.votes == (Vote("aesthetics", "u1", 1, 0),)
+    (record,) = Imported("hpd_v2", write(HPD_V2_TEST), dimension="structure")
+    # The two annotators disagree on the first two pictures.
+    assert record.pairs == (Preference("structure", 0, 2), Preference("structure", 1, 2))
+    assert {vote.annotator for vote in record.votes} == {"u1", "u2"}
+
+
+def test_hpd_v3(write):
+    (record,) = Imported("hpd_v3", write(HPD_V3))
+    assert record.candidates == (
+        Candidate(picture(1, kind="WEBP"), {"model": "flux"}),
+        Candidate(picture(0, kind="WEBP"), {"model": "infinity"}),
+    )
+    assert record.pairs == (Preference("aesthetics", 0, 1),)
+    assert record.notes == {"choice_dist": [12, 7], "confidence": 0.9999907}
+
+
+def test_edit_reward(write):
+    (record,) = Imported("edit_reward", write(EDIT_REWARD))
+    assert record.image == picture(3, kind="WEBP")
+    assert set(record.pairs) == {
+        Preference("aesthetics", 0, 1),
+        Preference("text_alignment", 1, 0),
+        Preference("structure", 0, 1),
+    }
+    (record,) = Imported("edit_reward", write([EDIT_REWARD[0] | {"tie_case": True}]))
+    assert {pair.dimension for pair in record.pairs} == {"text_alignment", "structure"}
+    (record,) = Imported("edit_reward", write(EDIT_REWARD), task="object_removal")
+    assert record.pairs == (Preference("removal_quality", 0, 1),)
+
+
+def convert(*arguments) -> int:
+    return cli.main(["convert-preferences", *(str(argument) for argument in arguments)])
+
+
+def test_the_command_converts_both_ways(tmp_path, capsys):
+    write_lines(tmp_path / "none", [], {})
+    for form in ("tfds", "folder"):
+        source = tmp_path / {"tfds": "a", "folder": "tfds"}[form]
+        if form == "tfds":
+            from onereward_jax.data.preferences.dataset import write_records
+
+            write_records(source, iter(records()), "folder")
+        assert convert("--from", source, "--to", tmp_path / form, "--form", form) == 0
+        assert capsys.readouterr().out == f"{tmp_path / form}: 3 of 3 records\n"
+        assert list(open_records(tmp_path / form)) == records()
+
+
+def test_the_command_imports_and_names_what_is_bad(tmp_path, write, capsys):
+    file = write([*HPD_V3, HPD_V3[0] | {"path1": "lost.webp"}, {"prompt": "x"}])
+    (tmp_path / "annotations").mkdir()
+    file = file.rename(tmp_path / "annotations" / "train.json")
+    to = ("--from", file, "--to", tmp_path / "new", "--layout", "hpd_v3", "--images", tmp_path)
+    assert convert(*to) == 2
+    assert not (tmp_path / "new").exists()
+    said = capsys.readouterr().err
+    assert f"{file}, entry 1: candidates[0].image lost.webp does not exist: check the path" in said
+    assert f"{file}, entry 2: is not of this layout (KeyError('path1')): choose another --layout" in said
+    assert "2 of 3 records in" in said
+    assert convert(*to, "--bad_share", 0.7, "--form", "tfds") == 0
+    assert capsys.readouterr().out.endswith("1 of 3 records\n")
+    assert [record.prompt for record in open_records(tmp_path / "new")] == ["a lamp"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--from", "none.json", "--layout", "hpd_v3"), "none.json does not exist"),
+        (("--from", "half.json", "--layout", "hpd_v3"), "half.json is not valid JSON"),
+        (("--from", "dict.json", "--layout", "hpd_v3"), "dict.json is no list of objects"),
+        (("--from", "list.json", "--layout", "hpd_v3", "--dimension", "removal_quality"), "is not judged on removal"),
+        (("--from", "list.json", "--layout", "hpd_v9"), "invalid choice: 'hpd_v9'"),
+        (("--from", "."), "holds no preferences"),
+    ],
+)
+def test_the_command_refuses_in_one_sentence(tmp_path, monkeypatch, capsys, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    for name, text in (("half.json", "["), ("dict.json", "{}"), ("list.json", "[]")):
+        (tmp_path / name).write_text(text)
+    assert convert(*arguments, "--to", "new") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert words in error
+    assert not (tmp_path / "new").exists()

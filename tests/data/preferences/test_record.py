@@ -1,0 +1,146 @@
+"""What a record must satisfy, and the pairs that follow from its votes."""
+
+import pytest
+
+from onereward_jax.data.preferences.dataset import good_records, open_records
+from onereward_jax.data.preferences.record import BadRecord, Preference, Vote, pairs_of_votes, record_of
+from tests.data.preferences.examples import picture, write_lines
+
+LINE = {
+    "id": "a",
+    "task": "image_fill",
+    "prompt": "a cat",
+    "candidates": [{"image": "x.png"}, {"image": "y.png"}],
+    "votes": [{"dimension": "structure", "annotator": "ann", "best": 0, "worst": 1}],
+}
+VOTE = LINE["votes"][0]
+PAIR = {"dimension": "structure", "winner": 0, "loser": 1}
+
+
+def test_the_majority_wins_a_pair_and_each_dimension_stands_by_itself():
+    votes = [
+        Vote("structure", "ann", 2, 0),
+        Vote("structure", "bob", 0, 2),
+        Vote("structure", "cai", 2, 0),
+        Vote("structure", "dee", 2, 1),
+        Vote("aesthetics", "ann", 0, 2),
+        Vote("aesthetics", "bob", None, None),
+        Vote("consistency", "ann", 0, 1),
+        Vote("consistency", "bob", 1, 0),
+    ]
+    assert pairs_of_votes(votes) == (
+        Preference("structure", 2, 0),
+        Preference("structure", 2, 1),
+        Preference("aesthetics", 0, 2),
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"promt": "x"}, "promt is no field of a record: did you mean prompt?"),
+        ({"colour": "x"}, "colour is no field of a record: put it into notes"),
+        ({"id": None}, "id is missing"),
+        ({"id": ""}, "id is empty"),
+        ({"id": 3}, "id must be text, not 3"),
+        ({"task": "image_fil"}, "task is 'image_fil': did you mean image_fill"),
+        ({"task": "zzz"}, "task is 'zzz': choose one of image_fill"),
+        ({"prompt": ""}, "prompt is empty, but image_fill is judged on text alignment: say what"),
+        ({"candidates": LINE["candidates"][:1]}, "candidates has 1 of them: a comparison needs at least two"),
+        ({"candidates": "x.png"}, "candidates must be a list"),
+        ({"candidates": [{}, {}]}, r"candidates\[0\].image is missing"),
+        ({"candidates": [{"image": "x.png", "seed": 3}] * 2}, r"candidates\[0\].seed is unknown"),
+        ({"candidates": [{"image": "x.png", "sampling": 3}] * 2}, r"candidates\[0\].sampling must be a JSON object"),
+        ({"candidates": [{"image": "z.png"}] * 2}, r"candidates\[0\].image z.png does not exist: check the path"),
+        ({"candidates": [{"image": "../x.png"}] * 2}, "it leads out of the folder"),
+        ({"candidates": [{"image": ""}] * 2}, "give a path relative to the folder"),
+        ({"votes": [VOTE | {"best": 2}]}, r"votes\[0\].best is 2: give a candidate's number, 0 to 1"),
+        ({"votes": [VOTE | {"best": True}]}, r"votes\[0\].best is True"),
+        ({"votes": [VOTE | {"best": None}]}, "only one of best and worst"),
+        ({"votes": [VOTE | {"best": 1}]}, "candidate 1 as best and as worst"),
+        ({"votes": [VOTE | {"dimension": "removal_quality"}]}, "is 'removal_quality', on which this record is not"),
+        ({"votes": [{"dimension": "structure"}]}, r"votes\[0\].annotator is missing"),
+        ({"pairs": [PAIR | {"winner": 1, "loser": 0}]}, "pairs are not those that follow from the votes"),
+        ({"votes": None, "pairs": [PAIR, PAIR | {"winner": 1, "loser": 0}]}, "candidates 0 and 1 twice in structure"),
+        ({"votes": None, "pairs": [PAIR | {"loser": 0}]}, "candidate 0 as winner and as loser"),
+        ({"mask": "x.png"}, "mask has no image beside it"),
+        ({"notes": [3]}, "notes must be a JSON object"),
+        (
+            {"task": "image_extend", "prompt": "", "votes": [VOTE | {"dimension": "text_alignment"}]},
+            "is 'text_alignment', on which this record is not judged: give it a prompt of its own",
+        ),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, changes, words):
+    line = {name: value for name, value in (LINE | changes).items() if value is not None or name == "votes"}
+    folder = write_lines(tmp_path / "data", ["", line], {"x.png": picture(0), "y.png": picture(1), "../x.png": b""})
+    records = open_records(folder)
+    with pytest.raises(BadRecord, match=words) as error:
+        records[0]
+    assert str(error.value).startswith(f"{folder / 'preferences.jsonl'}, line 2: ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("line", ['{"id": ', "[3]", '"x"', "3"])
+def test_a_line_that_is_no_object(tmp_path, line):
+    with pytest.raises(BadRecord, match=r"line 1: is (no JSON object|not valid JSON)"):
+        open_records(write_lines(tmp_path, [line], {}))[0]
+
+
+def test_what_python_alone_can_get_wrong():
+    line = LINE | {"notes": {"x": float("nan")}}
+    with pytest.raises(BadRecord, match="here: notes is not JSON"):
+        record_of(line, "here", lambda name, value: b"")
+
+
+def test_pictures_are_looked_into(tmp_path, capsys):
+    pictures = {"x.png": picture(0), "y.png": picture(1)[:200], "word.png": b"word", "big.png": picture(2, 30, 30)}
+    good = LINE | {"candidates": [{"image": "x.png"}, {"image": "big.png"}]}
+    lines = [
+        LINE,
+        LINE | {"id": "b", "candidates": [{"image": "x.png"}, {"image": "word.png"}]},
+        good | {"id": "c", "image": "x.png", "mask": "big.png"},
+        good,
+        good,
+        "{",
+    ]
+    folder = write_lines(tmp_path, lines, pictures)
+    found = list(good_records(open_records(folder), bad_share=0.9))
+    assert [(checked.index, checked.sizes) for checked in found] == [(3, [(24, 32), (30, 30)])]
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 5
+    for line, number, words in zip(
+        said,
+        (1, 2, 3, 5, 6),
+        (
+            "candidates[1].image is a damaged picture",
+            "candidates[1].image is no picture that can be read",
+            "mask is (30, 30), its image (24, 32): give both the same height and width",
+            "id 'a' is there twice",
+            "is not valid JSON",
+        ),
+        strict=True,
+    ):
+        assert line.startswith(f"skipped: {folder / 'preferences.jsonl'}, line {number}: ")
+        assert words in line
+
+
+def test_more_bad_records_than_may_be_end_it(tmp_path, capsys):
+    lines = [LINE | {"id": str(number), "prompt": "" if number < 15 else "a cat"} for number in range(100)]
+    records = open_records(write_lines(tmp_path, lines, {"x.png": picture(0), "y.png": picture(1)}))
+    assert len(list(good_records(records, bad_share=0.15))) == 85
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 11
+    assert said[-1] == f"skipped: 5 more records of {tmp_path}"
+    with pytest.raises(BadRecord.__mro__[1], match=r"15 of 100 records in .* are bad, more than the share of 0\.14"):
+        list(good_records(records, bad_share=0.14))
+
+
+def test_a_check_of_the_caller(tmp_path, capsys):
+    records = open_records(write_lines(tmp_path, [LINE], {"x.png": picture(0), "y.png": picture(1)}))
+
+    def check(record):
+        raise ValueError(f"{record.prompt} is not what we want")
+
+    assert list(good_records(records, check, bad_share=1.0)) == []
+    assert "line 1: a cat is not what we want" in capsys.readouterr().err

@@ -1,0 +1,83 @@
+"""`onereward evaluate-judge` on a user's own data."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from onereward_jax import cli
+from onereward_jax.data.preferences.dataset import write_records
+from onereward_jax.data.preferences.record import Candidate, Preference, Record
+from onereward_jax.evaluation.asking import preference_records
+from onereward_jax.judge.judge import Judge
+from onereward_jax.judge.pairs import read_pairs
+from tests.data.preferences.examples import picture
+from tests.judge import tiny
+
+SIZES = ((24, 24), (24, 24), (40, 20))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("files")
+    made = []
+    for number in range(5):
+        candidates = tuple(Candidate(picture(10 * number + i, *size)) for i, size in enumerate(SIZES))
+        pairs = (Preference("structure", 0, 1), Preference("structure", 2, 0), Preference("aesthetics", 1, 0))
+        made.append(Record(str(number), "image_fill", "a cat", candidates, pairs=pairs))
+    write_records(directory / "folder", iter(made), "folder")
+    with (directory / "folder" / "preferences.jsonl").open("a") as file:
+        line = {"id": "poisoned", "task": "image_fill", "prompt": "<|im_end|>", "pairs": []}
+        file.write(json.dumps(line | {"candidates": [{"image": "images/preferences/000000-0.png"}] * 2}) + "\n")
+    judge = tiny.judge()
+    judge.save_pretrained(directory / "judge")
+    nan = Judge(judge.model, jax.tree.map(lambda x: x * np.nan, judge.params), judge.tokenizer, judge.settings)
+    nan.save_pretrained(directory / "nan")
+    return directory
+
+
+def evaluate(files, *arguments, model="judge") -> int:
+    return cli.main(["evaluate-judge", "--model", str(files / model), "--data", str(files / "folder"), *arguments])
+
+
+def test_records_are_what_the_judge_says_of_each_pair(files):
+    judge = tiny.judge()
+    pairs = read_pairs(files / "folder", bad_share=0.2)
+    found = preference_records(judge, pairs, batch_size=4)
+    assert len(found) == 5 * 3
+    number = 0
+    for pair in pairs:
+        first, second = pairs.images(pair)
+        for dimension in ("structure", "aesthetics"):
+            if dimension not in pair.labels:
+                continue
+            winner, loser = (first, second) if pair.labels[dimension] > 0 else (second, first)
+            ask = lambda a, b, dimension=dimension: judge.compare(a, b, task="image_fill", dimension=dimension)  # noqa: E731
+            task, asked, winner_first, loser_first, better = found[number]
+            assert (task, asked, better) == ("image_fill", dimension, None)
+            assert (winner_first, loser_first) == pytest.approx((ask(winner, loser), ask(loser, winner)), rel=1e-4)
+            number += 1
+
+
+def test_bad_records_are_named_and_counted(files, capsys):
+    assert evaluate(files) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "line 6: the question contains the special token <|im_end|>" in said.err
+    assert "1 of 6 records in" in said.err
+    assert "more than the share of 0.01 that may be" in said.err
+
+
+def test_accuracy_of_a_users_data(files, capsys):
+    out = files / "accuracy.json"
+    assert evaluate(files, "--bad_share", "0.2", "--batch_size", "2", "--image_step", "8", "--out", str(out)) == 0
+    found = json.loads(out.read_text())["model"]
+    assert found["cells"]["image_fill"]["structure"]["n"] == 10
+    assert found["cells"]["image_fill"]["aesthetics"]["n"] == 5
+    assert "image_fill" in capsys.readouterr().out
+
+
+def test_answers_that_are_no_numbers(files, capsys):
+    assert evaluate(files, "--bad_share", "0.2", model="nan") == 2
+    assert "the judge's answer is not a number: check the weights" in capsys.readouterr().err

@@ -1,0 +1,90 @@
+"""Reward feedback learning of an adapter: the base stands apart, frozen."""
+
+import functools
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from onereward_jax import lora
+from onereward_jax.checkpoint import Checkpointer
+from onereward_jax.rl.step import make_step
+from onereward_jax.train_state import create_state
+from tests.rl import tiny
+
+ADAPTERS = lora.LoRA(rank=4, alpha=8.0, targets="attn|ff|proj")
+
+
+def frozen():
+    return tiny.models().frozen.replace(base=tiny.models().params)
+
+
+def state(algorithm="dynamic"):
+    adapter = ADAPTERS.init(tiny.models().params, jax.random.key(0))
+    made = create_state(adapter, tiny.optimizer(), seed=0)
+    return made.replace(reference={}) if algorithm == "fixed" else made
+
+
+@functools.cache
+def step():
+    made = tiny.models()
+    arguments = made.transformer, made.vae, tiny.judge_apply, tiny.optimizer(), tiny.CONFIG
+    return jax.jit(make_step(*arguments, adapter_scale=ADAPTERS.scale))
+
+
+@pytest.mark.parametrize("algorithm", ["fixed", "dynamic"])
+def test_an_adapter_starts_as_the_base_and_only_it_learns(algorithm):
+    before, batch = state(algorithm), tiny.batch(4)
+    after, metrics = step()(before, frozen(), batch)
+    _, of_whole_model = tiny.step()(tiny.state(), tiny.models().frozen, batch)
+    for name in ("learning/loss", "rewards/mean"):
+        assert float(metrics[name]) == pytest.approx(float(of_whole_model[name]), rel=1e-5)
+    # B learns first: A has no gradient while B is zero.
+    moved = jax.tree.map(lambda x, y: bool((x != y).any()), after.params, before.params)
+    assert all(b for _, b in lora.factors(moved).values())
+    averaged = jax.tree.map(lambda ema, params: 0.9 * ema + 0.1 * params, before.ema, after.params)
+    chex.assert_trees_all_close(after.ema, averaged, rtol=1e-5, atol=1e-8)
+    assert after.reference == before.reference
+    later, _ = step()(after, frozen(), batch)
+    moved = jax.tree.map(lambda x, y: bool((x != y).any()), later.params, after.params)
+    assert all(a and b for a, b in lora.factors(moved).values())
+
+
+def test_the_reference_of_algorithm_1_is_the_base():
+    """Whatever policy and EMA have become; Algorithm 2's is the EMA."""
+    moved = jax.tree.map(lambda x: x + 0.05 * jnp.ones_like(x), state().params)
+    batch, merged = tiny.batch(4), lora.merge(tiny.models().params, moved, ADAPTERS.scale)
+    for algorithm, reference in (("fixed", tiny.models().params), ("dynamic", merged)):
+        _, metrics = step()(state(algorithm).replace(params=moved, ema=moved), frozen(), batch)
+        whole = tiny.state("fixed").replace(params=merged, reference=reference)
+        _, expected = tiny.step()(whole, tiny.models().frozen, batch)
+        assert float(metrics["rewards/mean"]) == pytest.approx(float(expected["rewards/mean"]), rel=1e-4)
+
+
+def test_a_run_goes_on_from_its_checkpoint_bit_by_bit(tmp_path):
+    def go_on(state, first, last):
+        for number in range(first, last):
+            state, _ = step()(state, frozen(), tiny.batch(4, first_index=4 * number))
+        return state
+
+    whole = go_on(state("fixed"), 0, 3)
+    half = go_on(state("fixed"), 0, 2)
+    checkpointer = Checkpointer(tmp_path, keep=1)
+    checkpointer.save(2, half, {})
+    checkpointer.close()
+    abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), half)
+    _, restored, _ = Checkpointer(tmp_path, keep=1).restore_latest(abstract)
+    assert restored.reference == {}
+    again = go_on(restored, 2, 3)
+    for name in ("params", "ema", "opt_state"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(again, name), getattr(whole, name))
+
+
+def test_the_adapter_learns():
+    now, losses = state(), []
+    for _ in range(8):
+        now, metrics = step()(now, frozen(), tiny.batch(4))
+        losses.append(float(metrics["learning/loss"]))
+    assert losses[-1] < losses[0] - 1e-4
