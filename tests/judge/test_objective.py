@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from onereward_jax import lora
 from onereward_jax.judge.objective import make_loss, preference_loss
 from onereward_jax.tasks import CELLS
 from onereward_jax.train_state import create_state, supervised_step
@@ -89,3 +90,23 @@ def test_a_judge_learns_a_preference_in_both_orders():
     assert late["judge/accuracy_as_given"] > 0.75
     assert late["judge/accuracy_swapped"] > 0.75
     assert late["learning/loss"] < history[0]["learning/loss"] / 3
+
+
+def test_an_adapter_learns_beside_a_frozen_judge():
+    judge, adapters = tiny.judge(), lora.LoRA(rank=4, alpha=8.0, targets="layers/(self_attn|mlp)/")
+    generator = np.random.default_rng(0)
+    ids, lengths = judge.encode_questions([tiny.QUESTIONS[0]])
+    batch = {
+        **{name: generator.random((4, 16, 16, 3), np.float32) for name in ("first", "second")},
+        "question_ids": np.tile(ids, (4, 1, 1)),
+        "question_lengths": np.tile(lengths, (4, 1)),
+        "label": np.array([[1], [-1], [1], [-1]]),
+        "index": np.arange(4, dtype=np.int32),
+    }
+    optimizer = optax.adam(3e-3)
+    step = jax.jit(supervised_step(adapters.loss(make_loss(judge.apply)), optimizer, ema_decay=0.9))
+    state, losses = create_state(adapters.init(judge.params, jax.random.key(0)), optimizer, seed=0), []
+    for _ in range(8):
+        state, metrics = step(state, judge.params, batch)
+        losses.append(float(metrics["learning/loss"]))
+    assert losses[-1] < 0.9 * losses[0]
