@@ -11,6 +11,8 @@ moments and the average take 20 bytes a parameter in float32: 155 GiB for 7B, 70
 
 from ml_collections import ConfigDict
 
+from onereward_jax.tasks import QUESTION_TEMPLATE, QUESTION_WITH_PROMPT_TEMPLATE
+
 VARIANTS = ("7b", "3b")
 
 
@@ -62,10 +64,8 @@ def get_config(variant: str = "7b") -> ConfigDict:
     config.judge.flips = False
     config.judge.retone = False
     config.judge.adversarial_radius = 0.0
-    config.judge.template = "Task: {task}. Is the first image better than the second in {dimension}? Answer Yes or No."
-    config.judge.template_with_prompt = (
-        'Task: {task}. Is the first image better than the second in {dimension} for "{prompt}"? Answer Yes or No.'
-    )
+    config.judge.template = QUESTION_TEMPLATE
+    config.judge.template_with_prompt = QUESTION_WITH_PROMPT_TEMPLATE
     config.judge.text_config = ConfigDict(
         {
             "vocab_size": 152064,

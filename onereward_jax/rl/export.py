@@ -20,7 +20,6 @@ from onereward_jax.weights.load import load_component, module_from_directory, st
 from onereward_jax.weights.lora import save_adapter
 
 WHAT = {"policy": "params", "ema": "ema"}  # -> field of the TrainState
-FORMATS = ("diffusers", "lora", "comfyui")
 COMFYUI_FILE = "transformer.safetensors"
 # Of FLUX.1-Fill, for the workflow of ComfyUI.
 _TEXT_ENCODERS = ("clip_l.safetensors", "t5xxl_fp16.safetensors")
@@ -48,8 +47,8 @@ def export(workdir: Path, out: Path, what: str = "policy", form: str = "diffuser
     config = read_json(config_file)
     if not config.get("model.base"):
         raise UserError(f"the run in {workdir} has no policy: give the --workdir of `onereward train`")
-    adapters = LoRA(
-        **{field: config[f"lora.{field}"] for field in ("rank", "alpha", "targets") if config.get("lora.rank")}
+    adapters = (
+        LoRA(config["lora.rank"], config["lora.alpha"], config["lora.targets"]) if config.get("lora.rank") else LoRA()
     )
     if form == "lora" and not adapters.rank:
         raise UserError(f"the run in {workdir} trained the whole transformer, no adapter: export it for diffusers")
@@ -94,33 +93,25 @@ def _abstract(module: Any, adapters: LoRA) -> Any:
 def model_card(config: dict[str, Any], name: str, what: str, form: str, step: int, pictures: list[str]) -> str:
     """The README.md of an export: base, licence, how it was trained, how it is used, pictures."""
     base, algorithm = config["model.base"], 2 if config.get("algorithm") == "dynamic" else 1
-    snippets = {
-        "diffusers": f"""```python
-from onereward_jax import FillPipeline
-
-pipe = FillPipeline.from_pretrained("{name}")
-picture = pipe(
-    prompt="remove", image="image.png", mask_image="mask.png", negative_prompt="nsfw",
-    guidance_scale=1.0, true_cfg_scale=4.0,
-).images[0]
-```
-
-`diffusers.FluxFillPipeline.from_pretrained("{name}")` opens it, too.""",
-        "lora": f"""```python
-from onereward_jax import FillPipeline
-
-pipe = FillPipeline.from_pretrained("{base}", lora="{name}")
-picture = pipe(
-    prompt="remove", image="image.png", mask_image="mask.png", negative_prompt="nsfw",
-    guidance_scale=1.0, true_cfg_scale=4.0,
-).images[0]
-```
-
-`diffusers.FluxFillPipeline.load_lora_weights("{name}")` takes it, too.""",
-        "comfyui": f"""Put `{COMFYUI_FILE}` into ComfyUI's `models/diffusion_models`, the text encoders
+    source = f'"{base}", lora="{name}"' if form == "lora" else f'"{name}"'
+    opens = "load_lora_weights" if form == "lora" else "from_pretrained"
+    use = (
+        f"""Put `{COMFYUI_FILE}` into ComfyUI's `models/diffusion_models`, the text encoders
 ({", ".join(_TEXT_ENCODERS)}) into `models/text_encoders`, `ae.safetensors` into `models/vae`, and open
-`workflow.json`.""",
-    }
+`workflow.json`."""
+        if form == "comfyui"
+        else f"""```python
+from onereward_jax import FillPipeline
+
+pipe = FillPipeline.from_pretrained({source})
+picture = pipe(
+    prompt="remove", image="image.png", mask_image="mask.png", negative_prompt="nsfw",
+    guidance_scale=1.0, true_cfg_scale=4.0,
+).images[0]
+```
+
+`diffusers.FluxFillPipeline.{opens}("{name}")` takes it, too."""
+    )
     gallery = "".join(f"![{picture}]({picture})\n" for picture in pictures)
     return f"""---
 base_model: {base}
@@ -139,7 +130,7 @@ The licence is that of the base model; its conditions hold for this one.
 
 ## Use
 
-{snippets[form]}
+{use}
 {f"{chr(10)}## Pictures{chr(10)}{chr(10)}{gallery}" if pictures else ""}"""
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from onereward_jax import lora
 from onereward_jax import tree as trees
 from onereward_jax.files import read_json, whole_directory, write_json
-from onereward_jax.weights import lora_names, tables
+from onereward_jax.weights import bfl, lora_names, tables
 from onereward_jax.weights.hub import model_directory
 from onereward_jax.weights.kinds import kind_of
 from onereward_jax.weights.load import listed
@@ -247,7 +247,7 @@ def _names(kind: str, places: dict[str, _Place]) -> dict[str, tuple[list[_Place]
                 official = [name.format(layer=layer) for name in ours]
                 if all(name in places for name in official):
                     where = [places[name] for name in official]
-                    names[theirs.format(layer=layer)] = where, theirs == lora_names.SHIFT_FIRST
+                    names[theirs.format(layer=layer)] = where, theirs == bfl.SHIFT_FIRST
     # kohya and ComfyUI put underscores where the names have dots.
     return {name.replace(".", "_"): target for name, target in names.items()} | names
 

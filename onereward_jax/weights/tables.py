@@ -144,11 +144,4 @@ def _layer(leaf: Any, index: Any, layout: Layout) -> np.ndarray:
 
 def to_official(table: Table, tree: trees.Tree) -> Iterator[tuple[str, np.ndarray]]:
     """(official name, array as on disk) of every tensor of the tree."""
-    for path, leaf in trees.flatten(tree).items():
-        name, layout = _match(table, path)
-        array = np.asarray(leaf)
-        if "{layer}" in name:
-            for layer in range(array.shape[0]):
-                yield name.format(layer=layer), np.ascontiguousarray(_to_official(array[layer], layout))
-        else:
-            yield name, np.ascontiguousarray(_to_official(array, layout))
+    return ((name, read()) for name, read in official_tensors(table, tree).items())

@@ -108,7 +108,11 @@ def pairs_of_votes(votes: Iterable[Vote]) -> tuple[Preference, ...]:
 
 # ------------------------------------------------------------------------------------------------ to and from fields
 
-_FIELDS = tuple(field.name for field in dataclasses.fields(Record))
+
+def _names(kind: type) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
+
+
 Read = Callable[[str, Any], bytes]  # (name of a field, its value) -> bytes of the picture that it stands for
 
 
@@ -129,8 +133,8 @@ def record_of(fields: Mapping[str, Any], where: str, read: Read) -> Record:
     at = _At(where)
     at.check(isinstance(fields, Mapping), "", "is no JSON object: write one object a line")
     for name in fields:
-        hint = did_you_mean(str(name), _FIELDS) or ": put it into notes"
-        at.check(name in _FIELDS, str(name), f"is no field of a record{hint}")
+        hint = did_you_mean(str(name), _names(Record)) or ": put it into notes"
+        at.check(name in _names(Record), str(name), f"is no field of a record{hint}")
     for name in ("id", "task", "prompt", "candidates"):
         at.check(name in fields, name, "is missing: every record has it")
 
@@ -157,7 +161,7 @@ def record_of(fields: Mapping[str, Any], where: str, read: Read) -> Record:
 
     votes: list[Vote] = []
     pairs: list[Preference] = []
-    for number, item in enumerate(at.items(fields.get("votes") or (), "votes", [f.name for f in _of(Vote)])):
+    for number, item in enumerate(at.items(fields.get("votes") or (), "votes", _names(Vote))):
         name = f"votes[{number}]"
         at.dimension(item["dimension"], f"{name}.dimension", task, dimensions)
         best, worst = (
@@ -171,7 +175,7 @@ def record_of(fields: Mapping[str, Any], where: str, read: Read) -> Record:
         )
         at.check(best is None or best != worst, name, f"has candidate {best} as best and as worst: give two")
         votes.append(Vote(item["dimension"], at.text(item["annotator"], f"{name}.annotator"), best, worst))
-    for number, item in enumerate(at.items(fields.get("pairs") or (), "pairs", [f.name for f in _of(Preference)])):
+    for number, item in enumerate(at.items(fields.get("pairs") or (), "pairs", _names(Preference))):
         name = f"pairs[{number}]"
         at.dimension(item["dimension"], f"{name}.dimension", task, dimensions)
         winner, loser = (at.index(item[end], f"{name}.{end}", len(candidates)) for end in ("winner", "loser"))
@@ -236,10 +240,6 @@ def _decode(picture: bytes, name: str) -> np.ndarray:
         return read_image(picture, name)
     except UserError as error:
         raise BadRecord(str(error)) from None
-
-
-def _of(kind: type) -> tuple[dataclasses.Field, ...]:
-    return dataclasses.fields(kind)
 
 
 class _At:
