@@ -9,24 +9,10 @@ the machine does falls on both. Needs torch and diffusers (the `parity` extra).
 
 import argparse
 import os
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-
-def median_seconds(functions: list[Callable[[], Any]], repeats: int) -> list[float]:
-    """Median wall time of a call of each, after one that compiles; they take turns."""
-    seconds: list[list[float]] = [[] for _ in functions]
-    for turn in range(repeats + 1):
-        for function, times in zip(functions, seconds, strict=True):
-            started = time.perf_counter()
-            function()
-            if turn:
-                times.append(time.perf_counter() - started)
-    return [statistics.median(times) for times in seconds]
+from benchmarks.timing import median_seconds
 
 
 def main() -> int:

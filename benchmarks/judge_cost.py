@@ -1,6 +1,6 @@
 """What `compare_all` with a task's four dimensions costs against `compare` with one: at most 1.3 times as much.
 
-    python benchmarks/judge_cost.py [--repeats 5]
+    python -m benchmarks.judge_cost [--repeats 5]
 
 In operations: Qwen2.5-VL-7B and two images of 1024 x 1024 pixels, from pixels to answers. JAX traces `Judge.apply` on
 abstract values, nothing is computed; every matrix product of the traced program is counted as often as it runs (the
@@ -15,10 +15,8 @@ counts, so that what else the machine does falls on both.
 import argparse
 import json
 import math
-import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
+from benchmarks.timing import median_seconds
 from onereward_jax.cli import guarded
 from onereward_jax.data.proving_ground.tokenizers import write_qwen2_tokenizer
 from onereward_jax.judge.judge import QUESTION_BUCKET, Judge
@@ -124,18 +123,6 @@ def lengths_of(judge: Judge, size: tuple[int, int]) -> tuple[int, int]:
     asked = max(judge.encode_questions(QUESTIONS)[1])
     padded = -(-int(asked) // QUESTION_BUCKET) * QUESTION_BUCKET
     return prefix_positions(judge.prefix, grid, grid).shape[1] - 1, padded
-
-
-def median_seconds(functions: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
-    """Median wall time of a call of each, after one that compiles; they take turns."""
-    seconds: list[list[float]] = [[] for _ in functions]
-    for turn in range(repeats + 1):
-        for function, times in zip(functions, seconds, strict=True):
-            started = time.perf_counter()
-            function()
-            if turn:
-                times.append(time.perf_counter() - started)
-    return [statistics.median(times) for times in seconds]
 
 
 def main() -> int:

@@ -132,9 +132,10 @@ def record_of(fields: Mapping[str, Any], where: str, read: Read) -> Record:
     """
     at = _At(where)
     at.check(isinstance(fields, Mapping), "", "is no JSON object: write one object a line")
+    known = _names(Record)
     for name in fields:
-        hint = did_you_mean(str(name), _names(Record)) or ": put it into notes"
-        at.check(name in _names(Record), str(name), f"is no field of a record{hint}")
+        hint = did_you_mean(str(name), known) or ": put it into notes"
+        at.check(name in known, str(name), f"is no field of a record{hint}")
     for name in ("id", "task", "prompt", "candidates"):
         at.check(name in fields, name, "is missing: every record has it")
 
