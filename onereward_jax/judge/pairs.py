@@ -209,12 +209,21 @@ class PairDraw:
     With one shape, the task is the one that the mixture drew; with several, it is drawn here, given the batch's shape.
     """
 
-    def __init__(self, pairs: Pairs, settings: ImageSettings, step: int, batch_size: int, weights: Mapping[str, float]):
+    def __init__(
+        self,
+        pairs: Pairs,
+        settings: ImageSettings,
+        step: int,
+        batch_size: int,
+        weights: Mapping[str, float],
+        balanced: bool = False,
+    ):
         """
         Args:
           weights: of the tasks.
+          balanced: a dimension of the task is drawn first, each as likely, then a pair that is annotated in it.
         """
-        self._pairs, self._batch_size = pairs, batch_size
+        self._pairs, self._batch_size, self._balanced = pairs, batch_size, balanced
         asked = pairs.where(lambda pair: weights.get(pair.task, 0) > 0)
         # Both orders of a pair are asked in any case: of two sizes, the larger stands first.
         self._seen = functools.partial(seen_shape, settings=settings, step=step)
@@ -223,6 +232,11 @@ class PairDraw:
         self._members: dict[Shape, dict[str, list[Pair]]] = {}
         for pair, shape in zip(asked, ordered, strict=True):
             self._members.setdefault(shown[shape], {}).setdefault(pair.task, []).append(pair)
+        self._annotated: dict[tuple[Shape, str], dict[str, list[Pair]]] = {}
+        for pair, shape in zip(asked, ordered, strict=True):
+            for dimension in pair.labels:
+                of_task = self._annotated.setdefault((shown[shape], pair.task), {})
+                of_task.setdefault(dimension, []).append(pair)
         self.shapes: tuple[Shape, ...] = tuple(self._members)
         # P(shape, task) = P(task) · P(shape | task).
         totals: dict[str, int] = {}
@@ -243,8 +257,9 @@ class PairDraw:
 
     def draw(
         self, generator: np.random.Generator, seed: int, index: int, task: str
-    ) -> tuple[np.ndarray, np.ndarray, Pair, int]:
-        """Both pictures as they are shown, their pair, and −1 where the pair's second stands first, otherwise 1.
+    ) -> tuple[np.ndarray, np.ndarray, Pair, int, str]:
+        """Both pictures as they are shown, their pair, −1 where the pair's second stands first, otherwise 1, and the
+        dimension that was drawn, "" if none was.
 
         Args:
           generator: of the sample.
@@ -256,7 +271,11 @@ class PairDraw:
             tasks = list(self._p[shape])
             p = np.asarray(list(self._p[shape].values()))
             task = tasks[generator.choice(len(tasks), p=p / p.sum())]
-        members = self._members[shape][task]
+        members, dimension = self._members[shape][task], ""
+        if self._balanced:
+            annotated = self._annotated[shape, task]
+            dimension = sorted(annotated)[generator.integers(len(annotated))]
+            members = annotated[dimension]
         pair = members[generator.integers(len(members))]
         if shape[0] == shape[1]:
             turned = bool(generator.random() >= 0.5)  # which of the two stands first says nothing
@@ -264,4 +283,4 @@ class PairDraw:
             mine = self._seen(pair)
             turned = _distance(mine, shape) > _distance(mine[::-1], shape)
         first, second = self._pairs.images(pair, shape[::-1] if turned else shape)
-        return (second, first, pair, -1) if turned else (first, second, pair, 1)
+        return (second, first, pair, -1, dimension) if turned else (first, second, pair, 1, dimension)
