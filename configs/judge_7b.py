@@ -59,6 +59,7 @@ def get_config(variant: str = "7b") -> ConfigDict:
     config.judge.keep_best = True
     config.judge.ema_decay = 0.999
     config.judge.questions_per_pair = 4
+    config.judge.balance_dimensions = False  # True draws rare dimensions as often as frequent ones
     config.judge.planted_share = 0.0
     config.judge.max_shift = 0
     config.judge.flips = False

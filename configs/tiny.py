@@ -6,13 +6,16 @@
     onereward train --config configs/tiny.py:fixed --workdir runs/fixed      # Algorithm 1, longer
     onereward train --config configs/tiny.py:dynamic --workdir runs/dynamic  # Algorithm 2, longer
 
-The variants `vae`, `base`, `judge`, `second_judge`, `third_judge` and `fourth_judge` make the packaged models in
-miniature/ from nothing; launch/miniature.sh runs them in their order.
+The variants `vae`, `base`, `judge` and `second_judge` to `fifth_judge` make the packaged models in miniature/ from
+nothing; launch/miniature.sh runs them in their order.
 """
 
 from ml_collections import ConfigDict
 
-VARIANTS = ("quick", "fixed", "dynamic", "vae", "base", "judge", "second_judge", "third_judge", "fourth_judge")
+VARIANTS = (
+    *("quick", "fixed", "dynamic", "vae", "base"),
+    *("judge", "second_judge", "third_judge", "fourth_judge", "fifth_judge"),
+)
 
 
 def get_config(variant: str = "quick") -> ConfigDict:
@@ -45,13 +48,14 @@ def get_config(variant: str = "quick") -> ConfigDict:
         "second_judge": _second_judge,
         "third_judge": _third_judge,
         "fourth_judge": _fourth_judge,
+        "fifth_judge": _fifth_judge,
     }
     stages.get(variant, _reward_feedback)(config)
     if variant == "fixed":
         config.algorithm = "fixed"
     if variant in ("fixed", "dynamic"):
-        config.train.num_steps = 1000
-        config.optimizer.decay_steps = 1000
+        config.train.num_steps = 500
+        config.optimizer.decay_steps = 500
         config.evaluation.every = 50
         config.evaluation.watched_scenes = 32
     return config
@@ -62,6 +66,7 @@ def _reward_feedback(config: ConfigDict) -> None:
 
     # diffusers layout, transformers layout
     config.model = ConfigDict({"base": "miniature/base", "judge": "miniature/judge"})
+    config.model.judge_adapters = ()  # of that judge: with several, the mean of their P(Yes) is the reward
     config.model.dtype = "float32"
     config.model.remat = "none"
 
@@ -209,6 +214,8 @@ def _judge(config: ConfigDict) -> None:
     # Share of the pairs that are made while it trains, see onereward_jax.judge.planted; the others are preferences.
     config.judge.planted_share = 0.0
     config.judge.questions_per_pair = 4
+    # Of a task's dimensions each is drawn as often as the others, however few pairs are annotated in it.
+    config.judge.balance_dimensions = False
     # Changes of both images alike: by up to so many pixels, and mirrored where the prompt allows it.
     config.judge.max_shift = 0
     config.judge.flips = False
@@ -293,6 +300,20 @@ def _fourth_judge(config: ConfigDict) -> None:
     )
     config.judge.start = "runs/miniature/third_judge/export"
     config.judge.data += ("runs/miniature/fourth_preferences",)
+
+
+def _fifth_judge(config: ConfigDict) -> None:
+    """Goes on with pairs of a rare dimension as often as of a frequent one; aesthetics of extensions were too rare."""
+    _third_judge(config)
+    config.optimizer = _optimizer(3e-4, warmup_steps=100, decay_steps=2500)
+    config.train.num_steps = 2500
+    config.preferences.first_scene = 9216
+    config.preferences.scenes_per_task = 256
+    config.judge.start = "runs/miniature/fourth_judge/export"
+    config.judge.data = ("runs/miniature/fifth_preferences/train", "runs/miniature/fifth_extensions/train")
+    config.judge.planted_share = 0.25
+    config.judge.balance_dimensions = True
+    config.data.task_weights.image_extend = 0.4
 
 
 def _preferences() -> ConfigDict:

@@ -33,6 +33,7 @@ EVALUATION_FIELDS = ("evaluation.", "preferences.", "ascent.")
 CONTENT_FIELDS = (
     "model.base",
     "model.judge",
+    "model.judge_adapters",
     "base.start",
     "base.vae",
     "preferences.base",
@@ -44,6 +45,7 @@ CONTENT_FIELDS = (
 LIST_FIELDS = (
     "judge.data",
     "judge.vision_config.fullatt_block_indexes",
+    "model.judge_adapters",
     "preferences.policies",
     "vae.model.block_out_channels",
 )

@@ -1,4 +1,4 @@
-"""The whole chain of commands, every model smaller than the miniature and two steps each.
+"""The whole chain of commands, every model smaller than the miniature and two steps each; the policy is an adapter.
 
     python -m tests.chain DIRECTORY
 
@@ -103,14 +103,13 @@ def main(root: Path) -> None:
     onereward("train-judge", "judge", root / "judge", STEPS | PREFERENCES | base | data | second)
     assert cli.main(["package", "--judge", str(root / "judge" / "export"), "--out", str(models)]) == 0
     onereward("ascend", "dynamic", root / "ascent", feedback)
-    onereward("train", "dynamic", run, feedback)
-    onereward("evaluate", "dynamic", run, feedback)
-
     adapter = {"lora.rank": 2, "optimizer.learning_rate": 0.01}
+    onereward("train", "dynamic", run, feedback | adapter)
+    onereward("evaluate", "dynamic", run, feedback | adapter)
+
     onereward("train-base", "base", root / "base_adapter", tuned | adapter)
     started = {"judge.start": models / "judge", "judge.questions_per_pair": 1}
     onereward("train-judge", "judge", root / "judge_adapter", STEPS | PREFERENCES | base | data | started | adapter)
-    onereward("train", "fixed", root / "adapter", feedback | adapter)
 
 
 if __name__ == "__main__":

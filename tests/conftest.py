@@ -21,3 +21,19 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest-xdist's workers find
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 # Torch beside JAX on the same cores: one thread keeps them from waiting for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A worker takes whole files (--dist=loadfile). These take longest: they come first, or one worker would end alone.
+LONGEST = (
+    "tests/test_chain.py",
+    "tests/rl/",
+    "tests/kill_and_resume/",
+    "tests/judge/",
+    "tests/flow/",
+    "tests/parity/",
+)
+
+
+def pytest_collection_modifyitems(items: list) -> None:
+    items.sort(
+        key=lambda item: next((i for i, name in enumerate(LONGEST) if item.nodeid.startswith(name)), len(LONGEST))
+    )

@@ -48,7 +48,7 @@ def lines_of(path: Path) -> list[dict]:
 
 
 def test_every_training_leaves_its_steps(chain):
-    for workdir in ("vae", "base", "judge", "run", "base_adapter", "judge_adapter", "adapter"):
+    for workdir in ("vae", "base", "judge", "run", "base_adapter", "judge_adapter"):
         lines = lines_of(chain.root / workdir / "metrics.jsonl")
         assert [line["step"] for line in lines] == [1, 2], workdir
         assert all({"learning/loss", "learning/grad_norm", "perf/step_time_seconds"} <= line.keys() for line in lines)
@@ -65,7 +65,7 @@ def test_a_fill_model_is_tuned_further(chain):
         assert (0 < change < 0.01) if path.parent.name == "transformer" else change == 0, path
 
 
-@pytest.mark.parametrize("directory", ["base_adapter/export", "adapter/export/policy", "adapter/export/ema"])
+@pytest.mark.parametrize("directory", ["base_adapter/export", "run/export/policy", "run/export/ema"])
 def test_an_adapter_is_exported_alone_and_read_as_a_policy(chain, directory):
     assert [path.name for path in (chain.root / directory).iterdir()] == ["pytorch_lora_weights.safetensors"]
     own = FillPipeline.from_pretrained(chain.models / "base").params["transformer"]
@@ -75,12 +75,12 @@ def test_an_adapter_is_exported_alone_and_read_as_a_policy(chain, directory):
     assert max(changes) > 0
 
 
-def test_a_run_of_an_adapter_is_exported_in_every_form(chain, tmp_path, capsys):
-    def export(run, form):
-        return cli.main(["export", "--workdir", str(run), "--out", str(tmp_path / form), "--format", form])
+def test_a_run_of_an_adapter_is_exported_in_every_form(chain, tmp_path):
+    def export(form):
+        return cli.main(["export", "--workdir", str(chain.run), "--out", str(tmp_path / form), "--format", form])
 
-    assert [export(chain.root / "adapter", form) for form in ("lora", "diffusers", "comfyui")] == [0, 0, 0]
-    trained = chain.root / "adapter" / "export" / "policy"
+    assert [export(form) for form in ("lora", "diffusers", "comfyui")] == [0, 0, 0]
+    trained = chain.run / "export" / "policy"
     file = "pytorch_lora_weights.safetensors"
     exported, of_training = load_file(tmp_path / "lora" / file), load_file(trained / file)
     assert exported.keys() == of_training.keys()
@@ -92,9 +92,6 @@ def test_a_run_of_an_adapter_is_exported_in_every_form(chain, tmp_path, capsys):
         # In the base model's bfloat16.
         np.testing.assert_allclose(given, np.asarray(expected), rtol=2**-7, atol=1e-6, err_msg=path)
     assert "load_lora_weights" in (tmp_path / "lora" / "README.md").read_text()
-    capsys.readouterr()
-    assert export(chain.run, "lora") == 2
-    assert "trained the whole transformer" in capsys.readouterr().err
 
 
 def test_an_adapter_of_the_judge_is_exported_alone(chain):
@@ -146,6 +143,7 @@ def test_the_second_judge_goes_on_from_the_first(chain):
     # Two steps at a small rate, averaged: far nearer to the first judge than to another start.
     distance = sum(float(np.square(second[name] - first[name]).sum()) for name in first)
     assert 0 < distance < 1e-3 * sum(float(np.square(array).sum()) for array in first.values())
+    assert any((second[name] != first[name]).any() for name in first if name.startswith("visual"))
 
 
 def test_a_judge_is_measured_on_any_preferences(chain, capsys):
@@ -181,24 +179,14 @@ def test_training_reports_the_rewards_of_its_cells(chain):
     seen = {name.split("/")[1] for line in lines for name in line if name in cells}
     assert len(seen) >= 3
     assert seen <= set(TASKS)
-    for what in ("policy", "ema"):
-        assert (chain.run / "export" / what / "diffusion_pytorch_model.safetensors").exists()
 
 
 def test_the_truth_is_looked_at_while_training(chain):
     for line in lines_of(chain.run / "metrics.jsonl"):
         gains = {name: line[name] for name in line if name.startswith("evaluation/")}
         assert set(gains) == {f"evaluation/{task}/truth_gain" for task in TASKS}
-        # Two updates at a rate of 1e-5 hardly change a picture.
+        # Two updates of an adapter that starts at nothing hardly change a picture.
         assert all(abs(gain) < 0.2 for gain in gains.values())
-
-
-def test_training_moved_the_policy(chain):
-    file = "diffusion_pytorch_model.safetensors"
-    before = load_file(chain.models / "base" / "transformer" / file)
-    policy = load_file(chain.run / "export" / "policy" / file)
-    assert before.keys() == policy.keys()
-    assert any((policy[name] != before[name].astype(policy[name].dtype)).any() for name in before)
 
 
 def test_evaluation_has_what_is_promised(chain):

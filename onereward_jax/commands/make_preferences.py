@@ -1,6 +1,7 @@
-"""Makes preference data on the proving ground: candidates of the training split, a simulated annotator's choices.
+"""Makes preference data on the proving ground: candidates, and a simulated annotator's choices.
 
-Writes WORKDIR/train; a second call goes on where the first stopped.
+Writes WORKDIR/train or, of held-out photographs, WORKDIR/test; a second call goes on where the first stopped. A task
+whose `data.task_weights` is 0 is left out.
 """
 
 import argparse
@@ -11,6 +12,9 @@ from onereward_jax.configuration import claim_workdir
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     config_arguments(parser, needs=("data", "preferences"))
+    parser.add_argument(
+        "--split", choices=("train", "test"), default="train", help="photographs to train with, or held-out ones"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -20,8 +24,8 @@ def run(args: argparse.Namespace) -> None:
     settings = args.config.preferences
     make_preferences(
         args.config,
-        workdir / "train",
-        "train",
+        workdir / args.split,
+        args.split,
         model=settings.base,
         planted=settings.planted_scenes_per_task,
         base=settings.scenes_per_task,

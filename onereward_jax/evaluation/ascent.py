@@ -25,6 +25,7 @@ from onereward_jax.flow import conditioning
 from onereward_jax.flow.pipeline import FillPipeline
 from onereward_jax.judge.augment import noise_together, shift_together
 from onereward_jax.judge.batches import question_batch
+from onereward_jax.judge.ensemble import ensemble
 from onereward_jax.judge.judge import Judge
 from onereward_jax.pictures import mask_overlay, picture_grid, write_png
 from onereward_jax.rl.objective import reward_loss
@@ -44,7 +45,7 @@ def measure_ascent(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     settings, size = config.ascent, config.evaluation.batch_size
     pipeline = FillPipeline.from_pretrained(config.model.base, dtype="float32")
-    judge = Judge.from_pretrained(config.model.judge, "float32")
+    judge = ensemble(Judge.from_pretrained(config.model.judge, "float32"), config.model.judge_adapters)
     ground = ProvingGround("test", config.data.resolution, config.data.seed, config.data.photos or None)
     ascend = make_ascent(pipeline, judge, config)
     found: dict[str, Any] = {}

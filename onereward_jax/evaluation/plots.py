@@ -7,7 +7,7 @@ colours, and `svg` puts the variables in their place. No pyplot, no global state
 import io
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from matplotlib.figure import Figure
 
 from onereward_jax.tasks import CELLS, TASKS, dimensions_of
 
-Curves = dict[str, tuple[np.ndarray, np.ndarray]]
+Curve = tuple[np.ndarray, np.ndarray]  # steps, values, both (N,)
+Curves = dict[str, Curve]
+Lines = dict[str, list[Curve]]  # of runs, by the group that they belong to
 
 # Okabe & Ito's palette, safe for colour-blind readers; dashes tell the lines apart without any colour.
 PRINT = {
@@ -153,11 +155,39 @@ def draw_truth(axes: Axes, curves: Curves, theme: Mapping[str, str]) -> None:
     axes.axhline(0, color=theme["muted"], linewidth=0.8, dashes=(2, 2))
     for task in TASKS:
         if truth_key(task) in curves:
-            steps, gains = (np.concatenate([[0.0], values]) for values in curves[truth_key(task)])
+            steps, gains = from_zero(*curves[truth_key(task)])
             axes.plot(steps, gains, color=theme[task], linewidth=1.9, linestyle=DASHES[task], label=label(task))
     axes.set_xlabel("step")
     axes.set_ylabel("truth, policy − base")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handlelength=2.4, columnspacing=1.2)
+
+
+def from_zero(steps: np.ndarray, values: np.ndarray) -> Curve:
+    """The curve with the point (0, 0) before it: at the start the policy is the base."""
+    return np.concatenate([[0.0], steps]), np.concatenate([[0.0], values])
+
+
+def draw_lines(axes: Axes, lines: Lines, level: float, title: str, theme: Mapping[str, str]) -> None:
+    """Runs against the step, those of a group in one colour: each run thin, and their mean thick.
+
+    Args:
+      level: of a dotted line, where nothing is gained.
+      title: of the vertical axis.
+    """
+    axes.axhline(level, color=theme["muted"], linewidth=0.8, dashes=(2, 2))
+    colours = [theme[name] for name in ("good", "bad", "judge", "structure")]
+    for number, (group, curves) in enumerate(lines.items()):
+        colour = colours[number % len(colours)]
+        for steps, values in curves:
+            axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.45)
+        where = max((steps for steps, _ in curves), key=len)
+        mean = np.mean([np.interp(where, steps, values) for steps, values in curves], axis=0)
+        style = ("-", (0, (5, 1.5)))[number % 2]
+        axes.plot(where, mean, color=colour, linewidth=2.1, linestyle=style, label=group)
+    axes.set_xlabel("step")
+    axes.set_ylabel(title)
+    if lines:
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handlelength=2.4, columnspacing=1.2)
 
 
 def draw_training(axes: Axes, curves: Curves, key: str, title: str, theme: Mapping[str, str]) -> None:
@@ -313,7 +343,7 @@ def save_figures(directory: str | Path, metrics_jsonl: str | Path | None, evalua
     if overall:
         panels["calibration"] = [("", partial(draw_calibration, bins=overall["calibration"], theme=theme))]
     return [
-        _save_png(directory / f"{name}.png", drawings, theme, columns=3 if name == "training" else 2)
+        save_png(directory / f"{name}.png", drawings, theme, columns=3 if name == "training" else 2)
         for name, drawings in panels.items()
         if drawings
     ]
@@ -326,9 +356,10 @@ TRAINING_CURVES = {
 }
 
 
-def _save_png(
-    path: Path, panels: list[tuple[str, Callable[[Axes], None]]], theme: Mapping[str, str], columns: int
+def save_png(
+    path: Path, panels: Sequence[tuple[str, Callable[[Axes], None]]], theme: Mapping[str, str], columns: int
 ) -> Path:
+    """Panels, each a title and what draws it, on one sheet of so many columns."""
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
     width, height = (6.4, 4.2) if path.stem == "judge_accuracy" else (PANEL if path.stem != "calibration" else (3.4, 3))

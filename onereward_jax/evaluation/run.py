@@ -23,6 +23,7 @@ from onereward_jax.evaluation.asking import batches_of, judge_views, preference_
 from onereward_jax.evaluation.record import write_evaluation
 from onereward_jax.evaluation.report import ExampleRow, write_report
 from onereward_jax.flow.pipeline import FillPipeline, latent_shape, load_transformer, sample_noise
+from onereward_jax.judge.ensemble import ensemble
 from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.pairs import read_pairs
 from onereward_jax.judge.preferences import make_preferences
@@ -50,7 +51,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             " run `onereward train` to its end, or give the number of steps that it has"
         )
     pipeline = FillPipeline.from_pretrained(config.model.base, dtype="float32")
-    judge = Judge.from_pretrained(config.model.judge, "float32")
+    judge = ensemble(Judge.from_pretrained(config.model.judge, "float32"), config.model.judge_adapters)
     settings = config.evaluation
     own = pipeline.params["transformer"]
     base, policy = None, load_transformer(trained / settings.what, own)  # None: the pipeline's own

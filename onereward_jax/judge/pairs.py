@@ -191,20 +191,33 @@ def _distance(shape: Shape, other: Shape) -> float:
 class PairDraw:
     """Draws pairs for batches of one shape each: the sizes of both pictures, see `data.buckets`."""
 
-    def __init__(self, pairs: Pairs, settings: ImageSettings, step: int, batch_size: int, weights: Mapping[str, float]):
+    def __init__(
+        self,
+        pairs: Pairs,
+        settings: ImageSettings,
+        step: int,
+        batch_size: int,
+        weights: Mapping[str, float],
+        balanced: bool = False,
+    ):
         """
         Args:
           weights: of the tasks.
+          balanced: a dimension of the task is drawn first, each as likely, then a pair that is annotated in it.
         """
-        self._pairs = pairs
+        self._pairs, self._balanced = pairs, balanced
         asked = pairs.where(lambda pair: weights.get(pair.task, 0) > 0)
         # Both orders of a pair are asked in any case: of two sizes, the larger stands first.
         self._seen = functools.partial(seen_shape, settings=settings, step=step)
         ordered = [max(shape, shape[::-1]) for shape in map(self._seen, asked)]
         # Fewer pairs than a batch would fill it with copies of one another.
         shown = common_shapes(ordered, batch_size, _distance)
-        items = ((shown[shape], pair.task, pair) for pair, shape in zip(asked, ordered, strict=True))
+        items = [(shown[shape], pair.task, pair) for pair, shape in zip(asked, ordered, strict=True)]
         self._draw: BucketDraw[Shape, Pair] = BucketDraw(items, batch_size, weights)
+        self._annotated: dict[tuple[Shape, str], dict[str, list[Pair]]] = {}
+        for shape, task, pair in items:
+            for dimension in pair.labels:
+                self._annotated.setdefault((shape, task), {}).setdefault(dimension, []).append(pair)
         self.shapes = self._draw.shapes
 
     def shape(self, seed: int, index: int) -> Shape:
@@ -213,19 +226,26 @@ class PairDraw:
 
     def draw(
         self, generator: np.random.Generator, seed: int, index: int, task: str
-    ) -> tuple[np.ndarray, np.ndarray, Pair, int]:
-        """Both pictures as they are shown, their pair, and −1 where the pair's second stands first, otherwise 1.
+    ) -> tuple[np.ndarray, np.ndarray, Pair, int, str]:
+        """Both pictures as they are shown, their pair, −1 where the pair's second stands first, otherwise 1, and the
+        dimension that was drawn, "" if none was.
 
         Args:
           generator: of the sample.
           seed, index: of the run, and of the sample in it.
           task: as the mixture drew it.
         """
-        shape, _, pair = self._draw.draw(generator, seed, index, task)
+        shape, task, members = self._draw.draw(generator, seed, index, task)
+        dimension = ""
+        if self._balanced:
+            annotated = self._annotated[shape, task]
+            dimension = sorted(annotated)[generator.integers(len(annotated))]
+            members = annotated[dimension]
+        pair = members[generator.integers(len(members))]
         if shape[0] == shape[1]:
             turned = bool(generator.random() >= 0.5)  # which of the two stands first says nothing
         else:
             mine = self._seen(pair)
             turned = _distance(mine, shape) > _distance(mine[::-1], shape)
         first, second = self._pairs.images(pair, shape[::-1] if turned else shape)
-        return (second, first, pair, -1) if turned else (first, second, pair, 1)
+        return (second, first, pair, -1, dimension) if turned else (first, second, pair, 1, dimension)

@@ -49,7 +49,8 @@ def make_preferences(
     stopped.
 
     Args:
-      config: of the judge's training; `config.preferences` says how candidates are made.
+      config: of the judge's training; `config.preferences` says how candidates are made. Tasks whose weight in
+        `config.data.task_weights` is 0 are left out.
       directory: gets the parts.
       split: "train" or "test".
       model: directory of the base model.
@@ -74,11 +75,12 @@ def make_preferences(
         policies = {path: load_transformer(path, pipeline.params["transformer"]) for path in policy_paths}
         indices = range(first + planted, first + planted + base)
         makers.append(("base", 1, indices, functools.partial(_generated, pipeline, policies)))
+    asked = [task for task in TASKS if config.data.task_weights[task]]
     weights = {path: fingerprint(Path(path)) for path in (model, *policy_paths)}
     made_of = {"seed": config.seed, "weights": weights, "planted": planted, "base": base}
     _claim(directory, made_of, config, replace)
     for source, source_seed, indices, make in makers:
-        parts = [(task, start) for start in indices[:: settings.part_size] for task in TASKS]
+        parts = [(task, start) for start in indices[:: settings.part_size] for task in asked]
         for number, (task, start) in enumerate(tqdm(parts, desc=f"preferences ({split}, {source})", mininterval=5)):
             name = f"preferences-{source}-{number:05d}.jsonl"
             if (directory / name).exists():

@@ -35,7 +35,7 @@ from onereward_jax.judge.pairs import (
 )
 from onereward_jax.judge.planted import plant_pair
 from onereward_jax.lora import LoRA
-from onereward_jax.tasks import CELLS, question
+from onereward_jax.tasks import CELLS, dimensions_of, question
 from onereward_jax.train_state import TrainState, create_state, make_optimizer, supervised_step
 from onereward_jax.weights.lora import save_adapter
 
@@ -63,7 +63,9 @@ def train_judge(config: ConfigDict, workdir: Path, watch: Watch | None = None) -
     pairs, held_out = _split(config, judge)
     optimizer = make_optimizer(**config.optimizer)
     weights = dict(config.data.task_weights)
-    drawn = PairDraw(pairs, judge.settings, settings.image_step, config.train.batch_size, weights)
+    drawn = PairDraw(
+        pairs, judge.settings, settings.image_step, config.train.batch_size, weights, settings.balance_dimensions
+    )
     ground: Any = None
     if settings.planted_share:
         size = (config.data.resolution, config.data.resolution)
@@ -78,18 +80,19 @@ def train_judge(config: ConfigDict, workdir: Path, watch: Watch | None = None) -
     _report_balance(workdir / "balance.json", pairs, held_out)
 
     def preferred(generator: np.random.Generator, index: int, task: str):
-        first, second, pair, sign = drawn.draw(generator, config.seed, index, task)
-        return first, second, pair.task, pair.prompt, {name: sign * label for name, label in pair.labels.items()}
+        first, second, pair, sign, dimension = drawn.draw(generator, config.seed, index, task)
+        labels = {name: sign * label for name, label in pair.labels.items()}
+        return first, second, pair.task, pair.prompt, labels, dimension
 
     def planted(generator: np.random.Generator, index: int, task: str):
         scene = ground.scene(_FIRST_PLANTED_SCENE + index, task)
         first, second, labels = plant_pair(scene, generator)
-        return first, second, task, scene.sample.prompt, labels
+        return first, second, task, scene.sample.prompt, labels, ""
 
     def record(index: int, task: str) -> dict[str, np.ndarray]:
         generator = np.random.default_rng((config.seed, index))
         make = planted if generator.random() < settings.planted_share else preferred
-        first, second, task, prompt, given = make(generator, index, task)
+        first, second, task, prompt, given, drawn_for = make(generator, index, task)
         labels = label_row(task, prompt, given)
         if settings.flips:
             first, second = flip_together(generator, first, second, prompt)
@@ -97,11 +100,12 @@ def train_judge(config: ConfigDict, workdir: Path, watch: Watch | None = None) -
             first, second, same_colours = retone_together(generator, first, second)
             if not same_colours:
                 labels = labels * text_free(task, prompt)
+        column = dimensions_of(task, prompt).index(drawn_for) if drawn_for else None
         return {
             "first": first,
             "second": second,
             "label": labels,
-            "asked": asked_first(generator, labels)[: settings.questions_per_pair],
+            "asked": asked_first(generator, labels, column)[: settings.questions_per_pair],
             "task": np.str_(task),
             "prompt": np.str_(prompt),
         }
@@ -258,7 +262,7 @@ def model_config(settings: ConfigDict, vocab_size: int) -> dict[str, Any]:
 _FIRST_PLANTED_SCENE = 10_000_000
 
 
-def asked_first(generator: np.random.Generator, labels: np.ndarray) -> np.ndarray:
-    """Dimensions in random order, those with a label before those without."""
+def asked_first(generator: np.random.Generator, labels: np.ndarray, drawn: int | None = None) -> np.ndarray:
+    """Dimensions in random order: the drawn one first, then those with a label, then those without."""
     order = generator.permutation(len(labels))
-    return order[np.argsort(labels[order] == 0, kind="stable")]
+    return order[np.argsort((labels[order] == 0) - 1 * (order == drawn), kind="stable")]

@@ -16,6 +16,7 @@ from onereward_jax.data.proving_ground import ProvingGround
 from onereward_jax.files import write_json
 from onereward_jax.flow.pipeline import FillPipeline, latent_shape
 from onereward_jax.judge.batches import question_batch
+from onereward_jax.judge.ensemble import ensemble
 from onereward_jax.judge.judge import Judge
 from onereward_jax.lora import LoRA, attach
 from onereward_jax.metrics import peak_memory_gib, training_seconds
@@ -46,7 +47,7 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Trai
     seconds_before, started = training_seconds(workdir / "metrics.jsonl"), time.perf_counter()
     pipeline = FillPipeline.from_pretrained(config.model.base, dtype="float32")
     latent_shape(pipeline.vae, config.data.resolution, config.data.resolution)  # refuses what doesn't divide
-    judge = Judge.from_pretrained(config.model.judge, "float32")
+    judge = ensemble(Judge.from_pretrained(config.model.judge, "float32"), config.model.judge_adapters)
     transformer = pipeline.transformer.clone(dtype=config.model.dtype, remat=config.model.remat)
 
     optimizer = make_optimizer(**config.optimizer)

@@ -1,10 +1,8 @@
 """A whole fill model of random weights, small enough for tests."""
 
-import zlib
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from onereward_jax import tree
@@ -13,6 +11,7 @@ from onereward_jax.flow.pipeline import FillPipeline
 from onereward_jax.flow.prompts import PromptEncoder
 from onereward_jax.flow.schedule import Shift
 from onereward_jax.weights import clip, flux, t5, vae
+from tests.random_params import random_params
 
 PROMPTS = ["a small red circle", "remove", 'the word "SUN"', "a large blue square", ""]
 CLIP_LENGTH, T5_LENGTH = 11, 9
@@ -49,7 +48,7 @@ def text_encoders(directory: Path, layers: int = 1) -> tuple[Any, Any, Any, Any,
             "feed_forward_proj": "gated-gelu",
         }
     )
-    params, params_2 = params_of(text_encoder, clip), params_of(text_encoder_2, t5)
+    params, params_2 = random_params(text_encoder, clip), random_params(text_encoder_2, t5)
     return tokenizer, tokenizer_2, text_encoder, text_encoder_2, params, params_2
 
 
@@ -68,10 +67,9 @@ TRANSFORMER = {
 
 
 def transformer() -> tuple[Any, Any]:
-    """The pipeline's transformer and random parameters of it, without a compiled program."""
-    module, generator = flux.module_from_config(TRANSFORMER), np.random.default_rng(0)
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *flux.example_inputs(module)))["params"]
-    return module, jax.tree.map(lambda x: 0.2 * generator.standard_normal(x.shape).astype(np.float32), shapes)
+    """The pipeline's transformer and random parameters of it."""
+    module = flux.module_from_config(TRANSFORMER)
+    return module, random_params(module, flux)
 
 
 def pipeline(directory: Path) -> FillPipeline:
@@ -90,19 +88,9 @@ def pipeline(directory: Path) -> FillPipeline:
     return FillPipeline(
         transformer,
         autoencoder,
-        {"transformer": params_of(transformer, flux), "vae": params_of(autoencoder, vae)},
+        {"transformer": random_params(transformer, flux), "vae": random_params(autoencoder, vae)},
         PromptEncoder(*text_encoders(directory)),
         Shift(base_image_seq_len=4, max_image_seq_len=64, base_shift=0.3, max_shift=1.0),
-    )
-
-
-def params_of(module: Any, weights: Any) -> Any:
-    """Random parameters, none left at 0 or 1: gates that start at 0 would hide the prompt."""
-    key = jax.random.key(1)
-    params = jax.jit(module.init)(jax.random.key(0), *weights.example_inputs(module))["params"]
-    return tree.map_with_path(
-        lambda path, x: x + 0.05 * jax.random.normal(jax.random.fold_in(key, zlib.crc32(path.encode())), x.shape),
-        params,
     )
 
 

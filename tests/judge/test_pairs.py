@@ -86,7 +86,7 @@ def test_batches_are_of_one_shape_and_tasks_keep_their_weights(write):
     assert set(draw.shapes) == {(small, small), (large, small)}
     tasks, ids = collections.Counter(), collections.Counter()
     for index in range(2400):
-        first, second, pair, sign = draw.draw(np.random.default_rng((0, index)), 0, index, "image_fill")
+        first, second, pair, sign, _ = draw.draw(np.random.default_rng((0, index)), 0, index, "image_fill")
         assert (first.shape[:2], second.shape[:2]) == draw.shape(0, index) == draw.shape(0, index - index % 4)
         images = pairs.images(pair)
         np.testing.assert_array_equal(
@@ -100,11 +100,24 @@ def test_batches_are_of_one_shape_and_tasks_keep_their_weights(write):
     assert of_fill == pytest.approx([1 / 12] * 12, abs=0.05)
 
 
+def test_a_rare_dimension_is_drawn_as_often_as_a_frequent_one(write):
+    size = (16, 16)
+    made = [record(n, "image_fill", (size, size)) for n in range(9)]
+    made.append(record(9, "image_fill", (size, size), pairs=(("aesthetics", 1, 0), ("structure", 0, 1))))
+    draw = PairDraw(read_pairs(write(made)), SETTINGS, 0, 4, {"image_fill": 1.0}, balanced=True)
+    drawn = [draw.draw(np.random.default_rng((0, index)), 0, index, "image_fill") for index in range(600)]
+    counts = collections.Counter(dimension for *_, dimension in drawn)
+    assert counts["aesthetics"] / 600 == pytest.approx(0.5, abs=0.06)
+    assert set(counts) == {"aesthetics", "structure"}
+    assert all(dimension in pair.labels for *_, pair, _, dimension in drawn)
+    assert {pair.id for *_, pair, _, dimension in drawn if dimension == "structure"} == {str(n) for n in range(10)}
+
+
 def test_larger_pictures_are_shown_smaller(write):
     made = [record(n, "image_fill", ((40, 64), (41, 66))) for n in range(3)]
     draw = PairDraw(read_pairs(write(made)), SETTINGS, 32, 2, {"image_fill": 1.0})
     assert draw.shapes == (((32, 64), (32, 64)),)
-    first, _, pair, sign = draw.draw(np.random.default_rng(0), 0, 0, "image_fill")
+    first, _, pair, sign, _ = draw.draw(np.random.default_rng(0), 0, 0, "image_fill")
     source = read_image(made[int(pair.id)].candidates[0 if sign > 0 else 1].image, "it")
     expected = PIL.Image.fromarray(source).resize((64, 32), PIL.Image.Resampling.BICUBIC)
     np.testing.assert_array_equal(first, np.asarray(expected))

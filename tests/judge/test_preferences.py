@@ -85,14 +85,18 @@ def test_a_lost_part_is_made_again_alike(config, directory):
 
 
 def test_parts_of_other_settings_are_refused_or_made_again(config, tmp_path):
-    make = lambda base, **options: make_preferences(  # noqa: E731
-        config, tmp_path, "test", model=config.preferences.base, planted=0, base=base, **options
+    config = config.copy_and_resolve_references()
+    config.data.task_weights.image_fill = 0.0
+    make = lambda **options: make_preferences(  # noqa: E731
+        config, tmp_path, "test", model=config.preferences.base, planted=4, base=0, **options
     )
-    make(4)
+    make()
+    assert {record.task for record in open_records(tmp_path)} == set(TASKS) - {"image_fill"}
+    config.data.task_weights.image_extend = 0.0
     with pytest.raises(UserError, match=r"other settings or models, see .*made_of\.json"):
-        make(2)
-    assert len(open_records(tmp_path)) == 16
-    make(2, replace=True)
+        make()
+    assert len(open_records(tmp_path)) == 12
+    make(replace=True)
     assert len(open_records(tmp_path)) == 8
 
 

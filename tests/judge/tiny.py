@@ -7,12 +7,13 @@ import shutil
 import tempfile
 from typing import Any
 
-import jax
-
 from onereward_jax import tasks
 from onereward_jax.data.proving_ground.tokenizers import write_qwen2_tokenizer
 from onereward_jax.judge.judge import Judge
+from onereward_jax.judge.question import IMAGE_TOKEN
 from onereward_jax.judge.vision import ImageSettings
+from onereward_jax.weights import qwen2_5_vl
+from tests.random_params import random_params
 
 QUESTIONS = (
     tasks.question("image_fill", "structure"),
@@ -46,7 +47,8 @@ def config(vocab_size: int, **changes: Any) -> dict[str, Any]:
         "window_size": 16,
         "patch_size": 4,
     }
-    text |= {name: value for name, value in changes.items() if name in text}
+    for part in (text, vision):
+        part |= {name: value for name, value in changes.items() if name in part}
     return {
         "model_type": "qwen2_5_vl",
         "text_config": text,
@@ -70,10 +72,6 @@ def tokenizer_directory() -> pathlib.Path:
 
 @functools.cache
 def judge(**changes: Any) -> Judge:
-    made = Judge.create(config(len(tokenizer()) + 3, **changes), tokenizer(), SETTINGS)
-    # Norms and biases that start at 1 or 0 would hide a missing one.
-    key = jax.random.key(1)
-    made.params = jax.tree.map(
-        lambda x: x + 0.1 * jax.random.normal(jax.random.fold_in(key, x.size), x.shape), made.params
-    )
-    return made
+    image_token = {"image_token_id": tokenizer().convert_tokens_to_ids(IMAGE_TOKEN)}
+    model = qwen2_5_vl.module_from_config(config(len(tokenizer()) + 3, **changes) | image_token)
+    return Judge(model, random_params(model, qwen2_5_vl, deviation=0.1), tokenizer(), SETTINGS)

@@ -22,7 +22,6 @@ def overrides(data):
         "judge.data": f"({str(data)!r},)",
         "judge.bad_share": 0.1,
         "judge.image_step": 16,
-        "judge.freeze_vision": True,
         "judge.held_out_share": 0.3,
         "judge.evaluate_every": 1,
         "judge.keep_best": True,
@@ -55,20 +54,31 @@ def data(tmp_path_factory):
     return folder
 
 
-def test_killed_run_keeps_the_same_best_judge(data, tmp_path_factory):
-    cache = tmp_path_factory.getbasetemp() / "compiled"
-    whole, killed = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("killed")
-    begin = lambda workdir: start("train-judge", "judge", overrides(data), workdir, cache)  # noqa: E731
-    said = finish(begin(whole))
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """An undisturbed run, and what it said."""
+    workdir = tmp_path_factory.mktemp("whole")
+    return workdir, finish(begin(overrides(data), workdir, tmp_path_factory))
+
+
+def begin(fields, workdir, tmp_path_factory):
+    return start("train-judge", "judge", fields, workdir, tmp_path_factory.getbasetemp() / "compiled")
+
+
+def test_what_is_bad_or_rare_is_said(whole):
+    workdir, said = whole
     assert "preferences.jsonl, line 41: is not valid JSON" in said
     assert "pairs of 2 shapes: each compiles a program of its own" in said
-    balance = json.loads((whole / "balance.json").read_text())
+    balance = json.loads((workdir / "balance.json").read_text())
     counted = sum(count for part in balance.values() for cells in part.values() for count in cells.values())
     assert counted == 40
     assert sum(balance["held_out"]["object_removal"].values()) > 0
 
-    _, first = kill_after(begin(killed), killed, 4)
-    assert f"going on from step {first} of {STEPS}" in finish(begin(killed))
+
+def test_killed_run_keeps_the_same_best_judge(data, whole, tmp_path_factory):
+    whole, killed = whole[0], tmp_path_factory.mktemp("killed")
+    _, first = kill_after(begin(overrides(data), killed, tmp_path_factory), killed, 4)
+    assert f"going on from step {first} of {STEPS}" in finish(begin(overrides(data), killed, tmp_path_factory))
     assert [line["step"] for line in steps(killed)] == list(range(1, STEPS + 1))
     assert steps(killed) == steps(whole)
     best = json.loads((whole / "best.json").read_text())
@@ -80,21 +90,11 @@ def test_killed_run_keeps_the_same_best_judge(data, tmp_path_factory):
     assert weights[0] == weights[1]
 
 
-def test_a_frozen_vision_tower_and_no_average(data, tmp_path_factory):
-    """The tower stays what it was at the start; the language model is the last one, not an average."""
-    cache = tmp_path_factory.getbasetemp() / "compiled"
+def test_a_frozen_vision_tower_stays(data, whole, tmp_path_factory):
+    """A second run goes on from the first without an average; tests/test_chain.py trains towers that are free."""
+    first, workdir = whole[0] / "export", tmp_path_factory.mktemp("frozen")
     changes = {"judge.keep_best": False, "judge.evaluate_every": 0, "judge.ema_decay": 0.0, "train.num_steps": 2}
-    changes |= {"judge.image_step": 64}  # all of one shape
-
-    def trained(name, **more):
-        workdir = tmp_path_factory.mktemp(name)
-        finish(start("train-judge", "judge", overrides(data) | changes | more, workdir, cache))
-        return workdir / "export"
-
-    def moved(before, after):
-        before, after = (load_file(export / "model.safetensors") for export in (before, after))
-        return {name.split(".")[0] for name in before if not np.array_equal(before[name], after[name])}
-
-    first = trained("first")
-    assert moved(first, trained("frozen", **{"judge.start": first})) == {"model"}
-    assert moved(first, trained("free", **{"judge.start": first, "judge.freeze_vision": False})) == {"visual", "model"}
+    changes |= {"judge.image_step": 64, "judge.start": first, "judge.freeze_vision": True}  # all of one shape
+    finish(begin(overrides(data) | changes, workdir, tmp_path_factory))
+    before, after = (load_file(export / "model.safetensors") for export in (first, workdir / "export"))
+    assert {name.split(".")[0] for name in before if not np.array_equal(before[name], after[name])} == {"model"}

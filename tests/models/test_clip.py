@@ -13,6 +13,7 @@ from onereward_jax import tree
 from onereward_jax.models.clip import CLIPTextEncoder, pooled_position
 from onereward_jax.weights import clip as weights
 from onereward_jax.weights.tables import official_shapes
+from tests.random_params import random_params
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "flux.1-fill-dev.text_encoder.json"
 SIZES = {
@@ -28,7 +29,7 @@ START, END = 48, 49
 
 def _model(**fields):
     module = CLIPTextEncoder(**(SIZES | fields))
-    return module, jax.jit(module.init)(jax.random.key(0), *weights.example_inputs(module))
+    return module, {"params": random_params(module, weights)}
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ from onereward_jax import tree
 from onereward_jax.models.t5 import T5Encoder, relative_position_buckets
 from onereward_jax.weights import t5 as weights
 from onereward_jax.weights.tables import official_shapes
+from tests.random_params import random_params
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "flux.1-fill-dev.text_encoder_2.json"
 SIZES = {"vocab_size": 50, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 3, "num_heads": 2}
@@ -20,7 +21,7 @@ SIZES = {"vocab_size": 50, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 3
 
 def _model(**fields):
     module = T5Encoder(**(SIZES | fields))
-    return module, jax.jit(module.init)(jax.random.key(0), *weights.example_inputs(module))
+    return module, {"params": random_params(module, weights)}
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,8 @@ def test_bfloat16_follows_float32_and_keeps_float32_parameters(model):
 
 def test_initial_states_keep_their_size():
     """T5's initialisation makes up for the missing factor on the logits: nothing explodes or vanishes."""
-    module, variables = _model(d_model=64, d_kv=16, d_ff=128, num_heads=4, num_layers=4)
+    module = T5Encoder(**(SIZES | {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_heads": 4, "num_layers": 4}))
+    variables = jax.jit(module.init)(jax.random.key(0), *weights.example_inputs(module))
     x = _apply(module, variables, jax.random.randint(jax.random.key(1), (4, 12), 0, 50))
     assert 0.5 < float(jnp.std(x)) < 2.0
     assert variables["params"]["shared"]["embedding"].std() == pytest.approx(1.0, rel=0.1)

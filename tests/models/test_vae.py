@@ -11,6 +11,7 @@ import pytest
 
 from onereward_jax import tree as trees
 from onereward_jax.weights import tables, vae
+from tests.random_params import random_params
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "goldens" / "flux.1-fill-dev.vae.json").read_text())
 TINY = {
@@ -23,10 +24,6 @@ TINY = {
 }
 
 
-def init(module):
-    return module.init(jax.random.key(0), *vae.example_inputs(module))
-
-
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def apply(module, params, x, method=None):
     return module.apply(params, x, method=method)
@@ -35,7 +32,7 @@ def apply(module, params, x, method=None):
 @pytest.fixture(scope="module")
 def tiny():
     module = vae.module_from_config(TINY)
-    return module, jax.jit(lambda: init(module))()
+    return module, {"params": random_params(module, vae)}
 
 
 def images(height=16, width=8):
@@ -44,7 +41,7 @@ def images(height=16, width=8):
 
 def test_the_full_size_has_every_official_tensor():
     module = vae.module_from_config(GOLDEN["config"])
-    shapes = jax.eval_shape(lambda: init(module))["params"]
+    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *vae.example_inputs(module)))["params"]
     official = tables.official_shapes(vae.TABLE, shapes)
     assert official == {name: tuple(shape) for name, shape in GOLDEN["tensors"].items()}
     assert trees.count(shapes) == GOLDEN["parameters"]
@@ -70,7 +67,8 @@ def test_bfloat16_returns_float32_and_stays_close(tiny):
     exact, close = (apply(m, params, images()) for m in (module, rough))
     assert close.dtype == jnp.float32
     assert 1e-4 < np.linalg.norm(close - exact) / np.linalg.norm(exact) < 0.1
-    assert {leaf.dtype for leaf in jax.tree.leaves(jax.eval_shape(lambda: init(rough)))} == {np.dtype(np.float32)}
+    shapes = jax.eval_shape(lambda: rough.init(jax.random.key(0), *vae.example_inputs(rough)))
+    assert {leaf.dtype for leaf in jax.tree.leaves(shapes)} == {np.dtype(np.float32)}
 
 
 def test_remat_computes_activations_again_with_the_same_result(tiny):

@@ -1,4 +1,6 @@
-"""The quick run's own update, with the packaged models: eight devices give the gradient of one."""
+"""The update with the packaged models: eight devices in two micro-batches give the gradient of one device in one."""
+
+import dataclasses
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +18,8 @@ from onereward_jax.tasks import TASKS
 from onereward_jax.train_state import compile_step, create_state
 
 
-def test_gradient_on_eight_devices_equals_one():
-    config = tiny.get_config("quick")
+def test_gradient_on_eight_devices_in_two_parts_equals_one():
+    config = tiny.get_config("fixed")
     pipeline = FillPipeline.from_pretrained(config.model.base, dtype="float32")
     judge = Judge.from_pretrained(config.model.judge, "float32")
     step_config, plain = StepConfig(**config.rl), optax.sgd(1.0)
@@ -25,23 +27,32 @@ def test_gradient_on_eight_devices_equals_one():
     records = [scene_record(config, ground, i, TASKS[i % 4]) | {"index": np.int32(i)} for i in range(8)]
     raw = {name: np.stack([record[name] for record in records]) for name in records[0]}
     batch = encode_text(raw, pipeline, judge, config.max_sequence_length, config.question_length, step_config)
-    step = make_step(pipeline.transformer, pipeline.vae, judge.apply, plain, step_config, pipeline.shift)
     params = pipeline.params["transformer"]
 
-    def update(mesh):
+    def create(params):
+        """Policy and reference differ, or their pictures would be alike."""
+        state = create_state(params, plain, seed=0, reference=True)
+        return state.replace(reference=jax.tree.map(lambda x: x + 0.02, state.params))
+
+    def update(mesh, accumulate=1):
         """Plain gradient descent at rate 1: θ − θ' is the gradient."""
+        settings = dataclasses.replace(step_config, accumulate=accumulate)
+        step = make_step(pipeline.transformer, pipeline.vae, judge.apply, plain, settings, pipeline.shift)
         frozen = Frozen(vae=pipeline.params["vae"], judge=judge.params)
-        compiled, state, frozen = compile_step(
-            step, lambda params: create_state(params, plain, seed=0), params, frozen, mesh
-        )
+        compiled, state, frozen = compile_step(step, create, params, frozen, mesh)
         before = jax.device_get(state.params)
         after, metrics = compiled(state, frozen, jax.device_put(batch, meshes.batch_sharding(mesh)))
-        return jax.tree.map(np.subtract, before, jax.device_get(after.params)), jax.device_get(metrics)
+        return jax.tree.map(np.subtract, before, jax.device_get(after.params)), jax.device_get(metrics), after
 
-    one, metrics = update(meshes.make_mesh(1, 1, 1, devices=jax.devices()[:1]))
-    eight, metrics_of_eight = update(meshes.make_mesh(2, 2, 2))
+    one, metrics, _ = update(meshes.make_mesh(1, 1, 1, devices=jax.devices()[:1]))
+    eight, metrics_of_eight, state = update(meshes.make_mesh(2, 2, 2), accumulate=2)
     difference = optax.global_norm(jax.tree.map(jnp.subtract, one, eight))
     assert 0 < metrics["rewards/mean"] < 1
     assert float(optax.global_norm(one)) > 1e-3
     assert float(difference / optax.global_norm(one)) < 1e-5
-    np.testing.assert_allclose(metrics_of_eight["rewards/mean"], metrics["rewards/mean"], rtol=1e-5)
+    for name in ("rewards/mean", "learning/loss"):
+        np.testing.assert_allclose(metrics_of_eight[name], metrics[name], rtol=1e-5)
+    # Every copy of the parameters is split alike.
+    shardings = [[x.sharding for x in jax.tree.leaves(part)] for part in (state.params, state.ema, state.reference)]
+    assert shardings[0] == shardings[1] == shardings[2]
+    assert sum(not sharding.is_fully_replicated for sharding in shardings[0]) > 20

@@ -1,19 +1,18 @@
 """Random models and batches, small enough to run whole updates in tests."""
 
 import functools
-import zlib
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from onereward_jax import tree
 from onereward_jax.judge.batches import question_batch
 from onereward_jax.rl.step import Frozen, StepConfig, make_step
 from onereward_jax.tasks import TASKS
 from onereward_jax.train_state import TrainState, create_state, make_optimizer
 from onereward_jax.weights import flux, vae
 from tests.judge import tiny as tiny_judge
+from tests.random_params import random_params
 
 TEXT_WIDTH, POOLED_WIDTH, TEXT_LENGTH, QUESTION_LENGTH = 16, 12, 3, 48
 CONFIG = StepConfig(
@@ -53,16 +52,9 @@ def models() -> Models:
     autoencoder = vae.module_from_config(
         {"block_out_channels": (8, 8), "layers_per_block": 1, "latent_channels": 2, "norm_num_groups": 4}
     )
-    judge = tiny_judge.judge()
-    init = lambda module, weights: jax.jit(module.init)(jax.random.key(0), *weights.example_inputs(module))["params"]  # noqa: E731
-    frozen = Frozen(vae=init(autoencoder, vae), judge=judge.params)
-    # Gates that start at 0 would hide a gradient that is missing.
-    key = jax.random.key(1)
-    params = tree.map_with_path(
-        lambda path, x: x + 0.03 * jax.random.normal(jax.random.fold_in(key, zlib.crc32(path.encode())), x.shape),
-        init(transformer, flux),
-    )
-    return Models(transformer, autoencoder, judge, params, frozen)
+    judge = tiny_judge.judge(depth=1, fullatt_block_indexes=(0,), num_hidden_layers=1)
+    frozen = Frozen(vae=random_params(autoencoder, vae), judge=judge.params)
+    return Models(transformer, autoencoder, judge, random_params(transformer, flux, deviation=0.03), frozen)
 
 
 def judge_apply(params: Any, batch: dict[str, Any]) -> jax.Array:

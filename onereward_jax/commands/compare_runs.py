@@ -1,0 +1,28 @@
+"""Sets evaluated runs beside each other, for example three seeds of both algorithms.
+
+Prints good − bad by truth of every run; writes OUT/comparison.json and OUT/comparison.png, rewards and truth while
+training. Runs of one algorithm are drawn in one colour, their mean thick.
+"""
+
+import argparse
+from pathlib import Path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runs", metavar="DIR", nargs="+", required=True, help="working directories after `evaluate`")
+    parser.add_argument("--out", metavar="DIR", required=True, help="gets the table and the figure")
+
+
+def run(args: argparse.Namespace) -> None:
+    from onereward_jax.evaluation.comparison import read_run, write_comparison
+    from onereward_jax.files import check_writable
+
+    check_writable(Path(args.out))
+    rows = write_comparison(Path(args.out), [read_run(Path(workdir)) for workdir in args.runs])
+    print(f"{'':<13}{'task':<16}mean good − bad  above zero  runs, 95 %")
+    for row in rows:
+        intervals = "  ".join(f"{low:+.2f} to {high:+.2f}" for low, high in row["ci95"].values())
+        print(
+            f"{row['group']:<13}{row['task']:<16}{row['mean']:+.3f}           {row['above_zero']} of {row['runs']}"
+            f"      {intervals}"
+        )

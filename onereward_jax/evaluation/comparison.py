@@ -1,0 +1,110 @@
+"""Several evaluated runs beside each other, such as three seeds of both algorithms: a table and curves."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from onereward_jax.evaluation import plots
+from onereward_jax.evaluation.record import read_evaluation
+from onereward_jax.files import write_json
+from onereward_jax.tasks import TASKS, dimensions_of
+
+NAMES = {"fixed": "Algorithm 1", "dynamic": "Algorithm 2"}
+
+
+class Run(NamedTuple):
+    """An evaluated working directory of `onereward train`."""
+
+    name: str
+    group: str  # runs of one group differ in their seed alone
+    evaluation: Mapping[str, Any]
+    curves: plots.Curves
+
+
+def read_run(workdir: Path) -> Run:
+    """
+    Raises:
+      FileNotFoundError: the run was not evaluated yet.
+      ValueError: its evaluation is not valid.
+    """
+    evaluation = read_evaluation(workdir / "evaluation.json")
+    group = NAMES.get(evaluation["algorithm"], evaluation["algorithm"])
+    return Run(workdir.name, group, evaluation, plots.read_curves(workdir / "metrics.jsonl"))
+
+
+def table(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """A row a group and task: good − bad of every run with its 95 % interval, their mean, and how many are clearly
+    above zero."""
+    rows = []
+    for group, members in grouped(runs).items():
+        for task in TASKS:
+            found = {run.name: run.evaluation["gsb"][task] for run in members if task in run.evaluation["gsb"]}
+            if not found:
+                continue
+            differences = {name: shares["good"] - shares["bad"] for name, shares in found.items()}
+            rows.append(
+                {
+                    "group": group,
+                    "task": task,
+                    "good_minus_bad": differences,
+                    "ci95": {name: list(shares["ci95"]) for name, shares in found.items()},
+                    "mean": float(np.mean(list(differences.values()))),
+                    "above_zero": sum(shares["ci95"][0] > 0 for shares in found.values()),
+                    "runs": len(found),
+                }
+            )
+    return rows
+
+
+def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    groups = defaultdict(list)
+    for run in runs:
+        groups[run.group].append(run)
+    return dict(sorted(groups.items()))
+
+
+def curves_of(runs: Sequence[Run], task: str) -> tuple[plots.Lines, plots.Lines]:
+    """(reward, truth's gain) of a task against the update, for every group a line for every run; the reward is the
+    mean over the task's dimensions at each update that drew the task."""
+    rewards: plots.Lines = {}
+    truths: plots.Lines = {}
+    for group, members in grouped(runs).items():
+        for run in members:
+            by_step = defaultdict(list)
+            for dimension in dimensions_of(task):
+                for step, value in zip(*run.curves.get(plots.reward_key(task, dimension), ((), ())), strict=True):
+                    by_step[step].append(value)
+            if by_step:
+                steps = np.array(sorted(by_step))
+                means = np.array([np.mean(by_step[step]) for step in steps])
+                rewards.setdefault(group, []).append(plots.smooth(steps, means))
+            if plots.truth_key(task) in run.curves:
+                truths.setdefault(group, []).append(plots.from_zero(*run.curves[plots.truth_key(task)]))
+    return rewards, truths
+
+
+def write_comparison(out: Path, runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Writes out/comparison.json and out/comparison.png: the table, and rewards above the truth, a column a task.
+
+    Returns:
+      the table.
+    """
+    rows, theme = table(runs), plots.PRINT
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "comparison.json", rows)
+    drawn = [curves_of(runs, task) for task in TASKS]
+    tasks = [(task, *lines) for task, lines in zip(TASKS, drawn, strict=True)]
+    rewards = [
+        (plots.label(task), partial(plots.draw_lines, lines=reward, level=0.5, title="P(Yes)", theme=theme))
+        for task, reward, _ in tasks
+    ]
+    truths = [
+        ("", partial(plots.draw_lines, lines=truth, level=0.0, title="truth, policy − base", theme=theme))
+        for _, _, truth in tasks
+    ]
+    plots.save_png(out / "comparison.png", rewards + truths, theme, columns=len(TASKS))
+    return rows

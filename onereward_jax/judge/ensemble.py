@@ -1,0 +1,79 @@
+"""Several judges as one: adapters on one base, whose P(Yes) is averaged.
+
+A policy that pleases one judge by what only that judge sees pleases their mean less (Coste et al. 2023, "Reward Model
+Ensembles Help Mitigate Overoptimization").
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from onereward_jax import tree as trees
+from onereward_jax.errors import UserError
+from onereward_jax.judge import reward
+from onereward_jax.judge.judge import Judge, unit_range
+from onereward_jax.lora import attach
+from onereward_jax.weights.lora import load_adapters
+
+MEMBERS = "members"  # beside the base's parameters: adapters, stacked over a leading axis
+
+
+class Ensemble(Judge):
+    """A judge whose P is the mean of its members' P. Made by `ensemble`.
+
+    Members share the vision tower, so an image passes it once, whatever their number; one after the other they read the
+    tokens, so memory does not grow with it either.
+    """
+
+    def apply(self, params: Any, batch: Mapping[str, Any], both_orders: bool = False) -> jax.Array:
+        """See `Judge.apply`; `params` are the base's and, under "members", the stacked adapters."""
+        base = {name: part for name, part in params.items() if name != MEMBERS}
+        images = {
+            name: reward.encode_image(self.model, base, unit_range(batch[name]), self.settings)
+            for name in ("first", "second")
+        }
+        answer = lambda adapter: super(Ensemble, self).apply(  # noqa: E731
+            attach(base, adapter), {**batch, **images}, both_orders
+        )
+        log_p = jax.lax.map(answer, params[MEMBERS])
+        return jax.nn.logsumexp(log_p, axis=0) - jnp.log(float(log_p.shape[0]))
+
+    def save_pretrained(self, directory: str | Path, params: Any = None, dtype: str = "float32") -> None:
+        raise UserError("an ensemble has no files of its own: keep its base and its adapters")
+
+
+def ensemble(judge: Judge, adapters: Sequence[str | Path]) -> Judge:
+    """The judge with adapters in PEFT's layout, each a member; without adapters the judge itself.
+
+    Args:
+      judge: the base that all adapters were trained on.
+      adapters: directories, files or repositories, as of `weights.lora.load_adapters`.
+
+    Raises:
+      FileNotFoundError, ValueError: an adapter is missing, does not fit the judge, adapts other layers or has another
+        rank than the first, or adapts the vision tower, which members share.
+    """
+    if not adapters:
+        return judge
+    loaded = [load_adapters("judge", judge.params, [(path, 1.0)]) for path in adapters]
+    first = {path: leaf.shape for path, leaf in trees.flatten(loaded[0]).items()}
+    for path, adapter in zip(adapters, loaded, strict=True):
+        if "visual" in adapter:
+            raise UserError(f"{path} adapts the vision tower, which an ensemble's members share: train it without")
+        if {name: leaf.shape for name, leaf in trees.flatten(adapter).items()} != first:
+            raise UserError(
+                f"{path} has other layers or another rank than {adapters[0]}: train both with the same lora"
+            )
+    members = jax.tree.map(lambda *leaves: np.stack(leaves), *loaded)
+    return Ensemble(
+        judge.model,
+        {**judge.params, MEMBERS: members},
+        judge.tokenizer,
+        judge.settings,
+        template=judge.template,
+        template_with_prompt=judge.template_with_prompt,
+    )

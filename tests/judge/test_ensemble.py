@@ -1,0 +1,88 @@
+"""An ensemble is the mean of its members, with its gradient."""
+
+import jax
+import numpy as np
+import pytest
+
+from onereward_jax import lora, tree
+from onereward_jax.errors import UserError
+from onereward_jax.judge.batches import question_batch
+from onereward_jax.judge.ensemble import ensemble
+from onereward_jax.judge.judge import Judge
+from onereward_jax.weights.lora import save_adapter
+from tests.judge import tiny
+
+LAYERS = "layers/(self_attn|mlp)/"
+
+
+def adapter(seed, rank=2, targets=LAYERS):
+    draw = np.random.default_rng(seed)
+    made = lora.LoRA(rank, targets=targets).init(tiny.judge().params, jax.random.key(0))
+    return jax.tree.map(lambda x: 0.3 * draw.standard_normal(x.shape).astype(np.float32), made)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("adapters")
+    made = {"a": adapter(0), "b": adapter(1), "wider": adapter(2, rank=3), "visual": adapter(3, targets="visual")}
+    for name, one in made.items():
+        save_adapter(directory / name, "judge", one)
+    return directory
+
+
+def test_p_is_the_mean_of_the_members(files):
+    judge = tiny.judge()
+    both = ensemble(judge, [files / "a", files / "b"])
+    draw = np.random.default_rng(0)
+    batch = {name: draw.random((1, 24, 24, 3)).astype(np.float32) for name in ("first", "second")}
+    batch |= question_batch(judge, ["image_fill"], ["a red circle on the left"], 48)
+
+    def p(judge, params, first):
+        return jax.numpy.exp(judge.apply(params, batch | {"first": first}, both_orders=True))
+
+    value_and_gradient = lambda judge: jax.jit(  # noqa: E731
+        lambda params, first: jax.value_and_grad(lambda x: (p(judge, params, x) ** 2).sum())(first)
+    )
+    alone = jax.jit(lambda params, first: p(judge, params, first))
+    members = [lora.attach(judge.params, adapter(seed)) for seed in (0, 1)]
+    expected = np.mean([alone(params, batch["first"]) for params in members], axis=0)
+    assert np.abs(np.asarray(alone(members[0], batch["first"])) - expected).max() > 1e-3
+    found = np.asarray(jax.jit(lambda params, first: p(both, params, first))(both.params, batch["first"]))
+    asked = batch["question_lengths"] > 0
+    np.testing.assert_allclose(found[:, asked], expected[:, asked], rtol=1e-4)
+
+    value, gradient = value_and_gradient(both)(both.params, batch["first"])
+    along = np.sign(gradient)
+    moved = [value_and_gradient(both)(both.params, batch["first"] + size * along)[0] for size in (1e-3, -1e-3)]
+    assert float(moved[0] - moved[1]) / 2e-3 == pytest.approx(float(np.abs(gradient).sum()), rel=0.05)
+    assert float(value) > 0
+
+
+def test_people_ask_it_like_any_judge(files):
+    judge = tiny.judge()
+    both = ensemble(judge, [files / "a", files / "b"])
+    draw = np.random.default_rng(0)
+    first, second = (draw.integers(0, 256, (20, 28, 3), np.uint8) for _ in range(2))
+    ask = lambda judge: judge.compare(first, second, task="image_fill", dimension="structure")  # noqa: E731
+    single = Judge(judge.model, lora.attach(judge.params, adapter(0)), judge.tokenizer, judge.settings)
+    other = Judge(judge.model, lora.attach(judge.params, adapter(1)), judge.tokenizer, judge.settings)
+    assert ask(both) == pytest.approx((ask(single) + ask(other)) / 2, rel=1e-4)
+
+
+def test_no_member_is_the_judge_itself():
+    judge = tiny.judge()
+    assert ensemble(judge, []) is judge
+
+
+@pytest.mark.parametrize(("name", "message"), [("wider", "other layers or another rank"), ("visual", "vision tower")])
+def test_members_that_do_not_fit_are_named(files, name, message):
+    with pytest.raises(UserError, match=message):
+        ensemble(tiny.judge(), [files / "a", files / name])
+
+
+def test_an_ensemble_is_not_saved(files, tmp_path):
+    both = ensemble(tiny.judge(), [files / "a", files / "b"])
+    assert set(tree.flatten(both.params["members"]))
+    with pytest.raises(UserError, match="no files of its own"):
+        both.save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()

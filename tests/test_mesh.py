@@ -1,0 +1,67 @@
+"""Meshes, and how parameters are split over them."""
+
+import re
+
+import jax
+import pytest
+
+from onereward_jax import mesh as meshes
+from onereward_jax import tree
+from onereward_jax.flow.pipeline import FillPipeline
+from onereward_jax.judge.judge import Judge
+from onereward_jax.weights import clip, flux, qwen2_5_vl, t5
+
+
+def test_mesh_must_use_all_devices():
+    with pytest.raises(ValueError, match="needs 3 devices, but there are 8"):
+        meshes.make_mesh(3, 1, 1)
+    with pytest.raises(ValueError, match="leaves two axes open"):
+        meshes.make_mesh(-1, -1, 1)
+    assert dict(meshes.make_mesh(2, -1, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+# Each model's products that close a block, and how many there are.
+CLOSING = {
+    "transformer": (flux, r"(to_out_0|to_add_out|net_2|proj_out)$", 6),
+    "text_encoder": (clip, r"(out_proj|fc2)$", 2),
+    "text_encoder_2": (t5, r"(SelfAttention/o|wo)$", 2),
+    "judge": (qwen2_5_vl, r"(o_proj|down_proj|attn/proj|mlp_2)$", 5),
+}
+
+
+@pytest.mark.parametrize("name", CLOSING)
+def test_a_block_opens_over_its_outputs_and_closes_over_its_inputs(name):
+    """So that one reduction over `tensor` is all that a block needs."""
+    weights, closing, count = CLOSING[name]
+    base, judge = (
+        FillPipeline.from_pretrained("miniature/base", dtype="float32"),
+        Judge.from_pretrained("miniature/judge", "float32"),
+    )
+    module = {
+        "transformer": base.transformer,
+        "text_encoder": base.prompts.text_encoder,
+        "text_encoder_2": base.prompts.text_encoder_2,
+        "judge": judge.model,
+    }[name]
+    params = jax.eval_shape(lambda: module.init(jax.random.key(0), *weights.example_inputs(module)))["params"]
+    mesh, found = meshes.make_mesh(2, 2, 2), 0
+    for path, leaf in tree.flatten(params).items():
+        layer, _, kind = path.rpartition("/")
+        spec = meshes.spec_for(meshes.TRANSFORMER_RULES, path, leaf.shape, mesh)
+        if kind != "kernel":
+            continue
+        if re.search(closing, layer):
+            assert tuple(spec)[-2:] == ("tensor", "fsdp"), path
+            found += 1
+        elif re.search(r"(blocks|layers|block|merger)/", layer) and not re.search(r"norm", layer):
+            assert tuple(spec)[-2:] == ("fsdp", "tensor"), path
+    assert found == count
+
+
+def test_an_axis_that_does_not_divide_stays_whole():
+    mesh = meshes.make_mesh(2, 2, 2)
+    rules = ((r"kernel$", meshes.P(..., "fsdp", "tensor")), (r".*", meshes.P()))
+    assert meshes.spec_for(rules, "a/kernel", (3, 8, 6), mesh) == meshes.P(None, "fsdp", "tensor")
+    assert meshes.spec_for(rules, "a/kernel", (3, 7, 6), mesh) == meshes.P(None, None, "tensor")
+    assert meshes.spec_for(rules, "a/kernel", (), mesh) == meshes.P()
+    assert meshes.spec_for(rules, "a/bias", (8,), mesh) == meshes.P()
