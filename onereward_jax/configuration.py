@@ -50,7 +50,15 @@ LIST_FIELDS = (
     "vae.model.block_out_channels",
 )
 _CONFIG_FILE = "config.json"
-_MADE_AT_START = (_CONFIG_FILE, f"{_CONFIG_FILE}.tmp", "tensorboard", "tokenizers", "balance.json")
+_MADE_AT_START = (
+    _CONFIG_FILE,
+    f"{_CONFIG_FILE}.tmp",
+    "tensorboard",
+    "tokenizers",
+    "balance.json",
+    "pictures.json",
+    "held_out.json",
+)
 
 
 def load_config(spec: str | os.PathLike, overrides: Mapping[str, Any] | Iterable[tuple[str, Any]] = ()) -> ConfigDict:

@@ -1,6 +1,6 @@
 """A training run, the same for every model: mesh, compiled step, task mixture, loop."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ def train(
     description: str,
     frozen: Any = None,
     prepare: Callable[[Batch], Batch] = lambda batch: batch,
+    task_weights: Mapping[str, float] | None = None,
     **options: Any,
 ) -> TrainState:
     """Trains in `workdir`, or goes on there; see `loop.run`.
@@ -42,6 +43,7 @@ def train(
       description: word before the progress bar.
       frozen: parameters that the step reads and never changes.
       prepare: a batch of records and their `index` -> the arrays that the step takes.
+      task_weights: of the tasks, if not `config.data.task_weights`.
       options: `progress`, `optional`, `evaluate` and `evaluate_every` of `loop.run`.
 
     Returns:
@@ -53,10 +55,10 @@ def train(
     if jax.process_count() > 1:
         raise UserError(f"training in {jax.process_count()} processes is not built yet: run one, with all its devices")
     mesh = make_mesh(**config.mesh)
-    _check_batch(config, mesh)
+    check_batch(config, mesh)
     compiled, state, frozen = compile_step(step, create, params, {} if frozen is None else frozen, mesh)
     batches = mixture.mixture(
-        dict(config.data.task_weights),
+        dict(config.data.task_weights if task_weights is None else task_weights),
         record,
         seed=config.seed,
         batch_size=config.train.batch_size,
@@ -82,7 +84,11 @@ def train(
     )
 
 
-def _check_batch(config: ConfigDict, mesh: Mesh) -> None:
+def check_batch(config: ConfigDict, mesh: Mesh) -> None:
+    """
+    Raises:
+      UserError: the devices can't share a batch.
+    """
     shards, parts = batch_shards(mesh), config.rl.accumulate if "rl" in config else 1
     if config.train.batch_size % (shards * parts):
         of_parts = f" in each of {parts} micro-batches (rl.accumulate)" if parts > 1 else ""

@@ -42,6 +42,7 @@ def validate(config: ConfigDict, needs: Iterable[str] = (), source: str = "the c
     _check_accumulation(values)
     _check_decay(values)
     _check_held_out(values)
+    _check_buckets(values)
     _check_adapter(values)
     if "data" in config and "task_weights" in config.data:
         _check_task_weights(config.data.task_weights)
@@ -80,6 +81,7 @@ def _is_regex(value: Any) -> bool:
 _REGEX: Rule = (_is_regex, "a regular expression")
 _SHARE: Rule = (lambda value: _is_number(value) and 0 <= value <= 1, "from 0 to 1")
 _DECAY: Rule = (lambda value: _is_number(value) and 0 <= value < 1, "0 or more and below 1")
+_PART: Rule = (lambda value: _is_number(value) and 0 < value < 1, "above 0 and below 1")
 _POSITIVE: Rule = (lambda value: _is_number(value) and value > 0, "above 0")
 _NOT_NEGATIVE: Rule = _at_least(0)
 _DTYPE = _one_of("float32", "bfloat16", "float16")
@@ -97,6 +99,12 @@ _RULES: Mapping[str, Rule] = {
     ),
     "data.seed": _whole(0),
     "data.target_flaws": _SHARE,
+    "data.bad_share": _SHARE,
+    "data.held_out_share": _DECAY,
+    "data.bucket_step": _whole(1),
+    "data.max_aspect": _at_least(1),
+    "data.min_hole": _PART,
+    "data.max_hole": _PART,
     "model.dtype": _DTYPE,
     "model.remat": _REMAT,
     "optimizer.learning_rate": _POSITIVE,
@@ -135,6 +143,16 @@ _RULES: Mapping[str, Rule] = {
     "base.remat": _REMAT,
     "base.prompt_dropout": _SHARE,
     "base.scenes_per_task": _whole(1),
+    "finetune.guidance_scale": _NOT_NEGATIVE,
+    "finetune.prompt_dropout": _SHARE,
+    "finetune.ema_decay": _DECAY,
+    "finetune.evaluate_every": _whole(0),
+    "finetune.held_out_draws": _whole(1),
+    "finetune.sample_every": _whole(0),
+    "finetune.num_samples": _whole(0),
+    "finetune.sample_steps": _whole(1),
+    "finetune.sample_guidance_scale": _NOT_NEGATIVE,
+    "finetune.sample_true_cfg_scale": _NOT_NEGATIVE,
     "judge.ema_decay": _DECAY,
     "judge.dtype": _DTYPE,
     "judge.remat": _REMAT,
@@ -182,6 +200,7 @@ _RULES: Mapping[str, Rule] = {
 _ORDERED = (
     ("rl.first_index", "at most", "rl.last_index"),
     ("rl.last_index", "below", "rl.num_steps"),
+    ("data.min_hole", "at most", "data.max_hole"),
     ("preferences.min_steps", "at most", "preferences.max_steps"),
     ("evaluation.pictures_per_task", "at most", "evaluation.scenes_per_task"),
 )
@@ -208,6 +227,12 @@ def _check_held_out(values: Mapping[str, Any]) -> None:
         raise UserError("judge.evaluate_every is set, but judge.held_out_share is 0: hold some records out")
     if values.get("judge.keep_best") and not every:
         raise UserError("judge.keep_best needs judge.evaluate_every: say how often the judge is measured")
+
+
+def _check_buckets(values: Mapping[str, Any]) -> None:
+    resolution, step = values.get("data.resolution", 0), values.get("data.bucket_step", 1)
+    if resolution % step:
+        raise UserError(f"data.resolution {resolution} is no multiple of data.bucket_step {step}: change one of them")
 
 
 def _check_adapter(values: Mapping[str, Any]) -> None:

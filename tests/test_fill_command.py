@@ -10,8 +10,8 @@ from PIL import Image
 
 from onereward_jax import FillPipeline, cli
 from onereward_jax.checkpoint import Checkpointer
+from onereward_jax.flow.export import COMFYUI_FILE
 from onereward_jax.flow.requests import Request, output_files
-from onereward_jax.rl.export import COMFYUI_FILE
 from onereward_jax.tasks import EXTEND_PROMPT, REMOVAL_PROMPT
 from onereward_jax.train_state import create_state, make_optimizer
 from onereward_jax.weights import bfl, flux, tables
@@ -213,7 +213,7 @@ def test_what_can_not_be_exported_is_one_sentence(run, tmp_path, capsys, damage)
     workdir, out = tmp_path / "workdir", tmp_path / "out"
     message = {
         "no run": "holds no run with checkpoints",
-        "no policy": "has no policy",
+        "no policy": "trained no fill model",
         "no checkpoint": "has no finished checkpoint yet",
         "out is a file": "is a file",
     }[damage]

@@ -81,9 +81,7 @@ class BucketDraw(Generic[Shape, Item]):
         generator = np.random.default_rng((seed, index // self._batch_size, 1))
         return self.shapes[generator.choice(len(p), p=np.asarray(p) / sum(p))]
 
-    def draw(
-        self, generator: np.random.Generator, seed: int, index: int, task: str
-    ) -> tuple[Shape, str, list[Item]]:
+    def draw(self, generator: np.random.Generator, seed: int, index: int, task: str) -> tuple[Shape, str, list[Item]]:
         """Shape and task of a sample, and the items of both, of which it shall be any.
 
         Args:

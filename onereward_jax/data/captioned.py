@@ -108,7 +108,7 @@ def _listed(path: Path, caption: str) -> Iterator[Captioned | str]:
     """What the folder or the file names, unread; a text for a line that is none."""
     metadata = path / METADATA if path.is_dir() else path
     if metadata.is_file() and metadata.suffix == ".jsonl":
-        for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(_text(metadata).splitlines(), start=1):
             if line.strip():
                 try:
                     yield _of_line(line, metadata.parent, caption)
@@ -119,13 +119,19 @@ def _listed(path: Path, caption: str) -> Iterator[Captioned | str]:
         raise UserError(f"{path} is neither a folder of pictures nor a .jsonl file: give another data.path")
     files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in inputs.PICTURES and file.is_file()]
     given = {file: mask for file in files if (mask := _mask_beside(file)) is not None}
+    masks_there = set(given.values())
     for file in files:
-        if file.parent.name == "masks" or file in given.values():
+        if file.parent.name == "masks" or file in masks_there:
             continue
         note = file.with_suffix(".txt")
-        text = note.read_text(encoding="utf-8", errors="replace").strip() if note.is_file() else ""
+        text = _text(note).strip() if note.is_file() else ""
         mask = given.get(file)
         yield Captioned(str(file.relative_to(path)), file, mask, text or caption, _tasks(None, mask))
+
+
+def _text(file: Path) -> str:
+    """As any editor saves it."""
+    return file.read_text(encoding="utf-8-sig", errors="replace")
 
 
 def _mask_beside(image: Path) -> Path | None:

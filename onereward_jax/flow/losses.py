@@ -103,6 +103,29 @@ def flow_matching_loss(
     return loss
 
 
+def fill_loss(transformer: Any, vae: Any, *, prompt_dropout: float, guidance_scale: float, shift: Shift) -> Callable:
+    """`flow_matching_loss` of pictures that are encoded as they come, since their masks are new every time.
+
+    Params hold {"transformer", "vae"}; a batch has, in place of latents, image: uint8 (B, H, W, 3) and mask: uint8
+    (B, H, W), 1 = generate. As in `conditioning.encode_sample`, the posteriors' modes are taken.
+    """
+
+    def loss(params, frozen, batch, key):
+        del frozen
+        image, factor = batch["image"], conditioning.vae_factor(vae)
+        matching = flow_matching_loss(
+            transformer,
+            (image.shape[1] // factor, image.shape[2] // factor),
+            prompt_dropout=prompt_dropout,
+            guidance_scale=guidance_scale,
+            shift=shift,
+        )
+        latents = conditioning.encode_sample(vae, params["vae"], image, batch["mask"], image)
+        return matching(params, None, batch | latents, key)
+
+    return loss
+
+
 def _normal(key: jax.Array, index: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """Standard normal (B, *shape), each sample's from its own global index."""
     return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))(index)

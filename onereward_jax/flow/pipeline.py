@@ -73,6 +73,7 @@ class FillPipeline:
         mesh: Mesh | None = None,
         transformer: str | Path | None = None,
         lora: Adapters = None,
+        transformer_dtype: str | None = None,
     ) -> "FillPipeline":
         """Loads every component of a model in diffusers layout.
 
@@ -85,6 +86,7 @@ class FillPipeline:
             autoencoder on the host until the first call, and puts the text encoders on one device.
           transformer: another transformer for this model: a directory, or "owner/name:subfolder" of the hub.
           lora: adapters of the transformer: a path, or several, each with a weight or without: `["a", ("b", 0.5)]`.
+          transformer_dtype: in which the transformer's parameters are kept, if not in `dtype`: "float32" to train them.
 
         Raises:
           FileNotFoundError, PermissionError, ValueError: something is missing or does not fit; the sentence says what.
@@ -101,7 +103,7 @@ class FillPipeline:
         _check_fit(directory, at)
         prompts = PromptEncoder.from_pretrained(directory, dtype, mesh)
         vae, vae_params = load_component(directory / "vae", "vae", dtype, fields, mesh)
-        module, params = load_component(at, "transformer", dtype, fields, mesh)
+        module, params = load_component(at, "transformer", transformer_dtype or dtype, fields, mesh)
         if lora:
             params = with_adapters("transformer", params, lora)
         return cls(module, vae, {"transformer": params, "vae": vae_params}, prompts, shift, mesh)
@@ -360,6 +362,16 @@ def _check_fit(directory: Path, transformer: Path) -> None:
                 f"{transformer / 'config.json'} has {field} {getattr(flux, field)}, but it is {number} for {what}:"
                 " give a transformer of the same FLUX.1-Fill"
             )
+
+
+def check_fill_model(path_or_repo: str | Path) -> None:
+    """Looks at the configurations of a model, not at its weights.
+
+    Raises:
+      FileNotFoundError, PermissionError, ValueError: it is missing, or no Fill model.
+    """
+    directory = model_directory(path_or_repo, folders=FOLDERS)
+    _check_fit(directory, directory / "transformer")
 
 
 def sample_noise(key: jax.Array, index: Sequence[int] | np.ndarray, shape: tuple[int, int, int]) -> jax.Array:

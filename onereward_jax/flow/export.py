@@ -1,8 +1,9 @@
 """A run's checkpoint as a model that other programs open."""
 
+import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,10 @@ import jax.numpy as jnp
 from onereward_jax.checkpoint import Checkpointer
 from onereward_jax.errors import UserError
 from onereward_jax.files import hold, read_json, whole_directory, write_json, write_text
+from onereward_jax.flow.finetuning import PICTURES_FILE, SAMPLES
 from onereward_jax.flow.pipeline import FOLDERS
 from onereward_jax.lora import LoRA, merge
+from onereward_jax.tasks import NEGATIVE_PROMPT, REMOVAL_PROMPT
 from onereward_jax.weights import flux
 from onereward_jax.weights.bfl import save_bfl
 from onereward_jax.weights.export import save_component
@@ -24,29 +27,40 @@ COMFYUI_FILE = "transformer.safetensors"
 # Of FLUX.1-Fill, for the workflow of ComfyUI.
 _TEXT_ENCODERS = ("clip_l.safetensors", "t5xxl_fp16.safetensors")
 _MAX_PICTURES = 4
+_GIVE = "give the --workdir of `onereward train` or `onereward finetune`"
 
 
-def export(workdir: Path, out: Path, what: str = "policy", form: str = "diffusers") -> int:
-    """Writes the policy or the EMA of a run's newest checkpoint, in the dtype of the base model's own files.
+def export(workdir: Path, out: Path, what: str | None = None, form: str = "diffusers") -> tuple[int, str]:
+    """Writes what a run of reward feedback learning or fine-tuning has trained, at its newest checkpoint and in the
+    dtype of the base model's own files.
 
     "diffusers" is the base model with this transformer in its transformer's place, which `FluxFillPipeline` opens;
     "comfyui" is the transformer alone in one file with Black Forest Labs' names, and a workflow; an adapter is merged
     into the base model for either. "lora" is the adapter alone, as diffusers' `load_lora_weights` takes it. A model
-    card and, if the run has been evaluated, its pictures lie beside all three.
+    card and the run's pictures (of its evaluation, or its newest sheet of samples) lie beside all three.
+
+    Args:
+      what: "policy", the parameters themselves, or "ema", their average; None: of reward feedback learning the former,
+        of fine-tuning the latter, if it keeps one.
 
     Returns:
-      The step of the checkpoint.
+      The step of the checkpoint, and what was taken.
 
     Raises:
-      FileNotFoundError, UserError: the run or its base is missing, the run is going on, or it trained no adapter and
-        "lora" is asked for.
+      FileNotFoundError, UserError: the run or its base is missing, the run is going on, it trained no adapter and
+        "lora" is asked for, or keeps no average and "ema" is.
     """
     config_file, checkpoints = workdir / "config.json", workdir / "checkpoints"
     if not config_file.is_file() or not checkpoints.is_dir():
-        raise UserError(f"{workdir} holds no run with checkpoints: give the --workdir of `onereward train`")
+        raise UserError(f"{workdir} holds no run with checkpoints: {_GIVE}")
     config = read_json(config_file)
     if not config.get("model.base"):
-        raise UserError(f"the run in {workdir} has no policy: give the --workdir of `onereward train`")
+        raise UserError(f"the run in {workdir} trained no fill model: {_GIVE}")
+    tuned = _is_finetuning(config)
+    keeps_average = not tuned or config["finetune.ema_decay"] > 0
+    if what == "ema" and not keeps_average:
+        raise UserError(f"the run in {workdir} keeps no average (finetune.ema_decay is 0): export its policy")
+    what = what or ("ema" if tuned and keeps_average else "policy")
     adapters = (
         LoRA(config["lora.rank"], config["lora.alpha"], config["lora.targets"]) if config.get("lora.rank") else LoRA()
     )
@@ -55,9 +69,10 @@ def export(workdir: Path, out: Path, what: str = "policy", form: str = "diffuser
     base = model_directory(config["model.base"], folders=FOLDERS)
     module = module_from_directory(base / "transformer", "transformer")
     hold(workdir)
-    restored = Checkpointer(checkpoints.resolve()).restore_part(WHAT[what], _abstract(module, adapters))
+    part = f"{WHAT[what]}/transformer" if tuned else WHAT[what]
+    restored = Checkpointer(checkpoints.resolve()).restore_part(part, _abstract(module, adapters))
     if restored is None:
-        raise UserError(f"{workdir} has no finished checkpoint yet: let `onereward train` come to one")
+        raise UserError(f"{workdir} has no finished checkpoint yet: let the run come to one")
     step, params = restored
     dtype = stored_dtype(base / "transformer", "transformer")
     if adapters.rank and form != "lora":
@@ -67,19 +82,65 @@ def export(workdir: Path, out: Path, what: str = "policy", form: str = "diffuser
             save_adapter(partial, "transformer", jax.device_get(params), adapters.scale)
         elif form == "comfyui":
             save_bfl(partial / COMFYUI_FILE, jax.device_get(params), dtype)
-            write_json(partial / "workflow.json", comfyui_workflow())
+            write_json(partial / "workflow.json", comfyui_workflow(_use_of(config)))
         else:
             for part in FOLDERS:
                 if part != "transformer":
                     shutil.copytree(base / part, partial / part)
             shutil.copy2(base / "model_index.json", partial / "model_index.json")
             save_component(partial / "transformer", "transformer", module, params, dtype)
-        pictures = sorted((workdir / "figures").glob("*.png"))[:_MAX_PICTURES]
+        pictures = _pictures(workdir)
         for picture in pictures:
             shutil.copy2(picture, partial / picture.name)
-        card = model_card(config, out.name, what, form, step, [picture.name for picture in pictures])
-        write_text(partial / "README.md", card)
-    return step
+        origin = _origin(workdir, config, what, step)
+        write_text(partial / "README.md", model_card(config, out.name, form, origin, [p.name for p in pictures]))
+    return step, what
+
+
+class Use(NamedTuple):
+    """How an exported model is asked, as arguments of a `FillPipeline`."""
+
+    prompt: str
+    guidance_scale: float
+    true_cfg_scale: float
+    max_sequence_length: int
+    negative_prompt: str = ""
+
+
+def _is_finetuning(config: dict[str, Any]) -> bool:
+    """Of `onereward finetune`, as opposed to `onereward train`."""
+    return "finetune.ema_decay" in config
+
+
+def _use_of(config: dict[str, Any]) -> Use:
+    """As fine-tuning makes its samples, or as OneReward's transformers are run."""
+    length = config.get("max_sequence_length", 512)
+    if not _is_finetuning(config):
+        return Use(REMOVAL_PROMPT, 1.0, 4.0, length, NEGATIVE_PROMPT)
+    guidance, true_guidance = (config[f"finetune.sample_{name}"] for name in ("guidance_scale", "true_cfg_scale"))
+    return Use("what the hole shows", guidance, true_guidance, length)
+
+
+def _origin(workdir: Path, config: dict[str, Any], what: str, step: int) -> str:
+    """How the model was made: half a sentence after the base model's name."""
+    if not _is_finetuning(config):
+        algorithm = 2 if config.get("algorithm") == "dynamic" else 1
+        return (
+            f"improved by one vision-language judge: {'the EMA of the policy' if what == 'ema' else 'the policy'} after"
+            f" {step}\nupdates of OneReward's Algorithm {algorithm} (arXiv 2508.21066)"
+        )
+    count = read_json(workdir / PICTURES_FILE)["pictures"]
+    trained = f"an adapter of rank {config['lora.rank']}" if config["lora.rank"] else "the whole transformer"
+    return (
+        f"fine-tuned by flow matching on {count} pictures: {trained}{', averaged,' if what == 'ema' else ''} after"
+        f"\n{step} updates with OneReward in JAX"
+    )
+
+
+def _pictures(workdir: Path) -> list[Path]:
+    """Of a run, for the model card."""
+    samples = sorted((workdir / SAMPLES).glob("*.png"))
+    return samples[-1:] or sorted((workdir / "figures").glob("*.png"))[:_MAX_PICTURES]
 
 
 def _abstract(module: Any, adapters: LoRA) -> Any:
@@ -90,11 +151,17 @@ def _abstract(module: Any, adapters: LoRA) -> Any:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), shapes)
 
 
-def model_card(config: dict[str, Any], name: str, what: str, form: str, step: int, pictures: list[str]) -> str:
-    """The README.md of an export: base, licence, how it was trained, how it is used, pictures."""
-    base, algorithm = config["model.base"], 2 if config.get("algorithm") == "dynamic" else 1
+def model_card(config: dict[str, Any], name: str, form: str, origin: str, pictures: list[str]) -> str:
+    """The README.md of an export: base, licence, how it was trained, how it is used, pictures.
+
+    Args:
+      origin: how it was trained, after "BASE, ".
+    """
+    base, settings = config["model.base"], _use_of(config)
     source = f'"{base}", lora="{name}"' if form == "lora" else f'"{name}"'
     opens = "load_lora_weights" if form == "lora" else "from_pretrained"
+    given = {field: value for field, value in settings._asdict().items() if value != "" and field != "prompt"}
+    arguments = ", ".join(f"{field}={json.dumps(value)}" for field, value in given.items())
     use = (
         f"""Put `{COMFYUI_FILE}` into ComfyUI's `models/diffusion_models`, the text encoders
 ({", ".join(_TEXT_ENCODERS)}) into `models/text_encoders`, `ae.safetensors` into `models/vae`, and open
@@ -105,8 +172,8 @@ from onereward_jax import FillPipeline
 
 pipe = FillPipeline.from_pretrained({source})
 picture = pipe(
-    prompt="remove", image="image.png", mask_image="mask.png", negative_prompt="nsfw",
-    guidance_scale=1.0, true_cfg_scale=4.0,
+    prompt="{settings.prompt}", image="image.png", mask_image="mask.png",
+    {arguments},
 ).images[0]
 ```
 
@@ -118,13 +185,12 @@ base_model: {base}
 license: other
 license_name: that-of-the-base-model
 pipeline_tag: image-to-image
-tags: [inpainting, outpainting, object-removal, onereward]
+tags: [inpainting, outpainting, {"finetune" if _is_finetuning(config) else "object-removal"}, onereward]
 ---
 
 # {name}
 
-{base}, improved by one vision-language judge: {"the EMA of the policy" if what == "ema" else "the policy"} after {step}
-updates of OneReward's Algorithm {algorithm} (arXiv 2508.21066).
+{base}, {origin}.
 
 The licence is that of the base model; its conditions hold for this one.
 
@@ -134,8 +200,8 @@ The licence is that of the base model; its conditions hold for this one.
 {f"{chr(10)}## Pictures{chr(10)}{chr(10)}{gallery}" if pictures else ""}"""
 
 
-def comfyui_workflow() -> dict[str, Any]:
-    """ComfyUI's nodes, as its API and its canvas take them, with OneReward's settings: guidance 1, true guidance 4."""
+def comfyui_workflow(use: Use) -> dict[str, Any]:
+    """ComfyUI's nodes, as its API and its canvas take them."""
 
     def node(kind: str, **inputs: Any) -> dict[str, Any]:
         return {"class_type": kind, "inputs": inputs}
@@ -147,10 +213,10 @@ def comfyui_workflow() -> dict[str, Any]:
         "vae": node("VAELoader", vae_name="ae.safetensors"),
         "image": node("LoadImage", image="image.png"),
         "mask": node("LoadImageMask", image="mask.png", channel="red"),
-        "prompt": node("CLIPTextEncode", text="remove", clip=["clip", 0]),
-        "negative_prompt": node("CLIPTextEncode", text="nsfw", clip=["clip", 0]),
-        "guidance": node("FluxGuidance", conditioning=["prompt", 0], guidance=1.0),
-        "negative_guidance": node("FluxGuidance", conditioning=["negative_prompt", 0], guidance=1.0),
+        "prompt": node("CLIPTextEncode", text=use.prompt, clip=["clip", 0]),
+        "negative_prompt": node("CLIPTextEncode", text=use.negative_prompt, clip=["clip", 0]),
+        "guidance": node("FluxGuidance", conditioning=["prompt", 0], guidance=use.guidance_scale),
+        "negative_guidance": node("FluxGuidance", conditioning=["negative_prompt", 0], guidance=use.guidance_scale),
         "condition": node(
             "InpaintModelConditioning",
             positive=["guidance", 0],
@@ -168,7 +234,7 @@ def comfyui_workflow() -> dict[str, Any]:
             latent_image=["condition", 2],
             seed=0,
             steps=50,
-            cfg=4.0,
+            cfg=use.true_cfg_scale,
             sampler_name="euler",
             scheduler="simple",
             denoise=1.0,

@@ -1,0 +1,33 @@
+"""Fine-tunes a fill model on your own pictures by flow matching, in full or by LoRA; writes it to WORKDIR/export.
+
+The pictures lie in a folder, --config.data.path, with captions in NAME.txt beside NAME.png or in metadata.jsonl. Masks
+are drawn, or your own. docs/finetune.md has the details.
+"""
+
+import argparse
+from pathlib import Path
+
+from onereward_jax.commands import config_arguments, use_compilation_cache
+from onereward_jax.configuration import claim_workdir
+from onereward_jax.errors import UserError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    needs = ("data", "finetune", "lora", "mesh", "model", "optimizer", "train")
+    config_arguments(parser, default="configs/finetune.py", needs=needs)
+
+
+def run(args: argparse.Namespace) -> None:
+    from onereward_jax.data.captioned import read_captioned
+    from onereward_jax.flow.finetuning import finetune
+    from onereward_jax.flow.pipeline import check_fill_model
+
+    data = args.config.data
+    if not data.path:
+        raise UserError("data.path is empty: give a folder of pictures by --config.data.path=PICTURES")
+    # Before the claim, which would make the directory.
+    check_fill_model(args.config.model.base)
+    pictures = read_captioned(Path(data.path), data.caption, data.bad_share)
+    workdir = claim_workdir(args.workdir, args.config)
+    use_compilation_cache()
+    finetune(args.config, workdir, pictures)

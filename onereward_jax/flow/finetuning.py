@@ -1,0 +1,327 @@
+"""Fine-tuning of a fill model on a user's own pictures by flow matching: the run."""
+
+import hashlib
+import json
+import math
+import sys
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from onereward_jax import trainer
+from onereward_jax.data.buckets import BucketDraw, Size, aspect_distance, bucket_sizes, common_shapes
+from onereward_jax.data.captioned import Captioned, draw_sample, hold_out, prompt_of
+from onereward_jax.data.samples import Sample
+from onereward_jax.errors import UserError
+from onereward_jax.files import read_json, write_json
+from onereward_jax.flow.losses import fill_loss
+from onereward_jax.flow.pipeline import FOLDERS, FillPipeline, latent_shape, sample_noise
+from onereward_jax.flow.prompts import prompt_reader
+from onereward_jax.lora import LoRA
+from onereward_jax.mesh import batch_sharding, make_mesh, shardings
+from onereward_jax.pictures import picture_grid, write_png
+from onereward_jax.train_state import TrainState, create_state, make_optimizer, supervised_step
+from onereward_jax.weights.export import save_component
+from onereward_jax.weights.hub import model_directory
+from onereward_jax.weights.load import stored_dtype
+from onereward_jax.weights.lora import save_adapter
+
+PICTURES_FILE, HELD_OUT_FILE, SAMPLES = "pictures.json", "held_out.json", "samples"
+_ENCODED_AT_ONCE = 64  # captions
+_SHEET_SIDE = 128  # pixels; smaller pictures are enlarged
+# Streams of chances beside the one of the training's samples.
+_HELD_OUT, _SHEET = 1, 2
+
+
+def finetune(config: ConfigDict, workdir: Path, pictures: Sequence[Captioned]) -> None:
+    """Trains `config.model.base` on pictures, or goes on in `workdir`; the configuration has been validated.
+
+    Text encoders and autoencoder are frozen; all captions are encoded before the training, and the text encoders then
+    released. Exports the transformer to workdir/export/transformer or, with `config.lora.rank`, its adapter to
+    workdir/export: the average, if one is kept. Writes workdir/pictures.json (what was read), workdir/held_out.json
+    (the base model's loss on held-out pictures) and workdir/samples.
+
+    Args:
+      pictures: all of them; some are held out.
+
+    Raises:
+      FileNotFoundError, ValueError: the model is missing or does not fit, or there is nothing to train on.
+    """
+    settings, adapters, batch_size = config.finetune, LoRA(**config.lora), config.train.batch_size
+    mesh = make_mesh(**config.mesh)
+    trainer.check_batch(config, mesh)
+
+    # ------------------------------------------------------------------------------------------------- the pictures
+    trained_on, held_out = hold_out(pictures, config.data.held_out_share, config.seed)
+    weights = _weights_there(config.data.task_weights, trained_on)
+    samples = Samples(config, trained_on, tuple(weights))
+    items = [(samples.size(p), task, p) for p in trained_on for task in p.tasks if task in weights]
+    drawn: BucketDraw[Size, Captioned] = BucketDraw(items, batch_size, weights)
+    _report(workdir, weights, trained_on, held_out, drawn.shapes)
+
+    def record(index: int, task: str) -> dict[str, Any]:
+        generator = np.random.default_rng((config.seed, index))
+        _, task, members = drawn.draw(generator, config.seed, index, task)
+        return _record(samples.draw(members[generator.integers(len(members))], task, generator))
+
+    # ---------------------------------------------------------------------------------------------------- the model
+    # What is trained is kept in float32, what is frozen as it computes.
+    pipeline = FillPipeline.from_pretrained(
+        config.model.base, dtype=config.model.dtype, transformer_dtype=None if adapters.rank else "float32"
+    )
+    for size in samples.sizes:
+        latent_shape(pipeline.vae, *size)  # refuses what doesn't divide
+    _encode_ahead(pipeline, pictures, config.max_sequence_length)
+    read = prompt_reader(pipeline.prompts, config.max_sequence_length, batch_size)
+    params = {"transformer": pipeline.params.pop("transformer")}
+    frozen = {"vae": pipeline.params["vae"]} | (params if adapters.rank else {})
+    frozen = jax.device_put(frozen, shardings(frozen, mesh))
+    pipeline.params["vae"] = frozen["vae"]
+    if adapters.rank:
+        params = {"transformer": adapters.init(params["transformer"], jax.random.key(config.seed))}
+
+    def loss(prompt_dropout: float) -> Callable:
+        transformer = pipeline.transformer.clone(remat=config.model.remat)
+        options = {"prompt_dropout": prompt_dropout, "guidance_scale": settings.guidance_scale}
+        return adapters.loss(fill_loss(transformer, pipeline.vae, shift=pipeline.shift, **options))
+
+    # ----------------------------------------------------------------------------------------------------- the looks
+    looks: list[tuple[int, Callable[[int, Any], dict[str, float]]]] = []
+    if settings.evaluate_every and held_out:
+        measure = _held_out_loss(loss(0.0), frozen, samples, held_out, config, read)
+        of_base = _base_loss(workdir, lambda: measure(jax.device_put(params, shardings(params, mesh))))
+        looks.append((settings.evaluate_every, lambda step, trained: measure(trained) | of_base))
+    if settings.sample_every and settings.num_samples:
+        shown = (held_out or trained_on)[: settings.num_samples]
+        make_sheet = _sheet(pipeline, [samples.fixed(picture, _SHEET) for picture in shown], config)
+
+        def write_sheet(step: int, trained: Any) -> dict[str, float]:
+            sheet = make_sheet(adapters.whole(trained, frozen)["transformer"])
+            write_png(workdir / SAMPLES / f"step_{step:08d}.png", sheet)
+            return {}
+
+        looks.append((settings.sample_every, write_sheet))
+
+    def averaged(state: TrainState) -> Any:
+        return state.params if state.ema is None else state.ema
+
+    def look(state: TrainState) -> dict[str, float]:
+        step = int(state.step)
+        found: dict[str, float] = {}
+        for every, function in looks:
+            if step % every == 0 or step == config.train.num_steps:
+                found |= function(step, averaged(state))
+        return found
+
+    # -------------------------------------------------------------------------------------------------- the training
+    optimizer = make_optimizer(**config.optimizer)
+    state = trainer.train(
+        config,
+        workdir,
+        step=supervised_step(loss(settings.prompt_dropout), optimizer, settings.ema_decay),
+        create=lambda params: create_state(params, optimizer, config.seed, ema=settings.ema_decay > 0),
+        params=params,
+        frozen=frozen,
+        record=record,
+        prepare=read,
+        task_weights=weights,
+        description="fine-tuning",
+        evaluate=look,
+        evaluate_every=math.gcd(*(every for every, _ in looks)),
+    )
+    trained = averaged(state)["transformer"]
+    if adapters.rank:
+        save_adapter(workdir / "export", "transformer", jax.device_get(trained), adapters.scale)
+    else:
+        dtype = stored_dtype(model_directory(config.model.base, folders=FOLDERS) / "transformer", "transformer")
+        save_component(workdir / "export" / "transformer", "transformer", pipeline.transformer, trained, dtype)
+
+
+# ----------------------------------------------------------------------------------------------------- the pictures
+
+
+class Samples:
+    """Pictures cut to the sizes of batches, under masks.
+
+    Attributes:
+      sizes: of which there are batches.
+    """
+
+    def __init__(self, config: ConfigDict, pictures: Sequence[Captioned], tasks: tuple[str, ...]):
+        """
+        Args:
+          pictures: to train on: sizes that few have are left to the nearest others.
+          tasks: that are trained.
+        """
+        data = config.data
+        sizes = bucket_sizes(data.resolution, data.bucket_step, data.max_aspect)
+        nearest = [_nearest(picture.size, sizes) for picture in pictures]
+        self.sizes = tuple(sorted(set(common_shapes(nearest, config.train.batch_size, aspect_distance).values())))
+        self._tasks, self._seed, self._hole = tasks, config.seed, (data.min_hole, data.max_hole)
+
+    def size(self, picture: Captioned) -> Size:
+        """At which a picture is shown."""
+        return _nearest(picture.size, self.sizes)
+
+    def draw(self, picture: Captioned, task: str, generator: np.random.Generator) -> Sample:
+        """The picture under a mask of a task."""
+        return draw_sample(picture, self.size(picture), task, generator, self._hole)
+
+    def fixed(self, picture: Captioned, *stream: int) -> Sample:
+        """The same in every run: task, place and mask are chosen by the picture and the numbers of `stream`."""
+        generator = np.random.default_rng((self._seed, zlib.crc32(picture.id.encode()), *stream))
+        tasks = [task for task in picture.tasks if task in self._tasks] or picture.tasks
+        return self.draw(picture, tasks[generator.integers(len(tasks))], generator)
+
+
+def _nearest(size: Size, sizes: Sequence[Size]) -> Size:
+    return min(sizes, key=lambda other: aspect_distance(size, other))
+
+
+def _record(sample: Sample) -> dict[str, Any]:
+    return {"image": sample.image, "mask": sample.mask, "prompt": np.str_(sample.prompt)}
+
+
+def _weights_there(weights: Mapping[str, float], pictures: Sequence[Captioned]) -> dict[str, float]:
+    """Of the tasks that have a picture.
+
+    Raises:
+      UserError: none that has one has a weight.
+    """
+    there = {task for picture in pictures for task in picture.tasks}
+    found = {task: weight for task, weight in weights.items() if weight and task in there}
+    if not found:
+        raise UserError(f"the pictures are of {', '.join(sorted(there))}, whose data.task_weights are 0: raise one")
+    return found
+
+
+def _report(
+    workdir: Path,
+    weights: Mapping[str, float],
+    trained_on: Sequence[Captioned],
+    held_out: Sequence[Captioned],
+    sizes: Sequence[Size],
+) -> None:
+    """Writes workdir/pictures.json and shows what is in it.
+
+    Raises:
+      UserError: the run in `workdir` began with other pictures.
+    """
+    described = [(p.id, p.mask and p.mask.name, p.caption, p.tasks, p.size) for p in (*trained_on, *held_out)]
+    report: dict[str, Any] = {
+        "pictures": len(trained_on),
+        "held_out": [picture.id for picture in held_out],
+        "tasks": {task: sum(task in picture.tasks for picture in trained_on) for task in weights},
+        "masks": sum(picture.mask is not None for picture in trained_on),
+        "sizes": [f"{width}x{height}" for height, width in sizes],
+        "digest": hashlib.sha256(json.dumps(described).encode()).hexdigest(),
+    }
+    file = workdir / PICTURES_FILE
+    if _has_begun(workdir) and file.exists() and read_json(file)["digest"] != report["digest"]:
+        raise UserError(
+            f"the run in {workdir} began with other pictures or captions: put them back, or choose another --workdir"
+        )
+    write_json(file, report)
+    tasks = ", ".join(f"{count} for {task}" for task, count in report["tasks"].items())
+    print(
+        f"{report['pictures']} pictures ({tasks}; {report['masks']} with masks of their own), {len(held_out)} held out,"
+        f" at {', '.join(report['sizes'])} pixels",
+        file=sys.stderr,
+    )
+
+
+def _has_begun(workdir: Path) -> bool:
+    """Whether a checkpoint was finished there."""
+    return any((workdir / "checkpoints").glob("step_*.json"))
+
+
+def _encode_ahead(pipeline: FillPipeline, pictures: Sequence[Captioned], length: int) -> None:
+    """Encodes every text that the training will ask for, and frees the text encoders."""
+    texts = list(dict.fromkeys(["", *(prompt_of(p, task) for p in pictures for task in p.tasks)]))
+    pipeline.prompts.cache_size = len(texts)
+    for start in tqdm(range(0, len(texts), _ENCODED_AT_ONCE), desc="encoding captions", disable=None):
+        pipeline.prompts.encode(texts[start : start + _ENCODED_AT_ONCE], length)
+    pipeline.release_text_encoders()
+
+
+# -------------------------------------------------------------------------------------------------------- the looks
+
+
+def _held_out_loss(
+    loss: Callable,
+    frozen: Any,
+    samples: Samples,
+    pictures: Sequence[Captioned],
+    config: ConfigDict,
+    read: Callable[[dict[str, Any]], dict[str, Any]],
+) -> Callable[[Any], dict[str, float]]:
+    """A function of what is trained: the mean loss over pictures, each in `held_out_draws` samples or a few more.
+
+    A sample's noise and noise level follow from its number, so they are the same every time.
+    """
+    size, batches, number = config.train.batch_size, [], 0
+    for shape in samples.sizes:
+        members = [picture for picture in pictures if samples.size(picture) == shape]
+        count = -(-len(members) * config.finetune.held_out_draws // size) * size  # batches are full
+        records = [_record(samples.fixed(members[i % len(members)], _HELD_OUT, i)) for i in range(count)]
+        for start in range(0, count, size):
+            of_batch = records[start : start + size]
+            batch = {name: np.stack([record[name] for record in of_batch]) for name in of_batch[0]}
+            batches.append(batch | {"index": np.arange(number, number + size, dtype=np.int32)})
+            number += size
+    mesh = make_mesh(**config.mesh)
+    score = jax.jit(lambda trained, frozen, batch: loss(trained, frozen, batch, jax.random.key(config.seed)))
+
+    def measure(trained: Any) -> dict[str, float]:
+        found = []
+        for batch in batches:
+            value, metrics = score(trained, frozen, jax.device_put(read(batch), batch_sharding(mesh)))
+            found.append((float(value), float(metrics["learning/error_in_hole"])))
+        loss, in_hole = np.mean(found, axis=0)
+        return {"held_out/loss": float(loss), "held_out/error_in_hole": float(in_hole)}
+
+    return measure
+
+
+def _base_loss(workdir: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """{"held_out/base_loss"}, measured once, before the first step of a run."""
+    file = workdir / HELD_OUT_FILE
+    if not (_has_begun(workdir) and file.exists()):
+        write_json(file, measure())
+    return {"held_out/base_loss": read_json(file)["held_out/loss"]}
+
+
+def _sheet(pipeline: FillPipeline, samples: Sequence[Sample], config: ConfigDict) -> Callable[[Any], np.ndarray]:
+    """A function of the transformer's parameters: a row a sample, with what the model sees, what it makes of that by
+    noise that is the same every time, and the picture."""
+    settings = config.finetune
+
+    def make(sample: Sample, number: int, transformer_params: Any) -> np.ndarray:
+        shape = latent_shape(pipeline.vae, *sample.mask.shape)
+        (made,) = pipeline.generate(
+            sample.image[None],
+            sample.mask[None],
+            [sample.prompt],
+            sample_noise(jax.random.key(config.seed), [number], shape),
+            transformer_params=transformer_params,
+            num_steps=settings.sample_steps,
+            guidance_scale=settings.sample_guidance_scale,
+            true_cfg_scale=settings.sample_true_cfg_scale,
+            max_sequence_length=config.max_sequence_length,
+        )
+        return made
+
+    def sheet(transformer_params: Any) -> np.ndarray:
+        rows = []
+        for number, sample in enumerate(samples):
+            seen = np.where(sample.mask[..., None] == 1, np.uint8(128), sample.image)
+            rows.append([seen, make(sample, number, transformer_params), sample.image])
+        return picture_grid(rows, ("masked", "made", "original"), max(1, _SHEET_SIDE // config.data.resolution))
+
+    return sheet

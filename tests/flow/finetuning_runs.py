@@ -1,0 +1,70 @@
+"""Runs of `onereward finetune` on pictures and a model that are smaller than any: what tests look at.
+
+    python -m tests.flow.finetuning_runs DIRECTORY
+
+A process of its own with one device: for eight, the programs take twice as long to compile.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from onereward_jax import cli
+from tests.flow import tiny
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "finetune.py"
+STEPS = 4
+
+
+def write_pictures(folder: Path) -> None:
+    """Eight, one with a mask of its own; a ninth is damaged."""
+    folder.mkdir()
+    generator = np.random.default_rng(0)
+    for number in range(8):
+        Image.fromarray(generator.integers(0, 256, (40, 60, 3), np.uint8)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(tiny.PROMPTS[number % 3])
+    Image.fromarray(np.pad(np.full((20, 40), 255, np.uint8), 10)).save(folder / "1_mask.png")
+    (folder / "torn.png").write_bytes((folder / "0.png").read_bytes()[:100])
+    (folder / "torn.txt").write_text("remove")
+
+
+def finetune(root: Path, name: str, **more) -> int:
+    overrides = {
+        "model.base": root / "base",
+        "data.path": root / "pictures",
+        "data.bad_share": 0.2,
+        "data.resolution": 32,
+        "data.held_out_share": 0.25,
+        "data.max_aspect": 1.0,
+        "max_sequence_length": tiny.T5_LENGTH,
+        "optimizer.warmup_steps": 1,
+        "train.num_steps": STEPS,
+        "train.batch_size": 2,
+        "finetune.evaluate_every": 2,
+        "finetune.held_out_draws": 2,
+        "finetune.sample_every": 0,
+        **more,
+    }
+    arguments = [f"--config.{field}={value}" for field, value in overrides.items()]
+    return cli.main(["finetune", "--config", str(CONFIG), *arguments, "--workdir", str(root / name)])
+
+
+def main(root: Path) -> None:
+    write_pictures(root / "pictures")
+    tiny.pipeline(root / "tokenizers").save_pretrained(root / "base")
+    assert finetune(root, "whole") == 0
+    assert finetune(root, "stopped", **{"train.num_steps": STEPS // 2}) == 0
+    assert finetune(root, "stopped") == 0
+
+    adapter = {"lora.rank": 2, "lora.targets": "attn/to_q", "train.num_steps": 2}
+    sheet = {"finetune.sample_every": 2, "finetune.num_samples": 1, "finetune.sample_steps": 2}
+    assert finetune(root, "adapter", **adapter, **sheet, **{"finetune.ema_decay": 0.0, "data.held_out_share": 0.0}) == 0
+
+    (root / "pictures" / "0.txt").write_text("another caption")
+    assert finetune(root, "stopped", **{"train.num_steps": STEPS + 2}) == 2
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,200 @@
+"""`onereward finetune`: what a run leaves, what is refused, and the shapes of the official model's step."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from configs.finetune import get_config
+from onereward_jax import cli
+from onereward_jax.data.captioned import Captioned
+from onereward_jax.flow.finetuning import Samples
+from onereward_jax.flow.losses import fill_loss
+from onereward_jax.flow.pipeline import load_transformer
+from onereward_jax.flow.schedule import Shift
+from onereward_jax.lora import LoRA, factors
+from onereward_jax.train_state import create_state, make_optimizer, supervised_step
+from onereward_jax.validation import validate
+from onereward_jax.weights import flux, vae
+from onereward_jax.weights.load import load_component
+
+WEIGHTS, LORA = "diffusion_pytorch_model.safetensors", "pytorch_lora_weights.safetensors"
+ROOT = Path(__file__).resolve().parents[2]
+GOLDENS = ROOT / "tests" / "goldens"
+
+
+def picture(path, size=(40, 40)):
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)).save(path)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """The directory of tests/flow/finetuning_runs.py, and what was said."""
+    root = tmp_path_factory.mktemp("runs")
+    environment = os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")}
+    command = [sys.executable, "-m", "tests.flow.finetuning_runs", str(root)]
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return root, run.stderr
+
+
+def lines_of(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if not name.startswith("perf/")} for line in lines]
+
+
+def test_a_run_trains_the_transformer_and_measures_held_out_pictures(runs):
+    root, said = runs
+    assert "torn.png is a damaged picture" in said
+    before, after = (load_file(root / folder / "transformer" / WEIGHTS) for folder in ("base", "whole/export"))
+    assert before.keys() == after.keys()
+    assert all(0 < np.abs(after[name] - before[name]).max() < 0.01 for name in before)
+    report = json.loads((root / "whole" / "pictures.json").read_text())
+    assert (report["pictures"], len(report["held_out"]), report["sizes"]) == (6, 2, ["32x32"])
+    first, last = lines_of(root / "whole")
+    assert (first["step"], last["step"]) == (2, 4)
+    assert first["held_out/base_loss"] == last["held_out/base_loss"]
+    assert len({line["held_out/loss"] for line in (first, last)} | {first["held_out/base_loss"]}) == 3
+
+
+def test_a_stopped_run_goes_on_to_the_same_end_with_the_same_pictures_only(runs):
+    root, said = runs
+    assert "going on from step 2 of 4" in said
+    assert lines_of(root / "stopped") == lines_of(root / "whole")
+    one, other = ((root / name / "export" / "transformer" / WEIGHTS).read_bytes() for name in ("stopped", "whole"))
+    assert one == other
+    assert "stopped began with other pictures or captions: put them back" in said
+
+
+def test_an_adapter_its_samples_and_every_export(runs, tmp_path, capsys):
+    root, _ = runs
+    run = root / "adapter"
+    assert [path.name for path in (run / "export").iterdir()] == [LORA]
+    (sheet,) = (run / "samples").iterdir()
+    assert sheet.name == "step_00000002.png"
+    assert np.asarray(Image.open(sheet)).shape[1] > 3 * 128
+    own = load_component(root / "base" / "transformer", "transformer")[1]
+    changes = [float(np.abs(b).max()) for _, b in factors(load_transformer(run / "export", own)).values()]
+    assert len(changes) == 2  # of both kinds of blocks
+    assert min(changes) > 0
+
+    def export(*arguments):
+        return cli.main(["export", "--workdir", str(run), *arguments])
+
+    for form in ("lora", "diffusers", "comfyui"):
+        assert export("--out", str(tmp_path / form), "--format", form) == 0
+        assert "policy of step 2" in capsys.readouterr().out
+        card = (tmp_path / form / "README.md").read_text()
+        for words in (f"base_model: {root / 'base'}", "licence", "on 8 pictures: an adapter of rank 2", sheet.name):
+            assert words in card, words
+        assert (tmp_path / form / sheet.name).is_file()
+    exported, of_training = load_file(tmp_path / "lora" / LORA), load_file(run / "export" / LORA)
+    assert exported.keys() == of_training.keys()
+    assert all((exported[name] == of_training[name]).all() for name in exported)
+    workflow = json.loads((tmp_path / "comfyui" / "workflow.json").read_text())
+    assert workflow["sampled"]["inputs"]["cfg"] == 1.0
+    assert export("--out", str(tmp_path / "x"), "--what", "ema") == 2
+    assert "keeps no average" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ("no path", "data.path is empty: give a folder of pictures"),
+        ("no folder", "there is no folder"),
+        ("no picture", "holds no picture"),
+        ("no captions", "has a caption: write NAME.txt beside each"),
+        ("mask of another size", "1 of 1 pictures in"),
+        ("no model", "there is no directory nowhere"),
+        ("no Fill model", "has in_channels 64, but it is 384 for a Fill model"),
+        ("wrong value", "data.max_hole must be above 0 and below 1, not 1.0"),
+        ("wrong step", "data.resolution 64 is no multiple of data.bucket_step 24"),
+        ("wrong name", "did you mean finetune.sample_steps?"),
+    ],
+)
+def test_what_can_not_be_is_one_sentence_and_nothing_is_made(case, words, tmp_path, capsys):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    if case not in ("no picture", "no folder"):
+        picture(folder / "a.png")
+    if case != "no captions":
+        (folder / "a.txt").write_text("a thing")
+    if case == "mask of another size":
+        Image.new("L", (8, 8), 255).save(folder / "a_mask.png")
+    given = {"data.path": folder, "model.base": ROOT / "miniature" / "base"}
+    given |= {
+        "no path": {"data.path": ""},
+        "no folder": {"data.path": tmp_path / "none"},
+        "no model": {"model.base": "nowhere"},
+        "no Fill model": {"model.base": tmp_path / "base"},
+        "wrong value": {"data.max_hole": 1.0},
+        "wrong step": {"data.bucket_step": 24},
+        "wrong name": {"finetune.sample_step": 3},
+    }.get(case, {})
+    if case == "no Fill model":
+        for part in ("transformer", "vae", "text_encoder", "text_encoder_2"):
+            (tmp_path / "base" / part).mkdir(parents=True)
+            config = json.loads((GOLDENS / f"flux.1-fill-dev.{part}.json").read_text())["config"]
+            config |= {"in_channels": 64} if part == "transformer" else {}
+            (tmp_path / "base" / part / "config.json").write_text(json.dumps(config))
+    overrides = [f"--config.{name}={value}" for name, value in given.items()]
+    workdir = tmp_path / "run"
+    config = str(ROOT / "configs" / "finetune.py")
+    assert cli.main(["finetune", "--config", config, *overrides, "--workdir", str(workdir)]) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("onereward: ")]
+    assert len(said) == 1
+    assert words in said[0]
+    assert not workdir.exists()
+
+
+def test_a_step_of_the_official_model():
+    """Nothing is computed: shapes and dtypes of the whole step."""
+    config = get_config("flux_fill")
+    validate(config, ("data", "finetune", "lora", "mesh", "model", "optimizer", "train"))
+    official = lambda part: json.loads((GOLDENS / f"flux.1-fill-dev.{part}.json").read_text())["config"]  # noqa: E731
+    fields = {"dtype": jnp.bfloat16, "remat": config.model.remat}
+    transformer = flux.module_from_config(official("transformer"), **fields)
+    autoencoder = vae.module_from_config(official("vae"), dtype=jnp.bfloat16)
+
+    def params_of(module, weights):
+        shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *weights.example_inputs(module)))["params"]
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), shapes)
+
+    adapters = LoRA(**config.lora)
+    frozen = {"transformer": params_of(transformer, flux), "vae": params_of(autoencoder, vae)}
+    trained = {"transformer": jax.eval_shape(lambda: adapters.init(frozen["transformer"], jax.random.key(0)))}
+    loss = fill_loss(transformer, autoencoder, prompt_dropout=0.1, guidance_scale=1.0, shift=Shift())
+    optimizer = make_optimizer(**config.optimizer)
+    step = supervised_step(adapters.loss(loss), optimizer, config.finetune.ema_decay)
+    state = jax.eval_shape(lambda params: create_state(params, optimizer, 0), trained)
+    pictures = [Captioned(str(n), Path("a"), None, "a", ("image_fill",), (3000, 4000)) for n in range(8)]
+    ((height, width),) = Samples(config, pictures, ("image_fill",)).sizes
+    assert (height, width) == (896, 1152)
+    size, length = config.train.batch_size, config.max_sequence_length
+    shape = lambda *sides, dtype=jnp.bfloat16: jax.ShapeDtypeStruct((size, *sides), dtype)  # noqa: E731
+    batch = {"index": shape(dtype=jnp.int32), "image": shape(height, width, 3, dtype=jnp.uint8)}
+    batch["mask"] = shape(height, width, dtype=jnp.uint8)
+    for name in ("", "negative_"):
+        batch |= {f"{name}prompt_embeds": shape(length, 4096), f"{name}pooled": shape(768)}
+    after, metrics = jax.eval_shape(step, state, frozen, batch)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), state)
+    assert metrics["learning/loss"].shape == ()
+
+
+def test_pictures_of_two_aspects_are_shown_at_two_sizes():
+    config = get_config("tiny")
+    config.train.batch_size = 2
+    sizes = [(64, 64), (100, 90), (60, 100), (30, 50), (90, 60)]
+    pictures = [Captioned(str(n), Path("a"), None, "a", ("image_fill",), size) for n, size in enumerate(sizes)]
+    samples = Samples(config, pictures, ("image_fill",))
+    assert samples.sizes == ((48, 80), (64, 64))
+    shown = [samples.size(picture) for picture in pictures]
+    assert shown == [(64, 64), (64, 64), (48, 80), (48, 80), (64, 64)]
