@@ -19,6 +19,7 @@ from onereward_jax.errors import UserError
 from onereward_jax.pictures import to_uint8
 
 MAX_PIXELS = 2**26  # 8192 x 8192
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")  # endings of picture files
 SIDES = ("left", "right", "top", "bottom")
 _WHITE = 128  # a mask is white from here on, as in diffusers
 

@@ -68,10 +68,14 @@ class LoRA:
             raise ValueError(f"lora.targets {self.targets!r} matches no layer: its layers are {some}, ...")
         return trees.unflatten(leaves)
 
+    def whole(self, trained: trees.Tree, frozen: trees.Tree) -> trees.Tree:
+        """The model's parameters: the frozen ones with the adapter, or without a rank what is trained beside them."""
+        return attach(frozen, trained, self.scale) if self.rank else {**frozen, **trained}
+
     def loss(self, loss: Callable) -> Callable:
-        """`loss(params, frozen, batch, key)` as a function of the adapter, with the model's own parameters frozen:
-        what `train_state.supervised_step` descends."""
-        return lambda adapter, params, batch, key: loss(attach(params, adapter, self.scale), None, batch, key)
+        """`loss(params, frozen, batch, key)` as a function of what is trained, with the model's other parameters
+        frozen: what `train_state.supervised_step` descends."""
+        return lambda trained, frozen, batch, key: loss(self.whole(trained, frozen), None, batch, key)
 
 
 def layers(params: trees.Tree) -> dict[str, Any]:

@@ -12,6 +12,8 @@ DIMENSIONS = ("text_alignment", "consistency", "structure", "aesthetics", "remov
 REMOVAL_PROMPT = "remove"
 EXTEND_PROMPT = "high-definition, perfect composition"
 NEGATIVE_PROMPT = "nsfw"
+# What a task is asked for when there is no prompt.
+FIXED_PROMPTS = {"object_removal": REMOVAL_PROMPT, "image_extend": EXTEND_PROMPT}
 
 _CREATIVE_DIMENSIONS = ("text_alignment", "consistency", "structure", "aesthetics")
 _DIMENSIONS_OF = {

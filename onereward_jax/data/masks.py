@@ -114,6 +114,40 @@ def cover(kind: str, height: int, width: int, bounds: Box, generator: np.random.
     raise ValueError(f"unknown kind of mask {kind!r}: choose one of {', '.join(COVERING_KINDS)}")
 
 
+def random_cover(
+    height: int, width: int, generator: np.random.Generator, least: float = 0.2, most: float = 0.7
+) -> np.ndarray:
+    """A mask of any of `COVERING_KINDS`, anywhere.
+
+    Args:
+      least, most: sides of its bounds, as shares of the image's.
+    """
+    extent = generator.uniform(least, most, 2) * (width, height)
+    left, top = generator.uniform(0, 1, 2) * ((width, height) - extent)
+    kind = COVERING_KINDS[generator.integers(len(COVERING_KINDS))]
+    return cover(kind, height, width, (left, top, left + extent[0], top + extent[1]), generator)
+
+
+def random_borders(
+    height: int, width: int, generator: np.random.Generator, least: float = 0.2, most: float = 0.7
+) -> np.ndarray:
+    """Strips along one to four sides, few of them more often.
+
+    Args:
+      least, most: what is to be extended of a height or a width, as a share of it; two strips that face each other
+        take half of it each.
+    """
+    sides = generator.permutation(SIDES)[: generator.choice([1, 2, 3, 4], p=[0.45, 0.3, 0.15, 0.1])].tolist()
+    widths = {}
+    for side, opposite, extent in zip(
+        SIDES, ("right", "left", "bottom", "top"), [width] * 2 + [height] * 2, strict=True
+    ):
+        if side in sides:
+            share = generator.uniform(least, most) / (2 if opposite in sides else 1)
+            widths[side] = max(1, int(share * extent))
+    return borders(height, width, widths)
+
+
 def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of the ones in a mask, right and bottom excluded.
 

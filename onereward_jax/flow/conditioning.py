@@ -6,6 +6,7 @@ FluxFillPipeline (`_pack_latents`, `prepare_mask_latents`).
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -74,13 +75,22 @@ def to_unit_range(images: jax.Array) -> jax.Array:
     return images * 0.5 + 0.5
 
 
-def encode_image(vae: Any, vae_params, images: jax.Array, noise: jax.Array | None = None) -> jax.Array:
+def encode_image(
+    vae: Any, vae_params, images: jax.Array, noise: jax.Array | None = None, tile: int | None = None
+) -> jax.Array:
     """Images (B, H, W, 3) in [−1, 1] -> normalised latents (B, h, w, C): `(z − shift)·scale`.
 
     Args:
       noise: standard normal (B, h, w, C) to sample the posterior; None takes its mode.
+      tile: latents; see `decode_latents`. The posteriors of the tiles are blended, as in `AutoencoderKL.tiled_encode`.
     """
-    mean, log_variance = vae.apply({"params": vae_params}, images, method="encode")
+    factor = vae_factor(vae)
+
+    def posterior(images):
+        return jnp.concatenate(vae.apply({"params": vae_params}, images, method="encode"), axis=-1)
+
+    moments = _in_tiles(posterior, images, tile, factor, 1)
+    mean, log_variance = jnp.split(moments, 2, axis=-1)
     z = mean if noise is None else mean + jnp.exp(0.5 * log_variance) * noise
     return (z - vae.shift_factor) * vae.scaling_factor
 
@@ -95,28 +105,41 @@ def decode_latents(vae: Any, vae_params, latents: jax.Array, tile: int | None = 
     """
     raw = latents / vae.scaling_factor + vae.shift_factor
     decode = lambda z: vae.apply({"params": vae_params}, z, method="decode")  # noqa: E731
-    batch, height, width, channels = raw.shape
-    if tile is None or max(height, width) <= tile:
-        return decode(raw)
-    factor = vae_factor(vae)
-    (tops, row_weights), (lefts, column_weights) = _tiles(height, tile, factor), _tiles(width, tile, factor)
-    size = (min(height, tile), min(width, tile))
+    return _in_tiles(decode, raw, tile, 1, vae_factor(vae))
 
-    def add(number, image):
+
+def _in_tiles(
+    function: Callable[[jax.Array], jax.Array], array: jax.Array, tile: int | None, reads: int, writes: int
+) -> jax.Array:
+    """`function` of an array (B, ·, ·, C), whole or square after square, blended.
+
+    Args:
+      tile: side of a square in latents; None never cuts.
+      reads, writes: elements of the array, and of what the function gives, a latent.
+    """
+    batch, height, width, channels = array.shape
+    height, width = height // reads, width // reads
+    if tile is None or max(height, width) <= tile:
+        return function(array)
+    (tops, row_weights), (lefts, column_weights) = _tiles(height, tile, writes), _tiles(width, tile, writes)
+    size = (batch, min(height, tile) * reads, min(width, tile) * reads, channels)
+
+    def add(number, whole):
         row, column = number // len(lefts), number % len(lefts)
         top, left = jnp.asarray(tops)[row], jnp.asarray(lefts)[column]
-        part = decode(jax.lax.dynamic_slice(raw, (0, top, left, 0), (batch, *size, channels)))
+        part = function(jax.lax.dynamic_slice(array, (0, top * reads, left * reads, 0), size))
         part = part * jnp.asarray(row_weights)[row, :, None, None] * jnp.asarray(column_weights)[column, :, None]
-        corner = (0, top * factor, left * factor, 0)
-        return jax.lax.dynamic_update_slice(image, jax.lax.dynamic_slice(image, corner, part.shape) + part, corner)
+        corner = (0, top * writes, left * writes, 0)
+        return jax.lax.dynamic_update_slice(whole, jax.lax.dynamic_slice(whole, corner, part.shape) + part, corner)
 
-    image = jnp.zeros((batch, height * factor, width * factor, vae.out_channels))
-    return jax.lax.fori_loop(0, len(tops) * len(lefts), add, image)
+    made = jax.eval_shape(function, jax.ShapeDtypeStruct(size, array.dtype))
+    whole = jnp.zeros((batch, height * writes, width * writes, made.shape[-1]), made.dtype)
+    return jax.lax.fori_loop(0, len(tops) * len(lefts), add, whole)
 
 
 def _tiles(side: int, tile: int, factor: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where tiles begin along a side of the latent, int32 (n,), and the share of each in the pixels below it, float32
-    (n, tile·factor): rising and falling linearly over a quarter of a tile, and summing to 1 at every pixel."""
+    """Where tiles begin along a side of the latent, int32 (n,), and the share of each in what is made of it, float32
+    (n, tile·factor): rising and falling linearly over a quarter of a tile, and summing to 1 everywhere."""
     if side <= tile:
         return np.zeros(1, np.int32), np.ones((1, side * factor), np.float32)
     overlap = tile // 4
@@ -153,21 +176,26 @@ def vae_factor(vae: Any) -> int:
 
 
 def encode_masked_image(
-    vae: Any, vae_params, images: jax.Array, masks: jax.Array, noise: jax.Array | None = None
+    vae: Any,
+    vae_params,
+    images: jax.Array,
+    masks: jax.Array,
+    noise: jax.Array | None = None,
+    tile: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The two picture conditions of FLUX-Fill.
 
     Args:
       images: (B, H, W, 3), uint8 or [0, 1].
       masks: (B, H, W), 1 = generate.
-      noise: see `encode_image`.
+      noise, tile: see `encode_image`.
 
     Returns:
       packed latents of `image·(1 − mask)` taken in [−1, 1], (B, N, 4C), and packed mask, (B, N, 4f²).
     """
     masks = masks.astype(jnp.float32)
     masked = to_model_range(images) * (1.0 - masks[..., None])
-    return pack(encode_image(vae, vae_params, masked, noise)), pack_mask(masks, vae_factor(vae))
+    return pack(encode_image(vae, vae_params, masked, noise, tile)), pack_mask(masks, vae_factor(vae))
 
 
 def encode_sample(

@@ -51,7 +51,7 @@ class FillPipeline:
       prompts: text encoders with a cache.
       shift: resolution-dependent shift of the noise schedule (scheduler/scheduler_config.json).
       mesh: on which the parameters lie; None: one device, which they reach with the first call.
-      decode_tile: pixels; a picture with a longer side is decoded in tiles of this size, see
+      vae_tile: pixels; a picture with a longer side is encoded and decoded in tiles of this size, see
         `conditioning.decode_latents`. None never cuts.
     """
 
@@ -61,7 +61,7 @@ class FillPipeline:
     prompts: PromptEncoder
     shift: Shift
     mesh: Mesh | None = None
-    decode_tile: int | None = 1024
+    vae_tile: int | None = 1024
 
     @classmethod
     def from_pretrained(
@@ -263,7 +263,7 @@ class FillPipeline:
             true_cfg_scale,
             transformer=self.transformer,
             vae=self.vae,
-            tile=self.decode_tile and self.decode_tile // conditioning.vae_factor(self.vae),
+            tile=self.vae_tile and self.vae_tile // conditioning.vae_factor(self.vae),
         )
         return np.asarray(pictures)
 
@@ -302,7 +302,7 @@ def _generate(params, batch, schedule, stop, guidance_scale, true_cfg_scale, *, 
     height, width = noise.shape[1:3]
     ids = conditioning.image_ids(height, width)
     masked_image, mask = conditioning.encode_masked_image(
-        vae, params["vae"], batch["images"], batch["masks"], batch["posterior_noise"]
+        vae, params["vae"], batch["images"], batch["masks"], batch["posterior_noise"], tile
     )
     condition = conditioning.Condition(masked_image, mask, *batch["text"])
     if condition.negative_prompt_embeds is None:

@@ -177,6 +177,30 @@ class PromptEncoder:
         return apply
 
 
+def prompt_reader(
+    prompts: PromptEncoder, length: int, batch_size: int, learning: bool = False
+) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A function that replaces the `prompt` of a batch by what `losses.flow_matching_loss` reads of it and, for samples
+    whose prompt is dropped, of the empty one.
+
+    Args:
+      length: tokens that T5 reads.
+      learning: whether the text encoders learn, so that tokens are read and not the states of fixed encoders.
+    """
+    names: tuple[str, ...] = ("prompt_embeds", "pooled", "negative_prompt_embeds", "negative_pooled")
+    read: Callable[[list[str], int], tuple] = prompts.encode
+    if learning:
+        names, read = ("clip_ids", "t5_ids", "empty_clip_ids", "empty_t5_ids"), prompts.tokenize
+    empty = read([""] * batch_size, length)
+
+    def prepare(batch: dict[str, Any]) -> dict[str, Any]:
+        texts = [str(text) for text in batch["prompt"]]
+        others = {name: array for name, array in batch.items() if name != "prompt"}
+        return others | dict(zip(names, (*read(texts, length), *empty), strict=True))
+
+    return prepare
+
+
 def _tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length: int, reader: str) -> np.ndarray:
     """(B, length) int32; warns of each prompt that is longer, or holds what the tokenizer does not know."""
     prompts = list(prompts)

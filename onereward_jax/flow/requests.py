@@ -11,10 +11,7 @@ import numpy as np
 from onereward_jax import inputs, tasks
 from onereward_jax.errors import UserError
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 _FIELDS = ("image", "mask", "prompt", "negative_prompt", "task", "extend")
-# What a task is asked for when there is no prompt.
-_FIXED_PROMPTS = {"object_removal": tasks.REMOVAL_PROMPT, "image_extend": tasks.EXTEND_PROMPT}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +52,7 @@ class Request:
         if (self.mask is None) == (self.extend is None):
             given = "both a mask and sides to extend" if self.mask else "neither a mask nor sides to extend"
             raise UserError(f"there are {given}: give one of --mask and --extend")
-        prompt = self.prompt or _FIXED_PROMPTS.get(task)
+        prompt = self.prompt or tasks.FIXED_PROMPTS.get(task)
         if prompt is None:
             raise UserError(f"{task} needs a prompt: say what the picture should show")
         return prompt
@@ -100,7 +97,7 @@ def read_requests(image: Path, mask: Path | None, **given: Any) -> list[Request]
         return [Request(image, mask, name=str(image), **given)]
     files = _pictures_in(image)
     if not files:
-        raise UserError(f"{image} holds no picture ({', '.join(PICTURES)}): give another folder")
+        raise UserError(f"{image} holds no picture ({', '.join(inputs.PICTURES)}): give another folder")
     if mask is None or not mask.is_dir():
         return [Request(file, mask, name=str(file), **given) for file in files]
     masks = {file.stem: file for file in _pictures_in(mask)}
@@ -108,7 +105,7 @@ def read_requests(image: Path, mask: Path | None, **given: Any) -> list[Request]
 
 
 def _pictures_in(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in PICTURES)
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in inputs.PICTURES)
 
 
 def _of_line(line: str, directory: Path, name: str, given: dict[str, Any]) -> Request:

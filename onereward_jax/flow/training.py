@@ -3,7 +3,6 @@
 Both write a model in the official layout to `workdir/export`.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from onereward_jax.data.proving_ground import ProvingGround, all_prompts
 from onereward_jax.data.proving_ground.tokenizers import write_clip_tokenizer, write_t5_tokenizer
 from onereward_jax.flow import conditioning, losses
 from onereward_jax.flow.pipeline import FillPipeline, latent_shape
-from onereward_jax.flow.prompts import PromptEncoder
+from onereward_jax.flow.prompts import PromptEncoder, prompt_reader
 from onereward_jax.flow.schedule import Shift
 from onereward_jax.lora import LoRA
 from onereward_jax.train_state import create_state, make_optimizer, supervised_step
@@ -69,7 +68,7 @@ def train_base(config: ConfigDict, workdir: Path) -> None:
         if settings.start
         else new_pipeline(config, workdir)
     )
-    prompts, length = pipeline.prompts, config.max_sequence_length
+    prompts = pipeline.prompts
     side = latent_shape(pipeline.vae, config.data.resolution, config.data.resolution)[0]
     transformer = pipeline.transformer.clone(dtype=settings.dtype, remat=settings.remat)
     params = {"transformer": pipeline.params["transformer"]}
@@ -83,17 +82,6 @@ def train_base(config: ConfigDict, workdir: Path) -> None:
     def record(index: int, task: str) -> dict[str, np.ndarray]:
         row = index % settings.scenes_per_task
         return {name: array[row] for name, array in encoded[task].items()}
-
-    # Of every prompt and, for those that are dropped, of the empty one: tokens, or states of fixed encoders.
-    names: tuple[str, ...] = ("prompt_embeds", "pooled", "negative_prompt_embeds", "negative_pooled")
-    read: Callable[[list[str], int], tuple] = prompts.encode
-    if text_encoders:
-        names, read = ("clip_ids", "t5_ids", "empty_clip_ids", "empty_t5_ids"), prompts.tokenize
-    empty = read([""] * config.train.batch_size, length)
-
-    def prepare(batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        texts = [str(text) for text in batch.pop("prompt")]
-        return batch | dict(zip(names, (*read(texts, length), *empty), strict=True))
 
     loss = losses.flow_matching_loss(
         transformer, (side, side), **text_encoders, prompt_dropout=settings.prompt_dropout, shift=pipeline.shift
@@ -110,7 +98,7 @@ def train_base(config: ConfigDict, workdir: Path) -> None:
         params=params,
         frozen=frozen,
         record=record,
-        prepare=prepare,
+        prepare=prompt_reader(prompts, config.max_sequence_length, config.train.batch_size, bool(text_encoders)),
         description="flow matching",
     )
     trained = jax.device_get(state.ema)

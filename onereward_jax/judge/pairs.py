@@ -1,8 +1,6 @@
 """Annotated pairs for the judge, of datasets in either form, and batches of pictures of many sizes.
 
-A batch holds pairs of one shape: the sizes at which the judge sees both pictures. Which shape, is drawn for the batch;
-tasks and pairs are drawn within it so that, over many batches, every task has its weight and every pair of a task the
-same chance.
+A batch holds pairs of one shape: the sizes at which the judge sees both pictures.
 """
 
 import functools
@@ -14,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import PIL.Image
 
+from onereward_jax.data.buckets import BucketDraw, Size, common_shapes
 from onereward_jax.data.preferences.dataset import BAD_SHARE, Records, good_records, open_records
 from onereward_jax.data.preferences.record import Record
 from onereward_jax.errors import UserError
@@ -23,7 +22,6 @@ from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.vision import ImageSettings, smart_resize
 from onereward_jax.tasks import CELLS, dimensions_of
 
-Size = tuple[int, int]  # height, width
 Shape = tuple[Size, Size]
 
 
@@ -185,29 +183,13 @@ def resized(image: np.ndarray, size: Size) -> np.ndarray:
     return np.asarray(PIL.Image.fromarray(image).resize(size[::-1], PIL.Image.Resampling.BICUBIC))
 
 
-def common_shapes(shapes: Sequence[Shape], least: int) -> dict[Shape, Shape]:
-    """Each shape -> the one in which it is shown: itself, if `least` pairs have it, or else the nearest that they have.
-
-    Every shape compiles its own program, and fewer pairs than a batch would fill it with copies of one another. Where
-    no shape has that many, the most frequent one takes all.
-    """
-    counts: dict[Shape, int] = {}
-    for shape in shapes:
-        counts[shape] = counts.get(shape, 0) + 1
-    kept = [shape for shape, count in counts.items() if count >= least] or [max(counts, key=lambda s: counts[s])]
-    return {shape: shape if shape in kept else min(kept, key=lambda other: _distance(shape, other)) for shape in counts}
-
-
 def _distance(shape: Shape, other: Shape) -> float:
     sides = zip((*shape[0], *shape[1]), (*other[0], *other[1]), strict=True)
     return sum(abs(math.log(a / b)) for a, b in sides)
 
 
 class PairDraw:
-    """Draws pairs for batches of one shape each.
-
-    With one shape, the task is the one that the mixture drew; with several, it is drawn here, given the batch's shape.
-    """
+    """Draws pairs for batches of one shape each: the sizes of both pictures, see `data.buckets`."""
 
     def __init__(
         self,
@@ -223,37 +205,25 @@ class PairDraw:
           weights: of the tasks.
           balanced: a dimension of the task is drawn first, each as likely, then a pair that is annotated in it.
         """
-        self._pairs, self._batch_size, self._balanced = pairs, batch_size, balanced
+        self._pairs, self._balanced = pairs, balanced
         asked = pairs.where(lambda pair: weights.get(pair.task, 0) > 0)
         # Both orders of a pair are asked in any case: of two sizes, the larger stands first.
         self._seen = functools.partial(seen_shape, settings=settings, step=step)
         ordered = [max(shape, shape[::-1]) for shape in map(self._seen, asked)]
-        shown = common_shapes(ordered, batch_size)
-        self._members: dict[Shape, dict[str, list[Pair]]] = {}
-        for pair, shape in zip(asked, ordered, strict=True):
-            self._members.setdefault(shown[shape], {}).setdefault(pair.task, []).append(pair)
+        # Fewer pairs than a batch would fill it with copies of one another.
+        shown = common_shapes(ordered, batch_size, _distance)
         self._annotated: dict[tuple[Shape, str], dict[str, list[Pair]]] = {}
         for pair, shape in zip(asked, ordered, strict=True):
+            of_task = self._annotated.setdefault((shown[shape], pair.task), {})
             for dimension in pair.labels:
-                of_task = self._annotated.setdefault((shown[shape], pair.task), {})
                 of_task.setdefault(dimension, []).append(pair)
-        self.shapes: tuple[Shape, ...] = tuple(self._members)
-        # P(shape, task) = P(task) · P(shape | task).
-        totals: dict[str, int] = {}
-        for pair in asked:
-            totals[pair.task] = totals.get(pair.task, 0) + 1
-        self._p = {
-            shape: {task: weights[task] * len(of_task) / totals[task] for task, of_task in by_task.items()}
-            for shape, by_task in self._members.items()
-        }
+        items = ((shown[shape], pair.task, pair) for pair, shape in zip(asked, ordered, strict=True))
+        self._draw: BucketDraw[Shape, Pair] = BucketDraw(items, batch_size, weights)
+        self.shapes = self._draw.shapes
 
     def shape(self, seed: int, index: int) -> Shape:
         """Of the batch in which sample `index` of the run is."""
-        if len(self.shapes) == 1:
-            return self.shapes[0]
-        p = [sum(self._p[shape].values()) for shape in self.shapes]
-        generator = np.random.default_rng((seed, index // self._batch_size, 1))
-        return self.shapes[generator.choice(len(p), p=np.asarray(p) / sum(p))]
+        return self._draw.shape(seed, index)
 
     def draw(
         self, generator: np.random.Generator, seed: int, index: int, task: str
@@ -266,17 +236,12 @@ class PairDraw:
           seed, index: of the run, and of the sample in it.
           task: as the mixture drew it.
         """
-        shape = self.shape(seed, index)
-        if len(self.shapes) > 1:
-            tasks = list(self._p[shape])
-            p = np.asarray(list(self._p[shape].values()))
-            task = tasks[generator.choice(len(tasks), p=p / p.sum())]
-        members, dimension = self._members[shape][task], ""
+        shape, task, pair = self._draw.draw(generator, seed, index, task)
+        dimension = ""
         if self._balanced:
             annotated = self._annotated[shape, task]
             dimension = sorted(annotated)[generator.integers(len(annotated))]
-            members = annotated[dimension]
-        pair = members[generator.integers(len(members))]
+            pair = annotated[dimension][generator.integers(len(annotated[dimension]))]
         if shape[0] == shape[1]:
             turned = bool(generator.random() >= 0.5)  # which of the two stands first says nothing
         else:

@@ -34,7 +34,7 @@ from onereward_jax.judge.pairs import (
     text_free,
 )
 from onereward_jax.judge.planted import plant_pair
-from onereward_jax.lora import LoRA, attach
+from onereward_jax.lora import LoRA
 from onereward_jax.tasks import CELLS, dimensions_of, question
 from onereward_jax.train_state import TrainState, create_state, make_optimizer, supervised_step
 from onereward_jax.weights.lora import save_adapter
@@ -121,10 +121,9 @@ def train_judge(config: ConfigDict, workdir: Path, watch: Watch | None = None) -
     if adapters.rank:
         loss, frozen = adapters.loss(loss), judge.params
         params = adapters.init(params, jax.random.key(config.seed))
-        whole = lambda trained: attach(frozen, trained, adapters.scale)  # noqa: E731
     else:
         frozen = {name: tree for name, tree in judge.params.items() if name not in params}
-        whole = lambda trained: {**frozen, **trained}  # noqa: E731
+    whole = functools.partial(adapters.whole, frozen=frozen)
 
     def averaged(state: TrainState) -> Any:
         return state.params if state.ema is None else state.ema

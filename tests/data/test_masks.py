@@ -37,3 +37,15 @@ def test_what_is_wrong_is_said_in_one_sentence():
         masks.cover("lasso", 10, 10, (0, 0, 5, 5), np.random.default_rng(0))
     with pytest.raises(ValueError, match="mask is empty"):
         masks.bounding_box(np.zeros((4, 4), np.uint8))
+
+
+@pytest.mark.parametrize("draw", [masks.random_cover, masks.random_borders])
+def test_drawn_masks_ask_for_a_part(draw):
+    made = [draw(48, 80, np.random.default_rng(seed), 0.2, 0.7) for seed in range(40)]
+    assert all(mask.shape == (48, 80) and 0.02 < mask.mean() < 0.95 for mask in made)
+    np.testing.assert_array_equal(made[0], draw(48, 80, np.random.default_rng(0), 0.2, 0.7))
+    assert len({mask.tobytes() for mask in made}) > 30
+    widths = [masks.bounding_box(mask)[2] - masks.bounding_box(mask)[0] for mask in made]
+    assert min(widths) >= 10
+    if draw is masks.random_cover:
+        assert max(widths) <= 80 * 0.75

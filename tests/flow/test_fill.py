@@ -196,23 +196,60 @@ def _noise_of(pipeline, seed):
     return sample_noise(jax.random.split(jax.random.key(seed))[0], [0], latent_shape(pipeline.vae, HEIGHT, WIDTH))
 
 
-def test_a_large_picture_is_decoded_in_tiles_without_seams():
+@pytest.fixture(scope="module")
+def photo():
+    """The packaged autoencoder, its parameters, and a photograph (1, 128, 128, 3) in [−1, 1]."""
+    vae, params = load_component("miniature/base/vae", "vae")
+    image = ProvingGround("test", 128, 0).scene(0, "image_fill").target[None]
+    return vae, params, conditioning.to_model_range(jnp.asarray(image))
+
+
+# Corners of the four tiles of 24 latents that cover 32, a side.
+TILES = [(slice(top, top + 24), slice(left, left + 24)) for top, left in itertools.product((0, 8), repeat=2)]
+
+
+def scaled(tile, factor):
+    return tuple(slice(factor * side.start, factor * side.stop) for side in tile)
+
+
+def jump(difference):
+    """The largest mean step between two columns."""
+    return np.abs(np.diff(difference, axis=2)).mean(axis=(0, 1, 3)).max()
+
+
+def test_a_large_picture_is_decoded_in_tiles_without_seams(photo):
     """On a photograph and the packaged autoencoder: tiles change it by less than half of what the autoencoder itself
     does, and their blending takes away most of the jump between them."""
-    vae, params = load_component("miniature/base/vae", "vae")
-    photo = ProvingGround("test", 128, 0).scene(0, "image_fill").target[None]
-    latents = conditioning.encode_image(vae, params, conditioning.to_model_range(jnp.asarray(photo)))
+    vae, params, image = photo
+    latents = conditioning.encode_image(vae, params, image)
     decode = lambda latents, tile=None: np.asarray(conditioning.decode_latents(vae, params, latents, tile))  # noqa: E731
     whole, tiled = decode(latents), decode(latents, 24)
     np.testing.assert_array_equal(decode(latents, 32), whole)
     error = lambda images: np.sqrt(np.square(images - whole).mean())  # noqa: E731
-    assert 0 < error(tiled) < error(np.asarray(conditioning.to_model_range(jnp.asarray(photo)))) / 2
+    assert 0 < error(tiled) < error(np.asarray(image)) / 2
     unblended = np.zeros_like(whole)
-    for top, left in itertools.product((0, 8), repeat=2):  # the same tiles, one over the other
-        tile = decode(latents[:, top : top + 24, left : left + 24])
-        unblended[:, 4 * top : 4 * top + 96, 4 * left : 4 * left + 96] = tile
-    jump = lambda images: np.abs(np.diff(images - whole, axis=2)).mean(axis=(0, 1, 3)).max()  # noqa: E731
-    assert jump(tiled) < jump(unblended) / 2
+    for tile in TILES:  # one over the other
+        unblended[:, *scaled(tile, 4)] = decode(latents[:, *tile])
+    assert jump(tiled - whole) < jump(unblended - whole) / 2
+
+
+def test_a_large_picture_is_encoded_in_tiles_without_seams(photo):
+    """As it is decoded; the posterior's deviation is blended as its mean is."""
+    vae, params, image = photo
+    encode = lambda image, tile=None, noise=None: np.asarray(  # noqa: E731
+        conditioning.encode_image(vae, params, image, noise, tile)
+    )
+    whole, tiled = encode(image), encode(image, 24)
+    np.testing.assert_array_equal(encode(image, 32), whole)
+    assert 0 < np.sqrt(np.square(tiled - whole).mean()) < 0.1  # of latents whose deviation is 1
+    unblended = np.zeros_like(whole)
+    for tile in TILES:
+        unblended[:, *tile] = encode(image[:, *scaled(tile, 4)])
+    assert jump(tiled - whole) < jump(unblended - whole) / 2
+    noise = np.ones_like(whole)
+    np.testing.assert_allclose(
+        encode(image, 24, noise) - tiled, encode(image, None, noise) - whole, atol=0.05 * vae.scaling_factor
+    )
 
 
 def test_golden(tmp_path):

@@ -14,7 +14,6 @@ from onereward_jax.judge.pairs import (
     PairDraw,
     check_record,
     class_balance,
-    common_shapes,
     read_pairs,
     resized,
     seen_size,
@@ -74,13 +73,6 @@ def test_steps_make_few_sizes_of_many():
     assert seen_size((105, 60), SETTINGS) == (104, 64)
     assert seen_size((105, 60), SETTINGS, 32) == (96, 64)
     assert seen_size((17, 8), SETTINGS, 32) == (32, 32)
-
-
-def test_rare_shapes_are_shown_as_the_nearest_common_one():
-    square, wide, tall, slim = ((8, 8), (8, 8)), ((8, 16), (8, 16)), ((16, 8), (16, 8)), ((8, 20), (8, 16))
-    shown = common_shapes([square] * 4 + [wide] * 4 + [tall, slim], 4)
-    assert shown == {square: square, wide: wide, tall: square, slim: wide}
-    assert common_shapes([wide, tall, tall], 4) == {wide: tall, tall: tall}
 
 
 def test_batches_are_of_one_shape_and_tasks_keep_their_weights(write):

@@ -17,9 +17,10 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
-from onereward_jax import FillPipeline  # noqa: E402
+from onereward_jax import FillPipeline, lora  # noqa: E402
 from onereward_jax.flow import conditioning, sampler  # noqa: E402
 from onereward_jax.flow.pipeline import latent_shape  # noqa: E402
+from onereward_jax.weights.lora import save_adapter  # noqa: E402
 from tests.flow import tiny  # noqa: E402
 from tests.parity import compare  # noqa: E402
 
@@ -232,26 +233,47 @@ def test_a_round_trip_opens_in_diffusers_without_a_warning_and_makes_the_same_pi
 _LIBRARIES = ((diffusers, "diffusers"), (transformers, "transformers"))
 
 
-def test_decoding_in_tiles_equals_diffusers_tiled_decode(directory):
+@pytest.mark.parametrize("way", ["encode", "decode"])
+def test_tiles_equal_diffusers(directory, way):
     """Where both lay a tile: diffusers adds a last, small one at the end of each side. And outside of the crossings of
     two seams, where its order of blending counts the upper left tile twice."""
     vae = opened(directory).vae
     tile, overlap = 16, 4
     vae.tile_latent_min_size, vae.tile_sample_min_size = tile, 2 * tile
-    latents = np.random.default_rng(0).standard_normal((1, 28, 28, 4)).astype(np.float32)
-    with torch.no_grad(), compare.one_thread():
-        expected = vae.tiled_decode(torch.from_numpy(latents).permute(0, 3, 1, 2)).sample.permute(0, 2, 3, 1).numpy()
     pipeline = FillPipeline.from_pretrained(directory, dtype="float32")
-    module = pipeline.vae.clone(scaling_factor=1.0, shift_factor=0.0)
-    made = conditioning.decode_latents(module, pipeline.params["vae"], latents, tile)
-    whole = conditioning.decode_latents(module, pipeline.params["vae"], latents)
-    inside = 2 * (28 - overlap)
-    seam = slice(2 * (tile - overlap), 2 * tile)
+    module, params = pipeline.vae.clone(scaling_factor=1.0, shift_factor=0.0), pipeline.params["vae"]
+    functions = {
+        "encode": (2, 3, 1, lambda x: vae._tiled_encode(x)[:, :4], conditioning.encode_image),
+        "decode": (1, 4, 2, lambda x: vae.tiled_decode(x).sample, conditioning.decode_latents),
+    }
+    reads, channels, writes, official, own = functions[way]
+    array = np.random.default_rng(0).standard_normal((1, 28 * reads, 28 * reads, channels)).astype(np.float32)
+    with torch.no_grad(), compare.one_thread():
+        expected = official(torch.from_numpy(array).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
+    made, whole = own(module, params, array, tile=tile), own(module, params, array)
+    inside = writes * (28 - overlap)
+    seam = slice(writes * (tile - overlap), writes * tile)
     compared = np.ones((inside, inside), bool)
     compared[seam, seam] = False
     pick = lambda images: np.asarray(images)[0, :inside, :inside][compared]  # noqa: E731
     assert compare.relative_error(pick(made), pick(expected)) < compare.TOLERANCE
     assert compare.relative_error(pick(whole), pick(expected)) > 100 * compare.TOLERANCE  # the tiles are seen
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_an_adapter(directory, request_, tmp_path):
+    """Of every kind of layer, through the whole pipeline: as `load_lora_weights` applies it."""
+    pytest.importorskip("peft")
+    plain = FillPipeline.from_pretrained(directory, dtype="float32")
+    adapter = lora.LoRA(rank=4, alpha=4.0).init(plain.params["transformer"], jax.random.key(0))
+    trained = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), adapter)
+    save_adapter(tmp_path, "transformer", trained, 0.7)
+    official = opened(directory)
+    official.load_lora_weights(tmp_path)
+    expected, _ = theirs(official, request_, 4.0, 1.0)
+    adapted = FillPipeline.from_pretrained(directory, dtype="float32", lora=tmp_path)
+    assert compare.relative_error(ours(adapted, request_, 4.0, 1.0), expected) < IMAGE_TOLERANCE
+    assert compare.relative_error(ours(plain, request_, 4.0, 1.0), expected) > 100 * IMAGE_TOLERANCE
 
 
 def test_the_golden_is_what_diffusers_makes(request_, tmp_path):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Protocol
 from onereward_jax.data.preferences.folder import FILE, PATTERN, Folder, write_folder
 from onereward_jax.data.preferences.record import Record, picture_sizes
 from onereward_jax.data.preferences.tfds import TfdsRecords, tfds_directory, write_tfds
+from onereward_jax.data.skipped import Skipped
 from onereward_jax.errors import UserError
 from onereward_jax.files import whole_directory
 
@@ -18,7 +18,6 @@ FORMS = ("folder", "tfds")
 # What `onereward make-preferences` writes before its first and after its last part.
 MADE_OF, COMPLETE = "made_of.json", "complete.json"
 BAD_SHARE = 0.01  # of a dataset's records: more, and nothing is done with the rest
-_NAMED = 10  # bad records that are named; the rest is counted
 _AT_ONCE = 64  # records that are checked together
 
 
@@ -93,7 +92,7 @@ def good_records(
     Raises:
       UserError: at the end, if more are.
     """
-    bad: list[str] = []
+    skipped = Skipped("records", str(records.directory), bad_share)
     seen: set[str] = set()
 
     def load(index: int) -> Checked | str:
@@ -117,16 +116,8 @@ def good_records(
                     seen.add(found.record.id)
                     yield found
                     continue
-                bad.append(found)
-                if len(bad) <= _NAMED:
-                    print(f"skipped: {found}", file=sys.stderr)
-    if len(bad) > _NAMED:
-        print(f"skipped: {len(bad) - _NAMED} more records of {records.directory}", file=sys.stderr)
-    if len(bad) > bad_share * len(records):
-        raise UserError(
-            f"{len(bad)} of {len(records)} records in {records.directory} are bad, more than the share of {bad_share:g}"
-            f" that may be: correct them; the first is {bad[0]}"
-        )
+                skipped.add(str(found))
+    skipped.end(len(records))
 
 
 def write_records(directory: Path, records: Iterator[Record], form: str) -> None:

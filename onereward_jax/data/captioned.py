@@ -1,0 +1,240 @@
+"""A user's own pictures with captions: a folder as it lies, or described by metadata.jsonl; see docs/finetune.md."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from onereward_jax import inputs
+from onereward_jax.configuration import did_you_mean
+from onereward_jax.data import masks
+from onereward_jax.data.buckets import Size
+from onereward_jax.data.samples import Sample
+from onereward_jax.data.skipped import Skipped
+from onereward_jax.errors import UserError
+from onereward_jax.tasks import FIXED_PROMPTS, TASKS
+
+METADATA = "metadata.jsonl"  # as of the `datasets` library's ImageFolder
+_CAPTIONS = ("text", "caption", "prompt")  # names that the field has in public data, the first that is there counts
+# Tasks of a picture that names none: what is under a mask of these can be any picture's own.
+_ANY_TASK = ("image_fill", "image_extend")
+_CACHED = 256  # pictures, at the size at which they are cut
+
+
+@dataclasses.dataclass(frozen=True)
+class Captioned:
+    """A picture and what it shows.
+
+    Attributes:
+      id: path of the picture as the folder or its metadata names it.
+      image, mask: picture files; white in the mask is what the model is asked for. Without a mask, masks are drawn.
+      caption: empty only for a task that has a fixed prompt.
+      tasks: for which it is shown.
+      size: of the picture, upright.
+    """
+
+    id: str
+    image: Path
+    mask: Path | None
+    caption: str
+    tasks: tuple[str, ...]
+    size: Size = (0, 0)
+
+
+def read_captioned(path: Path, caption: str = "", bad_share: float = 0.0, num_threads: int = 4) -> list[Captioned]:
+    """Every picture that can be used, after it was decoded; the others are named on stderr.
+
+    Args:
+      path: a folder of pictures or a .jsonl file whose paths are relative to it.
+      caption: of pictures that have none.
+      bad_share: of the pictures, that may be bad.
+
+    Raises:
+      FileNotFoundError: there is no such folder or file.
+      UserError: it holds no picture, or none has a caption, or more are bad than may be.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"there is no folder {path} of pictures: check data.path")
+    found: list[Captioned | str] = list(_listed(path, caption))
+    if not found:
+        raise UserError(f"{path} holds no picture ({', '.join(inputs.PICTURES)}): give another data.path")
+    if all(isinstance(item, Captioned) and not item.caption and item.tasks == _ANY_TASK for item in found):
+        raise UserError(
+            f"no picture of {path} has a caption: write NAME.txt beside each, or {METADATA}, or one for all in"
+            " data.caption"
+        )
+    skipped = Skipped("pictures", str(path), bad_share)
+    with ThreadPoolExecutor(num_threads) as pool:
+        read = tqdm(pool.map(_checked, found), total=len(found), desc="reading pictures", disable=None)
+        good = []
+        for item in read:
+            if isinstance(item, Captioned):
+                good.append(item)
+            else:
+                skipped.add(item)
+    skipped.end(len(found))
+    return good
+
+
+def _checked(item: Captioned | str) -> Captioned | str:
+    """The picture with its size, or what is wrong with it."""
+    if isinstance(item, str):
+        return item
+    try:
+        if not item.caption and not all(task in FIXED_PROMPTS for task in item.tasks):
+            raise UserError(f"it has no caption: write {item.image.stem}.txt beside it, or set data.caption")
+        image = inputs.read_image(item.image)
+        if item.mask is not None:
+            inputs.check_size(image, inputs.read_mask(item.mask), (str(item.image), str(item.mask)))
+    except OSError as error:
+        return f"{error.filename} can't be opened ({error.strerror}): check the path"
+    except UserError as error:
+        return str(error) if str(item.image) in str(error) else f"{item.image}: {error}"
+    return dataclasses.replace(item, size=image.shape[:2])
+
+
+# -------------------------------------------------------------------------------------------------------- the layout
+
+
+def _listed(path: Path, caption: str) -> Iterator[Captioned | str]:
+    """What the folder or the file names, unread; a text for a line that is none."""
+    metadata = path / METADATA if path.is_dir() else path
+    if metadata.is_file() and metadata.suffix == ".jsonl":
+        for number, line in enumerate(metadata.read_text(encoding="utf-8").splitlines(), start=1):
+            if line.strip():
+                try:
+                    yield _of_line(line, metadata.parent, caption)
+                except ValueError as error:
+                    yield f"{metadata}, line {number}: {error}"
+        return
+    if not path.is_dir():
+        raise UserError(f"{path} is neither a folder of pictures nor a .jsonl file: give another data.path")
+    files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in inputs.PICTURES and file.is_file()]
+    given = {file: mask for file in files if (mask := _mask_beside(file)) is not None}
+    for file in files:
+        if file.parent.name == "masks" or file in given.values():
+            continue
+        note = file.with_suffix(".txt")
+        text = note.read_text(encoding="utf-8", errors="replace").strip() if note.is_file() else ""
+        mask = given.get(file)
+        yield Captioned(str(file.relative_to(path)), file, mask, text or caption, _tasks(None, mask))
+
+
+def _mask_beside(image: Path) -> Path | None:
+    """NAME_mask.* beside the picture, or masks/NAME.* in its folder."""
+    for suffix in inputs.PICTURES:
+        for mask in (image.with_name(f"{image.stem}_mask{suffix}"), image.parent / "masks" / f"{image.stem}{suffix}"):
+            if mask.is_file():
+                return mask
+    return None
+
+
+def _tasks(task: str | None, mask: Path | None) -> tuple[str, ...]:
+    if task is not None:
+        return (task,)
+    return _ANY_TASK if mask is None else ("image_fill",)
+
+
+def _of_line(line: str, directory: Path, caption: str) -> Captioned:
+    """
+    Raises:
+      ValueError: the line describes no picture.
+    """
+    try:
+        fields: Any = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"it is no JSON ({error}): write one object a line") from None
+    if not isinstance(fields, dict) or not isinstance(fields.get("file_name"), str):
+        raise UserError("it names no picture: write its path into file_name")
+    for name in (*_CAPTIONS, "mask", "task"):
+        if not isinstance(fields.get(name, ""), str | None):
+            raise UserError(f"{name} is {fields[name]!r}: write a text")
+    task, mask = fields.get("task") or None, fields.get("mask") or None
+    if task is not None and task not in TASKS:
+        hint = did_you_mean(task, TASKS) or f": choose one of {', '.join(TASKS)}"
+        raise UserError(f"task is {task!r}{hint}")
+    image = directory / fields["file_name"]
+    mask = directory / mask if mask else _mask_beside(image)
+    text = next((fields[name].strip() for name in _CAPTIONS if fields.get(name)), "")
+    # The caption for all pictures is none of a removal.
+    text = text or ("" if task in FIXED_PROMPTS else caption)
+    return Captioned(fields["file_name"], image, mask, text, _tasks(task, mask))
+
+
+# ----------------------------------------------------------------------------------------------------------- samples
+
+
+def prompt_of(picture: Captioned, task: str) -> str:
+    """The caption, or the task's fixed prompt."""
+    return picture.caption or FIXED_PROMPTS[task]
+
+
+def draw_sample(
+    picture: Captioned, size: Size, task: str, generator: np.random.Generator, hole: tuple[float, float]
+) -> Sample:
+    """The picture at `size`, cut to its aspect at a random place, under its own mask or one that is drawn.
+
+    Args:
+      hole: least and most of a side of the picture that a drawn mask takes, see `data.masks`.
+    """
+    image = _covering(picture.image, size)
+    slack = np.subtract(image.shape[:2], size)
+    if picture.mask is None:
+        top, left = (int(generator.integers(room + 1)) for room in slack)
+        draw = masks.random_borders if task == "image_extend" else masks.random_cover
+        mask = draw(*size, generator, *hole)
+    else:
+        whole = _covering_mask(picture.mask, size)
+        rows, columns = np.nonzero(whole)
+        place = generator.integers(len(rows))  # a pixel of the mask, so that some of it is within
+        top, left = (
+            int(np.clip(at[place] - side // 2, 0, room))
+            for at, side, room in zip((rows, columns), size, slack, strict=True)
+        )
+        mask = whole[top : top + size[0], left : left + size[1]]
+    cut = image[top : top + size[0], left : left + size[1]]
+    return Sample(cut, mask, prompt_of(picture, task), task, picture.id)
+
+
+def _covering_size(source: Size, size: Size) -> Size:
+    """`source` made as small or as large as covers `size`."""
+    scale = max(size[0] / source[0], size[1] / source[1])
+    return max(size[0], round(source[0] * scale)), max(size[1], round(source[1] * scale))
+
+
+@functools.lru_cache(maxsize=_CACHED)
+def _covering(path: Path, size: Size) -> np.ndarray:
+    image = inputs.read_image(path)
+    height, width = _covering_size(image.shape[:2], size)
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
+
+
+@functools.lru_cache(maxsize=_CACHED)
+def _covering_mask(path: Path, size: Size) -> np.ndarray:
+    """Every pixel is asked for that has a part in the mask: none of it may stay in sight."""
+    mask = inputs.read_mask(path)
+    height, width = _covering_size(mask.shape[:2], size)
+    shares = Image.fromarray(mask.astype(np.float32)).resize((width, height), Image.Resampling.BOX)
+    return (np.asarray(shares) > 0).astype(np.uint8)
+
+
+def hold_out(pictures: Sequence[Captioned], share: float, seed: int) -> tuple[list[Captioned], list[Captioned]]:
+    """(to train on, held out): at least one of each if a share is held out, and of a growing folder mostly the same."""
+
+    def digest(picture: Captioned) -> bytes:
+        return hashlib.sha256(f"{seed} {picture.id}".encode()).digest()
+
+    count = min(max(1, round(share * len(pictures))), len(pictures) - 1) if share else 0
+    held_out = {picture.id for picture in sorted(pictures, key=digest)[:count]}
+    return (
+        [picture for picture in pictures if picture.id not in held_out],
+        [picture for picture in pictures if picture.id in held_out],
+    )

@@ -1,0 +1,135 @@
+"""A user's folder of pictures: every way to say what they show, what is passed over, and how they are cut."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from onereward_jax.data.captioned import draw_sample, hold_out, read_captioned
+from onereward_jax.errors import UserError
+from onereward_jax.tasks import REMOVAL_PROMPT
+
+HOLE = (0.2, 0.7)
+
+
+def picture(path, height=20, width=30, value=None):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    generator = np.random.default_rng(len(path.name))
+    pixels = generator.integers(0, 256, (height, width, 3), np.uint8)
+    Image.fromarray(pixels if value is None else np.full((height, width), value, np.uint8)).save(path)
+
+
+def mask(path, box, height=20, width=30):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.zeros((height, width), np.uint8)
+    top, bottom, left, right = box
+    pixels[top:bottom, left:right] = 255
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Pictures beside their captions, two with masks."""
+    for name in ("a.png", "b.jpg", "c.png", "deep/d.png"):
+        picture(tmp_path / name)
+        (tmp_path / name).with_suffix(".txt").write_text(f" a {name}\n")
+    mask(tmp_path / "a_mask.png", (2, 8, 3, 9))
+    mask(tmp_path / "deep" / "masks" / "d.png", (2, 8, 3, 9))
+    return tmp_path
+
+
+def test_a_folder_as_it_lies(folder):
+    a, b, c, d = read_captioned(folder)
+    assert [p.id for p in (a, b, c, d)] == ["a.png", "b.jpg", "c.png", "deep/d.png"]
+    assert (a.caption, d.caption, b.size) == ("a a.png", "a deep/d.png", (20, 30))
+    assert (a.mask, b.mask, d.mask) == (folder / "a_mask.png", None, folder / "deep" / "masks" / "d.png")
+    assert (a.tasks, b.tasks) == (("image_fill",), ("image_fill", "image_extend"))
+
+
+@pytest.mark.parametrize("name", ["metadata.jsonl", "mine.jsonl"])
+def test_metadata(folder, name):
+    lines = [
+        {"file_name": "a.png", "text": "one"},
+        {"file_name": "b.jpg", "caption": "two", "mask": "a_mask.png", "width": 30},
+        {"file_name": "c.png", "prompt": "three", "task": "image_extend"},
+        {"file_name": "deep/d.png", "task": "object_removal"},
+    ]
+    (folder / name).write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    a, b, c, d = read_captioned(folder if name == "metadata.jsonl" else folder / name, caption="all")
+    assert [p.caption for p in (a, b, c, d)] == ["one", "two", "three", ""]
+    assert [p.tasks for p in (b, c, d)] == [("image_fill",), ("image_extend",), ("object_removal",)]
+    assert a.mask == b.mask == folder / "a_mask.png"
+    sample = draw_sample(d, (16, 16), "object_removal", np.random.default_rng(0), HOLE)
+    assert sample.prompt == REMOVAL_PROMPT
+
+
+def test_bad_pictures_are_named_and_skipped(folder, capsys):
+    (folder / "c.txt").unlink()
+    (folder / "b.jpg").write_bytes((folder / "b.jpg").read_bytes()[:200])
+    mask(folder / "a_mask.png", (2, 8, 3, 9), height=10)
+    (only,) = read_captioned(folder, bad_share=0.75)
+    assert only.id == "deep/d.png"
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped")]
+    assert "a_mask.png is 30x10 pixels" in said[0]
+    assert "b.jpg is a damaged picture" in said[1]
+    assert "c.png: it has no caption: write c.txt beside it, or set data.caption" in said[2]
+    assert len(read_captioned(folder, caption="a thing", bad_share=0.5)) == 2
+    with pytest.raises(UserError, match=r"3 of 4 pictures in .* are bad, more than the share of 0\.1 that may be"):
+        read_captioned(folder, bad_share=0.1)
+    lines = ["{", "[]", '{"file_name": "no.png", "text": "x"}', '{"file_name": "c.png", "text": 3}']
+    lines += ['{"file_name": "c.png", "text": "x", "task": "fill"}', '{"file_name": "c.png", "text": "x"}']
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    capsys.readouterr()
+    assert len(read_captioned(folder, bad_share=0.9)) == 1
+    said = capsys.readouterr().err
+    for words in (
+        "line 1: it is no JSON",
+        "line 2: it names no picture",
+        "no.png can't be opened (No such file or directory)",
+        "line 4: text is 3: write a text",
+        "line 5: task is 'fill': choose one of image_fill",
+    ):
+        assert words in said, words
+
+
+def test_what_is_no_data_is_one_sentence(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no folder .*none of pictures: check data\.path"):
+        read_captioned(tmp_path / "none")
+    with pytest.raises(UserError, match="holds no picture"):
+        read_captioned(tmp_path)
+    picture(tmp_path / "a.png")
+    with pytest.raises(UserError, match=r"no picture of .* has a caption: write NAME\.txt beside each"):
+        read_captioned(tmp_path)
+    with pytest.raises(UserError, match=r"neither a folder of pictures nor a \.jsonl file"):
+        read_captioned(tmp_path / "a.png")
+
+
+def test_a_sample_is_cut_to_its_bucket_with_its_mask(folder):
+    """A mask of the picture's own goes with its pixels, and some of it is always within."""
+    mask(folder / "b_mask.png", (9, 11, 28, 30))
+    picture(folder / "b.jpg", value=255)
+    Image.fromarray(np.asarray(Image.open(folder / "b_mask.png"))).save(folder / "b.png")  # white where the mask is
+    (folder / "b.png").rename(folder / "b.jpg")
+    b = next(p for p in read_captioned(folder) if p.id == "b.jpg")
+    for seed in range(5):
+        sample = draw_sample(b, (16, 16), "image_fill", np.random.default_rng(seed), HOLE)
+        assert sample.image.shape == (16, 16, 3)
+        assert sample.mask.shape == (16, 16)
+        assert sample.mask.any()
+        assert (sample.mask[sample.image[..., 0] > 200] == 1).all()
+    c = next(p for p in read_captioned(folder) if p.id == "c.png")
+    first, again = (draw_sample(c, (16, 32), "image_extend", np.random.default_rng(3), HOLE) for _ in range(2))
+    np.testing.assert_array_equal(first.image, again.image)
+    np.testing.assert_array_equal(first.mask, again.mask)
+    assert first.mask[[0, -1]].any() or first.mask[:, [0, -1]].any()
+
+
+def test_pictures_are_held_out_by_file(folder):
+    pictures = read_captioned(folder)
+    trained, held_out = hold_out(pictures, 0.25, seed=0)
+    assert (len(trained), len(held_out)) == (3, 1)
+    assert {p.id for p in trained} | {p.id for p in held_out} == {p.id for p in pictures}
+    assert hold_out(pictures[::-1], 0.25, seed=0)[1] == held_out
+    assert hold_out(pictures, 0.0, seed=0) == (pictures, [])
+    assert [len(part) for part in hold_out(pictures[:1], 0.5, seed=0)] == [1, 0]
