@@ -53,7 +53,7 @@ def train(
     if jax.process_count() > 1:
         raise UserError(f"training in {jax.process_count()} processes is not built yet: run one, with all its devices")
     mesh = make_mesh(**config.mesh)
-    _check_batch(config, mesh)
+    check_batch(config, mesh)
     compiled, state, frozen = compile_step(step, create, params, {} if frozen is None else frozen, mesh)
     batches = mixture.mixture(
         dict(config.data.task_weights),
@@ -82,7 +82,12 @@ def train(
     )
 
 
-def _check_batch(config: ConfigDict, mesh: Mesh) -> None:
+def check_batch(config: ConfigDict, mesh: Mesh) -> None:
+    """That the devices can share a batch.
+
+    Raises:
+      UserError: they can't.
+    """
     shards, parts = batch_shards(mesh), config.rl.accumulate if "rl" in config else 1
     if config.train.batch_size % (shards * parts):
         of_parts = f" in each of {parts} micro-batches (rl.accumulate)" if parts > 1 else ""
