@@ -31,12 +31,11 @@ from onereward_jax.cli import guarded
 from onereward_jax.data.proving_ground.tokenizers import write_qwen2_tokenizer
 from onereward_jax.judge.judge import QUESTION_BUCKET, Judge
 from onereward_jax.judge.reward import prefix_positions
-from onereward_jax.judge.vision import ImageSettings, grid_of
+from onereward_jax.judge.vision import OFFICIAL_SETTINGS, grid_of
 from onereward_jax.tasks import dimensions_of, question
 from onereward_jax.weights import qwen2_5_vl
 
 OFFICIAL = Path(__file__).parents[1] / "tests" / "goldens" / "qwen2.5-vl-7b-instruct.json"
-OFFICIAL_MAX_PIXELS = 12_845_056  # of the release's preprocessor_config.json
 LIMIT = 1.3
 TASK, PROMPT = "image_fill", "a red circle on the left"
 QUESTIONS = [question(TASK, dimension, PROMPT) for dimension in dimensions_of(TASK)]
@@ -100,7 +99,7 @@ def official_judge(tokenizer: Any) -> tuple[Judge, Any]:
     model = qwen2_5_vl.module_from_config(json.loads(OFFICIAL.read_text())["config"], dtype=jnp.bfloat16)
     inputs = qwen2_5_vl.example_inputs(model)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs))["params"]
-    return Judge(model, shapes, tokenizer, ImageSettings(max_pixels=OFFICIAL_MAX_PIXELS)), shapes
+    return Judge(model, shapes, tokenizer, OFFICIAL_SETTINGS), shapes
 
 
 def small_judge(directory: str | Path, width: int = 256, layers: int = 4) -> Judge:
@@ -112,8 +111,7 @@ def small_judge(directory: str | Path, width: int = 256, layers: int = 4) -> Jud
     vision = {"hidden_size": width, "intermediate_size": 3 * width, "num_heads": width // 32, "depth": layers}
     vision |= {"out_hidden_size": width, "fullatt_block_indexes": [layers - 1]}
     text |= {"vocab_size": len(tokenizer), "rope_parameters": rope}
-    settings = ImageSettings(max_pixels=OFFICIAL_MAX_PIXELS)
-    return Judge.create({"text_config": text, "vision_config": vision}, tokenizer, settings)
+    return Judge.create({"text_config": text, "vision_config": vision}, tokenizer, OFFICIAL_SETTINGS)
 
 
 def lengths_of(judge: Judge, size: tuple[int, int]) -> tuple[int, int]:

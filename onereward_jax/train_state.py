@@ -125,14 +125,22 @@ def compile_step(
     Returns:
       (jitted step, state on the mesh, frozen on the mesh)
     """
-    state_shardings = shardings(jax.eval_shape(create, params), mesh, rules)
+    shapes = jax.eval_shape(create, params)
     params = jax.device_put(params, shardings(params, mesh, rules))
-    state = jax.jit(create, out_shardings=state_shardings)(params)
-    frozen_shardings = shardings(frozen, mesh, rules)
-    jitted = jax.jit(
+    state = jax.jit(create, out_shardings=shardings(shapes, mesh, rules))(params)
+    return jit_step(step, shapes, frozen, mesh, rules), state, jax.device_put(frozen, shardings(frozen, mesh, rules))
+
+
+def jit_step(step: Callable, state: Any, frozen: Any, mesh: Mesh, rules: Rules = TRANSFORMER_RULES) -> Any:
+    """`step(state, frozen, batch)` jitted for a mesh; the state is donated.
+
+    Args:
+      state, frozen: arrays, or their shapes: `onereward plan` compiles the step without any.
+    """
+    state_shardings = shardings(state, mesh, rules)
+    return jax.jit(
         step,
-        in_shardings=(state_shardings, frozen_shardings, batch_sharding(mesh)),
+        in_shardings=(state_shardings, shardings(frozen, mesh, rules), batch_sharding(mesh)),
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=0,
     )
-    return jitted, state, jax.device_put(frozen, frozen_shardings)

@@ -85,9 +85,10 @@ def train(
 
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
-    """
+    """That the devices can share a batch.
+
     Raises:
-      UserError: the devices can't share a batch.
+      UserError: they can't.
     """
     shards, parts = batch_shards(mesh), config.rl.accumulate if "rl" in config else 1
     if config.train.batch_size % (shards * parts):

@@ -7,7 +7,10 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "onereward_jax"
 FLOORS = [
-    {"tasks", "errors", "files", "tree", "mesh", "lora", "pictures", "inputs", "configuration", "validation"},
+    {
+        *("tasks", "errors", "files", "tree", "mesh", "lora", "pictures", "inputs", "configuration", "validation"),
+        *("cost", "hlo", "topology"),
+    },
     {"models"},
     {"weights", "train_state", "checkpoint", "metrics", "loop", "trainer", "data"},
     {"flow"},

@@ -45,10 +45,10 @@ def common_shapes(shapes: Sequence[Shape], least: int, distance: Callable[[Shape
 
 
 class BucketDraw(Generic[Shape, Item]):
-    """Draws shapes and tasks for batches of one shape each.
+    """Draws items for batches of one shape each.
 
-    Which shape, is drawn for the batch, and tasks within it, so that, over many batches, every task has its weight and
-    every item of a task the same chance. With one shape, the task is the one that the mixture drew.
+    Which shape, is drawn for the batch; tasks and items are drawn within it so that, over many batches, every task has
+    its weight and every item of a task the same chance. With one shape, the task is the one that the mixture drew.
 
     Attributes:
       shapes: of the batches.
@@ -81,8 +81,8 @@ class BucketDraw(Generic[Shape, Item]):
         generator = np.random.default_rng((seed, index // self._batch_size, 1))
         return self.shapes[generator.choice(len(p), p=np.asarray(p) / sum(p))]
 
-    def draw(self, generator: np.random.Generator, seed: int, index: int, task: str) -> tuple[Shape, str, list[Item]]:
-        """Shape and task of a sample, and the items of both, of which it shall be any.
+    def draw(self, generator: np.random.Generator, seed: int, index: int, task: str) -> tuple[Shape, str, Item]:
+        """Shape, task and item of a sample.
 
         Args:
           generator: of the sample.
@@ -94,4 +94,5 @@ class BucketDraw(Generic[Shape, Item]):
             tasks = list(self._p[shape])
             p = np.asarray(list(self._p[shape].values()))
             task = tasks[generator.choice(len(tasks), p=p / p.sum())]
-        return shape, task, self._members[shape][task]
+        members = self._members[shape][task]
+        return shape, task, members[generator.integers(len(members))]

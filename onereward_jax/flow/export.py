@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 from onereward_jax.checkpoint import Checkpointer
 from onereward_jax.errors import UserError
@@ -15,11 +14,10 @@ from onereward_jax.flow.finetuning import PICTURES_FILE, SAMPLES
 from onereward_jax.flow.pipeline import FOLDERS
 from onereward_jax.lora import LoRA, merge
 from onereward_jax.tasks import NEGATIVE_PROMPT, REMOVAL_PROMPT
-from onereward_jax.weights import flux
 from onereward_jax.weights.bfl import save_bfl
 from onereward_jax.weights.export import save_component
 from onereward_jax.weights.hub import model_directory
-from onereward_jax.weights.load import load_component, module_from_directory, stored_dtype
+from onereward_jax.weights.load import load_component, module_from_directory, param_shapes, stored_dtype
 from onereward_jax.weights.lora import save_adapter
 
 WHAT = {"policy": "params", "ema": "ema"}  # -> field of the TrainState
@@ -145,10 +143,8 @@ def _pictures(workdir: Path) -> list[Path]:
 
 def _abstract(module: Any, adapters: LoRA) -> Any:
     """Shapes of the masters, which are float32: of the transformer, or of its adapter."""
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *flux.example_inputs(module)))["params"]
-    if adapters.rank:
-        shapes = jax.eval_shape(lambda: adapters.init(shapes, jax.random.key(0)))
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.float32), shapes)
+    shapes = param_shapes(module, "transformer")
+    return jax.eval_shape(lambda: adapters.init(shapes, jax.random.key(0))) if adapters.rank else shapes
 
 
 def model_card(config: dict[str, Any], name: str, form: str, origin: str, pictures: list[str]) -> str:

@@ -67,8 +67,8 @@ def finetune(config: ConfigDict, workdir: Path, pictures: Sequence[Captioned]) -
 
     def record(index: int, task: str) -> dict[str, Any]:
         generator = np.random.default_rng((config.seed, index))
-        _, task, members = drawn.draw(generator, config.seed, index, task)
-        return _record(samples.draw(members[generator.integers(len(members))], task, generator))
+        _, task, picture = drawn.draw(generator, config.seed, index, task)
+        return _record(samples.draw(picture, task, generator))
 
     # ---------------------------------------------------------------------------------------------------- the model
     # What is trained is kept in float32, what is frozen as it computes.

@@ -207,18 +207,7 @@ class Judge:
         Returns:
           float32 (B, D, 2), or (2, B, D, 2) with both orders.
         """
-        log_p = reward.log_p_both_orders if both_orders else reward.log_p_answers
-        return log_p(
-            self.model,
-            params,
-            unit_range(batch["first"]),
-            unit_range(batch["second"]),
-            self.prefix,
-            batch["question_ids"],
-            batch["question_lengths"],
-            self.yes_no,
-            self.settings,
-        )
+        return answer(self.model, self.prefix, self.yes_no, self.settings, params, batch, both_orders)
 
     def log_p_yes(self, first: Any, second: Any, *, question: str, params: Any = None) -> jax.Array:
         """log P(Yes) of one question about one pair: a scalar, differentiable in both images and in `params`.
@@ -346,6 +335,30 @@ class Judge:
             fields = ("size", "patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
             self._processor = Qwen2VLImageProcessorPil(**{name: config[name] for name in fields})
         return self._processor
+
+
+def answer(
+    model: Any,
+    prefix: questions.Prefix,
+    yes_no: tuple[int, int],
+    settings: ImageSettings,
+    params: Any,
+    batch: Mapping[str, Any],
+    both_orders: bool = False,
+) -> jax.Array:
+    """`Judge.apply`, for those who have no tokenizer."""
+    log_p = reward.log_p_both_orders if both_orders else reward.log_p_answers
+    return log_p(
+        model,
+        params,
+        unit_range(batch["first"]),
+        unit_range(batch["second"]),
+        prefix,
+        batch["question_ids"],
+        batch["question_lengths"],
+        yes_no,
+        settings,
+    )
 
 
 def _concatenated(images: Sequence[ImageTokens]) -> ImageTokens:

@@ -212,12 +212,13 @@ class PairDraw:
         ordered = [max(shape, shape[::-1]) for shape in map(self._seen, asked)]
         # Fewer pairs than a batch would fill it with copies of one another.
         shown = common_shapes(ordered, batch_size, _distance)
-        items = [(shown[shape], pair.task, pair) for pair, shape in zip(asked, ordered, strict=True)]
-        self._draw: BucketDraw[Shape, Pair] = BucketDraw(items, batch_size, weights)
         self._annotated: dict[tuple[Shape, str], dict[str, list[Pair]]] = {}
-        for shape, task, pair in items:
+        for pair, shape in zip(asked, ordered, strict=True):
+            of_task = self._annotated.setdefault((shown[shape], pair.task), {})
             for dimension in pair.labels:
-                self._annotated.setdefault((shape, task), {}).setdefault(dimension, []).append(pair)
+                of_task.setdefault(dimension, []).append(pair)
+        items = ((shown[shape], pair.task, pair) for pair, shape in zip(asked, ordered, strict=True))
+        self._draw: BucketDraw[Shape, Pair] = BucketDraw(items, batch_size, weights)
         self.shapes = self._draw.shapes
 
     def shape(self, seed: int, index: int) -> Shape:
@@ -235,13 +236,12 @@ class PairDraw:
           seed, index: of the run, and of the sample in it.
           task: as the mixture drew it.
         """
-        shape, task, members = self._draw.draw(generator, seed, index, task)
+        shape, task, pair = self._draw.draw(generator, seed, index, task)
         dimension = ""
         if self._balanced:
             annotated = self._annotated[shape, task]
             dimension = sorted(annotated)[generator.integers(len(annotated))]
-            members = annotated[dimension]
-        pair = members[generator.integers(len(members))]
+            pair = annotated[dimension][generator.integers(len(annotated[dimension]))]
         if shape[0] == shape[1]:
             turned = bool(generator.random() >= 0.5)  # which of the two stands first says nothing
         else:

@@ -46,6 +46,15 @@ class Prefix:
     end: tuple[int, ...]
 
 
+# What `shared_prefix` and `answer_ids` give for the tokenizer of the Qwen2.5-VL releases.
+OFFICIAL_PREFIX = Prefix(
+    begin=(151644, 8948, 198, 2610, 525, 264, 10950, 17847, 13, 151645, 198, 151644, 872, 198, 151652),
+    middle=(151653, 151652),
+    end=(151653,),
+)
+OFFICIAL_ANSWERS = (9454, 2753)
+
+
 def messages_of(question: str) -> list[dict[str, Any]]:
     """The conversation: system turn, two images and the question."""
     return [

@@ -78,6 +78,10 @@ class ImageSettings:
         }
 
 
+# preprocessor_config.json of the Qwen2.5-VL releases.
+OFFICIAL_SETTINGS = ImageSettings(max_pixels=12_845_056)
+
+
 def smart_resize(height: int, width: int, settings: ImageSettings) -> tuple[int, int]:
     """The size at which the judge sees an image: sides divisible into tokens, area within the limits.
 

@@ -29,6 +29,11 @@ from onereward_jax.train_state import TrainState, apply_gradient
 # (judge parameters, {"first", "second", "question_ids", "question_lengths"}) -> log P(Yes), log P(No): (B, D, 2)
 JudgeApply = Callable[[Any, dict[str, jax.Array]], jax.Array]
 
+# The update's parts, as profiles and `onereward plan` name them; the last three with their backward passes.
+REFERENCE, ROLLOUT = "reference_rollout", "policy_rollout"
+PREDICTION, DECODING, JUDGEMENT = "prediction", "decoding", "judgement"
+PARTS = (REFERENCE, ROLLOUT, PREDICTION, DECODING, JUDGEMENT)
+
 
 @dataclasses.dataclass(frozen=True)
 class StepConfig:
@@ -77,6 +82,11 @@ class StepConfig:
                 f"the prediction indices must satisfy 0 <= first_index <= last_index < num_steps, not"
                 f" {self.first_index}, {self.last_index}, {self.num_steps}: change the range or the steps"
             )
+
+    @property
+    def true_guidance(self) -> bool:
+        """Whether a negative prompt is read anywhere."""
+        return self.rollout_true_cfg_scale != 1.0 or self.gradient_true_cfg_scale != 1.0
 
 
 @flax.struct.dataclass
@@ -154,18 +164,20 @@ def make_step(
         condition = jax.lax.stop_gradient(condition)
 
         # 2. The reference's full denoising, or its prediction at t.
-        reference_params = state.ema if state.reference is None else state.reference
-        reference = rollout_velocity(transformer_params(frozen, reference_params), condition, ids)
-        if config.matched_reference:
-            reference_tokens = sampler.denoise(reference, reference_noise, schedule, stop)
-            reference_tokens = sampler.predict_data(reference, reference_tokens, schedule[stop])
-        else:
-            reference_tokens = sampler.denoise(reference, reference_noise, schedule, config.num_steps)
-        reference_images = jnp.clip(decode(frozen, reference_tokens, height, width), 0.0, 1.0)
+        with jax.named_scope(REFERENCE):
+            reference_params = state.ema if state.reference is None else state.reference
+            reference = rollout_velocity(transformer_params(frozen, reference_params), condition, ids)
+            if config.matched_reference:
+                reference_tokens = sampler.denoise(reference, reference_noise, schedule, stop)
+                reference_tokens = sampler.predict_data(reference, reference_tokens, schedule[stop])
+            else:
+                reference_tokens = sampler.denoise(reference, reference_noise, schedule, config.num_steps)
+            reference_images = jnp.clip(decode(frozen, reference_tokens, height, width), 0.0, 1.0)
 
         # 3. The policy's rollout to t.
-        policy = rollout_velocity(transformer_params(frozen, state.params), condition, ids)
-        tokens = sampler.denoise(policy, policy_noise, schedule, stop)
+        with jax.named_scope(ROLLOUT):
+            policy = rollout_velocity(transformer_params(frozen, state.params), condition, ids)
+            tokens = sampler.denoise(policy, policy_noise, schedule, stop)
         tokens, reference_images = jax.lax.stop_gradient((tokens, reference_images))
 
         def loss(params):
@@ -173,18 +185,22 @@ def make_step(
             velocity = sampler.velocity_of(
                 transformer, params, condition, ids, config.gradient_guidance_scale, config.gradient_true_cfg_scale
             )
-            policy_images = decode(frozen, sampler.predict_data(velocity, tokens, schedule[stop]), height, width)
+            with jax.named_scope(PREDICTION):
+                predicted = sampler.predict_data(velocity, tokens, schedule[stop])
+            with jax.named_scope(DECODING):
+                policy_images = decode(frozen, predicted, height, width)
             first, second = shift_together(keys[:, 4], policy_images, reference_images, config.judge_shift)
             first, second = noise_together(keys[:, 5], first, second, config.judge_noise)
-            log_p = judge(
-                frozen.judge,
-                {
-                    "first": first,
-                    "second": second,
-                    "question_ids": batch["question_ids"],
-                    "question_lengths": batch["question_lengths"],
-                },
-            )
+            with jax.named_scope(JUDGEMENT):
+                log_p = judge(
+                    frozen.judge,
+                    {
+                        "first": first,
+                        "second": second,
+                        "question_ids": batch["question_ids"],
+                        "question_lengths": batch["question_lengths"],
+                    },
+                )
             p_yes = jnp.exp(log_p[..., 0])
             value = reward_loss(p_yes, batch["weights"], config.threshold)
             metrics = {"learning/reward_loss": value, **_cell_sums(p_yes, batch["cell"])}

@@ -1,6 +1,5 @@
 """The reward feedback learning run: configuration in, improved policy and its EMA out."""
 
-import dataclasses
 import json
 import time
 from collections.abc import Callable
@@ -18,11 +17,12 @@ from onereward_jax.flow.pipeline import FillPipeline, latent_shape
 from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.ensemble import ensemble
 from onereward_jax.judge.judge import Judge
-from onereward_jax.lora import LoRA, attach
+from onereward_jax.lora import attach
 from onereward_jax.metrics import peak_memory_gib, training_seconds
-from onereward_jax.rl.step import Frozen, StepConfig, make_step
+from onereward_jax.rl.step import StepConfig
+from onereward_jax.rl.update import adapters_of, computation, frozen_dtype, make_update
 from onereward_jax.tasks import NEGATIVE_PROMPT
-from onereward_jax.train_state import TrainState, create_state, make_optimizer
+from onereward_jax.train_state import TrainState
 from onereward_jax.weights.export import save_component
 from onereward_jax.weights.lora import save_adapter
 
@@ -47,21 +47,13 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Trai
     seconds_before, started = training_seconds(workdir / "metrics.jsonl"), time.perf_counter()
     pipeline = FillPipeline.from_pretrained(config.model.base, dtype="float32")
     latent_shape(pipeline.vae, config.data.resolution, config.data.resolution)  # refuses what doesn't divide
-    judge = ensemble(Judge.from_pretrained(config.model.judge, "float32"), config.model.judge_adapters)
-    transformer = pipeline.transformer.clone(dtype=config.model.dtype, remat=config.model.remat)
-
-    optimizer = make_optimizer(**config.optimizer)
-    adapters, fixed = LoRA(**config.get("lora", {})), config.algorithm == "fixed"
-    params, base = pipeline.params["transformer"], None
-    if adapters.rank:
-        # Frozen, it is kept as it computes.
-        base = jax.tree.map(lambda x: x.astype(config.model.dtype), params)
-        params = adapters.init(params, jax.random.key(config.seed))
-    step = make_step(transformer, pipeline.vae, judge.apply, optimizer, step_config, pipeline.shift, adapters.scale)
-
-    def create(params: Any) -> TrainState:
-        state = create_state(params, optimizer, config.seed, reference=fixed and not adapters.rank)
-        return dataclasses.replace(state, reference={}) if fixed and adapters.rank else state
+    fields = computation(config)
+    judge = Judge.from_pretrained(config.model.judge, frozen_dtype(config), fields=fields)
+    judge = ensemble(judge, config.model.judge_adapters)
+    transformer, vae = (module.clone(**fields) for module in (pipeline.transformer, pipeline.vae))
+    adapters = adapters_of(config)
+    update = make_update(config, transformer, vae, judge.apply, pipeline.shift)
+    params, frozen = update.start(pipeline.params["transformer"], pipeline.params["vae"], judge.params)
 
     watching: dict[str, Any] = {}
     if watch is not None and config.evaluation.every:
@@ -79,10 +71,10 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Trai
     state = trainer.train(
         config,
         workdir,
-        step=step,
-        create=create,
+        step=update.step,
+        create=update.create,
         params=params,
-        frozen=Frozen(vae=pipeline.params["vae"], judge=judge.params, base=base),
+        frozen=frozen,
         record=lambda index, task: scene_record(config, ground, index, task),
         prepare=prepare,
         description=f"reward feedback learning ({config.algorithm})",
@@ -131,7 +123,7 @@ def encode_text(
     prompts, tasks = [str(p) for p in batch["prompt"]], [str(t) for t in batch["task"]]
     arrays: dict[str, Any] = {name: value for name, value in batch.items() if name not in ("prompt", "task")}
     arrays["prompt_embeds"], arrays["pooled"] = pipeline.prompts.encode(prompts, max_sequence_length)
-    if config.rollout_true_cfg_scale != 1.0 or config.gradient_true_cfg_scale != 1.0:
+    if config.true_guidance:
         negative = pipeline.prompts.encode([NEGATIVE_PROMPT] * len(prompts), max_sequence_length)
         arrays["negative_prompt_embeds"], arrays["negative_pooled"] = negative
     return arrays | question_batch(judge, tasks, prompts, question_length)

@@ -52,8 +52,7 @@ def load_component(
     component = kind_of(kind)
     param_dtype = param_dtype_of(dtype)
     module = module_from_directory(directory, kind, fields)
-    weights = component.module()
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *weights.example_inputs(module)))["params"]
+    weights, shapes = component.module(), param_shapes(module, kind)
     tensors = _checked(directory, component, tables.official_shapes(weights.TABLE, shapes))
     place = None if mesh is None else functools.partial(_on_mesh, mesh)
     return module, tables.from_official(weights.TABLE, shapes, lambda name: tensors[name].read(), param_dtype, place)
@@ -76,6 +75,12 @@ def module_from_directory(directory: str | Path, kind: str, fields: Mapping[str,
         return component.module().module_from_config(config, **(fields or {}))
     except ValueError as error:
         raise ValueError(f"{directory / 'config.json'}: {error}") from None
+
+
+def param_shapes(module: Any, kind: str) -> trees.Tree:
+    """The parameters of a component's module as `jax.ShapeDtypeStruct`s, float32."""
+    example_inputs = kind_of(kind).module().example_inputs
+    return jax.eval_shape(lambda: module.init(jax.random.key(0), *example_inputs(module)))["params"]
 
 
 def stored_dtype(directory: str | Path, kind: str) -> str:

@@ -24,7 +24,7 @@ from onereward_jax.lora import LoRA, factors
 from onereward_jax.train_state import create_state, make_optimizer, supervised_step
 from onereward_jax.validation import validate
 from onereward_jax.weights import flux, vae
-from onereward_jax.weights.load import load_component
+from onereward_jax.weights.load import load_component, param_shapes
 
 WEIGHTS, LORA = "diffusion_pytorch_model.safetensors", "pytorch_lora_weights.safetensors"
 ROOT = Path(__file__).resolve().parents[2]
@@ -164,12 +164,11 @@ def test_a_step_of_the_official_model():
     transformer = flux.module_from_config(official("transformer"), **fields)
     autoencoder = vae.module_from_config(official("vae"), dtype=jnp.bfloat16)
 
-    def params_of(module, weights):
-        shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *weights.example_inputs(module)))["params"]
-        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), shapes)
+    def params_of(module, kind):
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16), param_shapes(module, kind))
 
     adapters = LoRA(**config.lora)
-    frozen = {"transformer": params_of(transformer, flux), "vae": params_of(autoencoder, vae)}
+    frozen = {"transformer": params_of(transformer, "transformer"), "vae": params_of(autoencoder, "vae")}
     trained = {"transformer": jax.eval_shape(lambda: adapters.init(frozen["transformer"], jax.random.key(0)))}
     loss = fill_loss(transformer, autoencoder, prompt_dropout=0.1, guidance_scale=1.0, shift=Shift())
     optimizer = make_optimizer(**config.optimizer)

@@ -1,0 +1,225 @@
+"""Operations and memory traffic of a program, counted on its jaxpr: loops as often as they run, kernels included.
+
+The compiler's own count takes a loop's body once and a kernel not at all. What is counted here:
+
+  FLOPs   multiplications and additions of matrix products and convolutions, apart from those with padding; one per
+          number for everything else that computes
+  bytes   operands and results of matrix products and convolutions, of gathers, scatters and sorts, and the program's
+          arguments and results: the traffic that is left when everything else is fused into them
+
+Both are of the whole program, whichever devices share it.
+"""
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+
+# Primitives that move or make numbers and compute none.
+_FREE = frozenset(
+    (
+        *("broadcast_in_dim", "reshape", "transpose", "squeeze", "expand_dims", "split", "concatenate", "pad", "rev"),
+        *("slice", "dynamic_slice", "dynamic_update_slice", "gather", "scatter", "select_n", "iota", "copy", "copy_p"),
+        *("convert_element_type", "bitcast_convert_type", "stop_gradient", "optimization_barrier", "name"),
+        *("sharding_constraint", "device_put", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "xor"),
+        *("random_bits", "random_wrap", "random_unwrap", "random_seed", "random_fold_in", "threefry2x32"),
+        *("shift_left", "shift_right_logical", "argmax", "argmin", "sort", "top_k"),
+    )
+)
+_TRAFFIC = frozenset(("gather", "scatter", "scatter-add", "dynamic_update_slice", "sort", "top_k"))
+_REDUCTIONS = ("reduce_", "cum")
+# Though a program is among their parameters.
+_CALLS_NOTHING = (*_TRAFFIC, "reduce", "reduce_window", "select_and_scatter_add")
+
+
+@dataclasses.dataclass
+class Cost:
+    """FLOPs and bytes, the FLOPs also by part of the program."""
+
+    flops: float = 0.0
+    bytes: float = 0.0
+    parts: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def add(self, other: "Cost", times: float = 1.0) -> None:
+        self.flops += times * other.flops
+        self.bytes += times * other.bytes
+        for part, flops in other.parts.items():
+            self.parts[part] = self.parts.get(part, 0.0) + times * flops
+
+
+def cost_of(function: Callable, *arguments: Any, **options: Any) -> Cost:
+    """What one call of a function costs; nothing is computed.
+
+    Args:
+      arguments: arrays or `jax.ShapeDtypeStruct`s; options: of `cost_of_program`.
+    """
+    return cost_of_program(jax.make_jaxpr(function)(*arguments), **options)
+
+
+def cost_of_program(
+    program: ClosedJaxpr,
+    *,
+    trips: Mapping[str, float] | None = None,
+    shares: Mapping[str, Sequence[float]] | None = None,
+    parts: Sequence[str] = (),
+) -> Cost:
+    """What a program costs.
+
+    Args:
+      trips: name of a `jax.named_scope` -> how often a loop inside it runs that has no fixed end.
+      shares: name of a scope -> the share of each branch in the runs of a `cond` inside it; of others the most
+        expensive branch is counted.
+      parts: names of scopes whose FLOPs are told apart; the rest is "other".
+
+    Raises:
+      ValueError: a loop without a fixed end stands in no scope of `trips`.
+    """
+    count = _Count(dict(trips or {}), dict(shares or {}), tuple(parts))
+    cost = count.of(program.jaxpr, "")
+    ends = [variable.aval for variable in program.jaxpr.invars] + list(program.out_avals)
+    cost.bytes += sum(_bytes(aval) for aval in ends)
+    return cost
+
+
+class _Count:
+    def __init__(self, trips: dict[str, float], shares: dict[str, Sequence[float]], parts: tuple[str, ...]):
+        self._trips, self._shares, self._parts = trips, shares, parts
+        self._known: dict[tuple[int, str], tuple[Jaxpr, Cost]] = {}
+
+    def of(self, jaxpr: Jaxpr, scope: str) -> Cost:
+        """Of one pass through a program that stands in a scope."""
+        key = (id(jaxpr), scope)
+        if key not in self._known:
+            total = Cost()
+            for equation in live(jaxpr):
+                total.add(self._equation(equation, f"{scope}/{equation.source_info.name_stack}"))
+            self._known[key] = (jaxpr, total)  # with the program, whose id nothing else gets as long as it lives
+        return self._known[key][1]
+
+    def _equation(self, equation: Any, scope: str) -> Cost:
+        name, parameters = equation.primitive.name, equation.params
+        if name == "scan":
+            inner, times = self.of(parameters["jaxpr"].jaxpr, scope), parameters["length"]
+        elif name == "while":
+            inner, times = Cost(), self._named(self._trips, scope)
+            if times is None:
+                raise ValueError(f"a loop without a fixed end stands in {scope or 'no scope'}: say how often it runs")
+            for part in ("cond_jaxpr", "body_jaxpr"):
+                inner.add(self.of(parameters[part].jaxpr, scope))
+        elif name == "cond":
+            branches = [self.of(branch.jaxpr, scope) for branch in parameters["branches"]]
+            shares = self._named(self._shares, scope)
+            inner, times = Cost(), 1
+            if shares is None or len(shares) != len(branches):
+                inner.add(max(branches, key=lambda cost: cost.flops))
+            else:
+                for share, branch in zip(shares, branches, strict=True):
+                    inner.add(branch, share)
+        elif name == "pallas_call":
+            inner, times = self._kernel(parameters), 1
+        elif name not in _CALLS_NOTHING and (inside := list(programs_in(parameters.values()))):
+            # One shard of `shard_map` is the inner program, and every device has one.
+            inner, times = Cost(), parameters["mesh"].size if name == "shard_map" else 1
+            # Of a function with a rule of its own for derivatives, the function.
+            for program in inside[:1] if name.startswith("custom_") else inside:
+                inner.add(self.of(program, scope))
+        else:
+            part = next((part for part in self._parts if part in scope), "other")
+            flops = _flops(name, equation)
+            return Cost(flops, _traffic(name, equation), {part: flops} if flops else {})
+        total = Cost()
+        total.add(inner, times)
+        return total
+
+    def _kernel(self, parameters: Mapping[str, Any]) -> Cost:
+        """A kernel's own estimate."""
+        estimate = parameters.get("cost_estimate")
+        if estimate is None:
+            raise ValueError("a kernel without a cost_estimate can't be counted: give it one")
+        return Cost(float(estimate.flops), float(estimate.bytes_accessed), {"other": float(estimate.flops)})
+
+    @staticmethod
+    def _named(values: Mapping[str, Any], scope: str) -> Any:
+        return next((value for name, value in values.items() if re.search(rf"\b{re.escape(name)}\b", scope)), None)
+
+
+def live(jaxpr: Jaxpr) -> list[Any]:
+    """The equations whose results are read; the compiler drops the others, such as a value beside its gradient."""
+    names = lambda variables: {variable for variable in variables if not isinstance(variable, Literal)}  # noqa: E731
+    read, kept = names(jaxpr.outvars), []
+    for equation in reversed(jaxpr.eqns):
+        if equation.effects or not read.isdisjoint(equation.outvars):
+            read |= names(equation.invars)
+            kept.append(equation)
+    return kept
+
+
+def programs_in(values: Any) -> Iterator[Jaxpr]:
+    """The programs among an equation's parameters."""
+    for value in values:
+        if isinstance(value, ClosedJaxpr):
+            yield value.jaxpr
+        elif isinstance(value, Jaxpr):
+            yield value
+        elif isinstance(value, tuple):
+            yield from programs_in(value)
+
+
+def _flops(name: str, equation: Any) -> float:
+    out: Any = equation.outvars[0].aval if equation.outvars else None
+    if name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        return 2.0 * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted) * out.size
+    if name == "conv_general_dilated":
+        return _convolution(equation)
+    if name in _FREE or out is None or not hasattr(out, "size"):
+        return 0.0
+    if name.startswith(_REDUCTIONS):
+        return float(equation.invars[0].aval.size)
+    return float(out.size)
+
+
+def _convolution(equation: Any) -> float:
+    """2 · Σ over pairs of an output and a kernel position that meet a number of the input, neither padding nor a hole
+    of dilation, times the features and samples of each."""
+    left, right = (variable.aval for variable in equation.invars[:2])
+    parameters, numbers = equation.params, equation.params["dimension_numbers"]
+    pairs = 1
+    for axis, (low, _), stride, base, window in zip(
+        range(len(numbers.lhs_spec) - 2),
+        parameters["padding"],
+        parameters["window_strides"],
+        parameters["lhs_dilation"],
+        parameters["rhs_dilation"],
+        strict=True,
+    ):
+        size = left.shape[numbers.lhs_spec[2 + axis]]
+        outputs = equation.outvars[0].aval.shape[numbers.out_spec[2 + axis]]
+        taps = right.shape[numbers.rhs_spec[2 + axis]]
+        # Long kernels and many outputs come in gradients of kernels: arrays, not loops.
+        positions = np.arange(outputs)[:, None] * stride + np.arange(taps)[None, :] * window - low
+        pairs *= int(((positions >= 0) & (positions < (size - 1) * base + 1) & (positions % base == 0)).sum())
+    samples, features_out = left.shape[numbers.lhs_spec[0]], right.shape[numbers.rhs_spec[0]]
+    features_in = right.shape[numbers.rhs_spec[1]]  # of one group
+    return 2.0 * pairs * samples * features_in * features_out / parameters["batch_group_count"]
+
+
+def _traffic(name: str, equation: Any) -> float:
+    if name in ("dot_general", "conv_general_dilated"):
+        return float(sum(_bytes(variable.aval) for variable in itertools.chain(equation.invars, equation.outvars)))
+    if name in ("dynamic_update_slice", "scatter", "scatter-add"):  # what is written, in place
+        return 2.0 * _bytes(equation.invars[1 if name == "dynamic_update_slice" else 2].aval)
+    if name in _TRAFFIC:
+        return 2.0 * sum(_bytes(variable.aval) for variable in equation.outvars)
+    return 0.0
+
+
+def _bytes(aval: Any) -> int:
+    dtype = getattr(aval, "dtype", None)
+    return aval.size * dtype.itemsize if dtype is not None and hasattr(aval, "size") else 0

@@ -1,0 +1,100 @@
+"""The update of a configuration: the one program that `onereward train` runs and `onereward plan` compiles."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from onereward_jax.flow.schedule import Shift
+from onereward_jax.judge.batches import MAX_DIMENSIONS
+from onereward_jax.lora import LoRA
+from onereward_jax.rl.step import Frozen, JudgeApply, StepConfig, make_step
+from onereward_jax.train_state import TrainState, create_state, make_optimizer
+
+
+class Update(NamedTuple):
+    """What training starts from and repeats; pure functions all.
+
+    Attributes:
+      start: parameters of (transformer, vae, judge) -> (parameters to train, `Frozen`).
+      create: parameters to train -> `TrainState` before the first update.
+      step: (state, frozen, batch) -> (state, metrics), see `rl.step.make_step`.
+    """
+
+    start: Callable[[Any, Any, Any], tuple[Any, Frozen]]
+    create: Callable[[Any], TrainState]
+    step: Callable[[TrainState, Frozen, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def make_update(config: ConfigDict, transformer: Any, vae: Any, judge: JudgeApply, shift: Shift) -> Update:
+    """The update that a configuration describes.
+
+    Args:
+      transformer, vae: modules, with `computation(config)` among their fields; judge: the answer of one that has them.
+      shift: of the noise schedule.
+    """
+    optimizer, adapters = make_optimizer(**config.optimizer), adapters_of(config)
+    fixed = config.algorithm == "fixed"
+    # What is frozen is kept as it computes; what is trained has float32 masters.
+    dtype = jnp.dtype(frozen_dtype(config))
+    kept = lambda params: jax.tree.map(lambda x: x if x.dtype == dtype else x.astype(dtype), params)  # noqa: E731
+
+    def start(transformer_params: Any, vae_params: Any, judge_params: Any) -> tuple[Any, Frozen]:
+        frozen = Frozen(vae=kept(vae_params), judge=kept(judge_params))
+        if not adapters.rank:
+            return transformer_params, frozen
+        adapter = adapters.init(transformer_params, jax.random.key(config.seed))
+        return adapter, dataclasses.replace(frozen, base=kept(transformer_params))
+
+    def create(params: Any) -> TrainState:
+        state = create_state(params, optimizer, config.seed, reference=fixed and not adapters.rank)
+        return dataclasses.replace(state, reference={}) if fixed and adapters.rank else state
+
+    step = make_step(transformer, vae, judge, optimizer, StepConfig(**config.rl), shift, adapters.scale)
+    return Update(start, create, step)
+
+
+def adapters_of(config: ConfigDict) -> LoRA:
+    return LoRA(**config.get("lora", {}))
+
+
+def computation(config: ConfigDict) -> dict[str, Any]:
+    """Fields that `config.model` sets in every module of the update."""
+    return {"dtype": jnp.dtype(config.model.dtype), "remat": config.model.remat}
+
+
+def frozen_dtype(config: ConfigDict) -> str:
+    """In which dtype parameters are kept that no update changes."""
+    return "bfloat16" if config.model.dtype == "bfloat16" else "float32"
+
+
+def batch_shapes(config: ConfigDict, transformer: Any) -> dict[str, jax.ShapeDtypeStruct]:
+    """What `step` takes as a batch, see `rl.step.make_step`.
+
+    Args:
+      transformer: the module, whose widths the embedded prompts have.
+    """
+    step_config, side = StepConfig(**config.rl), config.data.resolution
+    picture, questions = (side, side, 3), (MAX_DIMENSIONS,)
+    states = (config.max_sequence_length, transformer.joint_attention_dim)
+    pooled = (transformer.pooled_projection_dim,)
+    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+        "index": ((), jnp.int32),
+        "image": (picture, jnp.uint8),
+        "mask": ((side, side), jnp.uint8),
+        "prompt_embeds": (states, jnp.float32),
+        "pooled": (pooled, jnp.float32),
+        "question_ids": ((*questions, config.question_length), jnp.int32),
+        "question_lengths": (questions, jnp.int32),
+        "weights": (questions, jnp.float32),
+        "cell": (questions, jnp.int32),
+    }
+    if step_config.true_guidance:
+        shapes |= {"negative_prompt_embeds": (states, jnp.float32), "negative_pooled": (pooled, jnp.float32)}
+    if step_config.flow_matching_weight:
+        shapes["target"] = (picture, jnp.uint8)
+    size = config.train.batch_size
+    return {name: jax.ShapeDtypeStruct((size, *shape), dtype) for name, (shape, dtype) in shapes.items()}
