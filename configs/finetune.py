@@ -61,9 +61,9 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.optimizer.weight_decay = 0.01
     config.optimizer.b2 = 0.99 if tiny else 0.999
     config.train = ConfigDict()
-    config.train.num_steps = 300 if tiny else 2000
+    config.train.num_steps = 150 if tiny else 2000
     config.train.batch_size = 8 if tiny else 4
-    config.train.checkpoint_every = 100 if tiny else 250
+    config.train.checkpoint_every = 50 if tiny else 250
     config.train.keep_checkpoints = 2
     config.train.log_every = 10
 
@@ -78,7 +78,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.finetune.evaluate_every = 50 if tiny else 250
     config.finetune.held_out_draws = 16 if tiny else 4
     # Sheets of pictures that the model makes under masks of held-out pictures, or of others if none is held out.
-    config.finetune.sample_every = 100 if tiny else 250
+    config.finetune.sample_every = 50 if tiny else 250
     config.finetune.num_samples = 4
     config.finetune.sample_steps = 8 if tiny else 28
     config.finetune.sample_guidance_scale = 1.0 if tiny else 30.0
