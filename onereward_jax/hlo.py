@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4}
@@ -61,10 +62,8 @@ def collectives_of(
 
     Args:
       text: of `compiled.as_text()`.
-      trips, shares: as of `cost.cost_of`.
-
-    Raises:
-      ValueError: a loop without a fixed end stands in no scope of `trips`.
+      trips, shares: as of `cost.cost_of_program`. A loop that the compiler made and whose end can't be read, with
+        collectives in it, is counted once, and a warning names it.
     """
     program = _Program(text, dict(trips or {}), dict(shares or {}))
     return list(program.collectives(program.entry, 1.0, scattered=False))
@@ -96,8 +95,9 @@ class _Program:
                     size = _size(kind, found["type"], group, bool(found["start"]), scattered)
                     yield Collective(kind, size, group, times, scope)
             if found := _WHILE.search(line):
-                turns = times * self._turns(line, found["condition"], scope)
-                yield from self.collectives(found["body"], turns, False)
+                inside = list(self.collectives(found["body"], times, False))
+                turns = self._turns(line, found["condition"], scope) if inside else 1.0
+                yield from (dataclasses.replace(one, times=one.times * turns) for one in inside)
             elif found := _BRANCHES.search(line):
                 names = re.findall(r"[\w.\-]+", found["many"]) if found["many"] else [found["no"], found["yes"]]
                 given = next((s for name, s in self._shares.items() if name in scope and len(s) == len(names)), None)
@@ -115,10 +115,13 @@ class _Program:
         constants = [int(n) for text in lines for n in re.findall(r"s32\[\]\S* constant\((\d+)\)", text)]
         if len(constants) == 1 and any("direction=LT" in text for text in lines):
             return float(constants[0])
-        turns = next((turns for name, turns in self._trips.items() if name in scope), None)
-        if turns is None:
-            raise ValueError(f"a loop without a fixed end stands in {scope or 'no scope'}: say how often it runs")
-        return turns
+        for name, turns in self._trips.items():
+            if re.search(rf"\b{re.escape(name)}/while$", scope):
+                return turns
+        warnings.warn(
+            f"a loop in {scope or 'no scope'} has no end that can be read: its collectives count once", stacklevel=2
+        )
+        return 1.0
 
 
 def _group(line: str) -> int:

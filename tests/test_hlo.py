@@ -37,9 +37,10 @@ def test_a_split_stack_is_gathered_a_layer_at_a_time_in_every_step():
     assert gathers[0].sent == gathers[0].size * 7 / 8
 
 
-def test_a_loop_without_an_end_must_be_named():
-    with pytest.raises(ValueError, match=r"a loop without a fixed end stands in .*rollout"):
-        collectives_of(compiled())
+def test_a_loop_whose_end_is_not_known_counts_once_and_is_named():
+    with pytest.warns(UserWarning, match=r"a loop in .*rollout/while has no end that can be read"):
+        gathers = [c for c in collectives_of(compiled()) if c.kind == "all-gather"]
+    assert sum(c.times * c.size for c in gathers) == LAYERS * WIDTH * WIDTH * 4
 
 
 # What the TPU compiler wrote for such a program, without what is not read.
