@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from onereward_jax.cost import Cost, cost_of_program
+from onereward_jax.errors import UserError
 from onereward_jax.files import read_json
 from onereward_jax.flow.pipeline import latent_shape, read_shift
 from onereward_jax.flow.schedule import Shift
@@ -79,6 +80,8 @@ def program_of(config: ConfigDict) -> Program:
     Raises:
       UserError, FileNotFoundError, ValueError: a model is not known, or does not take the pictures' size.
     """
+    if config.model.get("judge_adapters"):
+        raise UserError("a plan is of one judge: leave model.judge_adapters empty; each adapter costs one more reading")
     fields = computation(config)
     transformer, vae = (official_module(config.model.base, kind, fields) for kind in ("transformer", "vae"))
     judge = official_module(config.model.judge, "judge", fields)

@@ -191,6 +191,14 @@ def test_without_the_compiler_it_says_what_to_install(monkeypatch):
         topology.open_topology("v5p:2x2x4")
 
 
+def test_several_judges_are_refused_and_not_taken_for_one():
+    config = load_config(f"{CONFIG}:fixed", TINY)
+    with config.unlocked():
+        config.model.judge_adapters = ("runs/a", "runs/b")
+    with pytest.raises(UserError, match=r"leave model\.judge_adapters empty"):
+        plans.program_of(config)
+
+
 def test_axes_that_are_not_named_are_1():
     assert mesh_axes("fsdp=8, tensor=2") == {"data": "1", "fsdp": "8", "tensor": "2"}
     assert mesh_axes(None) == {}
