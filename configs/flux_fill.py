@@ -1,5 +1,6 @@
 """FLUX.1-Fill at full size, improved by one Qwen2.5-VL-7B judge: OneReward (arXiv 2508.21066) with the paper's values.
 
+    onereward plan --config configs/flux_fill.py:dynamic_1024 --topology v5p:2x2x4    # does it fit, what does it take?
     onereward train --config configs/flux_fill.py:dynamic_1024 --workdir runs/flux_fill
 
 Variants are {fixed,dynamic}[_lora]_{512,1024}: Algorithm 1 or 2, the whole transformer or an adapter of it, pixels a

@@ -1,0 +1,329 @@
+"""What an update takes on a TPU slice: the program that training runs, compiled ahead of time and counted.
+
+Memory is the compiler's word, FLOPs and bytes are counted on the program as it was traced (`cost`), collectives on the
+program as it was compiled (`hlo`). The text encoders are not in the update: prompts are encoded ahead.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from onereward_jax.cost import Cost, cost_of_program
+from onereward_jax.errors import UserError
+from onereward_jax.files import read_json
+from onereward_jax.flow.pipeline import latent_shape, read_shift
+from onereward_jax.flow.schedule import Shift
+from onereward_jax.hlo import Collective, collectives_of
+from onereward_jax.judge import question as questions
+from onereward_jax.judge.judge import PREPROCESSOR_FILE, answer
+from onereward_jax.judge.vision import OFFICIAL_SETTINGS, ImageSettings
+from onereward_jax.mesh import batch_sharding, make_mesh, shardings
+from onereward_jax.rl.step import PARTS, REFERENCE, ROLLOUT, StepConfig
+from onereward_jax.rl.update import Update, adapters_of, batch_shapes, computation, make_update
+from onereward_jax.topology import Chip, Topology
+from onereward_jax.train_state import jit_step
+from onereward_jax.trainer import check_batch
+from onereward_jax.weights.load import param_shapes
+from onereward_jax.weights.official import official_module
+
+GIB = 2**30
+# The two sentences in which the TPU compiler says that a program is too large.
+_TOO_LARGE = (
+    re.compile(r"Used (?P<needed>[\d.]+)(?P<unit>[KMGT]) of [\d.]+[KMGT] hbm"),
+    re.compile(r"required for [^(]*\((?P<needed>[\d.]+)(?P<unit>[KMGT])\) exceeds available HBM"),
+)
+
+
+class Program(NamedTuple):
+    """An update without its weights; state, frozen and batch are `jax.ShapeDtypeStruct`s.
+
+    Attributes:
+      update: see `rl.update`.
+      state, frozen, batch: what its step takes.
+      trips: loops that end at a drawn index -> how often they run on average.
+      shares: see `cost.cost_of`.
+    """
+
+    update: Update
+    state: Any
+    frozen: Any
+    batch: dict[str, jax.ShapeDtypeStruct]
+    trips: dict[str, float]
+    shares: dict[str, tuple[float, float]]
+
+    def trace(self, mesh: Mesh) -> Any:
+        """What `onereward train` runs on this mesh, a `jax.stages.Traced`: its `lower().compile()` needs no weights."""
+        # Where arguments lie is a part of what is traced.
+        state, frozen = (placed(tree, shardings(tree, mesh)) for tree in (self.state, self.frozen))
+        batch = placed(self.batch, jax.tree.map(lambda _: batch_sharding(mesh), self.batch))
+        return jit_step(self.update.step, state, frozen, mesh).trace(state, frozen, batch)
+
+
+def placed(shapes: Any, places: Any) -> Any:
+    """Shapes of arrays that lie there."""
+    at = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)  # noqa: E731
+    return jax.tree.map(at, shapes, places)
+
+
+def program_of(config: ConfigDict) -> Program:
+    """The update of a configuration; its models are read as far as `official_module` reads them.
+
+    Raises:
+      UserError, FileNotFoundError, ValueError: a model is not known, or does not take the pictures' size.
+    """
+    if config.model.get("judge_adapters"):
+        raise UserError("a plan is of one judge: leave model.judge_adapters empty; each adapter costs one more reading")
+    fields = computation(config)
+    transformer, vae = (official_module(config.model.base, kind, fields) for kind in ("transformer", "vae"))
+    judge = official_module(config.model.judge, "judge", fields)
+    latent_shape(vae, config.data.resolution, config.data.resolution)
+    directory = Path(config.model.base)
+    shift = read_shift(directory) if directory.is_dir() else Shift()
+    ask = functools.partial(answer, judge, *_words(config.model.judge))
+    update = make_update(config, transformer, vae, ask, shift)
+    params = param_shapes(transformer, "transformer"), param_shapes(vae, "vae"), param_shapes(judge, "judge")
+    masters, frozen = jax.eval_shape(update.start, *params)
+    full = len(judge.visual.fullatt_block_indexes) / judge.visual.depth
+    return Program(
+        update,
+        jax.eval_shape(update.create, masters),
+        frozen,
+        batch_shapes(config, transformer),
+        expected_trips(StepConfig(**config.rl), config.train.batch_size),
+        {"visual": (1 - full, full)},  # windows, the whole image
+    )
+
+
+def _words(judge: str) -> tuple[questions.Prefix, tuple[int, int], ImageSettings]:
+    """What the judge's tokenizer and processor add to its module."""
+    directory = Path(judge)
+    if not directory.is_dir():
+        return questions.OFFICIAL_PREFIX, questions.OFFICIAL_ANSWERS, OFFICIAL_SETTINGS
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    settings = ImageSettings.from_config(read_json(directory / PREPROCESSOR_FILE))
+    return questions.shared_prefix(tokenizer), questions.answer_ids(tokenizer), settings
+
+
+def expected_trips(config: StepConfig, batch_size: int) -> dict[str, float]:
+    """Euler steps of the two rollouts on average: the samples of a batch wait for the latest index among them."""
+    draws = batch_size // config.accumulate if config.index_per_sample else 1
+    count = config.last_index - config.first_index + 1
+    latest = config.last_index - math.fsum((k / count) ** draws for k in range(1, count))
+    return {REFERENCE: latest if config.matched_reference else float(config.num_steps), ROLLOUT: latest}
+
+
+@dataclasses.dataclass
+class Plan:
+    """What an update takes; bytes of a device, FLOPs and bytes of the whole update.
+
+    Attributes:
+      held: part of the state -> bytes.
+      temporaries, peak: bytes; None where the compiler gave the program up. `needed` is then what it named, at least.
+      cost: of the whole update.
+      collectives: None where the compiler gave the program up.
+    """
+
+    topology: str
+    chip: Chip
+    mesh: dict[str, int]
+    batch: int
+    trips: dict[str, float]
+    held: dict[str, int]
+    cost: Cost
+    compile_seconds: float
+    temporaries: int | None = None
+    peak: int | None = None
+    needed: float | None = None
+    collectives: list[Collective] | None = None
+
+    @property
+    def devices(self) -> int:
+        return math.prod(self.mesh.values())
+
+    @property
+    def peak_gib(self) -> float | None:
+        """GiB of a device; of a program that was given up what the compiler named."""
+        found = self.needed if self.peak is None else self.peak
+        return None if found is None else found / GIB
+
+    @property
+    def fits(self) -> bool:
+        return self.peak is not None and self.peak <= self.chip.hbm_gib * GIB
+
+    def seconds(self) -> dict[str, float]:
+        """Least time of an update by each of the chip's limits, and of the update if they overlap.
+
+        The work is shared evenly. A collective uses the two directions of one side of the torus.
+        """
+        found = {
+            "arithmetic": self.cost.flops / self.devices / self.chip.flops,
+            "memory": self.cost.bytes / self.devices / self.chip.hbm_bandwidth,
+        }
+        if self.collectives is not None:
+            sent = sum(collective.times * collective.sent for collective in self.collectives)
+            found["links"] = sent / (2 * self.chip.link_bandwidth)
+        return found | {"update": max(found.values())}
+
+    def to_json(self) -> dict[str, Any]:
+        gib = lambda size: None if size is None else round(size / GIB, 3)  # noqa: E731
+        seconds = self.seconds()
+        return {
+            "topology": self.topology,
+            "mesh": self.mesh,
+            "batch": self.batch,
+            "fits": self.fits,
+            "hbm_gib": self.chip.hbm_gib,
+            "peak_gib": None if self.peak_gib is None else round(self.peak_gib, 3),
+            "held_gib": {part: gib(size) for part, size in self.held.items()},
+            "temporaries_gib": gib(self.temporaries),
+            "flops": self.cost.flops,
+            "flops_of_parts": self.cost.parts,
+            "bytes": self.cost.bytes,
+            "expected_steps": self.trips,
+            "collectives": None if self.collectives is None else by_kind(self.collectives),
+            "seconds": seconds,
+            "images_per_hour": self.batch * 3600 / seconds["update"],
+            "compile_seconds": round(self.compile_seconds, 1),
+        }
+
+
+def by_kind(collectives: list[Collective]) -> dict[str, dict[str, float]]:
+    """{kind: {"times": runs in an update, "bytes": that a device sends}}."""
+    table: dict[str, dict[str, float]] = {}
+    for collective in collectives:
+        row = table.setdefault(collective.kind, {"times": 0.0, "bytes": 0.0})
+        row["times"] += collective.times
+        row["bytes"] += collective.times * collective.sent
+    return dict(sorted(table.items()))
+
+
+def plan(config: ConfigDict, topology: Topology) -> Plan:
+    """Compiles and counts an update.
+
+    Raises:
+      ValueError: the configuration's mesh or batch does not fit the slice; and as `program_of`.
+    """
+    mesh = make_mesh(**config.mesh, devices=topology.devices)
+    check_batch(config, mesh)
+    program = program_of(config)
+    traced = program.trace(mesh)
+    found = Plan(
+        topology=topology.name,
+        chip=topology.chip,
+        mesh=dict(mesh.shape),
+        batch=config.train.batch_size,
+        trips=program.trips,
+        held=held_bytes(program, mesh),
+        cost=cost_of_program(traced.jaxpr, trips=program.trips, shares=program.shares, parts=PARTS),
+        compile_seconds=0.0,
+    )
+    started = time.perf_counter()
+    try:
+        compiled = traced.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        needed = needed_bytes(str(error))
+        if needed is None:
+            raise
+        return dataclasses.replace(found, needed=needed, compile_seconds=time.perf_counter() - started)
+    memory = compiled.memory_analysis()
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes  # the donated state's place is taken again
+    temporaries = memory.temp_size_in_bytes + memory.generated_code_size_in_bytes + results
+    return dataclasses.replace(
+        found,
+        temporaries=temporaries,
+        peak=memory.argument_size_in_bytes + temporaries,
+        collectives=collectives_of(compiled.as_text(), program.trips, program.shares),
+        compile_seconds=time.perf_counter() - started,
+    )
+
+
+def held_bytes(program: Program, mesh: Mesh) -> dict[str, int]:
+    """Part of what an update holds -> bytes of it on a device; empty parts are left out."""
+
+    def held(tree: Any, places: Any) -> int:
+        leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(places), strict=True)
+        return sum(math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, place in leaves)
+
+    state, frozen = program.state, program.frozen
+    parts = {name: getattr(state, name) for name in ("params", "ema", "opt_state", "reference")}
+    parts |= {name: getattr(frozen, name) for name in ("base", "vae", "judge")}
+    sizes = {name: held(tree, shardings(tree, mesh)) for name, tree in parts.items()}
+    sizes["batch"] = held(program.batch, jax.tree.map(lambda _: batch_sharding(mesh), program.batch))
+    return {name: size for name, size in sizes.items() if size}
+
+
+def needed_bytes(message: str) -> float | None:
+    """What a program would have needed on a device, of the TPU compiler's refusal; None: it refuses something else."""
+    if "RESOURCE_EXHAUSTED" not in message:
+        return None
+    found = next((found for pattern in _TOO_LARGE if (found := pattern.search(message))), None)
+    if found is None:
+        return math.inf
+    return float(found["needed"]) * 1024 ** ("KMGT".index(found["unit"]) + 1)
+
+
+def advice(config: ConfigDict) -> str:
+    """What to change so that an update takes less memory of a device."""
+    ways = ["a larger --topology"]
+    if config.model.remat != "full":
+        ways.append("--config.model.remat=full")
+    if not adapters_of(config).rank:
+        ways.append("an adapter (a _lora variant, or --config.lora.rank)")
+    if config.rl.gradient_true_cfg_scale != 1.0:
+        ways.append("--config.rl.gradient_true_cfg_scale=1, which halves what the backward pass keeps")
+    if config.train.batch_size > 1:
+        ways.append("a smaller --batch, or more of the devices for mesh.tensor")
+    return "; or ".join(ways)
+
+
+def report(name: str, found: Plan, config: ConfigDict) -> str:
+    """A plan in words."""
+    seconds, unit = found.seconds(), "a device"
+    mesh = ", ".join(f"{axis} {size}" for axis, size in found.mesh.items())
+    peak = "an unknown size" if found.peak_gib is None or math.isinf(found.peak_gib) else f"{found.peak_gib:.1f} GiB"
+    verdict = "fits" if found.fits else "does NOT fit"
+    least = "" if found.peak is not None else "at least "
+    lines = [
+        f"{name} on {found.topology}, mesh {mesh}, batch {found.batch}",
+        f"{verdict}: {least}{peak} of {found.chip.hbm_gib} GiB {unit}"
+        + ("" if found.fits else f"; what helps: {advice(config)}"),
+        "",
+        f"memory of {unit}, GiB",
+    ]
+    memory: dict[str, float] = dict(found.held)
+    if found.temporaries is not None:
+        memory["temporaries"] = found.temporaries
+    lines += [_row(part, f"{size / GIB:.3f}") for part, size in memory.items()]
+    steps = ", ".join(f"{part.replace('_', ' ')} {turns:.1f} steps" for part, turns in found.trips.items())
+    lines += ["", f"arithmetic of an update, TFLOP of all devices ({steps})"]
+    lines += [_row(part, f"{flops / 1e12:.1f}") for part, flops in _largest_first(found.cost.parts)]
+    if found.collectives is not None:
+        lines += ["", f"collectives of an update, GB sent by {unit}"]
+        lines += [
+            _row(kind, f"{row['bytes'] / 1e9:.1f} in {row['times']:.0f}")
+            for kind, row in by_kind(found.collectives).items()
+        ]
+    lines += ["", "seconds of an update, at least"]
+    lines += [_row(limit, f"{value:.3f}") for limit, value in seconds.items()]
+    lines.append(_row("images an hour", f"{found.batch * 3600 / seconds['update']:.0f}"))
+    lines.append(_row("compiled in, s", f"{found.compile_seconds:.0f}"))
+    return "\n".join(lines)
+
+
+def _largest_first(parts: Mapping[str, float]) -> list[tuple[str, float]]:
+    return sorted(parts.items(), key=lambda item: -item[1])
+
+
+def _row(name: str, value: str) -> str:
+    return f"  {name.replace('_', ' '):<20}{value:>14}"

@@ -1,0 +1,74 @@
+"""TPU slices that are not here: their devices for the compiler, and what a device of each generation can do."""
+
+import importlib.util
+import os
+import re
+from typing import Any, NamedTuple
+
+from onereward_jax.errors import UserError
+
+
+class Chip(NamedTuple):
+    """One device as JAX sees it: a chip, on TPU7x half of one.
+
+    Attributes:
+      hbm_gib: memory that the compiler gives a program, GiB; less than is sold.
+      flops: bfloat16 operations a second of its matrix units.
+      hbm_bandwidth: bytes a second.
+      link_bandwidth: bytes a second of one link in one direction.
+    """
+
+    hbm_gib: float
+    flops: float
+    hbm_bandwidth: float
+    link_bandwidth: float
+
+
+# Rates: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e,tpu7x}, "system architecture"; a link is the bidirectional
+# bandwidth of a chip over 2 directions and its ports (4 on a 2D torus, 6 on a 3D one). Memory: the limit that
+# libtpu 0.0.42 names when a program exceeds it.
+CHIPS = {
+    "v5e": Chip(15.75, 197e12, 819e9, 400e9 / 8),
+    "v5p": Chip(95.74, 459e12, 2765e9, 1200e9 / 12),
+    "v6e": Chip(31.25, 918e12, 1638e9, 800e9 / 8),
+    "tpu7x": Chip(94.75, 2307e12 / 2, 7380e9 / 2, 1200e9 / 12),
+}
+_NAME = re.compile(r"(?P<chip>[a-z0-9]+):(?P<shape>\d+(x\d+){1,2})")
+
+
+class Topology(NamedTuple):
+    """A slice: `devices` for `mesh.make_mesh`, and what each is."""
+
+    name: str
+    chip: Chip
+    devices: list[Any]
+
+
+def prepare_environment() -> None:
+    """Before JAX starts: the TPU compiler works without a TPU, and beside another process that uses it."""
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+
+
+def open_topology(name: str) -> Topology:
+    """The slice of a name like "v5p:2x2x4": the generation and the chips along each side.
+
+    Raises:
+      UserError: there is no such slice, or no TPU compiler here.
+    """
+    found = _NAME.fullmatch(name)
+    if found is None or found["chip"] not in CHIPS:
+        raise UserError(
+            f"there is no topology {name!r}: give a generation ({', '.join(CHIPS)}) and its sides, such as v5p:2x2x4"
+        )
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("the TPU compiler is missing: pip install 'onereward-jax[tpu]' (no TPU is needed)")
+    from jax.experimental import topologies
+
+    try:
+        devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
+    except Exception as error:
+        why = str(error).removeprefix("INVALID_ARGUMENT: ").partition("\n")[0]
+        raise UserError(f"the TPU compiler knows no topology {name!r} ({why}): choose other sides") from None
+    return Topology(name, CHIPS[found["chip"]], list(devices))

@@ -1,0 +1,226 @@
+"""`onereward plan`: of the program that training runs, on a simulated slice."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import types
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from onereward_jax import cli, topology, trainer
+from onereward_jax.commands.plan import DOES_NOT_FIT, mesh_axes
+from onereward_jax.configuration import load_config
+from onereward_jax.errors import UserError
+from onereward_jax.mesh import make_mesh
+from onereward_jax.rl import plan as plans
+from onereward_jax.rl import training
+from onereward_jax.rl.step import JUDGEMENT, REFERENCE, ROLLOUT, StepConfig
+from onereward_jax.topology import Chip, Topology
+
+ROOT = Path(__file__).parents[2]
+CONFIG = str(ROOT / "configs" / "tiny.py")
+TINY = {
+    "model.base": str(ROOT / "miniature" / "base"),
+    "model.judge": str(ROOT / "miniature" / "judge"),
+    "rl.num_steps": 3,
+    "rl.first_index": 0,
+    "rl.last_index": 1,
+    "rl.flow_matching_weight": 0.0,
+    "evaluation.every": 0,
+    "mesh.tensor": 2,
+}
+ADAPTER = {"lora.rank": 2, "model.dtype": "bfloat16", "model.remat": "full", "rl.rollout_true_cfg_scale": 2.0}
+
+
+class ReadyToRun(Exception):
+    pass
+
+
+def program_of_training(config, workdir, monkeypatch) -> str:
+    """The program, lowered, as `train` would run it: with weights, a state on the mesh and a batch of data."""
+    found = {}
+    compile_step = trainer.compile_step
+
+    def compile_and_keep(*arguments, **options):
+        found["step"] = compile_step(*arguments, **options)
+        return found["step"]
+
+    def run(*, batches, prepare, **_):
+        jitted, state, frozen = found["step"]
+        found["text"] = jitted.lower(state, frozen, prepare(next(batches))).as_text()
+        raise ReadyToRun
+
+    monkeypatch.setattr(trainer, "compile_step", compile_and_keep)
+    monkeypatch.setattr(trainer.loop, "run", run)
+    with pytest.raises(ReadyToRun):
+        training.train(config, workdir)
+    return found["text"]
+
+
+def test_the_program_is_the_one_that_training_runs(tmp_path, monkeypatch):
+    config = load_config(f"{CONFIG}:fixed", TINY | ADAPTER)
+    planned = plans.program_of(config).trace(make_mesh(**config.mesh)).lower().as_text()
+    digest = lambda text: hashlib.sha256(text.encode()).hexdigest()  # noqa: E731
+    assert digest(planned) == digest(program_of_training(config, tmp_path, monkeypatch))
+
+
+# ---------------------------------------------------------------------------------------------------- the command
+
+
+@pytest.fixture
+def slice_of(monkeypatch):
+    """Stands in for the TPU compiler: the eight simulated devices, and what it answers to `compile()`; with nothing
+    `traced` the program is an empty one."""
+
+    def use(answer, traced=True):
+        chip = Chip(hbm_gib=1.0, flops=1e12, hbm_bandwidth=1e11, link_bandwidth=1e10)
+        monkeypatch.setattr(topology, "open_topology", lambda name: Topology(name, chip, jax.devices()))
+        program_of = plans.program_of
+
+        def without_compiler(config):
+            program = program_of(config)
+            shapes = program.state, program.frozen, program.batch
+            jaxpr = jax.make_jaxpr(program.update.step)(*shapes) if traced else jax.make_jaxpr(lambda x: x)(0.0)
+            lowered = types.SimpleNamespace(compile=answer)
+            fake = types.SimpleNamespace(jaxpr=jaxpr, lower=lambda: lowered)
+            return types.SimpleNamespace(**program._asdict(), trace=lambda mesh: fake)
+
+        monkeypatch.setattr(plans, "program_of", without_compiler)
+
+    return use
+
+
+def run(*arguments: str, **overrides) -> int:
+    fields = [f"--config.{name}={value}" for name, value in (TINY | overrides).items()]
+    return cli.main(["plan", "--config", f"{CONFIG}:fixed", *fields, *arguments])
+
+
+def compiled():
+    memory = types.SimpleNamespace(
+        argument_size_in_bytes=2**28,
+        output_size_in_bytes=2**27,
+        alias_size_in_bytes=2**27,
+        temp_size_in_bytes=2**28,
+        generated_code_size_in_bytes=0,
+    )
+    text = (
+        "ENTRY %main (p: f32[8]) -> f32[8] {\n"
+        "  %all-reduce.1 = f32[1000000]{0} all-reduce(%p), replica_groups=[4,2]<=[8]\n}\n"
+    )
+    return types.SimpleNamespace(memory_analysis=lambda: memory, as_text=lambda: text)
+
+
+def test_it_fits(slice_of, capsys, tmp_path):
+    slice_of(compiled)
+    assert run("--topology", "v5p:2x2x2", "--batch", "16", "--json", str(tmp_path / "plan.json")) == 0
+    said = capsys.readouterr().out
+    assert "mesh data 1, fsdp 4, tensor 2, batch 16\nfits: 0.5 GiB of 1.0 GiB" in said
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert (found["fits"], found["hbm_gib"], found["peak_gib"]) == (True, 1.0, 0.5)
+    assert set(found["held_gib"]) == {"params", "ema", "opt_state", "reference", "vae", "judge", "batch"}
+    assert found["collectives"] == {"all-reduce": {"times": 1.0, "bytes": 4e6}}
+    seconds = found["seconds"]
+    assert seconds["links"] == pytest.approx(4e6 / 2e10)
+    assert seconds["arithmetic"] == pytest.approx(found["flops"] / 8e12)
+    assert found["images_per_hour"] == pytest.approx(16 * 3600 / seconds["update"])
+    # The miniature's transformer in three steps of the reference and on average so many of the policy's.
+    steps = found["expected_steps"]
+    assert steps[REFERENCE] == 3
+    parts = found["flops_of_parts"]
+    assert parts[REFERENCE] > parts[ROLLOUT] > 0
+    assert parts[JUDGEMENT] > 0
+    assert sum(parts.values()) == pytest.approx(found["flops"])
+
+
+def test_it_does_not_fit(slice_of, capsys, tmp_path):
+    def refuse():
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space hbm."
+            " Used 67.25G of 31.25G hbm. Exceeded hbm capacity by 36.00G."
+        )
+
+    slice_of(refuse, traced=False)
+    assert run("--topology", "v6e:2x4", "--json", str(tmp_path / "plan.json")) == DOES_NOT_FIT
+    said = capsys.readouterr().out
+    assert "does NOT fit: at least 67.2 GiB of 1.0 GiB" in said
+    assert "--config.model.remat=full" in said
+    found = json.loads((tmp_path / "plan.json").read_text())
+    assert (found["fits"], found["peak_gib"], found["collectives"]) == (False, 67.25, None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "overrides", "words"),
+    [
+        (("--topology", "v9:2x2"), {}, "there is no topology 'v9:2x2': give a generation (v5e, v5p, v6e, tpu7x)"),
+        (("--topology", "v5p"), {}, "there is no topology 'v5p'"),
+        (("--topology", "v5p:2x2x1", "--mesh", "fsdp"), {}, "--mesh takes sizes of axes like data=1,fsdp=8,tensor=2"),
+        (("--topology", "v5p:2x2x1", "--mesh", "depth=2"), {}, "a mesh has no field mesh.depth"),
+        (("--topology", "v5p:2x2x1", "--batch", "0"), {}, "train.batch_size must be a whole number, 1 or more"),
+        ((), {}, "the following arguments are required: --topology"),
+    ],
+)
+def test_wrong_input_is_one_sentence(arguments, overrides, words, capsys):
+    assert run(*arguments, **overrides) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert words in captured.err
+    assert captured.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "overrides", "words"),
+    [
+        (("--mesh", "fsdp=3"), {}, "needs 3 devices, but there are 8"),
+        (("--batch", "6"), {}, "a batch of 6 can't be shared by 4 devices"),
+        ((), {"model.base": "some/where"}, "the configuration of some/where is not known here: give a directory"),
+    ],
+)
+def test_what_does_not_fit_together_is_one_sentence(slice_of, arguments, overrides, words, capsys):
+    slice_of(compiled)
+    assert run("--topology", "v5p:2x2x2", *arguments, **overrides) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_without_the_compiler_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'onereward-jax\[tpu\]'"):
+        topology.open_topology("v5p:2x2x4")
+
+
+def test_several_judges_are_refused_and_not_taken_for_one():
+    config = load_config(f"{CONFIG}:fixed", TINY)
+    with config.unlocked():
+        config.model.judge_adapters = ("runs/a", "runs/b")
+    with pytest.raises(UserError, match=r"leave model\.judge_adapters empty"):
+        plans.program_of(config)
+
+
+def test_axes_that_are_not_named_are_1():
+    assert mesh_axes("fsdp=8, tensor=2") == {"data": "1", "fsdp": "8", "tensor": "2"}
+    assert mesh_axes(None) == {}
+
+
+def test_a_batch_waits_for_its_latest_sample():
+    config = StepConfig(num_steps=50, first_index=15, last_index=35)
+    draws = np.random.default_rng(0).integers(15, 36, (100_000, 8)).max(axis=1)
+    assert plans.expected_trips(config, 8)[ROLLOUT] == pytest.approx(draws.mean(), abs=0.05)
+    assert plans.expected_trips(dataclasses.replace(config, index_per_sample=False), 8)[ROLLOUT] == pytest.approx(25)
+    assert plans.expected_trips(dataclasses.replace(config, accumulate=8), 8)[ROLLOUT] == pytest.approx(25)
+    matched = plans.expected_trips(dataclasses.replace(config, matched_reference=True), 8)
+    assert matched[REFERENCE] == matched[ROLLOUT]
+
+
+def test_what_the_compiler_says_of_a_program_that_is_too_large():
+    older = "RESOURCE_EXHAUSTED: ... Used 67.25G of 31.25G hbm. Exceeded"
+    newer = (
+        "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (223.59G) exceeds"
+        " available HBM (95.74G)."
+    )
+    assert plans.needed_bytes(older) == 67.25 * 2**30
+    assert plans.needed_bytes(newer) == 223.59 * 2**30
+    assert plans.needed_bytes("RESOURCE_EXHAUSTED: in other words") == math.inf
+    assert plans.needed_bytes("INVALID_ARGUMENT: something else") is None
