@@ -1,6 +1,6 @@
 """Parameter trees as (path, array) pairs: names and counts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,6 +34,18 @@ def unflatten(leaves: Mapping[str, Any]) -> dict:
 def map_with_path(function: Callable[[str, Any], Any], tree: Tree) -> Tree:
     """Applies function(path, leaf) to every leaf."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: function(path_name(path), leaf), tree)
+
+
+def mean(trees: Sequence[Tree]) -> Tree:
+    """The mean of several models' parameters, leaf by leaf.
+
+    Raises:
+      ValueError: they are not of one model.
+    """
+    shapes = [{path: leaf.shape for path, leaf in flatten(tree).items()} for tree in trees]
+    if any(other != shapes[0] for other in shapes):
+        raise ValueError("the mean of models of different layers or sizes was asked for: give models of one training")
+    return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *trees)
 
 
 def count(tree: Tree) -> int:

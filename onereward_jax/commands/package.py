@@ -1,4 +1,8 @@
-"""Copies trained models, in bfloat16, to where the configurations look for them: OUT/base and OUT/judge."""
+"""Copies trained models, in bfloat16, to where the configurations look for them: OUT/base and OUT/judge.
+
+Several judges of one training's successive rounds become one of averaged weights, which a policy fools less easily than
+the last of them (Ramé et al. 2024, "WARM"). Tokenizer and questions are those of the last.
+"""
 
 import argparse
 from pathlib import Path
@@ -9,7 +13,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--base", metavar="DIR", help="fill model in diffusers layout, such as WORKDIR/export of train-base"
     )
     parser.add_argument(
-        "--judge", metavar="DIR", help="judge in transformers layout, such as WORKDIR/export of train-judge"
+        "--judge",
+        metavar="DIR",
+        nargs="+",
+        help="judge in transformers layout, such as WORKDIR/export of train-judge; of several, their weights' mean",
     )
     parser.add_argument("--out", metavar="DIR", required=True)
 
@@ -18,10 +25,13 @@ def run(args: argparse.Namespace) -> None:
     from onereward_jax.errors import UserError
     from onereward_jax.flow.pipeline import FillPipeline
     from onereward_jax.judge.judge import Judge
+    from onereward_jax.tree import mean
 
     if not (args.base or args.judge):
         raise UserError("there is nothing to package: give --base, --judge or both")
     if args.base:
         FillPipeline.from_pretrained(args.base, dtype="float32").save_pretrained(Path(args.out) / "base", "bfloat16")
     if args.judge:
-        Judge.from_pretrained(args.judge, "float32").save_pretrained(Path(args.out) / "judge", dtype="bfloat16")
+        judges = [Judge.from_pretrained(directory, "float32") for directory in args.judge]
+        params = mean([judge.params for judge in judges])
+        judges[-1].save_pretrained(Path(args.out) / "judge", params, dtype="bfloat16")

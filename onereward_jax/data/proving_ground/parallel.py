@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import resource_tracker
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -28,7 +29,15 @@ def score_all(scenes: Sequence[Scene], images: Iterable[Iterable[np.ndarray]]) -
         return [_score_row(scene, row) for scene, row in zip(scenes, rows, strict=True)]
     if len(scenes) != len(rows):
         raise ValueError(f"{len(rows)} rows of images for {len(scenes)} scenes: give each scene its row")
-    return list(_processes().map(_score_row, scenes, rows, chunksize=4))
+    # Processes that this starts are born with the mask: a Ctrl-C in their first seconds is not theirs either. The
+    # tracker that comes with the first of them would lift it.
+    resource_tracker.ensure_running()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        scores = _processes().map(_score_row, scenes, rows, chunksize=4)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    return list(scores)
 
 
 def _score_row(scene: Scene, images: Sequence[np.ndarray]) -> list[dict[str, float]]:
