@@ -43,11 +43,10 @@ onereward make-preferences --config configs/tiny.py:fourth_judge --workdir $runs
 onereward train-judge --config configs/tiny.py:fourth_judge --workdir $runs/fourth_judge
 onereward package --judge $runs/fourth_judge/export --out miniature
 
-# Every dimension as often as the others. Aesthetics of extensions are rare: more extensions.
+# Not packaged, see docs/miniature.md. Every dimension as often as the others; aesthetics of extensions are rare: more of them.
 onereward make-preferences --config configs/tiny.py:fifth_judge --workdir $runs/fifth_preferences
 onereward make-preferences --config configs/tiny.py:fifth_judge --workdir $runs/fifth_extensions \
     --config.preferences.first_scene=9472 --config.preferences.scenes_per_task=2560 \
     --config.preferences.planted_scenes_per_task=0 --config.data.task_weights.image_fill=0 \
     --config.data.task_weights.object_removal=0 --config.data.task_weights.text_rendering=0
 onereward train-judge --config configs/tiny.py:fifth_judge --workdir $runs/fifth_judge
-onereward package --judge $runs/fifth_judge/export --out miniature
