@@ -92,10 +92,12 @@ _held: dict[Path, int] = {}  # directory -> descriptor of its lock, open as long
 def fingerprint(directory: Path) -> str:
     """Tells the weights and preferences below a directory from others, without reading tens of gigabytes: a digest of
     each .safetensors, .jsonl and array_record file's name, size, and three blocks of its bytes. Empty where there is
-    none."""
+    none. A file is told from others by itself."""
     digest = hashlib.sha256()
     kinds = ("safetensors", "jsonl", "array_record*")
     files = sorted(path for kind in kinds for path in directory.rglob(f"*.{kind}"))
+    if directory.is_file():
+        files, directory = [directory], directory.parent
     for path in files:
         size = path.stat().st_size
         digest.update(f"{path.relative_to(directory)} {size}".encode())

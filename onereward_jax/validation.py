@@ -105,6 +105,10 @@ _RULES: Mapping[str, Rule] = {
     "data.max_aspect": _at_least(1),
     "data.min_hole": _PART,
     "data.max_hole": _PART,
+    "model.judge_adapters": (
+        lambda value: isinstance(value, tuple | list) and all(isinstance(path, str) and path for path in value),
+        "a tuple of paths, such as \"('a','b')\"",
+    ),
     "model.dtype": _DTYPE,
     "model.remat": _REMAT,
     "optimizer.learning_rate": _POSITIVE,

@@ -37,6 +37,7 @@ WRONG = [
     ("train", "quick", "rl.gradient_true_cfg_scale=nan", "rl.gradient_true_cfg_scale must be a number, 0 or more"),
     ("train", "quick", "rl.judge_shift=-1", "rl.judge_shift must be a whole number, 0 or more"),
     ("train", "quick", "rl.judge_noise=-0.1", "rl.judge_noise must be"),
+    ("train", "quick", "model.judge_adapters=5", "model.judge_adapters must be a tuple of paths"),
     ("train", "quick", "model.remat=some", "model.remat must be one of none, dots, full"),
     ("make-preferences", "judge", "preferences.max_true_cfg_scale=1", "max_true_cfg_scale must be a number, 1.2 or"),
     ("make-preferences", "judge", "preferences.max_latent_noise=0", "max_latent_noise must be a number, 0.1 or more"),

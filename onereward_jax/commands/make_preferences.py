@@ -19,9 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from onereward_jax.judge.preferences import make_preferences
+    from onereward_jax.tasks import TASKS
 
     workdir = claim_workdir(args.workdir, args.config)
-    settings = args.config.preferences
+    settings, weights = args.config.preferences, args.config.data.task_weights
     make_preferences(
         args.config,
         workdir / args.split,
@@ -29,4 +30,5 @@ def run(args: argparse.Namespace) -> None:
         model=settings.base,
         planted=settings.planted_scenes_per_task,
         base=settings.scenes_per_task,
+        tasks=[task for task in TASKS if weights.get(task, 0)],
     )

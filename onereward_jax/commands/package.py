@@ -33,5 +33,7 @@ def run(args: argparse.Namespace) -> None:
         FillPipeline.from_pretrained(args.base, dtype="float32").save_pretrained(Path(args.out) / "base", "bfloat16")
     if args.judge:
         judges = [Judge.from_pretrained(directory, "float32") for directory in args.judge]
+        if any(judge.tokenizer.get_vocab() != judges[-1].tokenizer.get_vocab() for judge in judges):
+            raise UserError("the judges have different tokenizers, so their mean is none: give those of one training")
         params = mean([judge.params for judge in judges])
         judges[-1].save_pretrained(Path(args.out) / "judge", params, dtype="bfloat16")

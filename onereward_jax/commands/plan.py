@@ -36,9 +36,11 @@ def run(args: argparse.Namespace) -> int:
     validate(config, _NEEDS)
 
     topology.prepare_environment()
-    from onereward_jax.files import write_json
+    from onereward_jax.files import check_writable, write_json
     from onereward_jax.rl.plan import plan, report
 
+    if args.json:
+        check_writable(Path(args.json).parent)
     found = plan(config, topology.open_topology(args.topology))
     print(report(args.config_file, found, config))
     if args.json:

@@ -81,6 +81,8 @@ def read_captioned(path: Path, caption: str = "", bad_share: float = 0.0, num_th
             else:
                 skipped.add(item)
     skipped.end(len(found))
+    if not good:
+        raise UserError(f"no picture of {path} can be used, see above: mend them, or give another data.path")
     return good
 
 
@@ -96,7 +98,7 @@ def _checked(item: Captioned | str) -> Captioned | str:
             inputs.check_size(image, inputs.read_mask(item.mask), (str(item.image), str(item.mask)))
     except OSError as error:
         return f"{error.filename} can't be opened ({error.strerror}): check the path"
-    except UserError as error:
+    except ValueError as error:
         return str(error) if str(item.image) in str(error) else f"{item.image}: {error}"
     return dataclasses.replace(item, size=image.shape[:2])
 
@@ -112,7 +114,7 @@ def _listed(path: Path, caption: str) -> Iterator[Captioned | str]:
             if line.strip():
                 try:
                     yield _of_line(line, metadata.parent, caption)
-                except ValueError as error:
+                except (ValueError, OSError) as error:
                     yield f"{metadata}, line {number}: {error}"
         return
     if not path.is_dir():
@@ -121,7 +123,7 @@ def _listed(path: Path, caption: str) -> Iterator[Captioned | str]:
     given = {file: mask for file in files if (mask := _mask_beside(file)) is not None}
     masks_there = set(given.values())
     for file in files:
-        if file.parent.name == "masks" or file in masks_there:
+        if (file.parent.name == "masks" and file.parent != path) or file in masks_there:
             continue
         note = file.with_suffix(".txt")
         text = _text(note).strip() if note.is_file() else ""
@@ -171,7 +173,7 @@ def _of_line(line: str, directory: Path, caption: str) -> Captioned:
     mask = directory / mask if mask else _mask_beside(image)
     text = next((fields[name].strip() for name in _CAPTIONS if fields.get(name)), "")
     # The caption for all pictures is none of a removal.
-    text = text or ("" if task in FIXED_PROMPTS else caption)
+    text = text or ("" if task == "object_removal" else caption)
     return Captioned(fields["file_name"], image, mask, text, _tasks(task, mask))
 
 
@@ -235,11 +237,11 @@ def _covering_mask(path: Path, size: Size) -> np.ndarray:
 def hold_out(pictures: Sequence[Captioned], share: float, seed: int) -> tuple[list[Captioned], list[Captioned]]:
     """(to train on, held out): at least one of each if a share is held out, and of a growing folder mostly the same."""
 
-    def digest(picture: Captioned) -> bytes:
-        return hashlib.sha256(f"{seed} {picture.id}".encode()).digest()
+    def digest(name: str) -> bytes:
+        return hashlib.sha256(f"{seed} {name}".encode()).digest()
 
-    count = min(max(1, round(share * len(pictures))), len(pictures) - 1) if share else 0
-    held_out = {picture.id for picture in sorted(pictures, key=digest)[:count]}
+    names = sorted({picture.id for picture in pictures}, key=digest)  # one may be there under several masks
+    held_out = set(names[: min(max(1, round(share * len(names))), len(names) - 1) if share else 0])
     return (
         [picture for picture in pictures if picture.id not in held_out],
         [picture for picture in pictures if picture.id in held_out],

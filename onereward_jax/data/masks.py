@@ -122,7 +122,8 @@ def random_cover(
     Args:
       least, most: sides of its bounds, as shares of the image's.
     """
-    extent = generator.uniform(least, most, 2) * (width, height)
+    # Four pixels, or the mask could be empty.
+    extent = np.maximum(generator.uniform(least, most, 2) * (width, height), 4)
     left, top = generator.uniform(0, 1, 2) * ((width, height) - extent)
     kind = COVERING_KINDS[generator.integers(len(COVERING_KINDS))]
     return cover(kind, height, width, (left, top, left + extent[0], top + extent[1]), generator)

@@ -45,7 +45,7 @@ def measure_ascent(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     """
     settings, size = config.ascent, config.evaluation.batch_size
     pipeline = FillPipeline.from_pretrained(config.model.base, dtype="float32")
-    judge = ensemble(Judge.from_pretrained(config.model.judge, "float32"), config.model.judge_adapters)
+    judge = ensemble(Judge.from_pretrained(config.model.judge, "float32"), config.model.get("judge_adapters", ()))
     ground = ProvingGround("test", config.data.resolution, config.data.seed, config.data.photos or None)
     ascend = make_ascent(pipeline, judge, config)
     found: dict[str, Any] = {}

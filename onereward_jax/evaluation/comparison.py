@@ -33,7 +33,7 @@ def read_run(workdir: Path) -> Run:
     """
     evaluation = read_evaluation(workdir / "evaluation.json")
     group = NAMES.get(evaluation["algorithm"], evaluation["algorithm"])
-    return Run(workdir.name, group, evaluation, plots.read_curves(workdir / "metrics.jsonl"))
+    return Run(str(workdir), group, evaluation, plots.read_curves(workdir / "metrics.jsonl"))
 
 
 def table(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -51,7 +51,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             " run `onereward train` to its end, or give the number of steps that it has"
         )
     pipeline = FillPipeline.from_pretrained(config.model.base, dtype="float32")
-    judge = ensemble(Judge.from_pretrained(config.model.judge, "float32"), config.model.judge_adapters)
+    judge = ensemble(Judge.from_pretrained(config.model.judge, "float32"), config.model.get("judge_adapters", ()))
     settings = config.evaluation
     own = pipeline.params["transformer"]
     base, policy = None, load_transformer(trained / settings.what, own)  # None: the pipeline's own

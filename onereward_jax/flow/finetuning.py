@@ -19,7 +19,7 @@ from onereward_jax.data.buckets import BucketDraw, Size, aspect_distance, bucket
 from onereward_jax.data.captioned import Captioned, draw_sample, hold_out, prompt_of
 from onereward_jax.data.samples import Sample
 from onereward_jax.errors import UserError
-from onereward_jax.files import read_json, write_json
+from onereward_jax.files import fingerprint, read_json, write_json
 from onereward_jax.flow.losses import fill_loss
 from onereward_jax.flow.pipeline import FOLDERS, FillPipeline, latent_shape, sample_noise
 from onereward_jax.flow.prompts import prompt_reader
@@ -213,7 +213,10 @@ def _report(
     Raises:
       UserError: the run in `workdir` began with other pictures.
     """
-    described = [(p.id, p.mask and p.mask.name, p.caption, p.tasks, p.size) for p in (*trained_on, *held_out)]
+    described = [
+        (p.id, fingerprint(p.image), p.mask and fingerprint(p.mask), p.caption, p.tasks, p.size)
+        for p in (*trained_on, *held_out)
+    ]
     report: dict[str, Any] = {
         "pictures": len(trained_on),
         "held_out": [picture.id for picture in held_out],

@@ -203,7 +203,8 @@ class PairDraw:
         """
         Args:
           weights: of the tasks.
-          balanced: a dimension of the task is drawn first, each as likely, then a pair that is annotated in it.
+          balanced: of the batch's shape, a dimension of the task is drawn first, each as likely, then a pair that is
+            annotated in it.
         """
         self._pairs, self._balanced = pairs, balanced
         asked = pairs.where(lambda pair: weights.get(pair.task, 0) > 0)

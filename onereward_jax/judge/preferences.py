@@ -43,19 +43,27 @@ NEGATIVE_PROMPTS = ("", "nsfw", "blurry", "low quality")
 
 
 def make_preferences(
-    config: ConfigDict, directory: Path, split: str, *, model: str, planted: int, base: int, replace: bool = False
+    config: ConfigDict,
+    directory: Path,
+    split: str,
+    *,
+    model: str,
+    planted: int,
+    base: int,
+    tasks: Sequence[str] = TASKS,
+    replace: bool = False,
 ) -> None:
     """Makes candidates and preferences for scenes of a split; goes on where an earlier call with the same settings
     stopped.
 
     Args:
-      config: of the judge's training; `config.preferences` says how candidates are made. Tasks whose weight in
-        `config.data.task_weights` is 0 are left out.
+      config: of the judge's training; `config.preferences` says how candidates are made.
       directory: gets the parts.
       split: "train" or "test".
       model: directory of the base model.
       planted: scenes a task with planted defects; base: scenes a task with the base model's pictures, others
         than those.
+      tasks: of the scenes.
       replace: preferences of other settings in the directory are deleted; otherwise they are refused.
 
     Raises:
@@ -75,12 +83,11 @@ def make_preferences(
         policies = {path: load_transformer(path, pipeline.params["transformer"]) for path in policy_paths}
         indices = range(first + planted, first + planted + base)
         makers.append(("base", 1, indices, functools.partial(_generated, pipeline, policies)))
-    asked = [task for task in TASKS if config.data.task_weights[task]]
     weights = {path: fingerprint(Path(path)) for path in (model, *policy_paths)}
-    made_of = {"seed": config.seed, "weights": weights, "planted": planted, "base": base}
+    made_of = {"seed": config.seed, "weights": weights, "planted": planted, "base": base, "tasks": list(tasks)}
     _claim(directory, made_of, config, replace)
     for source, source_seed, indices, make in makers:
-        parts = [(task, start) for start in indices[:: settings.part_size] for task in asked]
+        parts = [(task, start) for start in indices[:: settings.part_size] for task in tasks]
         for number, (task, start) in enumerate(tqdm(parts, desc=f"preferences ({split}, {source})", mininterval=5)):
             name = f"preferences-{source}-{number:05d}.jsonl"
             if (directory / name).exists():

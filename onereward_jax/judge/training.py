@@ -64,7 +64,12 @@ def train_judge(config: ConfigDict, workdir: Path, watch: Watch | None = None) -
     optimizer = make_optimizer(**config.optimizer)
     weights = dict(config.data.task_weights)
     drawn = PairDraw(
-        pairs, judge.settings, settings.image_step, config.train.batch_size, weights, settings.balance_dimensions
+        pairs,
+        judge.settings,
+        settings.image_step,
+        config.train.batch_size,
+        weights,
+        settings.get("balance_dimensions", False),
     )
     ground: Any = None
     if settings.planted_share:
@@ -263,6 +268,6 @@ _FIRST_PLANTED_SCENE = 10_000_000
 
 
 def asked_first(generator: np.random.Generator, labels: np.ndarray, drawn: int | None = None) -> np.ndarray:
-    """Dimensions in random order: the drawn one first, then those with a label, then those without."""
+    """Dimensions in random order: those with a label first, and of these the drawn one."""
     order = generator.permutation(len(labels))
-    return order[np.argsort((labels[order] == 0) - 1 * (order == drawn), kind="stable")]
+    return order[np.argsort(2 * (labels[order] == 0) - 1 * (order == drawn), kind="stable")]

@@ -184,7 +184,7 @@ class Plan:
             "batch": self.batch,
             "fits": self.fits,
             "hbm_gib": self.chip.hbm_gib,
-            "peak_gib": None if self.peak_gib is None else round(self.peak_gib, 3),
+            "peak_gib": None if self.peak_gib is None or math.isinf(self.peak_gib) else round(self.peak_gib, 3),
             "held_gib": {part: gib(size) for part, size in self.held.items()},
             "temporaries_gib": gib(self.temporaries),
             "flops": self.cost.flops,

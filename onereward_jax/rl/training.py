@@ -49,7 +49,7 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Trai
     latent_shape(pipeline.vae, config.data.resolution, config.data.resolution)  # refuses what doesn't divide
     fields = computation(config)
     judge = Judge.from_pretrained(config.model.judge, frozen_dtype(config), fields=fields)
-    judge = ensemble(judge, config.model.judge_adapters)
+    judge = ensemble(judge, config.model.get("judge_adapters", ()))
     transformer, vae = (module.clone(**fields) for module in (pipeline.transformer, pipeline.vae))
     adapters = adapters_of(config)
     update = make_update(config, transformer, vae, judge.apply, pipeline.shift)

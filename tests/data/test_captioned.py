@@ -133,3 +133,21 @@ def test_pictures_are_held_out_by_file(folder):
     assert hold_out(pictures[::-1], 0.25, seed=0)[1] == held_out
     assert hold_out(pictures, 0.0, seed=0) == (pictures, [])
     assert [len(part) for part in hold_out(pictures[:1], 0.5, seed=0)] == [1, 0]
+
+
+def test_a_picture_of_several_masks_is_held_out_with_all_of_them(tmp_path):
+    picture(tmp_path / "a.png")
+    picture(tmp_path / "b.png")
+    lines = [{"file_name": name, "text": text} for name in ("a.png", "b.png") for text in ("one", "two", "three")]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    trained, held_out = hold_out(read_captioned(tmp_path), 0.2, seed=0)
+    assert (len(trained), len(held_out)) == (3, 3)
+    assert len({p.id for p in held_out}) == 1
+
+
+def test_names_that_no_file_can_have_are_skipped(tmp_path, capsys):
+    picture(tmp_path / "a.png")
+    lines = [{"file_name": name, "text": "x"} for name in ("a.png", "a\0.png", "a" * 300 + ".png")]
+    (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert [p.id for p in read_captioned(tmp_path, bad_share=0.7)] == ["a.png"]
+    assert len(capsys.readouterr().err.strip().splitlines()) >= 2

@@ -35,7 +35,8 @@ def made_run(workdir, algorithm, good, reward):
 
 @pytest.fixture
 def runs(tmp_path):
-    made = {"fixed_0": ("fixed", 100, 0.5), "fixed_1": ("fixed", 60, 0.6), "dynamic_0": ("dynamic", 22, 0.4)}
+    # Names of directories may be the same.
+    made = {"0/fixed": ("fixed", 100, 0.5), "1/fixed": ("fixed", 60, 0.6), "0/dynamic": ("dynamic", 22, 0.4)}
     return [made_run(tmp_path / name, *of) for name, of in made.items()]
 
 
@@ -46,7 +47,7 @@ def test_command_writes_table_and_figure(runs, tmp_path, capsys):
     assert [row["task"] for row in rows] == [*TASKS, *TASKS]
     first, last = rows[0], rows[-1]
     assert (first["group"], first["above_zero"], first["runs"]) == ("Algorithm 1", 2, 2)
-    assert first["good_minus_bad"] == pytest.approx({"fixed_0": 0.2, "fixed_1": 0.1})
+    assert first["good_minus_bad"] == pytest.approx({str(runs[0]): 0.2, str(runs[1]): 0.1})
     assert first["mean"] == pytest.approx(0.15)
     assert (last["group"], last["above_zero"], last["runs"]) == ("Algorithm 2", 0, 1)  # 22 good, 20 bad
     assert "2 of 2" in capsys.readouterr().out

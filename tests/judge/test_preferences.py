@@ -85,18 +85,15 @@ def test_a_lost_part_is_made_again_alike(config, directory):
 
 
 def test_parts_of_other_settings_are_refused_or_made_again(config, tmp_path):
-    config = config.copy_and_resolve_references()
-    config.data.task_weights.image_fill = 0.0
-    make = lambda **options: make_preferences(  # noqa: E731
-        config, tmp_path, "test", model=config.preferences.base, planted=4, base=0, **options
+    make = lambda tasks, **options: make_preferences(  # noqa: E731
+        config, tmp_path, "test", model=config.preferences.base, planted=4, base=0, tasks=tasks, **options
     )
-    make()
-    assert {record.task for record in open_records(tmp_path)} == set(TASKS) - {"image_fill"}
-    config.data.task_weights.image_extend = 0.0
+    make(TASKS[1:])
+    assert {record.task for record in open_records(tmp_path)} == set(TASKS[1:])
     with pytest.raises(UserError, match=r"other settings or models, see .*made_of\.json"):
-        make()
+        make(TASKS[2:])
     assert len(open_records(tmp_path)) == 12
-    make(replace=True)
+    make(TASKS[2:], replace=True)
     assert len(open_records(tmp_path)) == 8
 
 
