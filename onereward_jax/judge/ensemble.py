@@ -25,8 +25,9 @@ MEMBERS = "members"  # beside the base's parameters: adapters, stacked over a le
 class Ensemble(Judge):
     """A judge whose P is the mean of its members' P. Made by `ensemble`.
 
-    Members share the vision tower, so an image passes it once, whatever their number; one after the other they read the
-    tokens, so memory does not grow with it either.
+    Members share the vision tower, so an image passes it once, whatever their number. They read the tokens one after
+    the other: without a gradient memory does not grow with their number; with one, each keeps what its backward pass
+    reads.
     """
 
     def apply(self, params: Any, batch: Mapping[str, Any], both_orders: bool = False) -> jax.Array:
