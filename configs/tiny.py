@@ -303,16 +303,21 @@ def _fourth_judge(config: ConfigDict) -> None:
 
 
 def _fifth_judge(config: ConfigDict) -> None:
-    """Goes on with pairs of a rare dimension as often as of a frequent one; aesthetics of extensions were too rare."""
+    """Goes on with what policies that pleased the fourth judge overdid, and with rare dimensions as often as others."""
     _third_judge(config)
     config.optimizer = _optimizer(3e-4, warmup_steps=100, decay_steps=2500)
     config.train.num_steps = 2500
     config.preferences.first_scene = 9216
-    config.preferences.scenes_per_task = 256
+    config.preferences.scenes_per_task = 1024
+    config.preferences.policies = (
+        "runs/miniature/policy_bold/export/policy",
+        "runs/miniature/policy_free/export/policy",
+    )
     config.judge.start = "runs/miniature/fourth_judge/export"
     config.judge.data = ("runs/miniature/fifth_preferences/train", "runs/miniature/fifth_extensions/train")
     config.judge.planted_share = 0.25
     config.judge.balance_dimensions = True
+    # Pairs that differ in the aesthetics of an extension are the rarest.
     config.data.task_weights.image_extend = 0.4
 
 
