@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from onereward_jax import tree as trees
 
@@ -95,9 +95,23 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, BATCH)
 
 
-def batch_shards(mesh: Mesh) -> int:
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """Among how many devices a batch is divided."""
     return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def stay_with_samples(x: jax.Array) -> jax.Array:
+    """Pins the leading axis, samples, over `data` and `fsdp`; nothing outside an update on a mesh (`jit_step`).
+
+    At the start of every block: left alone, the partitioner may leave a block's weights where they are and sum its
+    activations over `fsdp`, and at full size those are many times larger. And at the end of a stack of blocks: where
+    streams that were pinned inside two loops alone met in a concatenation, XLA (of jax 0.10.2) made another product of
+    them on 2 x 2 x 2 devices; tests/rl/test_packaged.py would see it.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[0] % batch_shards(mesh):
+        return x
+    return jax.lax.with_sharding_constraint(x, BATCH)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -138,8 +138,13 @@ def jit_step(step: Callable, state: Any, frozen: Any, mesh: Mesh, rules: Rules =
       state, frozen: arrays, or their shapes: `onereward plan` compiles the step without any.
     """
     state_shardings = shardings(state, mesh, rules)
+
+    def on_mesh(state, frozen, batch):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # read by mesh.stay_with_samples
+            return step(state, frozen, batch)
+
     return jax.jit(
-        step,
+        on_mesh,
         in_shardings=(state_shardings, shardings(frozen, mesh, rules), batch_sharding(mesh)),
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=0,

@@ -57,18 +57,23 @@ def velocity_of(
     negative_pooled = condition.negative_pooled
     assert negative_pooled is not None, "both parts of the negative prompt come together"
     doubled = Condition(
-        masked_image=jnp.concatenate([condition.masked_image] * 2),
-        mask=jnp.concatenate([condition.mask] * 2),
-        prompt_embeds=jnp.concatenate([condition.negative_prompt_embeds, condition.prompt_embeds]),
-        pooled=jnp.concatenate([negative_pooled, condition.pooled]),
+        masked_image=_interleave(condition.masked_image, condition.masked_image),
+        mask=_interleave(condition.mask, condition.mask),
+        prompt_embeds=_interleave(condition.negative_prompt_embeds, condition.prompt_embeds),
+        pooled=_interleave(negative_pooled, condition.pooled),
     )
 
     def guided(tokens, sigma):
-        both = forward(jnp.concatenate([tokens] * 2), jnp.concatenate([sigma] * 2), doubled)
-        negative, positive = jnp.split(both, 2)
+        both = forward(_interleave(tokens, tokens), _interleave(sigma, sigma), doubled)
+        negative, positive = both[::2], both[1::2]
         return negative + true_cfg_scale * (positive - negative)
 
     return guided
+
+
+def _interleave(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Two batches as one in which a sample's branches are neighbours, and so stay on its device."""
+    return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
 
 
 def denoise(velocity: Velocity, tokens: jax.Array, sigmas: jax.Array, stop: int | jax.Array) -> jax.Array:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from onereward_jax.mesh import stay_with_samples
 from onereward_jax.models.attention import attention
 from onereward_jax.models.dense import Dense
 from onereward_jax.models.remat import remat
@@ -81,11 +82,12 @@ class FluxTransformer(nn.Module):
 
         shared = (self.num_attention_heads, self.dtype, self.attention_implementation)
         double_blocks = self._stack(DoubleBlock, self.num_layers)(*shared, name="transformer_blocks")
-        (image, text), _ = double_blocks((image, text), conditioning, rope)
+        streams, _ = double_blocks((image, text), conditioning, rope)
+        image, text = map(stay_with_samples, streams)
 
         single_blocks = self._stack(SingleBlock, self.num_single_layers)(*shared, name="single_transformer_blocks")
         tokens, _ = single_blocks(jnp.concatenate([text, image], axis=1), conditioning, rope)
-        image = tokens[:, text.shape[1] :]
+        image = stay_with_samples(tokens)[:, text.shape[1] :]
 
         scale, shift = Modulation(2, self.dtype, name="norm_out")(conditioning)
         return _dense(self.out_channels, self.dtype, "proj_out", nn.initializers.zeros)(modulate(image, shift, scale))
@@ -113,7 +115,7 @@ class DoubleBlock(nn.Module):
         self, streams: tuple[jax.Array, jax.Array], conditioning: jax.Array, rope: Rotation
     ) -> tuple[tuple[jax.Array, jax.Array], None]:
         """streams: image (B, N, D) and text (B, L, D), which the next block takes."""
-        image, text = streams
+        image, text = map(stay_with_samples, streams)
         image_shift, image_scale, image_gate, image_mlp_shift, image_mlp_scale, image_mlp_gate = Modulation(
             6, self.dtype, name="norm1"
         )(conditioning)
@@ -144,7 +146,7 @@ class SingleBlock(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array, conditioning: jax.Array, rope: Rotation) -> tuple[jax.Array, None]:
         """tokens: (B, L + N, D), text first."""
-        width = tokens.shape[-1]
+        width, tokens = tokens.shape[-1], stay_with_samples(tokens)
         shift, scale, gate = Modulation(3, self.dtype, name="norm")(conditioning)
         x = modulate(tokens, shift, scale)
         attended = SelfAttention(self.num_heads, self.dtype, self.attention_implementation, name="attn")(x, rope)

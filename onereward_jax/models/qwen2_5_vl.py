@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from onereward_jax.mesh import stay_with_samples
 from onereward_jax.models.attention import attention
 from onereward_jax.models.dense import Dense
 from onereward_jax.models.remat import remat
@@ -200,6 +201,7 @@ class VisionBlock(nn.Module):
             self.num_heads, self.window, self.residual_scale, self.dtype, self.attention_implementation, name="attn"
         )
         feed_forward = MLP(self.intermediate_size, True, self.residual_scale, self.dtype, name="mlp")
+        x = stay_with_samples(x)
         x = x + attend(RMSNorm(1e-6, self.dtype, name="norm1")(x), is_full, angles, self.grid)
         x = x + feed_forward(RMSNorm(1e-6, self.dtype, name="norm2")(x))
         return x, None
@@ -317,7 +319,7 @@ class VisionTransformer(nn.Module):
             name="blocks",
         )
         x, _ = blocks(x, is_full, angles)
-        return PatchMerger(merge, self.out_hidden_size, self.dtype, name="merger")(x)
+        return PatchMerger(merge, self.out_hidden_size, self.dtype, name="merger")(stay_with_samples(x))
 
 
 class TextAttention(nn.Module):
@@ -371,6 +373,7 @@ class DecoderLayer(nn.Module):
             name="self_attn",
         )
         feed_forward = MLP(self.intermediate_size, False, self.residual_scale, self.dtype, name="mlp")
+        x = stay_with_samples(x)
         x = x + attend(RMSNorm(self.rms_norm_eps, self.dtype, name="input_layernorm")(x), angles, mask)
         x = x + feed_forward(RMSNorm(self.rms_norm_eps, self.dtype, name="post_attention_layernorm")(x))
         return x, None
@@ -442,7 +445,7 @@ class TextModel(nn.Module):
             )
         angles = text_angles(positions, self.mrope_section, head_size, self.rope_theta)
         x, _ = self.layers(embeddings.astype(self.dtype), angles, mask)
-        return self.norm(x)
+        return self.norm(stay_with_samples(x))
 
     def embed(self, input_ids: jax.Array) -> jax.Array:
         """(..., L) token ids -> (..., L, D)."""
