@@ -6,8 +6,8 @@
     onereward train --config configs/tiny.py:fixed --workdir runs/fixed      # Algorithm 1, longer
     onereward train --config configs/tiny.py:dynamic --workdir runs/dynamic  # Algorithm 2, longer
 
-The variants `vae`, `base`, `judge` and `second_judge` to `fourth_judge` make the packaged models in miniature/ from
-nothing, and `fifth_judge` one that is not packaged; launch/miniature.sh runs them in their order.
+The variants `vae`, `base`, `judge` and `second_judge` to `fifth_judge` make the packaged models in miniature/ from nothing;
+launch/miniature.sh runs them in their order.
 """
 
 from ml_collections import ConfigDict

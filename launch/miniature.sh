@@ -43,10 +43,15 @@ onereward make-preferences --config configs/tiny.py:fourth_judge --workdir $runs
 onereward train-judge --config configs/tiny.py:fourth_judge --workdir $runs/fourth_judge
 onereward package --judge $runs/fourth_judge/export --out miniature
 
-# Not packaged, see docs/miniature.md. Every dimension as often as the others; aesthetics of extensions are rare: more of them.
+# Once more, with policies that please the fourth judge: one bolder than the quick run, one that nothing holds to the data.
+# Every dimension is drawn as often as the others, and the rarest pairs, the aesthetics of extensions, get scenes of their own.
+onereward train --config configs/tiny.py:quick --config.optimizer.learning_rate=1e-4 --config.evaluation.every=0 \
+    --workdir $runs/policy_bold
+onereward train --config configs/tiny.py:quick --config.train.num_steps=120 --config.rl.flow_matching_weight=0 \
+    --config.rl.judge_noise=0 --config.evaluation.every=0 --workdir $runs/policy_free
 onereward make-preferences --config configs/tiny.py:fifth_judge --workdir $runs/fifth_preferences
 onereward make-preferences --config configs/tiny.py:fifth_judge --workdir $runs/fifth_extensions \
-    --config.preferences.first_scene=9472 --config.preferences.scenes_per_task=2560 \
-    --config.preferences.planted_scenes_per_task=0 --config.data.task_weights.image_fill=0 \
+    --config.preferences.first_scene=10240 --config.preferences.scenes_per_task=2048 --config.data.task_weights.image_fill=0 \
     --config.data.task_weights.object_removal=0 --config.data.task_weights.text_rendering=0
 onereward train-judge --config configs/tiny.py:fifth_judge --workdir $runs/fifth_judge
+onereward package --judge $runs/fifth_judge/export --out miniature
