@@ -24,6 +24,7 @@ _ARRAY = re.compile(r"\b(?P<dtype>[a-z]+\d+\w*|pred)\[(?P<shape>[\d,]*)\]")
 _GROUPS = re.compile(
     r"replica_groups=(?:\[\d+,(?P<size>\d+)\]|\{\{(?P<first>[\d,]*)\}|mesh\[(?P<mesh>[^\]]*)\] *\{(?P<axes>[^}]*)\})"
 )
+_COUNTER = re.compile(r" [su]32\[\]\S* get-tuple-element\(.*index=(\d+)")
 _SCOPE = re.compile(r'op_name="(?P<scope>[^"]*)"')
 _KNOWN_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 
@@ -96,7 +97,7 @@ class _Program:
                     yield Collective(kind, size, group, times, scope)
             if found := _WHILE.search(line):
                 inside = list(self.collectives(found["body"], times, False))
-                turns = self._turns(line, found["condition"], scope) if inside else 1.0
+                turns = self._turns(line, found["condition"], found["body"], scope) if inside else 1.0
                 yield from (dataclasses.replace(one, times=one.times * turns) for one in inside)
             elif found := _BRANCHES.search(line):
                 names = re.findall(r"[\w.\-]+", found["many"]) if found["many"] else [found["no"], found["yes"]]
@@ -107,14 +108,14 @@ class _Program:
                 for name in _CALLS.findall(line):
                     yield from self.collectives(name, times, name.startswith("all-reduce-scatter"))
 
-    def _turns(self, line: str, condition: str, scope: str) -> float:
+    def _turns(self, line: str, condition: str, body: str, scope: str) -> float:
         if found := _KNOWN_TRIPS.search(line):
             return float(found[1])
         # Else the condition compares the counter, from 0 on, with a constant.
         lines = self._lines.get(condition, [])
-        constants = [int(n) for text in lines for n in re.findall(r"s32\[\]\S* constant\((\d+)\)", text)]
+        constants = [int(n) for text in lines for n in re.findall(r"[su]32\[\]\S* constant\((\d+)\)", text)]
         if len(constants) == 1 and any("direction=LT" in text for text in lines):
-            return float(constants[0])
+            return float(-(-constants[0] // self._stride(lines, body)))
         for name, turns in self._trips.items():
             if re.search(rf"\b{re.escape(name)}/while$", scope):
                 return turns
@@ -122,6 +123,21 @@ class _Program:
             f"a loop in {scope or 'no scope'} has no end that can be read: its collectives count once", stacklevel=2
         )
         return 1.0
+
+    def _stride(self, condition: list[str], body: str) -> int:
+        """What a turn adds to the counter: a loop that the compiler has unrolled in part adds more than 1."""
+        lines = self._lines.get(body, [])
+        counter = next((found[1] for text in condition if (found := _COUNTER.search(text))), None)
+        root = next((text for text in lines if text.lstrip().startswith("ROOT ")), "")
+        results = re.findall(r"%[\w.\-]+", root.rpartition(" tuple(")[2].partition(")")[0])
+        if counter is None or int(counter) >= len(results):
+            return 1
+        added = next((text for text in lines if f"{results[int(counter)]} = " in text and " add(" in text), "")
+        for name in re.findall(r"%[\w.\-]+", added.rpartition(" add(")[2].partition(")")[0]):
+            for text in lines:
+                if found := re.search(rf"{re.escape(name)} = [su]32\[\]\S* constant\((\d+)\)", text):
+                    return int(found[1])
+        return 1
 
 
 def _group(line: str) -> int:

@@ -114,5 +114,14 @@ def stay_with_samples(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, BATCH)
 
 
+def go_to_weights(x: jax.Array) -> jax.Array:
+    """Pins the trailing axis, features, over `fsdp`, where the rows of the kernel lie that they meet next; nothing
+    outside an update on a mesh. For vectors, one a sample, that are far smaller than that kernel: it stays there."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[-1] % mesh.shape["fsdp"]:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(*[None] * (x.ndim - 1), "fsdp"))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())

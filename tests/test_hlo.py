@@ -91,6 +91,35 @@ def test_the_tpu_compilers_forms():
     ]
 
 
+# A product whose kernel goes round a ring of eight, two parts a turn, as the TPU compiler wrote it.
+OF_RING = """\
+%wide.cond.1 (p: (bf16[1,384,1536], u32[])) -> pred[] {
+  %constant.2287 = u32[]{:T(128)} constant(7)
+  %get-tuple-element.1421 = u32[]{:T(128)} get-tuple-element(%p), index=1
+  ROOT %compare.54 = pred[]{:T(512)} compare(%get-tuple-element.1421, %constant.2287), direction=LT
+}
+
+%wide.body.1 (p: (bf16[1,384,1536], u32[])) -> (bf16[1,384,1536], u32[]) {
+  %constant.1 = u32[]{:T(128)} constant(1)
+  %constant.2466..sunk2 = u32[]{:T(128)} constant(2)
+  %get-tuple-element.2330 = u32[]{:T(128)} get-tuple-element(%p), index=1
+  %add.1751 = u32[]{:T(128)S(6)} add(%get-tuple-element.2330, %constant.1)
+  %add.1755 = u32[]{:T(128)} add(%get-tuple-element.2330, %constant.2466..sunk2)
+  %collective-permute.20 = bf16[1,384,1536]{2,1,0} collective-permute(%x), source_target_pairs={{0,2},{2,4}}
+  ROOT %tuple.319 = (bf16[1,384,1536]{2,1,0}, u32[]{:T(128)}) tuple(%collective-permute.20, %add.1755)
+}
+
+ENTRY %main (p: bf16[8]) -> bf16[8] {
+  %while.74 = (bf16[1,384,1536]{2,1,0}, u32[]{:T(128)}) while(%tuple.1), condition=%wide.cond.1, body=%wide.body.1
+}
+"""
+
+
+def test_a_loop_that_was_unrolled_in_part_turns_less_often():
+    (found,) = collectives_of(OF_RING)
+    assert (found.kind, found.times) == ("collective-permute", 4.0)
+
+
 @pytest.mark.parametrize(
     ("written", "size"),
     [

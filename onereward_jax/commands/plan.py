@@ -3,15 +3,25 @@
 Compiles the update for the slice (the `tpu` extra brings the compiler) and prints for a device: each part of the state,
 temporaries, the peak; and for the update: arithmetic, collectives, the least time by each limit of the chip.
 Exit code 0: it fits; 3: it does not; 2: a wrong input.
+
+With --search it tries every mesh, remat policy and two batch sizes, and prints the cheapest that fits. That takes many
+compilations; with --json it goes on where it stopped.
 """
 
 import argparse
+import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ml_collections import ConfigDict
 
 from onereward_jax.commands import config_arguments
-from onereward_jax.configuration import override
+from onereward_jax.configuration import fields, override
 from onereward_jax.errors import UserError
 from onereward_jax.validation import validate
+
+if TYPE_CHECKING:
+    from onereward_jax.topology import Topology
 
 DOES_NOT_FIT = 3
 _NEEDS = ("algorithm", "data", "mesh", "model", "optimizer", "rl", "train")
@@ -23,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mesh", metavar="AXES", help="instead of the configuration's: data=1,fsdp=8,tensor=2")
     parser.add_argument("--batch", type=int, metavar="N", help="instead of the configuration's train.batch_size")
     parser.add_argument("--json", metavar="FILE", help="a file for all figures")
+    parser.add_argument(
+        "--search", action="store_true", help="try meshes, remat policies and batches; --mesh and --batch hold theirs"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,11 +54,56 @@ def run(args: argparse.Namespace) -> int:
 
     if args.json:
         check_writable(Path(args.json).parent)
-    found = plan(config, topology.open_topology(args.topology))
+    place = topology.open_topology(args.topology)
+    if args.search:
+        return _search(args, config, place)
+    found = plan(config, place)
     print(report(args.config_file, found, config))
     if args.json:
         write_json(Path(args.json), {"config": args.config_file, **found.to_json()})
     return 0 if found.fits else DOES_NOT_FIT
+
+
+def _search(args: argparse.Namespace, config: ConfigDict, place: "Topology") -> int:
+    from tqdm import tqdm
+
+    from onereward_jax.files import read_json, write_json
+    from onereward_jax.mesh import make_mesh
+    from onereward_jax.rl.plan import advice
+    from onereward_jax.rl.search import Choice, cheapest, choices, meshes_of, search, table
+
+    devices, batch = len(place.devices), config.train.batch_size
+    meshes = [dict(make_mesh(**config.mesh, devices=place.devices).shape)] if args.mesh else meshes_of(devices)
+    tried = choices(meshes, (batch,) if args.batch else (batch, 2 * batch), config.rl.accumulate)
+    if not tried:
+        raise UserError(f"{devices} devices can't share a batch of {batch}: take a larger --batch or another --mesh")
+
+    file = Path(args.json) if args.json else None
+    about = json.loads(json.dumps({"topology": place.name, "config": args.config_file, "fields": fields(config)}))
+    known = {}
+    if file is not None and file.exists():
+        earlier = read_json(file)
+        if earlier.get("about") != about:
+            raise UserError(f"{file} holds something else than this search: name another file")
+        known = {Choice(**row["choice"]): row["plan"] for row in earlier["rows"]}
+    found: dict[Choice, dict[str, Any]] = {}
+
+    def keep(choice: Choice, row: dict[str, Any]) -> None:
+        found[choice] = row
+        bar.update()
+        if file is not None:
+            best = cheapest(found)
+            of_best = {"fits": best is not None, "hbm_gib": place.chip.hbm_gib}
+            of_best |= {"choice": best and best._asdict(), "peak_gib": best and found[best]["peak_gib"]}
+            rows = [{"choice": choice._asdict(), "plan": row} for choice, row in (known | found).items()]
+            write_json(file, {"about": about, **of_best, "rows": rows})
+
+    with tqdm(total=len(tried), desc=f"plans on {place.name}", unit="plan") as bar:
+        search(config, place, tried, known, keep)
+    print(table(found, place.chip.hbm_gib))
+    if cheapest(found) is None:
+        print(f"nothing fits; what helps: {advice(config)}")
+    return 0 if cheapest(found) else DOES_NOT_FIT
 
 
 def mesh_axes(text: str | None) -> dict[str, str]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from onereward_jax.mesh import stay_with_samples
+from onereward_jax.mesh import go_to_weights, stay_with_samples
 from onereward_jax.models.attention import attention
 from onereward_jax.models.dense import Dense
 from onereward_jax.models.remat import remat
@@ -229,7 +229,8 @@ class Modulation(nn.Module):
     def __call__(self, conditioning: jax.Array) -> list[jax.Array]:
         width = conditioning.shape[-1]
         linear = _dense(self.parts * width, self.dtype, "linear", nn.initializers.zeros)
-        return jnp.split(linear(nn.silu(conditioning))[:, None, :], self.parts, axis=-1)
+        parts = linear(go_to_weights(nn.silu(conditioning)))
+        return jnp.split(stay_with_samples(parts)[:, None, :], self.parts, axis=-1)
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:

@@ -1,0 +1,113 @@
+"""`onereward plan --search`: which plans are made, which are spared, and which is the cheapest."""
+
+import json
+import types
+
+import jax
+import pytest
+
+from onereward_jax import cli, topology
+from onereward_jax.commands.plan import DOES_NOT_FIT
+from onereward_jax.configuration import load_config
+from onereward_jax.rl import search as searching
+from onereward_jax.rl.search import REMAT, Choice, cheapest, choices, meshes_of, search, table
+from onereward_jax.topology import Chip, Topology
+from tests.rl.test_plan import CONFIG, TINY
+
+CHIP = Chip(hbm_gib=1.0, flops=1e12, hbm_bandwidth=1e11, link_bandwidth=1e10)
+
+
+def test_every_mesh_once():
+    found = [tuple(mesh.values()) for mesh in meshes_of(8)]
+    assert len(found) == len(set(found)) == 10
+    assert all(data * fsdp * tensor == 8 for data, fsdp, tensor in found)
+    assert found[0] == (1, 8, 1)
+
+
+def test_a_batch_is_shared_by_the_devices():
+    for choice in choices(meshes_of(8), (4, 8), accumulate=2):
+        assert choice.batch % (2 * choice.data * choice.fsdp) == 0
+    assert {choice.remat for choice in choices(meshes_of(8), (8,))} == set(REMAT)
+    assert choices([{"data": 1, "fsdp": 8, "tensor": 1}], (4,)) == []
+
+
+def plans_of(peaks: dict[tuple[int, str, int], float], made: list[Choice]):
+    """Stands in for the compiler: `peaks` of (tensor, remat, batch), GiB; time falls with tensor and with remat."""
+
+    def compiled(config, place):
+        choice = Choice(**config.mesh, remat=config.model.remat, batch=config.train.batch_size)
+        made.append(choice)
+        peak = peaks.get((choice.tensor, choice.remat, choice.batch), 2.0)
+        seconds = {"update": choice.batch * (1.0 - 0.1 * REMAT.index(choice.remat)) / choice.tensor}
+        row = {"fits": peak <= 1.0, "peak_gib": peak, "seconds": seconds, "images_per_hour": 3600 * choice.batch}
+        return types.SimpleNamespace(to_json=lambda: row)
+
+    return compiled
+
+
+@pytest.fixture
+def place(monkeypatch):
+    monkeypatch.setattr(searching, "program_of", lambda config: None)
+    monkeypatch.setattr(searching, "held_bytes", lambda program, mesh: {"params": 2**31 // mesh.shape["tensor"]})
+    return Topology("v5p:2x2x2", CHIP, jax.devices())
+
+
+def test_what_can_not_fit_is_not_compiled(place, monkeypatch):
+    config = load_config(f"{CONFIG}:fixed", TINY)
+    made: list[Choice] = []
+    peaks = {(2, "full", 8): 0.5, (2, "dots", 8): 0.9, (4, "full", 8): 0.4, (4, "full", 16): 0.9}
+    tried = choices([{"data": 1, "fsdp": 8 // tensor, "tensor": tensor} for tensor in (1, 2, 4)], (8, 16))
+    monkeypatch.setattr(searching, "plan", plans_of(peaks, made))
+    rows = search(config, place, tried)
+    assert list(rows) == tried
+    # Without a split over tensor the state takes 2 GiB.
+    assert all("the state alone takes 2.0 GiB" in row["skipped"] for choice, row in rows.items() if choice.tensor == 1)
+    assert [(choice.tensor, choice.remat, choice.batch) for choice in made] == [
+        (2, "full", 8),
+        (2, "dots", 8),
+        (2, "none", 8),
+        (2, "full", 16),
+        (4, "full", 8),
+        (4, "dots", 8),
+        (4, "full", 16),
+    ]
+    assert rows[Choice(1, 4, 2, "dots", 16)]["skipped"] == "full with batch 16 does not fit"
+    assert rows[Choice(1, 2, 4, "none", 16)]["skipped"] == "dots with batch 8 does not fit"
+    best = cheapest(rows)
+    assert best in (Choice(1, 2, 4, "full", 8), Choice(1, 2, 4, "full", 16))
+    marked = [line for line in table(rows, 1.0).splitlines() if "cheapest" in line]
+    assert len(marked) == 1
+    assert marked[0].split()[:5] == ["1", "2", "4", str(best.batch), "full"]
+
+
+def test_the_command_goes_on_where_it_stopped(place, monkeypatch, tmp_path, capsys):
+    made: list[Choice] = []
+    monkeypatch.setattr(topology, "open_topology", lambda name: place)
+    monkeypatch.setattr(searching, "plan", plans_of({(2, "full", 8): 0.5}, made))
+    file = tmp_path / "search.json"
+    arguments = ("--topology", "v5p:2x2x2", "--search", "--mesh", "fsdp=4,tensor=2", "--json", str(file))
+    assert run(*arguments) == 0
+    assert "<- cheapest" in capsys.readouterr().out
+    found = json.loads(file.read_text())
+    assert (found["fits"], found["hbm_gib"], found["peak_gib"]) == (True, 1.0, 0.5)
+    assert found["choice"] == {"data": 1, "fsdp": 4, "tensor": 2, "remat": "full", "batch": 8}
+    compiled_once = len(made)
+    assert run(*arguments) == 0
+    assert len(made) == compiled_once
+    # Another search does not go on in this file.
+    assert run(*arguments, **{"rl.last_index": 0}) == 2
+    assert "holds something else than this search" in capsys.readouterr().err
+
+
+def test_nothing_fits(place, monkeypatch, capsys):
+    monkeypatch.setattr(topology, "open_topology", lambda name: place)
+    monkeypatch.setattr(searching, "held_bytes", lambda program, mesh: {"params": 2**32})
+    assert run("--topology", "v5p:2x2x2", "--search", "--batch", "8") == DOES_NOT_FIT
+    assert "nothing fits; what helps: a larger --topology" in capsys.readouterr().out
+    assert run("--topology", "v5p:2x2x2", "--search", "--batch", "8", "--mesh", "fsdp=8", **{"rl.accumulate": 2}) == 2
+    assert "8 devices can't share a batch of 8" in capsys.readouterr().err
+
+
+def run(*arguments: str, **overrides) -> int:
+    fields = [f"--config.{name}={value}" for name, value in (TINY | overrides).items()]
+    return cli.main(["plan", "--config", f"{CONFIG}:fixed", *fields, *arguments])
