@@ -22,7 +22,7 @@ case ${1:-} in
     shift
     [ $# -gt 0 ] || wrong "give the command to start"
     if running; then wrong "a command is running here already: stop it first"; fi
-    nohup "$@" >run.log 2>&1 </dev/null &
+    nohup "$@" >>run.log 2>&1 </dev/null &
     identity $! >run.pid
     echo "started: $(quoted "$@")"
     ;;

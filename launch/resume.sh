@@ -31,7 +31,7 @@ trap 'tell INT' INT
 await() {
   [ -z "$pending" ] || kill -s "$pending" "$child" 2>/dev/null
   while signalled=''; do
-    wait "$child"
+    wait "$child" 2>/dev/null  # bash would say "Killed", we say more
     code=$?
     [ -n "$signalled" ] || break
   done

@@ -44,10 +44,10 @@ fi
 tpus=(gcloud compute tpus)
 if [ -n "$queued" ]; then
   kind=(queued-resources) state=state.state version=--runtime-version
-  create=(--node-id="$name") delete=(--force)
+  create_flags=(--node-id="$name") delete_flags=(--force)
 else
   kind=(tpu-vm) state=state version=--version
-  create=() delete=()
+  create_flags=() delete_flags=()
 fi
 
 on_workers() {
@@ -59,17 +59,17 @@ list() {
 }
 
 create() {
-  run "${tpus[@]}" "${kind[@]}" create "$name" ${create[@]+"${create[@]}"} "${where[@]}" --accelerator-type="$type" \
+  run "${tpus[@]}" "${kind[@]}" create "$name" ${create_flags[@]+"${create_flags[@]}"} "${where[@]}" --accelerator-type="$type" \
     "$version=${runtime_version:-$usual}" ${spot:+--spot}
 }
 
 delete() {
-  run "${tpus[@]}" "${kind[@]}" delete "$name" "${where[@]}" ${delete[@]+"${delete[@]}"} --quiet
+  run "${tpus[@]}" "${kind[@]}" delete "$name" "${where[@]}" ${delete_flags[@]+"${delete_flags[@]}"} --quiet
 }
 
 # Returns when the slice is there.
 slice() {
-  local found
+  local found made=''
   if [ -n "$dry_run" ]; then
     list
     echo "# If that prints nothing:"
@@ -80,8 +80,17 @@ slice() {
     found=$(list)
     case $found in
       READY | ACTIVE) return ;;
-      '') create ;;
-      PREEMPTED | TERMINATED | FAILED | SUSPENDED) delete ;;
+      '')
+        create
+        made=yes
+        ;;
+      PREEMPTED | TERMINATED | FAILED | SUSPENDED)
+        if [ -n "$made" ]; then
+          echo "tpu_pod.sh: $name is $found as soon as it is made: \`$(quoted "${tpus[@]}" "${kind[@]}" describe "$name" "${where[@]}")\` says why" >&2
+          exit 1
+        fi
+        delete
+        ;;
       STOPPED) run "${tpus[@]}" tpu-vm start "$name" "${where[@]}" ;;
       *)
         echo "tpu_pod.sh: $name is $found: looking again in ${TPU_POD_PAUSE:-60} s" >&2

@@ -125,7 +125,7 @@ def test_a_signal_reaches_the_command_and_ends_the_loop(tmp_path, number):
     ) as loop:
         assert loop.stdout.readline() == "ready\n"
         loop.send_signal(number)
-        assert loop.communicate(timeout=20)[0] == "saved\n"
+        assert loop.communicate(timeout=60)[0] == "saved\n"
     assert loop.returncode == 128 + number
 
 
@@ -220,6 +220,13 @@ def test_a_slice_that_was_taken_away_is_made_anew(cloud, options, states, asked)
     found = [" ".join(words) for words in cloud.asked()]
     assert [words for words in found if words.split()[1] not in ("list", "scp", "ssh")] == asked
     assert sum(words.endswith("list") for words in found) == len(states)
+
+
+def test_a_slice_that_fails_at_once_is_not_asked_for_again(cloud):
+    result = cloud("--type", "v6e-8", "--queued", "--", "train", states=("FAILED", "", "FAILED"))
+    assert result.returncode == 1
+    assert "`gcloud compute tpus queued-resources describe fill --zone=z` says why" in result.stderr
+    assert [verb for _, verb in cloud.asked()] == ["list", "delete", "list", "create", "list"]
 
 
 def wait_for(condition) -> None:
