@@ -1,20 +1,27 @@
 # Sourced by the other scripts: `environment EXTRA[,EXTRA]` makes .venv hold the project and the extras,
 # in the versions of constraints.txt, and activates it. Does nothing when that is already so.
+source launch/run.sh
+
+suits() {
+  "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null
+}
+
 environment() {
   local extras=${1:-}
   local python=${PYTHON:-python3}
-  if ! "$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null; then
+  if [ -z "${dry_run:-}" ] && ! suits "$python"; then
     echo "Python 3.11, 3.12 or 3.13 is needed: set PYTHON=/path/to/python3.11 and run this again." >&2
     return 2
   fi
-  [ -x .venv/bin/python ] || "$python" -m venv .venv || return
-  source .venv/bin/activate
+  if needed [ ! -x .venv/bin/python ]; then run "$python" -m venv .venv || return; fi
+  run source .venv/bin/activate
   # XLA's buffers on the CPU in large pages: without them a third of a step goes into page faults.
-  export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
+  run export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
   # The stamp names what was installed from which files; a change of either installs again.
-  local stamp="$extras $(cat pyproject.toml constraints.txt | sha256sum | cut -d' ' -f1)"
-  [ "$(cat ".venv/installed-${extras:-base}" 2>/dev/null)" = "$stamp" ] && return
-  echo "Installing into .venv (a few minutes the first time) ..."
-  python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".${extras:+[$extras]}" || return
-  echo "$stamp" > ".venv/installed-${extras:-base}"
+  local stamp
+  stamp="$extras $(cat pyproject.toml constraints.txt | sha256sum | cut -d' ' -f1)"
+  needed [ "$(cat ".venv/installed-${extras:-base}" 2>/dev/null)" != "$stamp" ] || return 0
+  [ -n "${dry_run:-}" ] || echo "Installing into .venv (a few minutes the first time) ..."
+  run python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".${extras:+[$extras]}" || return
+  [ -n "${dry_run:-}" ] || echo "$stamp" > ".venv/installed-${extras:-base}"
 }

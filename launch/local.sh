@@ -1,10 +1,16 @@
 #!/usr/bin/env bash
 # The quick run on a laptop: reward feedback learning (Algorithm 2) in miniature, then the report.
 # Arguments are overrides, for example: bash launch/local.sh --config.train.num_steps=200
+# With --dry_run before them, every command is printed instead.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
+dry_run=''
+if [ "${1:-}" = --dry_run ]; then
+  dry_run=yes
+  shift
+fi
 environment
-onereward train --config configs/tiny.py:quick --workdir runs/quick "$@"
-onereward evaluate --config configs/tiny.py:quick --workdir runs/quick "$@"
-echo "Open runs/quick/report.html"
+run onereward train --config configs/tiny.py:quick --workdir runs/quick "$@"
+run onereward evaluate --config configs/tiny.py:quick --workdir runs/quick "$@"
+[ -n "$dry_run" ] || echo "Open runs/quick/report.html"

@@ -1,21 +1,28 @@
 #!/usr/bin/env bash
 # Makes the packaged models in miniature/ from nothing: hours on two cores. Every stage goes on where it stopped.
+# --dry_run prints every command instead.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh
+dry_run=''
+case ${1:-} in
+  '') ;;
+  --dry_run) dry_run=yes ;;
+  *) wrong "there is no option $1: --dry_run is the only one" ;;
+esac
 environment
 runs=runs/miniature
-onereward train-vae --config configs/tiny.py:vae --workdir $runs/vae
-onereward train-base --config configs/tiny.py:base --workdir $runs/base
-onereward package --base $runs/base/export --out miniature
-onereward gates --config configs/tiny.py:quick --workdir $runs/gates
-onereward make-preferences --config configs/tiny.py:judge --workdir $runs/preferences
-onereward train-judge --config configs/tiny.py:judge --workdir $runs/judge
-onereward package --judge $runs/judge/export --out miniature
+run onereward train-vae --config configs/tiny.py:vae --workdir $runs/vae
+run onereward train-base --config configs/tiny.py:base --workdir $runs/base
+run onereward package --base $runs/base/export --out miniature
+run onereward gates --config configs/tiny.py:quick --workdir $runs/gates
+run onereward make-preferences --config configs/tiny.py:judge --workdir $runs/preferences
+run onereward train-judge --config configs/tiny.py:judge --workdir $runs/judge
+run onereward package --judge $runs/judge/export --out miniature
 
 # Policies that learn to please a judge without much restraint; then a judge that has seen what they make.
 fool() {
-    onereward train --config configs/tiny.py:quick --config.train.num_steps=120 --config.rl.threshold=0.9 \
+    run onereward train --config configs/tiny.py:quick --config.train.num_steps=120 --config.rl.threshold=0.9 \
         --config.rl.matched_reference=false --config.rl.flow_matching_weight=0 --config.rl.judge_noise=0 \
         --config.optimizer.decay_steps=0 --config.evaluation.every=0 "$@"
 }
@@ -23,13 +30,13 @@ fool --config.rl.first_index=2 --config.rl.last_index=5 --config.rl.judge_shift=
     --workdir $runs/policy_early
 fool --config.rl.first_index=5 --config.rl.last_index=7 --config.rl.judge_shift=0 --config.optimizer.learning_rate=3e-5 \
     --workdir $runs/policy_late
-onereward make-preferences --config configs/tiny.py:second_judge --workdir $runs/second_preferences
-onereward train-judge --config configs/tiny.py:second_judge --workdir $runs/second_judge
+run onereward make-preferences --config configs/tiny.py:second_judge --workdir $runs/second_preferences
+run onereward train-judge --config configs/tiny.py:second_judge --workdir $runs/second_judge
 
 # More of the base's own pictures, and pairs that are new at every step.
-onereward make-preferences --config configs/tiny.py:third_judge --workdir $runs/third_preferences
-onereward train-judge --config configs/tiny.py:third_judge --workdir $runs/third_judge
-onereward package --judge $runs/third_judge/export --out miniature
+run onereward make-preferences --config configs/tiny.py:third_judge --workdir $runs/third_preferences
+run onereward train-judge --config configs/tiny.py:third_judge --workdir $runs/third_judge
+run onereward package --judge $runs/third_judge/export --out miniature
 
 # The same again.
 fool --config.rl.first_index=1 --config.rl.last_index=4 --config.optimizer.learning_rate=1e-5 \
@@ -39,19 +46,19 @@ fool --config.rl.first_index=1 --config.rl.last_index=4 --config.optimizer.learn
     --config.rl.matched_reference=true --workdir $runs/policy_grainy
 fool --config.rl.first_index=4 --config.rl.last_index=7 --config.optimizer.learning_rate=2e-5 \
     --workdir $runs/policy_sharp
-onereward make-preferences --config configs/tiny.py:fourth_judge --workdir $runs/fourth_preferences
-onereward train-judge --config configs/tiny.py:fourth_judge --workdir $runs/fourth_judge
-onereward package --judge $runs/fourth_judge/export --out miniature
+run onereward make-preferences --config configs/tiny.py:fourth_judge --workdir $runs/fourth_preferences
+run onereward train-judge --config configs/tiny.py:fourth_judge --workdir $runs/fourth_judge
+run onereward package --judge $runs/fourth_judge/export --out miniature
 
 # Once more, with policies that please the fourth judge: one bolder than the quick run, one that nothing holds to the data.
 # Every dimension is drawn as often as the others, and the rarest pairs, the aesthetics of extensions, get scenes of their own.
-onereward train --config configs/tiny.py:quick --config.optimizer.learning_rate=1e-4 --config.evaluation.every=0 \
+run onereward train --config configs/tiny.py:quick --config.optimizer.learning_rate=1e-4 --config.evaluation.every=0 \
     --workdir $runs/policy_bold
-onereward train --config configs/tiny.py:quick --config.train.num_steps=120 --config.rl.flow_matching_weight=0 \
+run onereward train --config configs/tiny.py:quick --config.train.num_steps=120 --config.rl.flow_matching_weight=0 \
     --config.rl.judge_noise=0 --config.evaluation.every=0 --workdir $runs/policy_free
-onereward make-preferences --config configs/tiny.py:fifth_judge --workdir $runs/fifth_preferences
-onereward make-preferences --config configs/tiny.py:fifth_judge --workdir $runs/fifth_extensions \
+run onereward make-preferences --config configs/tiny.py:fifth_judge --workdir $runs/fifth_preferences
+run onereward make-preferences --config configs/tiny.py:fifth_judge --workdir $runs/fifth_extensions \
     --config.preferences.first_scene=10240 --config.preferences.scenes_per_task=2048 --config.data.task_weights.image_fill=0 \
     --config.data.task_weights.object_removal=0 --config.data.task_weights.text_rendering=0
-onereward train-judge --config configs/tiny.py:fifth_judge --workdir $runs/fifth_judge
-onereward package --judge $runs/fifth_judge/export --out miniature
+run onereward train-judge --config configs/tiny.py:fifth_judge --workdir $runs/fifth_judge
+run onereward package --judge $runs/fifth_judge/export --out miniature

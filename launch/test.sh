@@ -9,4 +9,5 @@ export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 ruff check .
 ruff format --check .
 mypy
+shellcheck launch/*.sh
 python -m pytest "$@"

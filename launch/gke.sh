@@ -1,0 +1,92 @@
+#!/usr/bin/env bash
+# Trains on a TPU slice of a GKE cluster (kubectl's current one), as a JobSet: fills launch/gke_jobset.yaml in and applies it.
+#   bash launch/gke.sh --name fill --image IMAGE --accelerator tpu-v6e-slice --topology 2x4 [--spot] -- \
+#     train --config configs/flux_fill.py:dynamic_lora_512 --workdir gs://BUCKET/runs/fill
+#   bash launch/gke.sh --name fill --logs|--down
+# IMAGE is built from launch/Dockerfile. Buckets named by gs:// after -- are mounted by GKE's driver of Cloud Storage FUSE; all
+# other paths are in the pod and go with it.
+#   --spot               nodes that are cheaper, and taken away at any time
+#   --hosts N            machines of the slice, which share its chips: 1
+#   --restarts N         new pods after the resume loop has given up: 3
+#   --service_account S  of Kubernetes, with access to the bucket: default
+#   --logs               prints what the pods said
+#   --down               deletes the JobSet; SIGTERM first, so that the training saves
+#   --dry_run            prints the command with the whole manifest instead
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source launch/run.sh
+
+dry_run='' name='' image='' accelerator='' topology='' spot='' hosts=1 restarts=3 service_account=default action=up
+options 'name image accelerator topology hosts restarts service_account' 'dry_run spot' 'logs down' "$@"
+set -- ${command[@]+"${command[@]}"}
+
+[[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
+  wrong "--name is '$name': give the JobSet a name of small letters, digits and hyphens that begins with a letter"
+if [ "$action" = up ]; then
+  [[ $image =~ ^[A-Za-z0-9][A-Za-z0-9._/:@-]*$ ]] || wrong "--image is '$image': give the image built from launch/Dockerfile"
+  [[ $accelerator =~ ^tpu[a-z0-9-]+$ ]] ||
+    wrong "--accelerator is '$accelerator': give a label of GKE's nodes, such as tpu-v5p-slice, tpu-v6e-slice or tpu7x"
+  [[ $topology =~ ^[0-9]+x[0-9]+(x[0-9]+)?$ ]] || wrong "--topology is '$topology': give the chips along each side, such as 2x4"
+  [[ $hosts =~ ^[1-9][0-9]*$ ]] || wrong "--hosts is '$hosts': give a whole number from 1"
+  [[ $restarts =~ ^[0-9]+$ ]] || wrong "--restarts is '$restarts': give a whole number from 0"
+  [[ $service_account =~ ^[a-z0-9][a-z0-9.-]*$ ]] || wrong "--service_account is '$service_account': give a name of the cluster"
+  chips=$((${topology//x/*}))
+  [ $((chips % hosts)) = 0 ] || wrong "$chips chips can't be shared by $hosts hosts: choose another --topology or --hosts"
+  chips=$((chips / hosts))
+  check_command "$@"
+fi
+
+# The words as a list of JSON, which YAML reads as well.
+json() {
+  local word list=''
+  for word in "$@"; do
+    word=${word//\\/\\\\}
+    list+=", \"${word//\"/\\\"}\""
+  done
+  echo "[${list#, }]"
+}
+
+# One line of the manifest with the values in the place of their names; the command comes last, it may hold such a name.
+filled() {
+  local line=$1 field
+  for field in name image accelerator topology hosts restarts service_account chips index bucket command; do
+    line=${line//"\${$field}"/"${!field:-}"}
+  done
+  echo "$line"
+}
+
+# shellcheck disable=SC2034  # `filled` reads its variables by name
+manifest() {
+  local line index bucket command
+  command=$(json "$@")
+  while IFS= read -r line; do
+    case $line in
+      \#*) ;;
+      *' #?spot') [ -z "$spot" ] || filled "${line% \#*}" ;;
+      *' #?hosts') [ "$hosts" = 1 ] || filled "${line% \#*}" ;;
+      *' #?bucket') [ -z "$(buckets "$@")" ] || filled "${line% \#*}" ;;
+      *' #*bucket')
+        index=0
+        for bucket in $(buckets "$@"); do
+          filled "${line% \#*}"
+          index=$((index + 1))
+        done
+        ;;
+      *) filled "$line" ;;
+    esac
+  done <launch/gke_jobset.yaml
+}
+
+case $action in
+  logs) run kubectl logs --selector="jobset.sigs.k8s.io/jobset-name=$name" --container=onereward --prefix --tail=-1 ;;
+  down) run kubectl delete jobset "$name" ;;
+  up)
+    if [ -n "$dry_run" ]; then
+      echo "kubectl apply --filename=- <<'MANIFEST'"
+      manifest "$@"
+      echo MANIFEST
+    else
+      manifest "$@" | kubectl apply --filename=-
+    fi
+    ;;
+esac

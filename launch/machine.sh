@@ -1,0 +1,50 @@
+# Sourced by gpu.sh and tpu.sh: `machine EXTRA [--dry_run] [--install] COMMAND...` makes this machine ready and runs
+# `onereward COMMAND...` under the resume loop.
+source launch/environment.sh
+
+# Python and pip know no gs://, so a bucket is mounted at gs/BUCKET. It may be so already, as in a pod of Kubernetes.
+mount_bucket() {
+  needed bucket_is_absent "$1" || return 0
+  if [ -z "${dry_run:-}" ] && ! command -v gcsfuse >/dev/null; then
+    wrong "gcsfuse is needed for gs://$1: bash launch/gcsfuse.sh installs it on Debian and Ubuntu"
+  fi
+  run mkdir -p "gs/$1"
+  # Checkpoints and exports are renamed when they are whole; a bucket without folders does that file by file.
+  run gcsfuse --implicit-dirs --rename-dir-limit=1000000 "$1" "gs/$1"
+}
+
+bucket_is_absent() {
+  ! mountpoint --quiet "gs/$1"
+}
+
+# An image of the cloud may have an older Python than ours: uv brings one.
+bring_python() {
+  if [ -z "${dry_run:-}" ] && [ ! -x .venv/bin/python ] && ! suits "${PYTHON:-python3}"; then
+    python3 -m pip install --quiet --user uv
+    python3 -m uv venv --quiet --seed --python 3.11 .venv
+  fi
+  if [ -z "${dry_run:-}" ] && [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; fi
+}
+
+machine() {
+  local extra=$1 install='' bucket
+  dry_run=''
+  shift
+  while [ $# -gt 0 ]; do
+    case $1 in
+      --dry_run) dry_run=yes ;;
+      --install) install=yes ;;
+      -h | --help) usage ;;
+      -*) wrong "there is no option $1: --dry_run and --install come before the command, all others after it" ;;
+      *) break ;;
+    esac
+    shift
+  done
+  if [ -z "$install" ] || [ $# -gt 0 ]; then check_command "$@"; fi
+
+  for bucket in $(buckets "$@"); do mount_bucket "$bucket"; done
+  bring_python
+  environment "$extra"
+  [ -z "$install" ] || return 0
+  run exec bash launch/resume.sh onereward "${@//gs:\/\//gs/}"
+}

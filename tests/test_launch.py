@@ -1,0 +1,266 @@
+"""The scripts of launch/: what they would do, word by word, and the parts that can be done here.
+
+goldens/launch.txt is a transcript: a line that begins with `$ ` is a command, what follows is its output. Written anew,
+for the commands in it, by
+
+    python -m tests.test_launch
+"""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+TRANSCRIPT = ROOT / "tests/goldens/launch.txt"
+TRAIN = ["train", "--config", "configs/flux_fill.py:dynamic_lora_512", "--workdir", "gs://my-bucket/runs/fill"]
+HARD_WORDS = ["", "a b", "it's", '"$HOME"', r"back\slash", "$(date) `date`", "*", "~", "--c=('a',\"b\")", "--a.b=", "é"]
+
+
+def environment(**more: str) -> dict[str, str]:
+    """This process's, without what changes the scripts' ways."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHON", "GLIBC_TUNABLES")}
+    return kept | more
+
+
+def bash(*words: str, root: Path = ROOT, **variables: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ["bash", *words], cwd=root, env=environment(**variables), capture_output=True, text=True, timeout=60
+    )
+
+
+def said(command: str) -> str:
+    """A command's stdout and stderr, and its exit code if that is not 0."""
+    result = subprocess.run(
+        ["bash", "-c", command], cwd=ROOT, env=environment(), stdout=-1, stderr=subprocess.STDOUT, text=True, timeout=60
+    )
+    return result.stdout + (f"[exit code {result.returncode}]\n" if result.returncode else "")
+
+
+def transcript(text: str) -> str:
+    commands = re.findall(r"^\$ (.*)$", text, re.MULTILINE)
+    return "\n".join(f"$ {command}\n{said(command)}" for command in commands)
+
+
+def test_prints_what_the_transcript_says():
+    golden = TRANSCRIPT.read_text(encoding="utf-8")
+    assert golden.count("$ ") > 10
+    assert transcript(golden) == golden
+
+
+def test_a_dry_run_is_quoted_as_a_shell_takes_it():
+    line = bash("-c", 'source launch/run.sh; dry_run=yes; run "$@"', "run", "printf", "%s\\0", *HARD_WORDS).stdout
+    assert bash("-c", line).stdout.split("\0")[:-1] == HARD_WORDS
+
+
+# ----------------------------------------------------------------------------------------------------- the resume loop
+
+
+@pytest.fixture
+def fake(tmp_path):
+    """A command that ends with the given exit codes in turn, and how often it ran; the last one again and again."""
+    script, runs = tmp_path / "fake.sh", tmp_path / "runs"
+
+    def make(*codes: int, body: str = "") -> tuple[str, ...]:
+        script.write_text(
+            f"echo run >> {runs}\n{body}\ncodes=({' '.join(map(str, codes))})\n"
+            f"done=$(wc -l < {runs})\nexit ${{codes[done - 1]:-{codes[-1]}}}\n"
+        )
+        return "launch/resume.sh", "bash", str(script)
+
+    make.count = lambda: len(runs.read_text().split()) if runs.exists() else 0
+    return make
+
+
+@pytest.mark.parametrize(
+    ("codes", "code", "runs"),
+    [
+        ((1, 137, 0), 0, 3),
+        ((143, 0), 0, 2),  # the trainer alone was told to stop: it saved
+        ((0,), 0, 1),
+        ((2,), 2, 1),
+        ((3,), 3, 1),
+        ((127,), 127, 1),
+        ((1, 2), 2, 2),
+        ((1,), 1, 3),
+    ],
+)
+def test_resumes_until_done_or_hopeless(fake, codes, code, runs):
+    result = bash(*fake(*codes), RESUME_PAUSE="0", RESUME_TRIES="3")
+    assert (result.returncode, fake.count()) == (code, runs)
+    assert result.stderr.count("starting it again") == runs - 1
+
+
+def test_only_quick_failures_in_a_row_count(fake):
+    # A run of one second is long here: the count begins anew after it.
+    long_third = '[ "$(wc -l < "$0/../runs")" != 3 ] || sleep 1.1'
+    command = fake(1, 1, 1, 1, 1, 0, body=long_third.replace("$0/..", "$(dirname $0)"))
+    assert bash(*command, RESUME_PAUSE="0", RESUME_TRIES="3", RESUME_QUICK="1").returncode == 0
+    assert fake.count() == 6
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_reaches_the_command_and_ends_the_loop(tmp_path, number):
+    """As kubectl and a shutdown send it: to the loop alone. The command saves and ends as the trainer does."""
+    program = tmp_path / "trainer.py"
+    program.write_text(
+        "import signal, sys, time\n"
+        "def stop(number, frame):\n"
+        "    time.sleep(0.2)\n"
+        "    print('saved', flush=True)\n"
+        "    sys.exit(128 + number)\n"
+        "signal.signal(signal.SIGTERM, stop)\nsignal.signal(signal.SIGINT, stop)\n"
+        "print('ready', flush=True)\ntime.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        ["bash", "launch/resume.sh", sys.executable, str(program)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as loop:
+        assert loop.stdout.readline() == "ready\n"
+        loop.send_signal(number)
+        assert loop.communicate(timeout=60)[0] == "saved\n"
+    assert loop.returncode == 128 + number
+
+
+# -------------------------------------------------------------------------------------------------------- a TPU slice
+
+# Notes what it was asked; says the states in turn; runs what goes to the workers here, in the home of the worker.
+GCLOUD = """#!/bin/bash
+echo "$*" >> {home}/asked
+case $* in
+  *' list '*) head -n 1 {home}/states; sed -i 1d {home}/states ;;
+  *' scp '*) cp "$5" {home}/worker/onereward.tar.gz ;;
+  *' ssh '*) cd {home}/worker && bash -c "${{8#--command=}}" ;;
+esac
+"""
+
+
+@pytest.fixture
+def cloud(tmp_path, monkeypatch):
+    """A laptop with a checkout, and a worker where everything is installed already but the code."""
+    from hashlib import sha256
+
+    laptop, tools, worker = (tmp_path / name for name in ("laptop", "tools", "worker/onereward"))
+    for name in ("launch", "onereward_jax/commands", "pyproject.toml", "constraints.txt", ".gitignore"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        (laptop / name).parent.mkdir(parents=True, exist_ok=True)
+        copy(ROOT / name, laptop / name)
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c"]
+    for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "--message=x"]):
+        subprocess.run([*git, *words], cwd=laptop, check=True)
+
+    def program(path: Path, text: str) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        path.chmod(0o755)
+
+    program(tools / "gcloud", GCLOUD.format(home=tmp_path))
+    program(tools / "gcsfuse", f'#!/bin/bash\necho "$*" >> {tmp_path}/mounted\n')
+    program(worker / ".venv/bin/onereward", "#!/bin/bash\necho trains: $*\n[ -e hold ] || exit 0\nsleep 60 & wait\n")
+    (worker / ".venv/bin/activate").write_text("PATH=$PWD/.venv/bin:$PATH\n")
+    (worker / ".venv/bin/python").symlink_to(sys.executable)
+    files = (laptop / "pyproject.toml").read_bytes() + (laptop / "constraints.txt").read_bytes()
+    (worker / ".venv/installed-tpu").write_text(f"tpu {sha256(files).hexdigest()}\n")
+    monkeypatch.setenv("PATH", f"{tools}{os.pathsep}{os.environ['PATH']}")
+
+    def pod(*words: str, states: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+        (tmp_path / "states").write_text("".join(f"{state}\n" for state in states))
+        (tmp_path / "asked").write_text("")
+        return bash("launch/tpu_pod.sh", "--name", "fill", "--zone", "z", *words, root=laptop, TPU_POD_PAUSE="0")
+
+    pod.asked = lambda: [line.split()[2:4] for line in (tmp_path / "asked").read_text().splitlines()]
+    pod.home, pod.worker = tmp_path, worker
+    return pod
+
+
+def test_a_slice_is_made_trains_says_so_and_is_stopped(cloud):
+    up = ("--type", "v5p-8", "--", *TRAIN)
+    result = cloud(*up, states=("", "CREATING", "READY"))
+    assert result.returncode == 0, result.stderr
+    assert [verb for _, verb in cloud.asked()] == ["list", "create", "list", "list", "scp", "ssh", "ssh"]
+    assert (cloud.home / "mounted").read_text().split()[-2:] == ["my-bucket", "gs/my-bucket"]
+    wait_for(lambda: "trains:" in (cloud.worker / "run.log").read_text())
+    trains = " ".join(TRAIN).replace("gs://", "gs/")
+    assert f"{os.uname().nodename}: trains: {trains}" in cloud("--logs").stdout.splitlines()
+
+    # It goes on in the slice that is there, beside no other training.
+    (cloud.worker / "hold").touch()
+    wait_for(lambda: cloud("--stop").returncode == 2)  # the first one is over
+    assert cloud(*up, states=("READY",)).returncode == 0
+    assert [verb for _, verb in cloud.asked()] == ["list", "scp", "ssh", "ssh"]
+    result = cloud(*up, states=("READY",))
+    assert result.returncode == 2
+    assert result.stderr == "background.sh: a command is running here already: stop it first\n"
+    wait_for(lambda: "trains:" in (cloud.worker / "run.log").read_text())
+    assert cloud("--stop").returncode == 0
+    assert cloud("--stop").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "states", "asked"),
+    [
+        ((), ("PREEMPTED", "", "READY"), ["tpu-vm delete", "tpu-vm create"]),
+        ((), ("STOPPED", "READY"), ["tpu-vm start"]),
+        (
+            ("--queued",),
+            ("SUSPENDED", "", "WAITING_FOR_RESOURCES", "ACTIVE"),
+            ["queued-resources delete", "queued-resources create"],
+        ),
+    ],
+)
+def test_a_slice_that_was_taken_away_is_made_anew(cloud, options, states, asked):
+    assert cloud("--type", "v6e-8", "--spot", *options, "--", "judge", "--help", states=states).returncode == 0
+    found = [" ".join(words) for words in cloud.asked()]
+    assert [words for words in found if words.split()[1] not in ("list", "scp", "ssh")] == asked
+    assert sum(words.endswith("list") for words in found) == len(states)
+
+
+def test_a_slice_that_fails_at_once_is_not_asked_for_again(cloud):
+    result = cloud("--type", "v6e-8", "--queued", "--", "train", states=("FAILED", "", "FAILED"))
+    assert result.returncode == 1
+    assert "`gcloud compute tpus queued-resources describe fill --zone=z` says why" in result.stderr
+    assert [verb for _, verb in cloud.asked()] == ["list", "delete", "list", "create", "list"]
+
+
+def wait_for(condition) -> None:
+    for _ in range(600):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError("waited for a minute")
+
+
+# ------------------------------------------------------------------------------------------------------------ GKE
+
+
+def test_the_manifest_holds_the_command_word_by_word():
+    words = ["train", *(word for word in HARD_WORDS), "gs://one/a", "('gs://two/b',)", "${bucket}"]
+    options = ["--image", "r.example/p/onereward:1", "--accelerator", "tpu-v5p-slice", "--topology", "2x2x2"]
+    printed = bash("launch/gke.sh", "--name", "fill", *options, "--hosts", "2", "--dry_run", "--", *words).stdout
+    first, *lines, last = printed.splitlines()
+    assert (first, last) == ("kubectl apply --filename=- <<'MANIFEST'", "MANIFEST")
+    manifest = yaml.safe_load("\n".join(lines))
+    assert "${" not in json.dumps(manifest).replace("${bucket}", "", 1)
+
+    job = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]
+    pod = job["template"]["spec"]
+    container = pod["containers"][0]
+    assert container["args"] == words
+    assert container["resources"]["limits"] == {"google.com/tpu": 4}
+    assert job["parallelism"] == job["completions"] == 2
+    assert {volume["name"]: volume["csi"]["volumeAttributes"]["bucketName"] for volume in pod["volumes"]} == {
+        "bucket-0": "one",
+        "bucket-1": "two",
+    }
+    assert [mount["mountPath"] for mount in container["volumeMounts"]] == ["/onereward/gs/one", "/onereward/gs/two"]
+
+
+if __name__ == "__main__":
+    TRANSCRIPT.write_text(transcript(TRANSCRIPT.read_text(encoding="utf-8")), encoding="utf-8")
