@@ -49,6 +49,9 @@ def prepare_environment() -> None:
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
+    # Else libtpu asks for a TPU host's names and prints that there are none. Which ones doesn't matter to the compiler.
+    for name, value in (("ACCELERATOR_TYPE", "v5p-8"), ("WORKER_HOSTNAMES", "localhost"), ("WORKER_ID", "0")):
+        os.environ.setdefault(f"TPU_{name}", value)
 
 
 def open_topology(name: str) -> Topology:
