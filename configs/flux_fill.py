@@ -32,6 +32,7 @@ def get_config(variant: str = "dynamic_1024") -> ConfigDict:
     config.data.photos = ""
     config.data.loader_threads = 8
     config.data.target_flaws = 0.0
+    config.data.num_conditions = 0  # pictures with mask and prompt that come again and again; 0: every one is new
     # Fill is .5 with text rendering inside it; how much of it that is: open.
     config.data.task_weights = ConfigDict(
         {"image_fill": 0.35, "text_rendering": 0.15, "image_extend": 0.25, "object_removal": 0.25}
@@ -85,6 +86,12 @@ def get_config(variant: str = "dynamic_1024") -> ConfigDict:
     config.rl.judge_shift = 0
     config.rl.judge_noise = 0.0
     config.rl.accumulate = 1
+    # Less compute for a gradient, see docs/scale.md: predictions t a rollout, one call of the judge for all dimensions,
+    # a directory that keeps Algorithm 1's references, for how many updates those of Algorithm 2 are used again.
+    config.rl.predictions = 1
+    config.rl.shared_prefix = True
+    config.rl.reference_pool = ""
+    config.rl.reference_max_age = 0
 
     config.evaluation = ConfigDict()
     config.evaluation.scenes_per_task = 100

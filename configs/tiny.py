@@ -63,6 +63,7 @@ def get_config(variant: str = "quick") -> ConfigDict:
 
 def _reward_feedback(config: ConfigDict) -> None:
     config.algorithm = "dynamic"
+    config.data.num_conditions = 0  # scenes that come again and again; 0: every one is new
 
     # diffusers layout, transformers layout
     config.model = ConfigDict({"base": "miniature/base", "judge": "miniature/judge"})
@@ -93,6 +94,12 @@ def _reward_feedback(config: ConfigDict) -> None:
     config.rl.judge_shift = 4
     config.rl.judge_noise = 0.15
     config.rl.accumulate = 1
+    # Less compute for a gradient, see docs/scale.md: predictions t a rollout, one call of the judge for all dimensions,
+    # a directory that keeps Algorithm 1's references, for how many updates those of Algorithm 2 are used again.
+    config.rl.predictions = 1
+    config.rl.shared_prefix = True
+    config.rl.reference_pool = ""
+    config.rl.reference_max_age = 0
 
     config.preferences = _preferences()
     config.preferences.part_size = 25

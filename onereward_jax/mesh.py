@@ -37,6 +37,7 @@ TRANSFORMER_RULES: Rules = (
     (rf"{_CLOSING}/lora_b$", P(..., None, "fsdp")),
     (r"(embedding|embed_tokens)$", P("tensor", "fsdp")),
     (r"(kernel|lora_a)$", P(..., "fsdp", None)),
+    (r"(^|/)references$", BATCH),
     (r".*", P()),
 )
 

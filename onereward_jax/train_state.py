@@ -26,6 +26,7 @@ class TrainState:
       reference: frozen pre-trained parameters (Algorithm 1), otherwise None. With LoRA it is the empty adapter `{}`:
         the base as it is, at no memory.
       key: root of all randomness; a sample's key is folded in from its global index.
+      references: reference images (B, H, W, 3) that later updates use again (Algorithm 2), otherwise None.
     """
 
     step: jax.Array
@@ -34,6 +35,7 @@ class TrainState:
     ema: Any | None
     reference: Any | None
     key: jax.Array
+    references: Any | None = None
 
 
 def create_state(

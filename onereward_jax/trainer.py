@@ -16,6 +16,9 @@ from onereward_jax.mesh import batch_sharding, batch_shards, make_mesh
 from onereward_jax.train_state import TrainState, compile_step
 
 Batch = dict[str, Any]
+Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
+# Whole numbers of a sample, for random keys.
+_NUMBERS = ("index", "condition", "age")
 
 
 def train(
@@ -30,6 +33,9 @@ def train(
     frozen: Any = None,
     prepare: Callable[[Batch], Batch] = lambda batch: batch,
     task_weights: Mapping[str, float] | None = None,
+    num_conditions: int = 0,
+    repeats: int = 1,
+    around: Callable[[Step], Step] = lambda step: step,
     **options: Any,
 ) -> TrainState:
     """Trains in `workdir`, or goes on there; see `loop.run`.
@@ -44,6 +50,8 @@ def train(
       frozen: parameters that the step reads and never changes.
       prepare: a batch of records and their `index` -> the arrays that the step takes.
       task_weights: of the tasks, if not `config.data.task_weights`.
+      num_conditions, repeats: records that come again, see `data.mixture.mixture`.
+      around: (state, batch) -> (state, metrics) as it was compiled -> as the loop calls it.
       options: `progress`, `optional`, `evaluate` and `evaluate_every` of `loop.run`.
 
     Returns:
@@ -63,14 +71,17 @@ def train(
         seed=config.seed,
         batch_size=config.train.batch_size,
         num_threads=config.data.loader_threads,
+        num_conditions=num_conditions,
+        repeats=repeats,
     )
 
     def place(batch: Batch) -> Batch:
         arrays = prepare(batch)
-        return jax.device_put(arrays | {"index": batch["index"].astype(np.int32)}, batch_sharding(mesh))
+        numbers = {name: batch[name].astype(np.int32) for name in _NUMBERS if name in batch}
+        return jax.device_put(arrays | numbers, batch_sharding(mesh))
 
     return loop.run(
-        step=lambda state, batch: compiled(state, frozen, batch),
+        step=around(lambda state, batch: compiled(state, frozen, batch)),
         state=state,
         batches=iter(batches),
         prepare=place,

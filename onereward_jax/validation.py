@@ -41,6 +41,7 @@ def validate(config: ConfigDict, needs: Iterable[str] = (), source: str = "the c
                 raise UserError(f"{lower} ({less}) must be {relation} {upper} ({greater}): change one of them")
     _check_accumulation(values)
     _check_decay(values)
+    _check_references(values)
     _check_held_out(values)
     _check_buckets(values)
     _check_adapter(values)
@@ -98,6 +99,7 @@ _RULES: Mapping[str, Rule] = {
         "a multiple of 8 from 32 on",
     ),
     "data.seed": _whole(0),
+    "data.num_conditions": _whole(0),
     "data.target_flaws": _SHARE,
     "data.bad_share": _SHARE,
     "data.held_out_share": _DECAY,
@@ -135,6 +137,10 @@ _RULES: Mapping[str, Rule] = {
     "rl.gradient_guidance_scale": _NOT_NEGATIVE,
     "rl.gradient_true_cfg_scale": _NOT_NEGATIVE,
     "rl.accumulate": _whole(1),
+    "rl.predictions": _whole(1),
+    "rl.shared_prefix": (lambda value: isinstance(value, bool), "true or false"),
+    "rl.reference_pool": (lambda value: isinstance(value, str), "a directory, or empty"),
+    "rl.reference_max_age": _whole(0),
     "lora.rank": _whole(0),
     "lora.alpha": _POSITIVE,
     "lora.targets": _REGEX,
@@ -222,6 +228,38 @@ def _check_decay(values: Mapping[str, Any]) -> None:
         raise UserError(
             f"optimizer.decay_steps is {decay}, which is not beyond optimizer.warmup_steps {warmup}:"
             " raise it, or set it to 0 for a constant rate"
+        )
+
+
+def _check_references(values: Mapping[str, Any]) -> None:
+    """What may be combined to save compute."""
+    count, size = values.get("data.num_conditions", 0), values.get("train.batch_size", 1)
+    if count % size:
+        raise UserError(
+            f"data.num_conditions {count} is no multiple of train.batch_size {size}, so that a batch would lie in two"
+            " epochs: change one of them"
+        )
+    pool, age = values.get("rl.reference_pool"), values.get("rl.reference_max_age")
+    matched = values.get("rl.matched_reference")
+    if pool and values.get("algorithm") != "fixed":
+        raise UserError(
+            "rl.reference_pool is of algorithm fixed, whose references never change: with dynamic set"
+            " rl.reference_max_age"
+        )
+    if pool and not values.get("data.num_conditions"):
+        raise UserError(
+            "rl.reference_pool is of use where conditions come again: set data.num_conditions to how many there are"
+        )
+    if age and values.get("algorithm") != "dynamic":
+        raise UserError("rl.reference_max_age is of algorithm dynamic: with fixed set rl.reference_pool")
+    if matched and (pool or age):
+        raise UserError(
+            "rl.matched_reference makes a reference for the policy's t, which is of no use again: set it to false, or"
+            " rl.reference_pool to '' and rl.reference_max_age to 0"
+        )
+    if matched and values.get("rl.predictions", 1) > 1:
+        raise UserError(
+            "rl.matched_reference makes a reference for the policy's one t: set it to false, or rl.predictions to 1"
         )
 
 

@@ -57,6 +57,13 @@ WRONG = [
     ("train", "quick", "rl.first_index=8", "rl.first_index (8) must be at most rl.last_index (7)"),
     ("train", "quick", "rl.accumulate=0", "rl.accumulate must be a whole number, 1 or more"),
     ("train", "quick", "rl.accumulate=3", "rl.accumulate is 3, which does not divide train.batch_size 8"),
+    ("train", "quick", "rl.predictions=0", "rl.predictions must be a whole number, 1 or more"),
+    ("train", "quick", "rl.reference_max_age=-1", "rl.reference_max_age must be a whole number, 0 or more"),
+    ("train", "fixed", "rl.reference_max_age=8", "is of algorithm dynamic: with fixed set rl.reference_pool"),
+    ("train", "quick", "rl.reference_pool=pool", "is of algorithm fixed, whose references never change"),
+    ("train", "fixed", "rl.reference_pool=pool", "set data.num_conditions to how many there are"),
+    ("train", "quick", "data.num_conditions=9", "data.num_conditions 9 is no multiple of train.batch_size 8"),
+    ("train", "quick", "data.num_conditions=-1", "data.num_conditions must be a whole number, 0 or more"),
     ("train", "quick", "lora.rank=-1", "lora.rank must be a whole number, 0 or more"),
     ("train", "quick", "lora.alpha=0", "lora.alpha must be above 0"),
     ("train", "quick", "lora.targets=to_(", "lora.targets must be a regular expression, not 'to_('"),
@@ -150,6 +157,10 @@ def test_a_variant_of_another_command(refused):
         ({"train": {"batch_size": None}}, "train.batch_size must be a whole number, 1 or more, not None"),
         ({"train": {"num_steps": True}}, "train.num_steps must be a whole number"),
         ({"rl": {"threshold": "0.9"}}, "rl.threshold must be above 0"),
+        (
+            {"rl": {"matched_reference": True, "predictions": 2}},
+            "rl.matched_reference makes a reference for the policy",
+        ),
     ],
 )
 def test_what_only_a_file_can_get_wrong(values, words):

@@ -1,9 +1,11 @@
 """The input of a run: an endless, deterministic mixture of tasks, as a grain dataset.
 
 Sample number i of a run (its global index) is the same whatever the batch size, the number of processes or the
-number of threads: its task is drawn from (seed, i), and everything else is made from (i, task).
+number of threads: its task is drawn from (seed, i), and everything else is made from (i, task). Where conditions come
+again, c takes the place of i in both: the number of the sample's condition.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -27,6 +29,8 @@ def mixture(
     process_count: int = 1,
     num_threads: int = 2,
     prefetch: int | None = None,
+    num_conditions: int = 0,
+    repeats: int = 1,
 ) -> grain.IterDataset:
     """Batches of records whose tasks are drawn with probabilities p_k.
 
@@ -44,10 +48,13 @@ def mixture(
       process_count: number of processes, `jax.process_count()`.
       num_threads: threads that make records; 0 makes them in the caller's.
       prefetch: batches made ahead, by default one per thread.
+      num_conditions: records there are, which come in epochs, each in another order; 0: every sample is new.
+      repeats: batches in a row that hold the same records.
 
     Returns:
       Dataset of {name: array with a leading axis of B/P}, with `index`: int64 (B/P,), the global sample indices,
-      from which random keys are folded.
+      from which random keys are folded. If records come again, also `condition`: int64 (B/P,), what `make_record` took
+      for an index; if batches are repeated, `age`: int32 (B/P,), how many of them went before.
 
     Raises:
       UserError: weights that are negative, not finite or all zero; a batch size the processes can't share.
@@ -61,8 +68,17 @@ def mixture(
 
     def record_of(local_index: int) -> dict[str, Any]:
         batch, row = divmod(int(local_index), local_size)
-        index = batch * batch_size + process_index * local_size + row
-        return {**make_record(index, names[draw_task(cumulative, seed, index)]), "index": np.int64(index)}
+        row += process_index * local_size
+        numbers: dict[str, Any] = {"index": np.int64(batch * batch_size + row)}
+        drawn, age = divmod(batch, repeats)
+        condition = drawn * batch_size + row
+        if num_conditions:
+            condition = _condition(seed, condition, num_conditions)
+        if num_conditions or repeats > 1:
+            numbers["condition"] = np.int64(condition)
+        if repeats > 1:
+            numbers["age"] = np.int32(age)
+        return {**make_record(condition, names[draw_task(cumulative, seed, condition)]), **numbers}
 
     threads = max(num_threads, 0)
     read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch or threads, threads))
@@ -78,6 +94,18 @@ def draw_task(cumulative: np.ndarray, seed: int, index: int) -> int:
     """Position of the task of sample `index`: one uniform draw from (seed, index) against cumulative weights."""
     uniform = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, index])).random()
     return int(np.searchsorted(cumulative, uniform, side="right"))
+
+
+def _condition(seed: int, number: int, count: int) -> int:
+    """The condition that is drawn as number so-and-so: each once an epoch."""
+    epoch, place = divmod(number, count)
+    return int(_order(seed, epoch, count)[place])
+
+
+@functools.lru_cache(maxsize=2)  # threads work at most on the end of one epoch and the start of the next
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    # Another word of the counter than that in which tasks are drawn.
+    return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 1, epoch])).permutation(count)
 
 
 def _cumulative(tasks: Mapping[str, float]) -> tuple[tuple[str, ...], np.ndarray]:

@@ -97,6 +97,27 @@ def denoise(velocity: Velocity, tokens: jax.Array, sigmas: jax.Array, stop: int 
     return jax.lax.fori_loop(0, jnp.max(stop), step, tokens)
 
 
+def denoise_past(velocity: Velocity, tokens: jax.Array, sigmas: jax.Array, stops: jax.Array) -> jax.Array:
+    """Euler steps as of `denoise`, once, to the latest of several indices.
+
+    Args:
+      stops: (K, B), a sample's indices.
+
+    Returns:
+      (K, B, N, 4C), the tokens at each of them.
+    """
+    sigmas = jnp.asarray(sigmas)
+
+    def step(i, carry):
+        tokens, kept = carry
+        sigma = jnp.full((tokens.shape[0],), sigmas[i])
+        tokens = tokens + (sigmas[i + 1] - sigmas[i]) * velocity(tokens, sigma)
+        return tokens, jnp.where((i < stops)[..., None, None], tokens, kept)
+
+    start = tokens, jnp.broadcast_to(tokens, (*stops.shape, *tokens.shape[1:]))
+    return jax.lax.fori_loop(0, jnp.max(stops), step, start)[1]
+
+
 def predict_data(velocity: Velocity, tokens: jax.Array, sigma: jax.Array) -> jax.Array:
     """One-step prediction `x̂ = x − σ·v` from (B, N, 4C) at noise levels sigma (B,)."""
     return tokens - sigma[:, None, None] * velocity(tokens, sigma)

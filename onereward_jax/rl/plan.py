@@ -26,7 +26,7 @@ from onereward_jax.hlo import Collective, collectives_of
 from onereward_jax.judge import question as questions
 from onereward_jax.judge.judge import PREPROCESSOR_FILE, answer
 from onereward_jax.judge.vision import OFFICIAL_SETTINGS, ImageSettings
-from onereward_jax.mesh import batch_sharding, make_mesh, shardings
+from onereward_jax.mesh import batch_sharding, make_mesh, sharding_of, shardings
 from onereward_jax.rl.step import PARTS, REFERENCE, ROLLOUT, StepConfig
 from onereward_jax.rl.update import Update, adapters_of, batch_shapes, computation, make_update
 from onereward_jax.topology import Chip, Topology
@@ -51,6 +51,7 @@ class Program(NamedTuple):
       state, frozen, batch: what its step takes.
       trips: loops that end at a drawn index -> how often they run on average.
       shares: see `cost.cost_of`.
+      references_made: share of the updates that make their reference images, instead of using some again.
     """
 
     update: Update
@@ -59,6 +60,7 @@ class Program(NamedTuple):
     batch: dict[str, jax.ShapeDtypeStruct]
     trips: dict[str, float]
     shares: dict[str, tuple[float, float]]
+    references_made: float
 
     def trace(self, mesh: Mesh) -> Any:
         """What `onereward train` runs on this mesh, a `jax.stages.Traced`: its `lower().compile()` needs no weights."""
@@ -93,13 +95,16 @@ def program_of(config: ConfigDict) -> Program:
     params = param_shapes(transformer, "transformer"), param_shapes(vae, "vae"), param_shapes(judge, "judge")
     masters, frozen = jax.eval_shape(update.start, *params)
     full = len(judge.visual.fullatt_block_indexes) / judge.visual.depth
+    made = share_of_references_made(config)
     return Program(
         update,
         jax.eval_shape(update.create, masters),
         frozen,
         batch_shapes(config, transformer),
         expected_trips(StepConfig(**config.rl), config.train.batch_size),
-        {"visual": (1 - full, full)},  # windows, the whole image
+        # Windows, the whole image; references that are made, that are used again.
+        {"visual": (1 - full, full), REFERENCE: (made, 1 - made)},
+        made,
     )
 
 
@@ -115,9 +120,19 @@ def _words(judge: str) -> tuple[questions.Prefix, tuple[int, int], ImageSettings
     return questions.shared_prefix(tokenizer), questions.answer_ids(tokenizer), settings
 
 
+def share_of_references_made(config: ConfigDict) -> float:
+    """Share of a run's updates that make their reference images: with a pool those of the first epoch, with an age
+    those that are not yet of it."""
+    step_config = StepConfig(**config.rl)
+    if step_config.reference_pool:
+        return min(1.0, config.data.num_conditions / (config.train.num_steps * config.train.batch_size))
+    return 1 / (1 + step_config.reference_max_age)
+
+
 def expected_trips(config: StepConfig, batch_size: int) -> dict[str, float]:
-    """Euler steps of the two rollouts on average: the samples of a batch wait for the latest index among them."""
-    draws = batch_size // config.accumulate if config.index_per_sample else 1
+    """Euler steps of the two rollouts on average: the samples of a batch, and the predictions of a sample, wait for the
+    latest index among them."""
+    draws = config.predictions * (batch_size // config.accumulate if config.index_per_sample else 1)
     count = config.last_index - config.first_index + 1
     latest = config.last_index - math.fsum((k / count) ** draws for k in range(1, count))
     return {REFERENCE: latest if config.matched_reference else float(config.num_steps), ROLLOUT: latest}
@@ -142,6 +157,7 @@ class Plan:
     held: dict[str, int]
     cost: Cost
     compile_seconds: float
+    references_made: float = 1.0
     temporaries: int | None = None
     peak: int | None = None
     needed: float | None = None
@@ -191,6 +207,7 @@ class Plan:
             "flops_of_parts": self.cost.parts,
             "bytes": self.cost.bytes,
             "expected_steps": self.trips,
+            "references_made": self.references_made,
             "collectives": None if self.collectives is None else by_kind(self.collectives),
             "seconds": seconds,
             "images_per_hour": self.batch * 3600 / seconds["update"],
@@ -227,6 +244,7 @@ def plan(config: ConfigDict, topology: Topology) -> Plan:
         held=held_bytes(program, mesh),
         cost=cost_of_program(traced.jaxpr, trips=program.trips, shares=program.shares, parts=PARTS),
         compile_seconds=0.0,
+        references_made=program.references_made,
     )
     started = time.perf_counter()
     try:
@@ -259,6 +277,8 @@ def held_bytes(program: Program, mesh: Mesh) -> dict[str, int]:
     parts = {name: getattr(state, name) for name in ("params", "ema", "opt_state", "reference")}
     parts |= {name: getattr(frozen, name) for name in ("base", "vae", "judge")}
     sizes = {name: held(tree, shardings(tree, mesh)) for name, tree in parts.items()}
+    if state.references is not None:
+        sizes["references"] = held(state.references, sharding_of("references", state.references.shape, mesh))
     sizes["batch"] = held(program.batch, jax.tree.map(lambda _: batch_sharding(mesh), program.batch))
     return {name: size for name, size in sizes.items() if size}
 
@@ -306,6 +326,8 @@ def report(name: str, found: Plan, config: ConfigDict) -> str:
         memory["temporaries"] = found.temporaries
     lines += [_row(part, f"{size / GIB:.3f}") for part, size in memory.items()]
     steps = ", ".join(f"{part.replace('_', ' ')} {turns:.1f} steps" for part, turns in found.trips.items())
+    if found.references_made < 1:
+        steps += f"; references made in {found.references_made:.0%} of the updates"
     lines += ["", f"arithmetic of an update, TFLOP of all devices ({steps})"]
     lines += [_row(part, f"{flops / 1e12:.1f}") for part, flops in _largest_first(found.cost.parts)]
     if found.collectives is not None:

@@ -5,6 +5,9 @@
     3. x_θ: the policy denoises from ε2 to index t without gradient, then predicts the data once with gradient
     4. judge, loss over the task's dimensions, optimiser step, EMA
 
+Reference images may come again, for another gradient of the same condition: with Algorithm 1 from a pool
+(`rl.pool`), with Algorithm 2 from the state.
+
 Algorithm 1 reads `state.reference`; Algorithm 2 has none and reads `state.ema`. With LoRA all three parameter sets are
 adapters of one frozen base.
 """
@@ -58,6 +61,13 @@ class StepConfig:
       judge_noise: the judge sees both images under the same normal noise, of a deviation up to this for white at 1
         (`judge.augment.noise_together`); 0 is the paper.
       accumulate: micro-batches per update.
+      predictions: t is drawn so often for each of the policy's rollouts, which is run once, to the latest of them; the
+        update descends the mean of the predictions' losses. 1 is the paper.
+      shared_prefix: the judge reads both images once and answers for all dimensions; off, it is called once a
+        dimension. The answers are the same.
+      reference_pool: directory of reference images that are used again (Algorithm 1, see `rl.pool`); "" keeps none.
+      reference_max_age: for so many updates after the one that made them reference images are used again (Algorithm 2):
+        batches repeat their conditions, with other noises of the policy and other t. 0 is the paper.
     """
 
     threshold: float = 0.9
@@ -75,6 +85,10 @@ class StepConfig:
     judge_shift: int = 0
     judge_noise: float = 0.0
     accumulate: int = 1
+    predictions: int = 1
+    shared_prefix: bool = True
+    reference_pool: str = ""
+    reference_max_age: int = 0
 
     def __post_init__(self):
         if not 0 <= self.first_index <= self.last_index < self.num_steps:
@@ -82,11 +96,20 @@ class StepConfig:
                 f"the prediction indices must satisfy 0 <= first_index <= last_index < num_steps, not"
                 f" {self.first_index}, {self.last_index}, {self.num_steps}: change the range or the steps"
             )
+        if self.matched_reference and (self.predictions > 1 or self.reuses_references):
+            raise ValueError(
+                "a matched reference is made for the policy's one t: set matched_reference to false, or predictions to"
+                " 1, reference_pool to '' and reference_max_age to 0"
+            )
 
     @property
     def true_guidance(self) -> bool:
         """Whether a negative prompt is read anywhere."""
         return self.rollout_true_cfg_scale != 1.0 or self.gradient_true_cfg_scale != 1.0
+
+    @property
+    def reuses_references(self) -> bool:
+        return bool(self.reference_pool) or self.reference_max_age > 0
 
 
 @flax.struct.dataclass
@@ -116,11 +139,17 @@ def make_step(
       question_ids (B, E, S), question_lengths (B, E), weights (B, E): a question per dimension, 0 on padding
       cell: int32 (B, E), index into `tasks.CELLS`, −1 on padding
       target: uint8 (B, H, W, 3), only with flow_matching_weight
+      condition: int32 (B,), where conditions come again: the randomness of the reference, in the index's place
+      reference: float32 (B, H, W, 3) in [0, 1], reference_known: bool (B,), only with a reference_pool: what it has
+      age: int32 (B,), only with a reference_max_age: updates since the batch's conditions came first
 
     With a `Frozen.base`, the state's parameters are adapters of it, each scaled by `adapter_scale`.
 
-    Metrics are scalars; `rewards/<task>/<dimension>` is NaN where the batch has no such cell.
+    Metrics are scalars; `rewards/<task>/<dimension>` is NaN where the batch has no such cell. With a reference_pool
+    "references" is among them: the reference images of all samples.
     """
+    if not config.shared_prefix:
+        judge = one_dimension_a_call(judge)
 
     def transformer_params(frozen, params):
         return params if frozen.base is None else lora.attach(frozen.base, params, adapter_scale)
@@ -142,15 +171,26 @@ def make_step(
         schedule = jnp.asarray(sigmas(config.num_steps, len(ids), shift))
 
         # 1. Randomness of each sample by its global index.
-        keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(state.key, index), 6))(batch["index"])
+        keys_of = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(state.key, index), 6))
+        keys = keys_of(batch["index"])
+        reference_keys = keys_of(batch["condition"]) if "condition" in batch else keys
         shape = (len(ids), 4 * vae.latent_channels)
         normal = jax.vmap(lambda key: jax.random.normal(key, shape))
-        reference_noise, policy_noise, matching_noise = (normal(keys[:, i]) for i in range(3))
-        if config.index_per_sample:
-            index_keys = keys[:, 3]
-        else:
-            index_keys = jnp.broadcast_to(jax.random.fold_in(state.key, -1 - state.step), (batch_size,))
-        stop = jax.vmap(lambda key: jax.random.randint(key, (), config.first_index, config.last_index + 1))(index_keys)
+        reference_noise, policy_noise = normal(reference_keys[:, 0]), normal(keys[:, 1])
+
+        def draw(number):
+            """What the prediction of a number has for itself: keys (B, 6) and index t (B,)."""
+            again = lambda key: jax.random.fold_in(key, number) if number else key  # noqa: E731
+            its_keys = jax.vmap(jax.vmap(again))(keys)
+            if config.index_per_sample:
+                index_keys = its_keys[:, 3]
+            else:
+                of_batch = again(jax.random.fold_in(state.key, -1 - state.step))
+                index_keys = jnp.broadcast_to(of_batch, (batch_size,))
+            index = lambda key: jax.random.randint(key, (), config.first_index, config.last_index + 1)  # noqa: E731
+            return its_keys, jax.vmap(index)(index_keys)
+
+        draws = [draw(number) for number in range(config.predictions)]
 
         masked_image, mask = conditioning.encode_masked_image(vae, frozen.vae, batch["image"], batch["mask"])
         condition = conditioning.Condition(
@@ -163,24 +203,38 @@ def make_step(
         )
         condition = jax.lax.stop_gradient(condition)
 
-        # 2. The reference's full denoising, or its prediction at t.
-        with jax.named_scope(REFERENCE):
+        # 2. The reference's full denoising, or its prediction at t; or its images of before.
+        def make_references():
             reference_params = state.ema if state.reference is None else state.reference
             reference = rollout_velocity(transformer_params(frozen, reference_params), condition, ids)
             if config.matched_reference:
+                _, stop = draws[0]
                 reference_tokens = sampler.denoise(reference, reference_noise, schedule, stop)
                 reference_tokens = sampler.predict_data(reference, reference_tokens, schedule[stop])
             else:
                 reference_tokens = sampler.denoise(reference, reference_noise, schedule, config.num_steps)
-            reference_images = jnp.clip(decode(frozen, reference_tokens, height, width), 0.0, 1.0)
+            return jnp.clip(decode(frozen, reference_tokens, height, width), 0.0, 1.0)
 
-        # 3. The policy's rollout to t.
+        with jax.named_scope(REFERENCE):
+            if config.reuses_references:
+                kept, known = batch["reference"], batch["reference_known"]
+                complete = lambda: jnp.where(known[:, None, None, None], kept, make_references())  # noqa: E731
+                reference_images = jax.lax.cond(known.all(), lambda: kept, complete)
+            else:
+                reference_images = make_references()
+
+        # 3. The policy's rollout to t, and one prediction; or past several t, each with a prediction.
         with jax.named_scope(ROLLOUT):
             policy = rollout_velocity(transformer_params(frozen, state.params), condition, ids)
-            tokens = sampler.denoise(policy, policy_noise, schedule, stop)
+            if config.predictions == 1:
+                its_keys, stop = draws[0]
+                tokens = sampler.denoise(policy, policy_noise, schedule, stop)
+            else:
+                its_keys, stop = (jnp.stack(each) for each in zip(*draws, strict=True))
+                tokens = sampler.denoise_past(policy, policy_noise, schedule, stop)
         tokens, reference_images = jax.lax.stop_gradient((tokens, reference_images))
 
-        def loss(params):
+        def loss(params, keys, stop, tokens):
             params = transformer_params(frozen, params)
             velocity = sampler.velocity_of(
                 transformer, params, condition, ids, config.gradient_guidance_scale, config.gradient_true_cfg_scale
@@ -207,6 +261,7 @@ def make_step(
             if config.flow_matching_weight:
                 data = conditioning.to_model_range(batch["target"])
                 data = conditioning.pack(conditioning.encode_image(vae, frozen.vae, data))
+                matching_noise = normal(keys[:, 2])
                 sigma = schedule[stop][:, None, None]
                 noisy = (1 - sigma) * data + sigma * matching_noise
                 # Flow matching has the conditional velocity as its minimum: no true guidance here.
@@ -216,36 +271,80 @@ def make_step(
                 value += config.flow_matching_weight * metrics["learning/flow_matching_loss"]
             return value, metrics | {"learning/loss": value, "learning/sigma": schedule[stop].mean()}
 
-        (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
-        return gradient, metrics
+        def of_prediction(prediction):
+            (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, *prediction)
+            return gradient, metrics
+
+        prediction = its_keys, stop, tokens
+        mean = of_prediction(prediction) if config.predictions == 1 else _mean(of_prediction, prediction)
+        return mean, reference_images if config.reuses_references else None
 
     def step(state: TrainState, frozen: Frozen, batch):
+        if config.reference_max_age:
+            batch = batch | {"reference": state.references, "reference_known": batch["age"] > 0}
+        of_part = lambda part: loss_and_gradient(state, frozen, part)  # noqa: E731
         if config.accumulate == 1:
-            gradient, metrics = loss_and_gradient(state, frozen, batch)
+            (gradient, metrics), references = of_part(batch)
         else:
-            gradient, metrics = _accumulate(
-                lambda part: loss_and_gradient(state, frozen, part), batch, config.accumulate
-            )
+            (gradient, metrics), references = _mean_and_kept(of_part, _micro_batches(batch, config.accumulate))
+            references = jax.tree.map(_whole_batch, references)
 
         # 4. Optimiser and EMA.
         state, norms = apply_gradient(state, gradient, optimizer, config.ema_decay)
-        return state, _finish_metrics(metrics) | norms
+        metrics = _finish_metrics(metrics) | norms
+        if config.reference_max_age:
+            state = dataclasses.replace(state, references=references)
+            metrics["learning/reference_age"] = batch["age"].astype(jnp.float32).mean()
+        if config.reference_pool:
+            metrics["references"] = references
+        return state, metrics
 
     return step
 
 
-def _accumulate(loss_and_gradient, batch, parts: int):
-    """Mean of gradient and metrics over `parts` micro-batches, one after the other.
+def _micro_batches(batch: Any, parts: int) -> Any:
+    """A batch's arrays (B, ...) as (parts, B/parts, ...).
 
     Sample i goes to micro-batch i mod parts, so that a batch sharded in contiguous pieces leaves each
     device a piece of every micro-batch.
     """
-    batch = jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)
-    shapes = jax.eval_shape(loss_and_gradient, jax.tree.map(lambda x: x[0], batch))
+    return jax.tree.map(lambda x: x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch)
+
+
+def _whole_batch(parts: jax.Array) -> jax.Array:
+    """The inverse of `_micro_batches`, of an array."""
+    return parts.swapaxes(0, 1).reshape(-1, *parts.shape[2:])
+
+
+def _mean(function: Callable[[Any], Any], inputs: Any) -> Any:
+    """Mean over the inputs' leading axis, one after the other: the memory is that of one."""
+    return _mean_and_kept(lambda part: (function(part), None), inputs)[0]
+
+
+def _mean_and_kept(function: Callable[[Any], tuple[Any, Any]], inputs: Any) -> tuple[Any, Any]:
+    """As `_mean`, of a function's first result; and all of its second, stacked."""
+    shapes, _ = jax.eval_shape(function, jax.tree.map(lambda x: x[0], inputs))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    add = lambda total, part: (jax.tree.map(jnp.add, total, loss_and_gradient(part)), None)  # noqa: E731
-    total, _ = jax.lax.scan(add, zeros, batch)
-    return jax.tree.map(lambda x: x / parts, total)
+
+    def add(total, part):
+        result, kept = function(part)
+        return jax.tree.map(jnp.add, total, result), kept
+
+    total, kept = jax.lax.scan(add, zeros, inputs)
+    count = jax.tree.leaves(inputs)[0].shape[0]
+    return jax.tree.map(lambda x: x / count, total), kept
+
+
+def one_dimension_a_call(judge: JudgeApply) -> JudgeApply:
+    """The judge as the paper writes it: P(Yes | x_θ, x_ref, q_e) is a call for every dimension e."""
+
+    def ask(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
+        names = ("question_ids", "question_lengths")
+        of_each = [jnp.moveaxis(batch[name], 1, 0)[:, :, None] for name in names]
+        answer = lambda one: judge(params, batch | dict(zip(names, one, strict=True)))[:, 0]  # noqa: E731
+        return jnp.moveaxis(jax.lax.map(answer, of_each), 0, 1)
+
+    return ask
 
 
 def _cell_sums(p_yes: jax.Array, cell: jax.Array) -> dict[str, jax.Array]:

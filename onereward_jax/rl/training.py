@@ -19,6 +19,7 @@ from onereward_jax.judge.ensemble import ensemble
 from onereward_jax.judge.judge import Judge
 from onereward_jax.lora import attach
 from onereward_jax.metrics import peak_memory_gib, training_seconds
+from onereward_jax.rl.pool import open_pool
 from onereward_jax.rl.step import StepConfig
 from onereward_jax.rl.update import adapters_of, computation, frozen_dtype, make_update
 from onereward_jax.tasks import NEGATIVE_PROMPT
@@ -55,15 +56,18 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Trai
     update = make_update(config, transformer, vae, judge.apply, pipeline.shift)
     params, frozen = update.start(pipeline.params["transformer"], pipeline.params["vae"], judge.params)
 
-    watching: dict[str, Any] = {}
+    options: dict[str, Any] = {}
     if watch is not None and config.evaluation.every:
         measure = watch(pipeline)
         of_policy = lambda adapter: attach(pipeline.params["transformer"], adapter, adapters.scale)  # noqa: E731
-        watching = {
+        options = {
             "evaluate": lambda state: measure(of_policy(state.params) if adapters.rank else state.params),
             "evaluate_every": config.evaluation.every,
         }
     ground = ProvingGround("train", config.data.resolution, config.data.seed, config.data.photos or None)
+
+    if step_config.reference_pool:
+        options["around"] = open_pool(config, ground).around
 
     def prepare(batch: dict[str, np.ndarray]) -> dict[str, Any]:
         return encode_text(batch, pipeline, judge, config.max_sequence_length, config.question_length, step_config)
@@ -78,7 +82,9 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Trai
         record=lambda index, task: scene_record(config, ground, index, task),
         prepare=prepare,
         description=f"reward feedback learning ({config.algorithm})",
-        **watching,
+        num_conditions=config.data.get("num_conditions", 0),
+        repeats=1 + step_config.reference_max_age,
+        **options,
     )
     for name, params in (("policy", state.params), ("ema", state.ema)):
         directory, params = workdir / "export" / name, jax.device_get(params)

@@ -37,6 +37,7 @@ def make_update(config: ConfigDict, transformer: Any, vae: Any, judge: JudgeAppl
       shift: of the noise schedule.
     """
     optimizer, adapters = make_optimizer(**config.optimizer), adapters_of(config)
+    step_config = StepConfig(**config.rl)
     fixed = config.algorithm == "fixed"
     # What is frozen is kept as it computes; what is trained has float32 masters.
     dtype = jnp.dtype(frozen_dtype(config))
@@ -51,9 +52,14 @@ def make_update(config: ConfigDict, transformer: Any, vae: Any, judge: JudgeAppl
 
     def create(params: Any) -> TrainState:
         state = create_state(params, optimizer, config.seed, reference=fixed and not adapters.rank)
-        return dataclasses.replace(state, reference={}) if fixed and adapters.rank else state
+        if fixed and adapters.rank:
+            state = dataclasses.replace(state, reference={})
+        if step_config.reference_max_age:
+            images = jnp.zeros((config.train.batch_size, *[config.data.resolution] * 2, 3), jnp.float32)
+            state = dataclasses.replace(state, references=images)
+        return state
 
-    step = make_step(transformer, vae, judge, optimizer, StepConfig(**config.rl), shift, adapters.scale)
+    step = make_step(transformer, vae, judge, optimizer, step_config, shift, adapters.scale)
     return Update(start, create, step)
 
 
@@ -96,5 +102,11 @@ def batch_shapes(config: ConfigDict, transformer: Any) -> dict[str, jax.ShapeDty
         shapes |= {"negative_prompt_embeds": (states, jnp.float32), "negative_pooled": (pooled, jnp.float32)}
     if step_config.flow_matching_weight:
         shapes["target"] = (picture, jnp.uint8)
+    if config.data.get("num_conditions") or step_config.reference_max_age:
+        shapes["condition"] = ((), jnp.int32)
+    if step_config.reference_max_age:
+        shapes["age"] = ((), jnp.int32)
+    if step_config.reference_pool:
+        shapes |= {"reference": (picture, jnp.float32), "reference_known": ((), jnp.bool_)}
     size = config.train.batch_size
     return {name: jax.ShapeDtypeStruct((size, *shape), dtype) for name, (shape, dtype) in shapes.items()}

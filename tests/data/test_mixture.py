@@ -44,6 +44,31 @@ def test_does_not_depend_on_batch_size_or_threads(batch_size, threads):
     assert_same(take(48, 12, num_threads=0), take(48, batch_size, num_threads=threads))
 
 
+@pytest.mark.parametrize(("batch_size", "threads"), [(4, 0), (3, 2)])
+def test_conditions_come_in_epochs(batch_size, threads):
+    """Each once an epoch, in another order; what is made of one is always the same."""
+    taken = take(36, batch_size, num_threads=threads, num_conditions=12)
+    assert taken["index"].tolist() == list(range(36))
+    epochs = taken["condition"].reshape(3, 12)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(12))
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    for condition in range(12):
+        rows = taken["pixels"][taken["condition"] == condition]
+        assert (rows == make_record(condition, "image_fill")["pixels"]).all()
+        assert len(set(taken["task"][taken["condition"] == condition])) == 1
+
+
+def test_batches_repeat_their_conditions():
+    taken = take(48, 4, repeats=3)
+    rows = taken["condition"].reshape(4, 3, 4)
+    assert (rows == np.arange(16).reshape(4, 1, 4)).all()
+    assert taken["age"].reshape(12, 4).tolist() == [[age] * 4 for age in (0, 1, 2)] * 4
+    assert taken["index"].tolist() == list(range(48))
+    first = take(16, 4)
+    np.testing.assert_array_equal(taken["pixels"].reshape(4, 3, 4, 2, 3)[:, 2].reshape(16, 2, 3), first["pixels"])
+
+
 @pytest.mark.parametrize("process_count", [2, 4])
 def test_does_not_depend_on_the_number_of_processes(process_count):
     whole = [iter(mixture(TASKS, make_record, 3, 8))]

@@ -45,24 +45,29 @@ def program_of_training(config, workdir, monkeypatch) -> str:
     found = {}
     compile_step = trainer.compile_step
 
-    def compile_and_keep(*arguments, **options):
-        found["step"] = compile_step(*arguments, **options)
-        return found["step"]
+    def compile_and_watch(*arguments, **options):
+        jitted, state, frozen = compile_step(*arguments, **options)
 
-    def run(*, batches, prepare, **_):
-        jitted, state, frozen = found["step"]
-        found["text"] = jitted.lower(state, frozen, prepare(next(batches))).as_text()
-        raise ReadyToRun
+        def lower(*inputs):
+            found["text"] = jitted.lower(*inputs).as_text()
+            raise ReadyToRun
 
-    monkeypatch.setattr(trainer, "compile_step", compile_and_keep)
+        return lower, state, frozen
+
+    def run(*, step, state, batches, prepare, **_):
+        step(state, prepare(next(batches)))
+
+    monkeypatch.setattr(trainer, "compile_step", compile_and_watch)
     monkeypatch.setattr(trainer.loop, "run", run)
     with pytest.raises(ReadyToRun):
         training.train(config, workdir)
     return found["text"]
 
 
-def test_the_program_is_the_one_that_training_runs(tmp_path, monkeypatch):
-    config = load_config(f"{CONFIG}:fixed", TINY | ADAPTER)
+@pytest.mark.parametrize("saving", [{}, {"rl.predictions": 2, "rl.reference_pool": "pool", "data.num_conditions": 8}])
+def test_the_program_is_the_one_that_training_runs(saving, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load_config(f"{CONFIG}:fixed", TINY | ADAPTER | saving)
     planned = plans.program_of(config).trace(make_mesh(**config.mesh)).lower().as_text()
     digest = lambda text: hashlib.sha256(text.encode()).hexdigest()  # noqa: E731
     assert digest(planned) == digest(program_of_training(config, tmp_path, monkeypatch))

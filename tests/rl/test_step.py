@@ -13,7 +13,7 @@ from onereward_jax import tree
 from onereward_jax.flow import conditioning
 from onereward_jax.flow.schedule import sigmas
 from onereward_jax.rl.objective import reward_loss
-from onereward_jax.rl.step import StepConfig, make_step
+from onereward_jax.rl.step import StepConfig, make_step, one_dimension_a_call
 from onereward_jax.tasks import CELLS
 from onereward_jax.train_state import create_state
 from tests.rl import tiny
@@ -272,6 +272,45 @@ def test_regularisation_is_flow_matching_of_the_conditional_velocity():
     assert metrics["learning/loss"] == pytest.approx(total, rel=1e-5)
 
 
+def gradient_of(config, policy=0.7):
+    """The gradient of a `Linear` policy's one number, whose judge prefers bright pictures; and the metrics."""
+
+    def judge(params, batch):
+        p_yes = jax.nn.sigmoid((batch["first"] - batch["second"]).mean(axis=(1, 2, 3)))
+        return jnp.log(jnp.broadcast_to(p_yes[:, None, None], (*batch["question_lengths"].shape, 2)))
+
+    step = jax.jit(make_step(Linear(), tiny.models().vae, judge, optax.sgd(1.0), config))
+    state = create_state({"w": jnp.float32(policy)}, optax.sgd(1.0), seed=0)
+    after, metrics = step(state, tiny.models().frozen, tiny.batch(4))
+    return float(state.params["w"] - after.params["w"]), metrics
+
+
+def test_two_predictions_of_a_rollout_are_the_mean_of_two_gradients():
+    """Each by an update that can only stop at its t."""
+    config = dataclasses.replace(tiny.CONFIG, num_steps=5, first_index=0, last_index=4, index_per_sample=False)
+    of_batch = jax.random.fold_in(jax.random.key(0), jnp.int32(-1))
+    keys = of_batch, jax.random.fold_in(of_batch, 1)
+    first, second = (int(jax.random.randint(key, (), 0, 5)) for key in keys)
+    assert first != second
+    alone = [gradient_of(dataclasses.replace(config, first_index=t, last_index=t)) for t in (first, second)]
+    both, metrics = gradient_of(dataclasses.replace(config, predictions=2))
+    assert both == pytest.approx((alone[0][0] + alone[1][0]) / 2, rel=1e-4)
+    assert alone[0][0] != pytest.approx(alone[1][0], rel=0.01)
+    for name in ("learning/loss", "learning/sigma", "rewards/mean"):
+        mean = (alone[0][1][name] + alone[1][1][name]) / 2
+        assert float(metrics[name]) == pytest.approx(float(mean), rel=1e-5), name
+
+
+def test_a_call_for_every_dimension_answers_as_one_for_all():
+    batch, judge = tiny.batch(4), tiny.models()
+    images = {"first": batch["image"], "second": batch["target"]}
+    asked = images | {name: jnp.asarray(batch[name]) for name in ("question_ids", "question_lengths")}
+    together = tiny.judge_apply(judge.frozen.judge, asked)
+    alone = jax.jit(one_dimension_a_call(tiny.judge_apply))(judge.frozen.judge, asked)
+    real = np.asarray(batch["weights"]) > 0
+    np.testing.assert_allclose(np.asarray(alone)[real], np.asarray(together)[real], atol=1e-5)
+
+
 def test_true_guidance_needs_a_negative_prompt():
     batch = {name: value for name, value in tiny.batch(4).items() if not name.startswith("negative")}
     step = tiny.step(dataclasses.replace(tiny.CONFIG, rollout_true_cfg_scale=2.0))
@@ -283,3 +322,8 @@ def test_true_guidance_needs_a_negative_prompt():
 def test_prediction_range_must_lie_in_the_schedule(change):
     with pytest.raises(ValueError, match="first_index"):
         StepConfig(**{"num_steps": 3, "first_index": 0, "last_index": 2} | change)
+
+
+def test_a_matched_reference_has_one_t():
+    with pytest.raises(ValueError, match="predicts at the policy's one t"):
+        StepConfig(matched_reference=True, predictions=2)

@@ -65,14 +65,14 @@ def judge_apply(params: Any, batch: dict[str, Any]) -> jax.Array:
 
 def batch(size: int, first_index: int = 0) -> dict[str, np.ndarray]:
     """`size` samples of 16×16 pixels, tasks in turn; a sample depends on its global index only."""
-    rows = [_sample(first_index + row) for row in range(size)]
+    rows = [sample(first_index + row) for row in range(size)]
     stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     tasks = [TASKS[index % len(TASKS)] for index in stacked["index"]]
     questions = question_batch(models().judge, tasks, ["a red circle on the left"] * size, QUESTION_LENGTH)
     return stacked | questions
 
 
-def _sample(index: int) -> dict[str, np.ndarray]:
+def sample(index: int) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(index)
     mask = np.zeros((16, 16), np.uint8)
     mask[4:12, 4:12] = 1

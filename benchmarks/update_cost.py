@@ -1,0 +1,191 @@
+"""What an update costs: the algorithm as printed, with each way to save compute by itself, and with all of them.
+
+    python -m benchmarks.update_cost [--json FILE] [--updates 4]    # --updates 0 measures no time
+
+Arithmetic: configs/flux_fill.py at 1024 x 1024 pixels, 8,000 updates of batch 8 over 10,000 conditions;
+the mean update, in which the filling of the pool has its share. Each update is traced as `onereward train` runs it and
+counted (`onereward_jax/cost.py`); nothing is compiled. A gradient sample is a sample's gradient at one t.
+
+Time: the miniature (configs/tiny.py) with true guidance as at full size and a fifth of its steps. On a CPU it is the
+processor's time, all cores together, which other work on the machine leaves as it is; elsewhere that of the clock.
+"""
+
+import argparse
+import gc
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from onereward_jax.cli import guarded
+from onereward_jax.configuration import load_config
+from onereward_jax.cost import cost_of_program
+from onereward_jax.data.proving_ground import ProvingGround
+from onereward_jax.flow.pipeline import FillPipeline
+from onereward_jax.judge.judge import Judge
+from onereward_jax.mesh import batch_sharding, make_mesh
+from onereward_jax.rl import plan
+from onereward_jax.rl.step import PARTS, StepConfig
+from onereward_jax.rl.training import encode_text, scene_record
+from onereward_jax.rl.update import computation, make_update
+from onereward_jax.tasks import TASKS
+from onereward_jax.train_state import compile_step
+from onereward_jax.validation import validate
+
+UPDATES, BATCH, CONDITIONS = 8000, 8, 10_000
+
+PRINTED = {"rl.shared_prefix": False}
+SHARED = {"rl.shared_prefix": True}
+POOL = {"rl.reference_pool": "references", "data.num_conditions": CONDITIONS}
+AGE = {"rl.reference_max_age": 8}
+ONE_GUIDANCE = {"rl.gradient_true_cfg_scale": 1.0}
+PREDICTIONS = {"rl.predictions": 4}
+KEPT = {"model.remat": "dots"}
+FULL = {"train.num_steps": 1000 * UPDATES}  # filling the pool is then no cost
+# Half as many steps, of the rollouts alone: a picture is still made in as many as before.
+FEWER = {
+    "full": {"rl.num_steps": 25, "rl.first_index": 7, "rl.last_index": 17},
+    "miniature": {"rl.num_steps": 5, "rl.first_index": 1, "rl.last_index": 3},
+}
+
+# Algorithm -> name of a row -> what is switched on, beside the algorithm as printed.
+ROWS: dict[str, dict[str, dict[str, Any]]] = {
+    "fixed": {
+        "as printed": {},
+        "one call of the judge for all dimensions": SHARED,
+        "references from a pool": POOL,
+        "both": SHARED | POOL,
+        "both, in the limit": SHARED | POOL | FULL,
+        "both, matrix products kept for the backward pass": SHARED | POOL | KEPT,
+        "one guidance in the gradient step": ONE_GUIDANCE,
+        "4 predictions a rollout": PREDICTIONS,
+        "half the steps": {"steps": "fewer"},
+        "pool, one call, one guidance, 4 predictions": SHARED | POOL | ONE_GUIDANCE | PREDICTIONS,
+        "all": SHARED | POOL | ONE_GUIDANCE | PREDICTIONS | KEPT | {"steps": "fewer"},
+    },
+    "dynamic": {
+        "as printed": {},
+        "references of an age up to 8": AGE,
+        "and one call of the judge": AGE | SHARED,
+        "all": AGE | SHARED | ONE_GUIDANCE | PREDICTIONS | KEPT | {"steps": "fewer"},
+    },
+}
+MINIATURE = {
+    "rl.num_steps": 10,
+    "rl.first_index": 3,
+    "rl.last_index": 7,
+    "rl.index_per_sample": False,
+    "rl.rollout_true_cfg_scale": 4.0,
+    "rl.gradient_true_cfg_scale": 4.0,
+    "rl.flow_matching_weight": 0.0,
+    "rl.judge_shift": 0,
+    "rl.judge_noise": 0.0,
+    "model.remat": "full",
+    "train.batch_size": BATCH,
+    "train.num_steps": UPDATES,
+}
+
+
+def configuration(size: str, algorithm: str, switches: dict[str, Any]) -> ConfigDict:
+    """Of a row, "full" or "miniature"."""
+    path = f"configs/flux_fill.py:{algorithm}_1024" if size == "full" else f"configs/tiny.py:{algorithm}"
+    switches = PRINTED | switches
+    if switches.pop("steps", None):
+        switches |= FEWER[size]
+    config = load_config(path, switches if size == "full" else MINIATURE | switches)
+    validate(config, source=path)
+    return config
+
+
+def arithmetic(config: ConfigDict) -> dict[str, Any]:
+    """FLOPs of the mean update, by part."""
+    program = plan.program_of(config)
+    traced = jax.make_jaxpr(program.update.step)(program.state, program.frozen, program.batch)
+    cost = cost_of_program(traced, trips=program.trips, shares=program.shares, parts=PARTS)
+    return {"flops": cost.flops, "parts": cost.parts, "references_made": program.references_made}
+
+
+class Miniature:
+    """The packaged models and a batch of every task."""
+
+    def __init__(self) -> None:
+        self.config = configuration("miniature", "fixed", {})
+        self.pipeline = FillPipeline.from_pretrained(self.config.model.base, dtype="float32")
+        self.judge = Judge.from_pretrained(self.config.model.judge, "float32", fields=computation(self.config))
+        ground = ProvingGround("train", self.config.data.resolution)
+        records = [scene_record(self.config, ground, i, TASKS[i % len(TASKS)]) for i in range(BATCH)]
+        self.records = {name: np.stack([record[name] for record in records]) for name in records[0]}
+
+    def seconds(self, config: ConfigDict, updates: int) -> float:
+        """Of the mean update: that which makes its references and that which does not, each in its share."""
+        pipeline, judge, fields = self.pipeline, self.judge, computation(config)
+        modules = [module.clone(**fields) for module in (pipeline.transformer, pipeline.vae)]
+        update = make_update(config, *modules, judge.apply, pipeline.shift)
+        params, frozen = update.start(pipeline.params["transformer"], pipeline.params["vae"], judge.params)
+        mesh = make_mesh(**config.mesh)
+        step, state, frozen = compile_step(update.step, update.create, params, frozen, mesh)
+        lengths = config.max_sequence_length, config.question_length
+        batch = encode_text(self.records, pipeline, judge, *lengths, StepConfig(**config.rl))
+        numbers = np.arange(BATCH, dtype=np.int32)
+        batch |= {"index": numbers, "condition": numbers}
+
+        def run(reused: bool) -> float:
+            nonlocal state
+            known = {"reference_known": np.full(BATCH, reused), "age": np.full(BATCH, reused, np.int32)}
+            reference = {"reference": self.records["image"] / np.float32(255)}
+            placed = jax.device_put(batch | known | reference, batch_sharding(mesh))
+            taken = []
+            for turn in range(updates + 1):  # the first one compiles
+                started = clock()
+                state, _ = step(state, frozen, placed)
+                jax.block_until_ready(state.step)
+                if turn:
+                    taken.append(clock() - started)
+            return float(np.mean(taken))
+
+        made = plan.share_of_references_made(config)
+        return made * run(False) + (1 - made) * (run(True) if made < 1 else 0.0)
+
+
+def clock() -> float:
+    return time.process_time() if jax.default_backend() == "cpu" else time.perf_counter()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", metavar="FILE", type=Path)
+    parser.add_argument("--updates", type=int, default=4, help="that are timed, of each row")
+    arguments = parser.parse_args()
+    miniature = Miniature() if arguments.updates else None
+    rows = []
+    for algorithm, switches in ROWS.items():
+        printed: dict[str, float] = {}
+        print(f"{'Algorithm 1' if algorithm == 'fixed' else 'Algorithm 2':<52}{'PFLOP':>8}{'a gradient':>12}", end="")
+        print(f"{'s':>8}{'a gradient':>12}" if miniature else "", flush=True)
+        for name, switched in switches.items():
+            config = configuration("full", algorithm, switched)
+            row: dict[str, Any] = {"algorithm": algorithm, "name": name, "switches": PRINTED | switched}
+            row |= arithmetic(config)
+            if miniature:
+                row["seconds"] = miniature.seconds(configuration("miniature", algorithm, switched), arguments.updates)
+            figures = {unit: row[unit] / config.rl.predictions for unit in ("flops", "seconds") if unit in row}
+            printed = printed or figures
+            row["of_printed"] = {unit: figures[unit] / printed[unit] for unit in figures}
+            text = f"  {name:<50}{row['flops'] / 1e15:>8.2f}{row['of_printed']['flops']:>12.3f}"
+            text += f"{row['seconds']:>8.2f}{row['of_printed']['seconds']:>12.3f}" if miniature else ""
+            print(text, flush=True)
+            rows.append(row)
+            jax.clear_caches()
+            gc.collect()
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(guarded(main))

@@ -1,0 +1,127 @@
+"""Reference images of Algorithm 1 on disk: its reference never changes, so a condition's image is made once.
+
+An entry is of one condition and the one noise that the run's seed gives it. It is made by the update that first needs
+it, in the program that would make it again: a run with a pool takes the steps of the run without, whether the pool was
+empty, full or anything between.
+"""
+
+import hashlib
+import io
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from onereward_jax.configuration import fields
+from onereward_jax.data.proving_ground import ProvingGround
+from onereward_jax.files import check_writable, fingerprint, write_json
+from onereward_jax.weights.hub import model_directory
+
+_DIGEST_BYTES = hashlib.sha256().digest_size
+# Fields of a configuration on which a condition's reference depends, and with it every entry.
+_MAKERS = (
+    "seed",
+    "max_sequence_length",
+    "data.resolution",
+    "data.seed",
+    "data.task_weights",
+    "model.dtype",
+    "rl.num_steps",
+    "rl.rollout_guidance_scale",
+    "rl.rollout_true_cfg_scale",
+)
+
+
+class ReferencePool:
+    """A directory of reference images, float32 (H, W, 3) in [0, 1], by the number of their condition.
+
+    A file holds the SHA-256 of what follows it, and the image in NumPy's format. Files appear whole or not at all;
+    several runs may fill one pool.
+    """
+
+    def __init__(self, directory: str | Path, made_from: Mapping[str, Any]):
+        """Opens the pool, or makes it.
+
+        Args:
+          directory: of many pools.
+          made_from: JSON values that tell this pool's entries from others.
+
+        Raises:
+          UserError: it can't be written.
+        """
+        digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
+        check_writable(Path(directory))
+        self.directory = Path(directory) / digest
+        self.directory.mkdir(parents=True, exist_ok=True)
+        if not (self.directory / "made_from.json").exists():
+            write_json(self.directory / "made_from.json", dict(made_from))
+
+    def path(self, condition: int) -> Path:
+        return self.directory / f"{condition:09d}.reference"
+
+    def read(self, condition: int) -> np.ndarray | None:
+        """The entry, or None where there is none; a damaged one is warned of and counts as none."""
+        path = self.path(condition)
+        try:
+            content = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        digest, image = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
+        if hashlib.sha256(image).digest() != digest:
+            warnings.warn(f"{path} is damaged (its digest is of other bytes): it is made again", stacklevel=2)
+            return None
+        return np.load(io.BytesIO(image), allow_pickle=False)
+
+    def write(self, condition: int, image: np.ndarray) -> None:
+        """Adds an entry, or replaces it."""
+        content = io.BytesIO()
+        np.save(content, image, allow_pickle=False)
+        path = self.path(condition)
+        # With the process in its name: another run may be writing the same entry.
+        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+        with temporary.open("wb") as file:
+            file.write(hashlib.sha256(content.getvalue()).digest() + content.getvalue())
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+
+    def around(self, step: Callable[[Any, dict], tuple[Any, dict]]) -> Callable[[Any, dict], tuple[Any, dict]]:
+        """The update, given what the pool has of its batch; what it had to make is added to the pool.
+
+        Read when the update starts, and no earlier: the updates before it have then added theirs, whatever was read
+        ahead.
+        """
+
+        def call(state: Any, batch: dict) -> tuple[Any, dict]:
+            conditions = np.asarray(batch["condition"])
+            entries = [self.read(int(condition)) for condition in conditions]
+            known = np.array([entry is not None for entry in entries])
+            blank = np.zeros(batch["image"].shape[1:], np.float32)
+            images = np.stack([blank if entry is None else entry for entry in entries])
+            placed = jax.device_put({"reference": images, "reference_known": known}, batch["image"].sharding)
+            state, metrics = step(state, batch | placed)
+            references = metrics.pop("references")
+            if not known.all():
+                for condition, image in zip(conditions[~known], np.asarray(references)[~known], strict=True):
+                    self.write(int(condition), image)
+            return state, metrics | {"perf/references_added": np.float32((~known).sum())}
+
+        return call
+
+
+def open_pool(config: ConfigDict, ground: ProvingGround) -> ReferencePool:
+    """The pool of a run's references in `config.rl.reference_pool`.
+
+    Args:
+      ground: of the conditions.
+    """
+    made_from: dict[str, Any] = {name: value for name, value in fields(config).items() if name.startswith(_MAKERS)}
+    made_from["weights"] = fingerprint(model_directory(config.model.base))
+    made_from["photos"] = [(photo.name, photo.path.stat().st_size) for photo in ground.photos]
+    return ReferencePool(config.rl.reference_pool, made_from)

@@ -1,0 +1,141 @@
+"""Reference images that are used again: from a pool (Algorithm 1), from the state (Algorithm 2)."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from onereward_jax import loop
+from onereward_jax.configuration import load_config
+from onereward_jax.data.mixture import mixture
+from onereward_jax.data.proving_ground import ProvingGround
+from onereward_jax.judge.batches import question_batch
+from onereward_jax.metrics import read_metrics
+from onereward_jax.rl.pool import ReferencePool, open_pool
+from onereward_jax.rl.step import make_step
+from onereward_jax.train_state import create_state
+from tests.rl import tiny
+from tests.rl.test_plan import CONFIG, TINY
+from tests.rl.test_step import Linear
+
+BATCH, CONDITIONS = 4, 8
+
+
+def bright(params, batch):
+    """A judge that prefers bright pictures."""
+    p_yes = jax.nn.sigmoid(10 * (batch["first"] - batch["second"]).mean(axis=(1, 2, 3)))
+    return jnp.log(jnp.broadcast_to(p_yes[:, None, None], (*batch["question_lengths"].shape, 2)))
+
+
+@functools.cache
+def questions():
+    return question_batch(tiny.models().judge, ["image_fill"] * BATCH, ["a red circle"] * BATCH, tiny.QUESTION_LENGTH)
+
+
+@functools.cache
+def update(**options):
+    config = dataclasses.replace(tiny.CONFIG, num_steps=4, **options)
+    return jax.jit(make_step(Linear(), tiny.models().vae, bright, optax.sgd(0.5), config))
+
+
+def train(workdir, num_steps, *, reference=None, around=lambda step: step, num_conditions=0, **options):
+    """The state after so many updates, or after those that are left; and the batches' references, where a pool keeps
+    them."""
+    step, frozen = update(**options), tiny.models().frozen
+
+    def record(index, task):
+        return {name: value for name, value in tiny.sample(index).items() if name != "index"}
+
+    def prepare(batch):
+        numbers = {name: batch[name].astype(np.int32) for name in ("index", "condition", "age") if name in batch}
+        return jax.device_put(batch | questions() | numbers, jax.devices()[0])
+
+    state = create_state({"w": jnp.float32(0.7)}, optax.sgd(0.5), seed=0)
+    state = state.replace(reference=None if reference is None else {"w": jnp.float32(reference)})
+    repeats = 1 + options.get("reference_max_age", 0)
+    if repeats > 1:
+        state = state.replace(references=jnp.zeros((BATCH, 16, 16, 3)))
+    state = jax.device_put(state, jax.devices()[0])  # where the batches are: one program
+    data = mixture({"image_fill": 1.0}, record, 0, BATCH, num_threads=0, num_conditions=num_conditions, repeats=repeats)
+    return loop.run(
+        step=around(lambda state, batch: step(state, frozen, batch)),
+        state=state,
+        batches=iter(data),
+        prepare=prepare,
+        num_steps=num_steps,
+        workdir=workdir,
+        checkpoint_every=1,
+    )
+
+
+def test_a_pool_takes_the_steps_of_training_without(tmp_path):
+    """Empty, stopped in the middle and gone on with, full, and damaged."""
+    of_first = functools.partial(train, reference=-0.4, num_conditions=CONDITIONS)
+    plain = of_first(tmp_path / "plain", 6).params["w"]
+    pool = ReferencePool(tmp_path / "pool", {"made": "here"})
+    pooled = functools.partial(of_first, around=pool.around, reference_pool="somewhere")
+    pooled(tmp_path / "filling", 1)
+    assert len(list(pool.directory.glob("*.reference"))) == BATCH
+    filling = pooled(tmp_path / "filling", 6).params["w"]
+    assert len(list(pool.directory.glob("*.reference"))) == CONDITIONS
+    assert list(pool.directory.glob("*.tmp")) == []
+    full = pooled(tmp_path / "full", 6).params["w"]
+    added = [
+        [line["perf/references_added"] for line in read_metrics(tmp_path / name / "metrics.jsonl")]
+        for name in ("filling", "full")
+    ]
+    assert added == [[4, 4, 0, 0, 0, 0], [0] * 6]
+
+    damaged = bytearray(pool.path(3).read_bytes())
+    damaged[-5] ^= 1
+    pool.path(3).write_bytes(damaged)
+    with pytest.warns(UserWarning, match=r"000000003\.reference is damaged .*: it is made again"):
+        mended = pooled(tmp_path / "mended", 6).params["w"]
+    assert pool.read(3) is not None
+
+    assert float(plain) != 0.7
+    assert float(filling) == float(full) == float(mended)  # one program
+    np.testing.assert_allclose(filling, plain, rtol=1e-6)
+
+
+def test_references_of_the_average_are_used_again_for_so_many_updates(tmp_path):
+    """By hand: updates with references that are made every time, but from the average as it was."""
+    options = {"reference_max_age": 2, "ema_decay": 0.5}
+    train(tmp_path / "stopped", 2, **options)
+    state = train(tmp_path / "stopped", 5, **options)
+    whole = train(tmp_path / "whole", 5, **options)
+    for name in ("params", "ema"):
+        assert float(getattr(state, name)["w"]) == float(getattr(whole, name)["w"])
+    np.testing.assert_array_equal(state.references, whole.references)
+    lines = read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    assert [line["learning/reference_age"] for line in lines] == [0, 1, 2, 0, 1]
+    assert len({line["learning/sigma"] for line in lines}) > 1
+
+    fresh, frozen = update(ema_decay=0.5), tiny.models().frozen
+    state, average = create_state({"w": jnp.float32(0.7)}, optax.sgd(0.5), seed=0), {"w": jnp.float32(0.7)}
+    for number, line in enumerate(lines):
+        batch = tiny.batch(BATCH, BATCH * number) | questions()
+        batch["condition"] = np.arange(BATCH, dtype=np.int32) + BATCH * (number // 3)
+        same = tiny.batch(BATCH, BATCH * (number // 3))
+        batch |= {name: value for name, value in same.items() if name not in ("index", *questions())}
+        average = state.ema if number % 3 == 0 else average
+        state, metrics = fresh(state.replace(reference=average), frozen, batch)
+        assert float(metrics["learning/loss"]) == pytest.approx(line["learning/loss"], rel=1e-5)
+    np.testing.assert_allclose(state.params["w"], whole.params["w"], rtol=1e-6)
+
+
+def test_a_pool_is_of_what_makes_its_entries(tmp_path):
+    def directory(**changes):
+        overrides = TINY | {"rl.reference_pool": str(tmp_path), "data.num_conditions": 8} | changes
+        config = load_config(f"{CONFIG}:fixed", overrides)
+        ground = ProvingGround("train", config.data.resolution, config.data.seed)
+        return open_pool(config, ground).directory
+
+    first = directory()
+    assert directory(**{"optimizer.learning_rate": 1e-6, "data.num_conditions": 16, "rl.predictions": 2}) == first
+    others = [{"seed": 1}, {"rl.num_steps": 4}, {"rl.rollout_true_cfg_scale": 2.0}, {"data.resolution": 32}]
+    assert len({first, *(directory(**change) for change in others)}) == 5
