@@ -31,7 +31,7 @@ from onereward_jax.weights import flux, tables
 from onereward_jax.weights.bfl import save_bfl
 from onereward_jax.weights.export import save_component
 from onereward_jax.weights.kinds import kind_of
-from onereward_jax.weights.load import load_component, param_dtype_of
+from onereward_jax.weights.load import load_component, param_dtype_of, param_shapes
 from onereward_jax.weights.safetensors_file import read_header, write
 
 OFFICIAL = Path(__file__).parents[1] / "tests" / "goldens"
@@ -55,8 +55,7 @@ def write_component(directory: Path, kind: str, changes: dict, dtype: str) -> No
     component, weights = kind_of(kind), kind_of(kind).module()
     config = json.loads((OFFICIAL / f"flux.1-fill-dev.{kind}.json").read_text())["config"] | changes
     module = weights.module_from_config(config)
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *weights.example_inputs(module)))["params"]
-    official = tables.official_shapes(weights.TABLE, shapes)
+    official = tables.official_shapes(weights.TABLE, param_shapes(module, kind))
     draw = np.random.default_rng(0)
 
     def tensors():

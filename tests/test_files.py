@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from onereward_jax.errors import UserError
-from onereward_jax.files import hold, read_json, whole_directory, write_json
+from onereward_jax.files import hold, read_json, whole_directory, write_bytes, write_json
 
 
 def files(directory):
@@ -47,6 +47,13 @@ def test_what_a_killed_export_left_is_not_taken_over(tmp_path):
     with whole_directory(tmp_path / "model") as partial:
         (partial / "weights").write_text("1")
     assert files(tmp_path) == {"model/weights": "1"}
+
+
+def test_a_file_that_can_not_be_written_leaves_no_half_of_it(tmp_path):
+    (tmp_path / "picture.png").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_bytes(tmp_path / "picture.png", b"1234")
+    assert [path.name for path in tmp_path.rglob("*")] == ["picture.png"]
 
 
 def test_a_file_of_that_name(tmp_path):

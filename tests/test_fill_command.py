@@ -1,7 +1,9 @@
 """`onereward fill` and `onereward export`."""
 
 import json
+import struct
 import warnings
+import zlib
 
 import jax
 import numpy as np
@@ -40,6 +42,12 @@ def files(tmp_path_factory):
     Image.fromarray(mask).save(directory / "masks" / "broken.png")
     Image.new("L", (WIDTH, HEIGHT)).save(directory / "black.png")
     Image.new("L", (8, 8), 255).save(directory / "small.png")
+    Image.new("LA", (WIDTH, HEIGHT), (255, 0)).save(directory / "clear.png")
+    # A bomb: a header of 30,000 x 30,000 pixels on a few bytes.
+    png = bytearray((directory / "small.png").read_bytes())
+    png[16:24] = struct.pack(">II", 30_000, 30_000)
+    png[29:33] = struct.pack(">I", zlib.crc32(png[12:29]))
+    (directory / "bomb.png").write_bytes(png)
     return directory
 
 
@@ -84,6 +92,7 @@ def test_of_many_the_bad_ones_are_named_and_the_rest_is_filled(files, tmp_path, 
     errors = capsys.readouterr().err
     assert "onereward: 1 of 3 could not be filled" in errors
     assert f"onereward: {files / 'images' / 'broken.png'} is a damaged picture" in errors
+    assert "filling: 100%" in errors
 
     lines = [
         {"image": "images/a.png", "mask": "masks/a.png", "task": "object_removal"},
@@ -92,7 +101,8 @@ def test_of_many_the_bad_ones_are_named_and_the_rest_is_filled(files, tmp_path, 
         {"image": "images/a.png", "mask": "black.png", "prompt": "a"},
         {"mask": "masks/a.png"},
     ]
-    (files / "requests.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    of_windows = b"\xef\xbb\xbf" + "\n".join(map(json.dumps, lines)).encode()
+    (files / "requests.jsonl").write_bytes(of_windows + b"\n\xff")
     arguments = command(files, out=tmp_path / "lines", image=files / "requests.jsonl", mask=None, prompt=None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the tiny tokenizer does not know the words for extending
@@ -103,7 +113,8 @@ def test_of_many_the_bad_ones_are_named_and_the_rest_is_filled(files, tmp_path, 
     assert "requests.jsonl line 3: text_rendering needs a prompt" in errors
     assert "black.png is black all over" in errors
     assert "requests.jsonl line 5: it is no request (it names no image)" in errors
-    assert "3 of 5 could not be filled" in errors
+    assert "requests.jsonl line 6: it is no request" in errors
+    assert "4 of 6 could not be filled" in errors
 
 
 @pytest.mark.parametrize(
@@ -111,6 +122,8 @@ def test_of_many_the_bad_ones_are_named_and_the_rest_is_filled(files, tmp_path, 
     [
         ({"mask": "small.png"}, "is 8x8 pixels"),
         ({"mask": "black.png"}, "is black all over: paint white"),
+        ({"mask": "clear.png"}, "clear.png has transparent pixels"),
+        ({"image": "bomb.png"}, "bomb.png is too large"),
         ({"mask": None}, "neither a mask nor sides to extend"),
         ({"extend": "right=8"}, "both a mask and sides to extend"),
         ({"mask": None, "extend": "up=8"}, "'up=8' is no side to extend"),
@@ -121,6 +134,7 @@ def test_of_many_the_bad_ones_are_named_and_the_rest_is_filled(files, tmp_path, 
         ({"num_images": 0}, "0 is not at least 1"),
         ({"out": "x.jpg"}, "is not a .png file for one image"),
         ({"out": "images"}, "is not a .png file for one image"),
+        ({"out": "images/a.png"}, "images/a.png is read and would be replaced: choose another --out"),
         ({"out": "black.png/x.png"}, "black.png is a file: choose another output"),
         ({"model": "nowhere"}, "there is no model directory"),
         ({"lora": "x"}, "there is no adapter x"),
@@ -183,7 +197,14 @@ def test_the_export_of_an_untouched_import_is_bit_by_bit_its_files(files, run, t
     for name, file in original.items():
         assert (tmp_path / "model" / name).read_bytes() == file.read_bytes(), name
     card = (tmp_path / "model" / "README.md").read_text()
-    for part in (f"base_model: {files / 'model'}", "licence", "after 3\nupdates", "FillPipeline", "![reward.png]"):
+    for part in (
+        f"base_model: {files / 'model'}",
+        "licence",
+        "non-commercial",
+        "after 3\nupdates",
+        "FillPipeline",
+        "![reward.png]",
+    ):
         assert part in card
     assert (tmp_path / "model" / "reward.png").is_file()
     assert FillPipeline.from_pretrained(tmp_path / "model", dtype="float32").shift.base_shift == 0.3

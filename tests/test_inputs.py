@@ -72,8 +72,9 @@ def test_colours_of_print_are_warned_of(tmp_path):
     np.testing.assert_array_equal(read, np.full((2, 3, 3), (255, 0, 0)))
 
 
-@pytest.fixture
-def damaged(tmp_path):
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory):
+    tmp_path = tmp_path_factory.mktemp("damaged")
     (tmp_path / "words.png").write_text("no picture")
     (tmp_path / "empty.png").write_bytes(b"")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / "half.png")

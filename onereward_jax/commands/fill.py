@@ -69,6 +69,9 @@ def run(args: argparse.Namespace) -> int:
             return None
 
     files = dict(zip(requests, output_files(requests, out, args.num_images), strict=True))
+    read = {path.resolve() for request in requests for path in (request.image, request.mask) if path is not None}
+    if replaced := [file for of_request in files.values() for file in of_request if file.resolve() in read]:
+        raise UserError(f"{replaced[0]} is read and would be replaced: choose another --out")
     prompts = {request: tried(request, lambda request: request.text()) for request in requests}
     prompts = {request: prompt for request, prompt in prompts.items() if prompt is not None}
     if not many:

@@ -59,9 +59,7 @@ def export(workdir: Path, out: Path, what: str | None = None, form: str = "diffu
     if what == "ema" and not keeps_average:
         raise UserError(f"the run in {workdir} keeps no average (finetune.ema_decay is 0): export its policy")
     what = what or ("ema" if tuned and keeps_average else "policy")
-    adapters = (
-        LoRA(config["lora.rank"], config["lora.alpha"], config["lora.targets"]) if config.get("lora.rank") else LoRA()
-    )
+    adapters = LoRA(**{name.removeprefix("lora."): x for name, x in config.items() if name.startswith("lora.")})
     if form == "lora" and not adapters.rank:
         raise UserError(f"the run in {workdir} trained the whole transformer, no adapter: export it for diffusers")
     base = model_directory(config["model.base"], folders=FOLDERS)
@@ -188,7 +186,8 @@ tags: [inpainting, outpainting, {"finetune" if _is_finetuning(config) else "obje
 
 {base}, {origin}.
 
-The licence is that of the base model; its conditions hold for this one.
+The licence is that of the base model; its conditions hold for this one. FLUX.1-Fill-dev's and those of OneReward's
+transformers allow non-commercial use only.
 
 ## Use
 

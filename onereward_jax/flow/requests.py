@@ -84,7 +84,8 @@ def read_requests(image: Path, mask: Path | None, **given: Any) -> list[Request]
       UserError: there is no request. (A line that is none is a request with an error.)
     """
     if image.suffix == ".jsonl":
-        lines = enumerate(image.read_text(encoding="utf-8").splitlines(), start=1)
+        # What is no UTF-8 makes its line a bad one, not the file.
+        lines = enumerate(image.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1)
         requests = [
             _of_line(line, image.parent, f"{image} line {number}", {"mask": mask} | given)
             for number, line in lines

@@ -5,14 +5,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from onereward_jax import tree as trees
 from onereward_jax.files import whole_directory, write_json
 from onereward_jax.weights import tables
 from onereward_jax.weights.kinds import kind_of
-from onereward_jax.weights.load import param_dtype_of
+from onereward_jax.weights.load import param_dtype_of, param_shapes
 from onereward_jax.weights.safetensors_file import write
 
 # diffusers asks for a version: the first whose configuration has all fields that we write.
@@ -48,7 +47,7 @@ def save_component(
     if isinstance(module, Mapping):
         module = weights.module_from_config(dict(module))
     _check_other_files(directory)
-    _check_params(weights, module, params, kind)
+    _check_params(module, params, kind)
 
     config = weights.config_of(module)
     if component.type_field == "_class_name":
@@ -96,9 +95,8 @@ def _split(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
     return shards
 
 
-def _check_params(weights: Any, module: Any, params: trees.Tree, kind: str) -> None:
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *weights.example_inputs(module)))["params"]
-    expected = {path: leaf.shape for path, leaf in trees.flatten(shapes).items()}
+def _check_params(module: Any, params: trees.Tree, kind: str) -> None:
+    expected = {path: leaf.shape for path, leaf in trees.flatten(param_shapes(module, kind)).items()}
     given = {path: leaf.shape for path, leaf in trees.flatten(params).items()}
     if expected != given:
         different = sorted(path for path in expected.keys() | given.keys() if expected.get(path) != given.get(path))

@@ -13,6 +13,7 @@ from onereward_jax import FillPipeline
 from onereward_jax.data.proving_ground import ProvingGround
 from onereward_jax.errors import UserError
 from onereward_jax.flow import conditioning
+from onereward_jax.flow import pipeline as flow_pipeline
 from onereward_jax.mesh import make_mesh
 from onereward_jax.weights.load import load_component
 from tests.flow import tiny
@@ -120,6 +121,14 @@ def test_each_picture_of_a_call_is_its_own(pipeline, image, mask):
     turned = call(pipeline, np.stack([image, image[::-1]]), np.stack([mask, mask[::-1]]), PROMPT)
     assert np.abs(turned[0] - turned[1]).max() > 1e-2
     assert np.abs(call(pipeline, image, mask, seed=1) - both[:1]).max() > 1e-2
+
+
+def test_one_program_serves_a_size(pipeline, image, mask):
+    call(pipeline, image, mask)
+    programs = flow_pipeline._generate._cache_size()
+    changes = {"num_inference_steps": 3, "guidance_scale": 5.0, "seed": 7, "prompt": "remove"}
+    call(pipeline, image[:15, :21], 255 - mask[:15, :21], **changes)
+    assert flow_pipeline._generate._cache_size() == programs
 
 
 def test_a_size_that_does_not_divide_is_padded_and_given_back(pipeline, image, mask):

@@ -13,6 +13,8 @@ from onereward_jax import tree as trees
 from onereward_jax.models import rope
 from onereward_jax.models.flux import modulate
 from onereward_jax.weights import flux, tables
+from onereward_jax.weights.load import param_shapes
+from tests.random_params import random_params
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "goldens" / "flux.1-fill-dev.transformer.json").read_text())
 TINY = {
@@ -27,17 +29,6 @@ TINY = {
     "guidance_embeds": True,
     "axes_dims_rope": (4, 2, 2),
 }
-
-
-def param_shapes(module):
-    return jax.eval_shape(lambda: module.init(jax.random.key(0), *flux.example_inputs(module)))["params"]
-
-
-def random_params(module, seed=0):
-    """Every parameter random: at initialisation the blocks and the output are zero."""
-    leaves, treedef = jax.tree.flatten(param_shapes(module))
-    draw = np.random.default_rng(seed)
-    return treedef.unflatten([0.3 * draw.standard_normal(leaf.shape).astype(np.float32) for leaf in leaves])
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -62,7 +53,7 @@ def inputs(batch=2, seed=0):
 
 def test_the_full_size_has_every_official_tensor():
     module = flux.module_from_config(GOLDEN["config"])
-    shapes = param_shapes(module)
+    shapes = param_shapes(module, "transformer")
     official = tables.official_shapes(flux.TABLE, shapes)
     assert official == {name: tuple(shape) for name, shape in GOLDEN["tensors"].items()}
     assert trees.count(shapes) == GOLDEN["parameters"]
@@ -85,7 +76,7 @@ def test_the_untrained_velocity_is_zero():
 
 
 def test_bfloat16_computes_in_bfloat16_and_stays_close():
-    params = random_params(flux.module_from_config(TINY))
+    params = random_params(flux.module_from_config(TINY), flux)
     exact = apply(flux.module_from_config(TINY), params, *inputs())
     rough = apply(flux.module_from_config(TINY, dtype=jnp.bfloat16), params, *inputs())
     assert rough.dtype == jnp.bfloat16
@@ -95,7 +86,7 @@ def test_bfloat16_computes_in_bfloat16_and_stays_close():
 
 def test_samples_of_a_batch_do_not_see_each_other():
     module = flux.module_from_config(TINY)
-    params = random_params(module)
+    params = random_params(module, flux)
     batch = inputs()
     together = apply(module, params, *batch)
     for i in range(2):
@@ -107,7 +98,7 @@ def test_samples_of_a_batch_do_not_see_each_other():
 def test_every_argument_matters(argument):
     """Each argument, the positions of text and image tokens among them, changes the velocity."""
     module = flux.module_from_config(TINY)
-    params = random_params(module)
+    params = random_params(module, flux)
     before = list(inputs())
     after = list(before)
     after[argument] = np.random.default_rng(9).uniform(size=before[argument].shape).astype(np.float32)
@@ -116,7 +107,7 @@ def test_every_argument_matters(argument):
 
 def test_wrong_calls_are_explained():
     module = flux.module_from_config(TINY)
-    params = random_params(module)
+    params = random_params(module, flux)
     with pytest.raises(ValueError, match="give guidance"):
         apply(module, params, *inputs()[:-1])
     wrong = flux.module_from_config(TINY | {"axes_dims_rope": (4, 4, 4)})

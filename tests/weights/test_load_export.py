@@ -3,6 +3,7 @@
 import json
 import shutil
 import struct
+import tracemalloc
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from onereward_jax import tree as trees
+from onereward_jax.mesh import make_mesh
 from onereward_jax.weights import clip, flux, load, qwen2_5_vl, t5, tables, vae
 from onereward_jax.weights.export import save_component
 from onereward_jax.weights.kinds import KINDS
@@ -89,9 +91,8 @@ MODULES = {"transformer": FLUX, "vae": VAE, "text_encoder": CLIP, "text_encoder_
 
 
 def random_params(kind, module=None, dtype=np.float32, seed=0):
-    module, weights = module or MODULES[kind], KINDS[kind].module()
-    shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *weights.example_inputs(module)))["params"]
     draw = np.random.default_rng(seed)
+    shapes = load.param_shapes(module or MODULES[kind], kind)
     return jax.tree.map(lambda leaf: draw.standard_normal(leaf.shape).astype(dtype), shapes)
 
 
@@ -203,6 +204,25 @@ def test_parameters_do_not_keep_the_file_open(copy):
     with (copy / "diffusion_pytorch_model.safetensors").open("r+b") as stream:
         stream.write(bytes(200_000))
     assert_equal_trees(params, random_params("transformer"))
+
+
+@pytest.mark.parametrize("on_mesh", [False, True])
+def test_loading_takes_little_more_memory_than_what_it_gives(on_mesh, tmp_path):
+    """NumPy's arrays, in which the simulated devices of a mesh keep their parts, too."""
+    wide = FLUX.clone(attention_head_dim=64, num_attention_heads=4, axes_dims_rope=(16, 24, 24))
+    params = random_params("transformer", wide, load.PARAM_DTYPES["bfloat16"])
+    save_component(tmp_path / "wide", "transformer", wide, params, "bfloat16")
+    mesh = make_mesh(fsdp=2, tensor=2, devices=jax.devices()[:4]) if on_mesh else None
+    load_component(tmp_path / "wide", "transformer", "bfloat16", mesh=mesh)  # what the first call alone imports
+    tracemalloc.start()
+    try:
+        _, loaded = load_component(tmp_path / "wide", "transformer", "bfloat16", mesh=mesh)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    leaves = jax.tree.leaves(loaded)
+    parts = [shard.data for leaf in leaves for shard in leaf.addressable_shards] if on_mesh else leaves
+    assert peak < 1.2 * sum(part.nbytes for part in parts)
 
 
 # --- names that vary --------------------------------------------------------------------------------------------------
