@@ -325,5 +325,5 @@ def test_prediction_range_must_lie_in_the_schedule(change):
 
 
 def test_a_matched_reference_has_one_t():
-    with pytest.raises(ValueError, match="predicts at the policy's one t"):
+    with pytest.raises(ValueError, match="is made for the policy's one t"):
         StepConfig(matched_reference=True, predictions=2)
