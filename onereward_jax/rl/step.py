@@ -228,8 +228,8 @@ def make_step(
             )
 
         # 4. Optimiser and EMA.
-        state, norms = apply_gradient(state, gradient, optimizer, config.ema_decay)
-        return state, _finish_metrics(metrics) | norms
+        state, update = apply_gradient(state, metrics["learning/loss"], gradient, optimizer, config.ema_decay)
+        return state, _finish_metrics(metrics) | update
 
     return step
 
