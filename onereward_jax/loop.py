@@ -134,15 +134,19 @@ def run(
         while number < num_steps:
             try:
                 batch, data_state = source.next()
-            except TimeoutError:
+            except queue.Empty:
                 log.flush()
                 saving.wait()
                 if log.good > saving.newest:
                     saving.save(number, state, data_state, last=True)
-                saving.finish()
+                saved = "what was learnt is saved, and the same command goes on from there"
+                try:
+                    saving.finish()
+                except Fault as fault:
+                    saved = fault.message
                 raise Hang(
                     f"no batch came in {data_timeout:g} s after step {number} (data.loader_timeout): a loader hangs;"
-                    " what was learnt is saved, and the same command goes on from there"
+                    f" {saved}"
                 ) from None
             state, metrics = step(state, batch)
             number += 1
@@ -321,13 +325,13 @@ class _Source:
         """(prepared batch, state of the iterator right after it was drawn).
 
         Raises:
-          TimeoutError: none came in time.
+          queue.Empty: none came in time.
         """
         try:
             item = self._ready.get(timeout=self._timeout or None)
         except queue.Empty:
             self._hangs = True
-            raise TimeoutError from None
+            raise
         if isinstance(item, StopIteration):
             raise UserError("the data ended before the last step: lower num_steps, or repeat the data")
         if isinstance(item, BaseException):
