@@ -32,6 +32,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.data.bad_share = 0.1  # of the pictures, that may be bad
     config.data.held_out_share = 0.2 if tiny else 0.05
     config.data.loader_threads = 2 if tiny else 8
+    config.data.loader_timeout = 600.0  # seconds without a batch until the run ends; 0 waits for ever
     # Pictures keep about their aspect, up to the one here, in buckets of the area of a square of this side; all sides
     # are multiples of the step.
     config.data.resolution = 64 if tiny else 1024
@@ -66,6 +67,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.train.checkpoint_every = 50 if tiny else 250
     config.train.keep_checkpoints = 2
     config.train.log_every = 10
+    config.train.max_skipped = 10  # updates in a row, for a loss or gradient that is not finite
 
     config.finetune = ConfigDict()
     # The guidance that the model is told in training. At 1 a guidance-distilled model gives the plain velocity, which

@@ -31,6 +31,7 @@ def get_config(variant: str = "dynamic_1024") -> ConfigDict:
     config.data.seed = 0
     config.data.photos = ""
     config.data.loader_threads = 8
+    config.data.loader_timeout = 600.0  # seconds without a batch until the run ends; 0 waits for ever
     config.data.target_flaws = 0.0
     config.data.num_conditions = 0  # pictures with mask and prompt that come again and again; 0: every one is new
     # Fill is .5 with text rendering inside it; how much of it that is: open.
@@ -62,6 +63,7 @@ def get_config(variant: str = "dynamic_1024") -> ConfigDict:
     config.train = ConfigDict(
         {"num_steps": 8000, "batch_size": 8, "checkpoint_every": 500, "keep_checkpoints": 2, "log_every": 10}
     )
+    config.train.max_skipped = 10  # updates in a row, for a loss or gradient that is not finite
     config.lora = ConfigDict({"rank": 64 if adapter else 0, "alpha": 64.0})  # open
     config.lora.targets = r"attn/(to|add)_|ff|proj_mlp|proj_out"
 

@@ -23,6 +23,7 @@ def get_config(variant: str = "7b") -> ConfigDict:
     config.seed = 0
     config.data = ConfigDict()
     config.data.loader_threads = 8
+    config.data.loader_timeout = 600.0  # seconds without a batch until the run ends; 0 waits for ever
     # Of a batch's pairs; 0 for a task that the data lacks.
     config.data.task_weights = ConfigDict(
         {"image_fill": 0.25, "image_extend": 0.25, "object_removal": 0.25, "text_rendering": 0.25}
@@ -44,6 +45,7 @@ def get_config(variant: str = "7b") -> ConfigDict:
     config.train = ConfigDict(
         {"num_steps": 5000, "batch_size": 16, "checkpoint_every": 500, "keep_checkpoints": 2, "log_every": 10}
     )
+    config.train.max_skipped = 10  # updates in a row, for a loss or gradient that is not finite
 
     config.judge = ConfigDict()
     config.judge.start = f"Qwen/Qwen2.5-VL-{variant.upper()}-Instruct"

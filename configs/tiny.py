@@ -6,8 +6,8 @@
     onereward train --config configs/tiny.py:fixed --workdir runs/fixed      # Algorithm 1, longer
     onereward train --config configs/tiny.py:dynamic --workdir runs/dynamic  # Algorithm 2, longer
 
-The variants `vae`, `base`, `judge` and `second_judge` to `fifth_judge` make the packaged models in miniature/ from nothing;
-launch/miniature.sh runs them in their order.
+The variants `vae`, `base`, `judge` and `second_judge` to `fifth_judge` make the packaged models in miniature/ from
+nothing; launch/miniature.sh runs them in their order.
 """
 
 from ml_collections import ConfigDict
@@ -30,6 +30,7 @@ def get_config(variant: str = "quick") -> ConfigDict:
     config.data.seed = 0
     config.data.photos = ""
     config.data.loader_threads = 2
+    config.data.loader_timeout = 600.0  # seconds without a batch until the run ends; 0 waits for ever
     config.data.target_flaws = 0.3  # share of training targets with a planted flaw, as web data has
     config.data.task_weights = ConfigDict(
         {"image_fill": 0.25, "image_extend": 0.25, "object_removal": 0.25, "text_rendering": 0.25}
@@ -376,5 +377,6 @@ def _train(num_steps: int, batch_size: int, checkpoint_every: int = 500, log_eve
             "checkpoint_every": checkpoint_every,
             "keep_checkpoints": 2,
             "log_every": log_every,
+            "max_skipped": 10,  # updates in a row, for a loss or gradient that is not finite
         }
     )

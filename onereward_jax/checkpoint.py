@@ -10,8 +10,10 @@ checkpoint exists from the moment its manifest does, and that is written last, i
 """
 
 import base64
+import contextlib
 import hashlib
 import json
+import logging
 import os
 import re
 import threading
@@ -30,12 +32,24 @@ from onereward_jax import tree
 from onereward_jax.errors import UserError
 
 _STEP = re.compile(r"step_(\d{8,})")
+# "...: Failed to write 4096 bytes to file 17: No space left on device [os_error_code='28']"
+_SYSTEM_ERROR = re.compile(r"([^:]+) \[os_error_code=")
 _READ_BYTES = 1 << 24
 _HASH_THREADS = 4
 
 
+# Every error of a save is raised to its caller; Orbax also logs the traceback of each of its threads.
+logging.getLogger("absl").addFilter(
+    lambda record: not record.pathname.endswith("orbax/checkpoint/_src/futures/future.py")
+)
+
+
 class CheckpointWarning(UserWarning):
     """A checkpoint was damaged, or something in the directory looks like one and is not."""
+
+
+class SaveError(Exception):
+    """A checkpoint could not be written; nothing of it is left, and those before it are. Its text says why."""
 
 
 class Checkpointer:
@@ -55,7 +69,8 @@ class Checkpointer:
         self.directory = epath.Path(directory)
         self.keep = keep
         self._finishing: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._error: SaveError | None = None
+        self._known: set[int] = set()  # finished steps that this object has seen in the directory
         self._restored: int | None = None  # the step that was restored: newer ones are superseded
         self._damaged: set[int] = set()
         registry = ocp.handlers.local_registry()
@@ -72,7 +87,8 @@ class Checkpointer:
     def save(self, step: int, state: Any, data_state: Any = None) -> bool:
         """Starts to save; returns as soon as the arrays are copied to the host.
 
-        Waits first for the save before it, and raises that one's error if it failed.
+        Waits first for the save before it, and raises that one's error if it failed. The directory is never made here:
+        where a mount is gone, its place stays as it is.
 
         Args:
           step: number of the step that made this state.
@@ -82,6 +98,9 @@ class Checkpointer:
         Returns:
           Whether a save was started: False when a finished checkpoint of this step exists. One that is newer than the
           restored one, which it can only be by its damage, is written again.
+
+        Raises:
+          SaveError: the disk is full, the directory is gone, ...: it may be tried again.
         """
         self.wait()
         name = f"step_{step:08d}"
@@ -92,23 +111,35 @@ class Checkpointer:
         self._damaged.discard(step)
         arrays = {path: _to_raw(leaf) for path, leaf in tree.flatten(state).items()}
         manifest = {"format": 1, "step": step, "arrays": {path: _describe(leaf) for path, leaf in arrays.items()}}
-        if _is_primary():
-            self._marker(name).write_text("")
-            self._manifest(name).unlink(missing_ok=True)
-        with self._context:
-            response = ocp.save_checkpointables_async(
-                self.directory / name,
-                {"state": tree.unflatten(_nonempty(arrays)), "data": _encode(data_state)},
-                overwrite=True,
-            )
+        try:
+            if _is_primary():
+                self._prepare(name)
+            with self._context:
+                response = ocp.save_checkpointables_async(
+                    self.directory / name,
+                    {"state": tree.unflatten(_nonempty(arrays)), "data": _encode(data_state)},
+                    overwrite=True,
+                )
+        except Exception as error:  # Orbax raises OSError or, with TensorStore's words, ValueError
+            self._discard(name)
+            raise SaveError(_reason(error)) from error
         self._finishing = threading.Thread(
             target=self._finish, args=(name, response, manifest), name=f"finish-{name}", daemon=True
         )
         self._finishing.start()
         return True
 
+    @property
+    def saving(self) -> bool:
+        """Whether a save is running; when it no longer is, `wait` raises its error without waiting."""
+        return self._finishing is not None and self._finishing.is_alive()
+
     def wait(self) -> None:
-        """Blocks until the running save is finished, manifest and deletions included; raises its error."""
+        """Blocks until the running save is finished, manifest and deletions included.
+
+        Raises:
+          SaveError: it failed.
+        """
         if self._finishing is not None:
             self._finishing.join()
             self._finishing = None
@@ -124,17 +155,42 @@ class Checkpointer:
         """Steps of the finished checkpoints (not verified), oldest first."""
         return [_step_of(name) for name in self._names() if self._manifest(name).exists()]
 
+    def _prepare(self, name: str) -> None:
+        """Marks what is about to be written; removes what is left of saves that failed."""
+        if self._known and not any(self._manifest(f"step_{step:08d}").exists() for step in self._known):
+            raise FileNotFoundError(None, "The checkpoints that were there are gone")
+        self._marker(name).write_text("")
+        for path in list(self.directory.glob("step_*.unfinished")):
+            if path != self._marker(name):
+                self._discard(path.name.removesuffix(".unfinished"))
+        self._manifest(name).unlink(missing_ok=True)
+
     def _finish(self, name: str, response: Any, manifest: dict) -> None:
         try:
             response.result()
-            if not _is_primary():
-                return
-            manifest["files"] = _digests(self.directory / name)
-            _write_manifest(self._manifest(name), manifest)
-            self._marker(name).unlink()
-            self._delete_old()
-        except BaseException as error:
-            self._error = error
+            if _is_primary():
+                manifest["files"] = _digests(self.directory / name)
+                _write_manifest(self._manifest(name), manifest)
+                self._marker(name).unlink()
+        except Exception as error:
+            self._discard(name)
+            self._error = SaveError(_reason(error))
+            return
+        if _is_primary():
+            with contextlib.suppress(OSError):  # tried again after the next save
+                self._delete_old()
+            self._known = {step for step in self._known if self._manifest(f"step_{step:08d}").exists()}
+            self._known.add(_step_of(name))
+
+    def _discard(self, name: str) -> None:
+        """Removes what a save that failed has left; where that fails too, the next save or start does it."""
+        if not _is_primary():
+            return
+        with contextlib.suppress(OSError):
+            for path in list(self.directory.iterdir()):
+                if path.name == f"{name}.json.tmp" or path.name.startswith(f"{name}.orbax-checkpoint-tmp"):
+                    _remove(path)
+            self._delete(name)
 
     def _delete_old(self) -> None:
         finished = [step for step in self.steps() if step not in self._damaged]
@@ -176,6 +232,7 @@ class Checkpointer:
         self._restored = step
         if step is None:
             return None
+        self._known = {step}
         name = f"step_{step:08d}"
         wanted = tree.flatten(abstract_state)
         abstract = {path: _abstract_raw(leaf) for path, leaf in wanted.items()}
@@ -236,7 +293,7 @@ class Checkpointer:
         if damaged:
             raise UserError(
                 f"none of the checkpoints in {self.directory} is whole ({', '.join(damaged)}): put a good copy back, "
-                "or remove the directory to start anew"
+                "or start anew in another working directory"
             )
         return None
 
@@ -326,6 +383,14 @@ def _agree(find: Callable[[], int | None]) -> int | None:
     if answer == -2:
         raise error or UserError("no checkpoint is whole: see the message of the first process")
     return None if answer == -1 else answer
+
+
+def _reason(error: Exception) -> str:
+    """Why a save failed, in the operating system's words where they are there."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    found = _SYSTEM_ERROR.search(str(error))
+    return found[1].strip() if found else str(error).partition("\n")[0] or type(error).__name__
 
 
 def _remove(path: epath.Path) -> None:

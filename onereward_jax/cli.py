@@ -2,12 +2,14 @@
 
 Finds the commands in onereward_jax/commands/. What the user can put right is one sentence on stderr and exit code 2;
 what is a defect of the program keeps its traceback and exit code 1. Which is which is decided by who raised it, see
-`is_users_error`; ONEREWARD_TRACEBACK=1 shows the traceback of both.
+`is_users_error`; what stopped a run from outside is one sentence and a code of its own, see `errors.Stopped`.
+ONEREWARD_TRACEBACK=1 shows the traceback of the first two.
 """
 
 import argparse
 import ast
 import dis
+import errno
 import importlib
 import os
 import signal
@@ -19,7 +21,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from onereward_jax.configuration import did_you_mean, load_config
-from onereward_jax.errors import Interrupted, UserError
+from onereward_jax.errors import Fault, Hang, Stopped, UserError
 from onereward_jax.validation import validate
 
 PACKAGE = Path(__file__).resolve().parent
@@ -32,6 +34,8 @@ _WRONG_PATHS: dict[type[OSError], str] = {
     FileExistsError: "exists already: give another path",
     IsADirectoryError: "is a directory and not a file: check the path",
 }
+
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -60,8 +64,12 @@ def guarded(run: Callable[[], int | None]) -> int:
     """Runs a program and returns its exit code: what its user can put right is one sentence and 2."""
     try:
         return run() or 0
-    except Interrupted as stop:
+    except Stopped as stop:
         print(f"onereward: {stop.message}", file=sys.stderr)
+        if isinstance(stop, Hang):
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(Fault.CODE)  # the interpreter would wait for the thread that hangs
         return int(stop.code or 0)
     except KeyboardInterrupt:
         print("onereward: stopped by SIGINT: the same command starts again from what was saved", file=sys.stderr)
@@ -70,6 +78,10 @@ def guarded(run: Callable[[], int | None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in _FULL:
+            where = f" at {error.filename}" if error.filename else ""
+            print(f"onereward: {error.strerror}{where}: make room, then give the same command again", file=sys.stderr)
+            return Fault.CODE
         if not is_users_error(error) or os.environ.get("ONEREWARD_TRACEBACK") == "1":
             raise
         print(f"onereward: {sentence(error)}", file=sys.stderr)
@@ -93,7 +105,7 @@ def is_users_error(error: BaseException) -> bool:
     """
     if isinstance(error, (UserError, *_WRONG_PATHS)) or _tokenizer_of(error) is not None:
         return True
-    if isinstance(error, OSError):  # a full disk, a lost connection: nothing that the command line says
+    if isinstance(error, OSError):  # a lost connection: nothing that the command line says
         return False
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:

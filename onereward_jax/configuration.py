@@ -25,7 +25,9 @@ FREE_FIELDS = (
     "train.checkpoint_every",
     "train.keep_checkpoints",
     "train.log_every",
+    "train.max_skipped",
     "data.loader_threads",
+    "data.loader_timeout",
 )
 # Reward feedback learning reads none of these: a policy may be evaluated otherwise than was planned.
 EVALUATION_FIELDS = ("evaluation.", "preferences.", "ascent.")

@@ -7,16 +7,39 @@ class UserError(ValueError):
     """Something the user can put right; its text is one sentence: what is wrong and what to do."""
 
 
-class Interrupted(SystemExit):
-    """A run stopped by SIGTERM or SIGINT after saving its state; `code` is 128 + the signal's number.
+class Stopped(SystemExit):
+    """A run that ended before its end by no fault of its input; the same command goes on with it.
 
-    As a `SystemExit` it ends a plain Python script with that code and without a traceback.
+    As a `SystemExit` it ends a plain Python script with its code and without a traceback.
     """
 
-    def __init__(self, signal_number: int, step: int, workdir: str):
-        super().__init__(128 + signal_number)
-        name = signal.Signals(signal_number).name
-        self.message = f"stopped by {name} at step {step}, saved in {workdir}: the same command goes on from there"
+    def __init__(self, code: int, message: str):
+        super().__init__(code)
+        self.message = message
 
     def __str__(self) -> str:
         return self.message
+
+
+class Interrupted(Stopped):
+    """A run stopped by SIGTERM or SIGINT after saving its state; `code` is 128 + the signal's number."""
+
+    def __init__(self, signal_number: int, step: int, workdir: str):
+        name = signal.Signals(signal_number).name
+        super().__init__(
+            128 + signal_number,
+            f"stopped by {name} at step {step}, saved in {workdir}: the same command goes on from there",
+        )
+
+
+class Fault(Stopped):
+    """A run stopped by what it runs on: a full disk, a worker that hangs; `code` is 75, EX_TEMPFAIL of sysexits.h."""
+
+    CODE = 75
+
+    def __init__(self, message: str):
+        super().__init__(self.CODE, message)
+
+
+class Hang(Fault):
+    """A `Fault` with a thread left that may never end, so that the interpreter could not either."""

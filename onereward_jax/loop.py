@@ -6,6 +6,10 @@ with a metrics.jsonl that has every step once. What makes it so:
     however far the input has read ahead;
   - the lines of metrics up to step s are on the disk before the checkpoint of s, and those after s are dropped when
     the run goes on from s.
+
+What a run lives through (a checkpoint that can't be written, an update that is skipped) is a warning; what it does not
+(too many of them, the last checkpoint, data that does not come) ends it with the newest good state saved. See
+docs/running.md.
 """
 
 import contextlib
@@ -15,6 +19,7 @@ import signal
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,8 +30,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from onereward_jax.checkpoint import Checkpointer
-from onereward_jax.errors import Interrupted, UserError
+from onereward_jax.checkpoint import Checkpointer, CheckpointWarning, SaveError
+from onereward_jax.errors import Fault, Hang, Interrupted, UserError
 from onereward_jax.files import hold
 from onereward_jax.metrics import MetricsWriter
 
@@ -50,6 +55,8 @@ def run(
     checkpoint_every: int = 1000,
     keep: int = 3,
     log_every: int = 1,
+    max_skipped: int = 10,
+    data_timeout: float = 0.0,
     evaluate: Callable[[State], Metrics] | None = None,
     evaluate_every: int = 0,
     description: str = "train",
@@ -59,7 +66,8 @@ def run(
     """Trains up to `num_steps`, going on from the newest whole checkpoint in `workdir/checkpoints`.
 
     Args:
-      step: jitted (state, batch) -> (new state, {name: scalar array}); may donate the state.
+      step: jitted (state, batch) -> (new state, {name: scalar array}); may donate the state. It tells by the metric
+        `learning/skipped` that it left the state as it was, the number of steps apart.
       state: the state before the first step; a restored state takes its structure, dtypes and shardings.
       batches: iterator with `get_state()` and `set_state()`, such as `iter(data.mixture.mixture(...))`.
       num_steps: value of `state.step` at which the run is done.
@@ -70,6 +78,8 @@ def run(
       checkpoint_every: steps between checkpoints; one more is saved at the end. 0: only that.
       keep: checkpoints kept.
       log_every: a line of metrics is written at the multiples of it and at the last step.
+      max_skipped: updates in a row that may be skipped; one more ends the run. Each writes its line.
+      data_timeout: seconds that a batch may take to come before the run ends; 0 waits for ever.
       evaluate: state -> {name: number}, joined to the line of its step.
       evaluate_every: steps between evaluations; one more at the last step. 0: never.
       description: word before the bar.
@@ -81,14 +91,16 @@ def run(
 
     Raises:
       Interrupted: SIGTERM or SIGINT came; the step that was running is finished and saved.
+      Fault: the last checkpoint could not be written, or no batch came in time.
       UserError: no checkpoint is whole, another state is saved there, another process trains there, more steps
-        are done there, the data ended, or loss or gradient are no numbers any more.
+        are done there, its checkpoints are gone, the data ended, or loss or gradient are no numbers any more.
     """
     directory = Path(workdir)
     primary = jax.process_index() == 0
     with contextlib.ExitStack() as stack:
         if primary:
             hold(directory)
+            _check_there(directory)
         checkpointer = Checkpointer(directory.resolve() / "checkpoints", keep)
 
         # ------------------------------------------------------------------------------------------ going on from
@@ -113,31 +125,153 @@ def run(
             return number == num_steps or (every > 0 and number % every == 0)
 
         stopping = stack.enter_context(_StopSignals())
-        stack.callback(checkpointer.close)
         writer = stack.enter_context(MetricsWriter(directory, number)) if primary else None
+        saving = stack.enter_context(_Saving(checkpointer, writer, number))
         bar = stack.enter_context(_Progress(description, number, num_steps, progress, shown=primary))
-        log = _Log(writer, bar, optional)
-        source = stack.enter_context(_Source(batches, prepare, ahead=_PREFETCH if jax.process_count() == 1 else 0))
+        log = _Log(writer, bar, optional, number, max_skipped)
+        source = stack.enter_context(_Source(batches, prepare, jax.process_count() == 1, data_timeout))
+        data_state = None
         while number < num_steps:
-            batch, data_state = source.next()
+            try:
+                batch, data_state = source.next()
+            except queue.Empty:
+                log.flush()
+                saving.wait()
+                if log.good > saving.newest:
+                    saving.save(number, state, data_state, last=True)
+                saved = "what was learnt is saved, and the same command goes on from there"
+                try:
+                    saving.finish()
+                except Fault as fault:
+                    saved = fault.message
+                raise Hang(
+                    f"no batch came in {data_timeout:g} s after step {number} (data.loader_timeout): a loader hangs;"
+                    f" {saved}"
+                ) from None
             state, metrics = step(state, batch)
             number += 1
             log.flush()  # the metrics of the step before, while this one runs
             log.add(number, metrics, written=due(log_every))
+            saving.look()
             stop_signal = stopping.at(number)
             if evaluate is not None and evaluate_every and due(evaluate_every):
                 log.flush(hold=True)
-                log.join(evaluate(state))
-            if due(checkpoint_every) or stop_signal:
+                log.join(_evaluated(evaluate, state, last=number == num_steps))
+            if due(checkpoint_every) or stop_signal or log.lost:
                 log.flush()
-                if writer is not None:
-                    writer.sync()
-                checkpointer.save(number, state, data_state)
+                saving.wait()
+                last = number == num_steps or bool(stop_signal) or log.lost
+                # A state that only skipped since the newest checkpoint must not drive the good ones out.
+                if log.good > saving.newest or number == num_steps or stop_signal:
+                    saving.save(number, state, data_state, last)
                 log.restart_clock()
+            if log.lost:
+                saving.finish()
+                raise UserError(
+                    f"the training has diverged: {log.skipped} updates in a row were skipped (train.max_skipped is"
+                    f" {max_skipped}), the last since {log.reason}; the parameters before them are saved: lower the"
+                    " learning rate and start in another --workdir, or let the same command skip more"
+                )
             if stop_signal:  # after the last step too: what follows the training is for the next start
-                checkpointer.wait()
+                saving.finish()
                 raise Interrupted(stop_signal, number, str(workdir))
+        saving.finish()
     return state
+
+
+def _check_there(directory: Path) -> None:
+    """
+    Raises:
+      UserError: the run has made steps, but the directory of its checkpoints is gone: a mount, most likely.
+    """
+    metrics = directory / "metrics.jsonl"
+    if not (directory / "checkpoints").exists() and metrics.exists() and metrics.stat().st_size:
+        raise UserError(
+            f"{metrics} is of a run whose checkpoints are gone: bring {directory / 'checkpoints'} back (is it mounted?)"
+            ", or remove the file to start anew"
+        )
+
+
+def _evaluated(evaluate: Callable[[State], Metrics], state: State, last: bool) -> Metrics:
+    """An evaluation's numbers; none, with a warning, where it can't write its files, unless it is the last."""
+    try:
+        return evaluate(state)
+    except OSError as error:
+        if last:
+            raise
+        warnings.warn(f"an evaluation is left out: {error}", RuntimeWarning, stacklevel=3)
+        return {}
+
+
+# -------------------------------------------------------------------------------------------------- the checkpoints
+
+
+class _Saving:
+    """The checkpoints of a run. One that can't be written is a warning; the next is tried."""
+
+    def __init__(self, checkpointer: Checkpointer, writer: MetricsWriter | None, step: int):
+        self._checkpointer, self._writer = checkpointer, writer
+        self.newest = step  # whose state is saved; 0 needs no checkpoint
+        self._running: int | None = None
+        self._failure: str | None = None
+
+    def __enter__(self) -> "_Saving":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wait()
+
+    def save(self, step: int, state: State, data_state: Any, last: bool) -> None:
+        """Starts to save. With `last`, it is `finish` that says that it failed."""
+        self.wait()
+        try:
+            if self._writer is not None:
+                self._writer.sync()
+            self._checkpointer.save(step, state, data_state)
+        except (SaveError, OSError) as error:
+            self._fail(step, error, last)
+        else:
+            self._running = step
+
+    def look(self) -> None:
+        """Tells, without waiting, of a save that has failed meanwhile."""
+        if self._running is not None and not self._checkpointer.saving:
+            self.wait()
+
+    def wait(self) -> None:
+        """Waits for the save that is running."""
+        self._wait(last=False)
+
+    def finish(self) -> None:
+        """Waits for the save that is running.
+
+        Raises:
+          Fault: the newest state could not be saved.
+        """
+        self._wait(last=True)
+        if self._failure is not None:
+            before = f"the newest checkpoint is of step {self.newest}" if self.newest else "there is no checkpoint"
+            raise Fault(f"{self._failure}: {before}; put it right, and the same command goes on from there")
+
+    def _wait(self, last: bool) -> None:
+        step, self._running = self._running, None
+        try:
+            self._checkpointer.wait()
+        except SaveError as error:
+            self._fail(step, error, last)
+        else:
+            if step is not None:
+                self.newest, self._failure = step, None
+
+    def _fail(self, step: int | None, error: Exception, last: bool) -> None:
+        reason = error.strerror if isinstance(error, OSError) else error
+        self._failure = f"the state of step {step} could not be saved in {self._checkpointer.directory} ({reason})"
+        if jax.process_count() > 1:  # the others would wait for this one
+            raise Fault(f"{self._failure}: put it right, and the same command goes on from the newest checkpoint")
+        if not last:
+            warnings.warn(
+                f"{self._failure}: the training goes on, the next checkpoint is tried", CheckpointWarning, stacklevel=4
+            )
 
 
 # ------------------------------------------------------------------------------------------------------- the state
@@ -164,39 +298,53 @@ def _placed_like(initial: Any, restored: Any) -> Any:
 
 
 class _Source:
-    """Batches with the data state after each; reads `ahead` of them in a background thread."""
+    """Batches with the data state after each, read ahead in a background thread.
 
-    def __init__(self, batches: Any, prepare: Callable[[Batch], Batch], ahead: int):
-        self._batches, self._prepare = batches, prepare
-        self._ready: queue.Queue = queue.Queue(maxsize=max(ahead, 1))
+    Args:
+      prepare_ahead: whether `prepare`, too, runs in that thread.
+      timeout: seconds that a batch may take; 0: any time.
+    """
+
+    def __init__(self, batches: Any, prepare: Callable[[Batch], Batch], prepare_ahead: bool, timeout: float):
+        self._batches, self._prepare, self._ahead, self._timeout = batches, prepare, prepare_ahead, timeout
+        self._ready: queue.Queue = queue.Queue(maxsize=_PREFETCH)
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._fill, name="batches", daemon=True) if ahead else None
+        self._hangs = False
+        self._thread = threading.Thread(target=self._fill, name="batches", daemon=True)
 
     def __enter__(self) -> "_Source":
-        if self._thread is not None:
-            self._thread.start()
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._closing.set()
-        if self._thread is not None:
+        if not self._hangs:
             self._thread.join()
 
     def next(self) -> tuple[Batch, Any]:
-        """(prepared batch, state of the iterator right after it was drawn)."""
-        item = self._read() if self._thread is None else self._ready.get()
+        """(prepared batch, state of the iterator right after it was drawn).
+
+        Raises:
+          queue.Empty: none came in time.
+        """
+        try:
+            item = self._ready.get(timeout=self._timeout or None)
+        except queue.Empty:
+            self._hangs = True
+            raise
         if isinstance(item, StopIteration):
             raise UserError("the data ended before the last step: lower num_steps, or repeat the data")
         if isinstance(item, BaseException):
             raise item
-        return item
+        batch, data_state = item
+        return batch if self._ahead else self._prepare(batch), data_state
 
     def _read(self) -> Any:
         try:
             batch = next(self._batches)
             # A copy: an iterator may go on writing to the state that it gave.
             data_state = copy.deepcopy(self._batches.get_state())
-            return self._prepare(batch), data_state
+            return self._prepare(batch) if self._ahead else batch, data_state
         except BaseException as error:
             return error
 
@@ -253,14 +401,29 @@ class _StopSignals:
 class _Log:
     """Holds the metrics of the newest step back until the next one is launched; writes and shows them then."""
 
-    def __init__(self, writer: MetricsWriter | None, bar: "_Progress", optional: tuple[str, ...]):
-        self._writer, self._bar, self._optional = writer, bar, optional
+    def __init__(
+        self,
+        writer: MetricsWriter | None,
+        bar: "_Progress",
+        optional: tuple[str, ...],
+        step: int,
+        max_skipped: int,
+    ):
+        self._writer, self._bar, self._optional, self._max_skipped = writer, bar, optional, max_skipped
+        self.good = step  # the newest step that is known not to have been skipped
+        self.skipped = 0  # since then
+        self.reason = ""  # why the newest of those was
         self._number: int | None = None
         self._metrics: Metrics = {}
         self._written = False
         self._steps = 0  # since the line before
         self._seconds = 0.0
         self._clock = time.perf_counter()
+
+    @property
+    def lost(self) -> bool:
+        """Whether too many updates in a row were skipped."""
+        return self.skipped > self._max_skipped
 
     def add(self, number: int, metrics: Metrics, written: bool) -> None:
         self._number, self._metrics, self._written = number, metrics, written
@@ -284,12 +447,7 @@ class _Log:
             now = time.perf_counter()
             self._steps, self._seconds, self._clock = self._steps + 1, self._seconds + now - self._clock, now
             self._metrics = {**values, "perf/step_time_seconds": round(self._seconds / self._steps, 6)}
-            for name in ("learning/loss", "learning/grad_norm"):
-                if name in values and not np.isfinite(values[name]):
-                    raise UserError(
-                        f"the training has diverged: {name} is {values[name]} at step {self._number}. Lower the"
-                        " learning rate and start in another --workdir; the checkpoints before this step are kept"
-                    )
+            self._judge(self._number, values)
         if hold:
             return
         shown = {name: value for name, value in self._metrics.items() if not self._is_absent(name, value)}
@@ -300,7 +458,25 @@ class _Log:
             self._steps, self._seconds = 0, 0.0
         self._number = None
 
+    def _judge(self, number: int, values: Mapping[str, np.ndarray]) -> None:
+        """Counts a skipped update; ends a training whose state was not kept from a loss or gradient that is none."""
+        watched = [name for name in ("learning/loss", "learning/grad_norm") if name in values]
+        wrong = next((f"{name} is {values[name]}" for name in watched if not np.isfinite(values[name])), "")
+        if values.get("learning/skipped", 0):
+            self.skipped, self.reason = self.skipped + 1, f"{wrong} at step {number}"
+            self._written = True
+            warnings.warn(f"{self.reason}: the update is skipped", RuntimeWarning, stacklevel=4)
+        elif wrong:
+            raise UserError(
+                f"the training has diverged: {wrong} at step {number}. Lower the learning rate and start in another"
+                " --workdir; the checkpoints before this step are kept"
+            )
+        else:
+            self.good, self.skipped = number, 0
+
     def _is_absent(self, name: str, value: Any) -> bool:
+        if self.skipped and not np.all(np.isfinite(value)):
+            return True  # what a skipped update had instead of numbers
         return name.startswith(self._optional) and bool(np.isnan(value))
 
 

@@ -1,16 +1,21 @@
 """Metrics of a run: metrics.jsonl, one JSON object a step, and the same numbers for TensorBoard."""
 
+import contextlib
 import json
 import math
 import multiprocessing
 import os
 import re
 import resource
+import socket
 import sys
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+_FLUSH_SECONDS = 30.0  # between two flushes of TensorBoard's file
 
 
 class MetricsWriter:
@@ -18,6 +23,9 @@ class MetricsWriter:
 
     A run that goes on from step s first drops every line of a later step, and a last line that was torn when the
     run was killed; so the file has neither gaps nor repeats, whatever happened between.
+
+    Lines that can't be written (a full disk, a mount that is gone) are kept and written once it is possible again, with
+    one warning. TensorBoard loses them, and gets a new file after that.
 
     Args:
       workdir: a local or mounted directory; made when missing.
@@ -30,23 +38,19 @@ class MetricsWriter:
         directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / "metrics.jsonl"
         _truncate(self.path, resume_step)
-        self._file = self.path.open("a", encoding="utf-8")
+        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._closed = False
+        self._waiting = b""  # lines, or the rest of one, that are not in the file yet
+        self._reopen = self._failing = False
         self._warned: set[str] = set()
-        self._summary = None
+        self._tensorboard = tensorboard
+        self._events: _TensorBoard | None = None
         if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            # TensorBoard hides what an earlier file says of steps from `purge_step` on.
-            # Its file names are unique to the second only, so the suffix has to tell a quick restart apart.
-            self._summary = SummaryWriter(
-                str(directory / "tensorboard"),
-                purge_step=resume_step + 1,
-                flush_secs=30,
-                filename_suffix=f".{resume_step}.{os.getpid()}",
-            )
+            (directory / "tensorboard").mkdir(exist_ok=True)
+            self._events = _TensorBoard(directory / "tensorboard", resume_step)
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Writes one line and flushes it to the operating system.
+        """Writes one line to the operating system.
 
         Args:
           step: number of the step; each step is written once, in order.
@@ -63,31 +67,115 @@ class MetricsWriter:
                 line[key] = None
                 continue
             line[key] = number
-            if self._summary is not None:
-                self._summary.add_scalar(key, number, step)
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        self._waiting += json.dumps(line).encode() + b"\n"
+        failure = None
+        try:
+            self._write_waiting()
+        except OSError as error:
+            failure, self._reopen = error, True
+        try:
+            if self._tensorboard:
+                self._add_events(line)
+        except OSError as error:
+            failure = failure or error
+        if failure is not None and not self._failing:
+            warnings.warn(
+                f"metrics can't be written in {self.path.parent} ({failure.strerror}): lines wait until they can",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        self._failing = failure is not None
 
     def sync(self) -> None:
-        """Forces all lines onto the disk; call before a checkpoint, so that it never knows more than the file."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        if self._summary is not None:
-            self._summary.flush()
+        """Forces all lines onto the disk; call before a checkpoint, so that it never knows more than the file.
+
+        Raises:
+          OSError: it can't be done now.
+        """
+        self._write_waiting()
+        os.fsync(self._file)
+        try:
+            if self._events is not None:
+                self._events.flush()
+        except OSError:
+            self._end_events()
 
     def close(self) -> None:
-        if self._file.closed:
+        if self._closed:
             return
-        self.sync()
-        self._file.close()
-        if self._summary is not None:
-            self._summary.close()
+        with contextlib.suppress(OSError):  # what is lost is newer than every checkpoint: it will be computed again
+            self.sync()
+        os.close(self._file)
+        self._end_events()
+        self._closed = True
+
+    def _write_waiting(self) -> None:
+        if self._reopen:  # a mount that came back knows nothing of the old descriptor
+            file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
+            os.close(self._file)
+            self._file, self._reopen = file, False
+        while self._waiting:
+            self._waiting = self._waiting[os.write(self._file, self._waiting) :]
+
+    def _add_events(self, line: Mapping[str, Any]) -> None:
+        try:
+            if self._events is None:
+                self._events = _TensorBoard(self.path.parent / "tensorboard", line["step"] - 1)
+            self._events.add(line["step"], {key: number for key, number in line.items() if key != "step"})
+        except OSError:
+            self._end_events()
+            raise
+
+    def _end_events(self) -> None:
+        if self._events is not None:
+            with contextlib.suppress(OSError):
+                self._events.close()
+        self._events = None
 
     def __enter__(self) -> "MetricsWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class _TensorBoard:
+    """One file of events.
+
+    tensorboardX's `SummaryWriter` writes in a thread, which a full disk ends; the next ones who add wait for ever.
+    """
+
+    def __init__(self, directory: Path, last_step: int):
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.record_writer import RecordWriter
+        from tensorboardX.summary import scalar
+
+        self._event, self._scalar, now = Event, scalar, time.time()
+        self._flushed = now
+        # No two files have one name, however soon a run is started again.
+        name = f"events.out.tfevents.{int(now)}.{socket.gethostname()}.{last_step}.{os.getpid()}"
+        self._file = RecordWriter(str(directory / name))
+        self._write(Event(wall_time=now, file_version="brain.Event:2"))
+        # TensorBoard hides what an earlier file says of steps from here on.
+        self._write(Event(wall_time=now, step=last_step + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, step: int, numbers: Mapping[str, float | None]) -> None:
+        now = time.time()
+        for name, number in numbers.items():
+            if number is not None:
+                self._write(self._event(wall_time=now, step=step, summary=self._scalar(name, number)))
+        if now - self._flushed > _FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        self._flushed = time.time()
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _write(self, event: Any) -> None:
+        self._file.write(event.SerializeToString())
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:

@@ -56,16 +56,44 @@ def create_state(
 
 
 def apply_gradient(
-    state: TrainState, gradient: Any, optimizer: optax.GradientTransformation, ema_decay: float | None = None
+    state: TrainState,
+    loss: jax.Array,
+    gradient: Any,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float | None = None,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """Optimiser step, EMA, step count; returns the metrics `learning/grad_norm` and `learning/update_norm`."""
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    ema = state.ema
-    if ema is not None:
-        assert ema_decay is not None, "a state with an EMA needs its decay"
-        ema = optax.incremental_update(params, ema, 1.0 - ema_decay)
-    metrics = {"learning/grad_norm": optax.global_norm(gradient), "learning/update_norm": optax.global_norm(updates)}
+    """Optimiser step, EMA, step count.
+
+    Where the loss or the gradient's norm is not finite, the update is skipped: parameters, optimiser state and EMA stay
+    as they are, and the step counts, so that the next one has other samples.
+
+    Returns:
+      (new state, metrics `learning/grad_norm`, `learning/update_norm`, `learning/skipped`: int32 (), 1 where it was)
+    """
+    assert state.ema is None or ema_decay is not None, "a state with an EMA needs its decay"
+    grad_norm = optax.global_norm(gradient)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    transformation = optax.with_extra_args_support(optimizer)
+
+    def update(gradient, params, opt_state, ema):
+        updates, opt_state = transformation.update(gradient, opt_state, params, norm=grad_norm)
+        params = optax.apply_updates(params, updates)
+        if ema is not None:
+            ema = optax.incremental_update(params, ema, 1.0 - ema_decay)
+        return params, opt_state, ema, optax.global_norm(updates)
+
+    def skip(gradient, params, opt_state, ema):
+        return params, opt_state, ema, jnp.zeros((), jnp.float32)
+
+    # A branch works in the donated buffers. A select of old and new took up to two copies of the parameters more.
+    params, opt_state, ema, update_norm = jax.lax.cond(
+        finite, update, skip, gradient, state.params, state.opt_state, state.ema
+    )
+    metrics = {
+        "learning/grad_norm": grad_norm,
+        "learning/update_norm": update_norm,
+        "learning/skipped": (~finite).astype(jnp.int32),
+    }
     return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
 
 
@@ -78,8 +106,8 @@ def supervised_step(
 
     def step(state: TrainState, frozen: Any, batch: dict):
         (value, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.params, frozen, batch, state.key)
-        state, norms = apply_gradient(state, gradient, optimizer, ema_decay)
-        return state, {"learning/loss": value, **norms, **metrics}
+        state, update = apply_gradient(state, value, gradient, optimizer, ema_decay)
+        return state, {"learning/loss": value, **update, **metrics}
 
     return step
 
@@ -93,17 +121,25 @@ def make_optimizer(
     weight_decay: float = 0.0,
     b2: float = 0.999,
 ) -> optax.GradientTransformation:
-    """AdamW after clipping by global norm: linear warm-up, then a constant rate, or a cosine to a tenth of it
-    at `decay_steps`."""
+    """AdamW after clipping by the norm that `apply_gradient` gives it: linear warm-up, then a constant rate, or a
+    cosine to a tenth of it at `decay_steps`."""
     if decay_steps:
         rate = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup_steps, decay_steps, learning_rate / 10)
     elif warmup_steps:
         rate = optax.linear_schedule(0.0, learning_rate, warmup_steps)
     else:
         rate = learning_rate
-    return optax.chain(
-        optax.clip_by_global_norm(clip_norm), optax.adamw(rate, b1=0.9, b2=b2, weight_decay=weight_decay)
-    )
+    return optax.chain(_clip_by_norm(clip_norm), optax.adamw(rate, b1=0.9, b2=b2, weight_decay=weight_decay))
+
+
+def _clip_by_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
+    """`optax.clip_by_global_norm` with the `norm` given, which is computed once an update."""
+
+    def update(updates, state, params=None, *, norm, **_):
+        clip = lambda x: jax.lax.select(norm < max_norm, x, (x / norm.astype(x.dtype)) * max_norm)  # noqa: E731
+        return jax.tree.map(clip, updates), state
+
+    return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
 
 
 def compile_step(

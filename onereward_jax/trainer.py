@@ -41,7 +41,8 @@ def train(
     """Trains in `workdir`, or goes on there; see `loop.run`.
 
     Args:
-      config: its `mesh`, `seed`, `data.task_weights`, `data.loader_threads` and `train`.
+      config: its `mesh`, `seed`, `data.task_weights`, `data.loader_threads`, `data.loader_timeout` and
+        `train`.
       step: pure (state, frozen, batch) -> (state, metrics).
       create: pure, parameters -> the state before the first update.
       params: parameters to start from.
@@ -58,7 +59,7 @@ def train(
       The state at `config.train.num_steps`.
 
     Raises:
-      UserError: the batch can't be shared by the devices, or there are several processes.
+      UserError: the batch can't be shared by the devices, or there are several processes; and what `loop.run` raises.
     """
     if jax.process_count() > 1:
         raise UserError(f"training in {jax.process_count()} processes is not built yet: run one, with all its devices")
@@ -90,6 +91,8 @@ def train(
         checkpoint_every=config.train.checkpoint_every,
         keep=config.train.keep_checkpoints,
         log_every=config.train.log_every,
+        max_skipped=config.train.max_skipped,
+        data_timeout=config.data.loader_timeout,
         description=description,
         **options,
     )

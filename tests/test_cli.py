@@ -324,7 +324,7 @@ def test_a_tokenizer_without_its_files(command, capsys, tmp_path, name):
     ("body", "kind"),
     [
         ("json.loads('{')", ValueError),  # raised by a library
-        ("raise OSError(28, 'No space left on device', 'x')", OSError),  # not what the command line says
+        ("raise OSError(5, 'Input/output error', 'x')", OSError),  # not what the command line says
         ("int('x')", ValueError),  # raised by an expression of ours
         ("import jax.numpy as jnp; jnp.zeros(3).reshape(2)", TypeError),
         ("import jax.numpy as jnp; jnp.concatenate([jnp.zeros(3), jnp.zeros((2, 2))])", (ValueError, TypeError)),
@@ -355,6 +355,13 @@ def test_an_interrupted_run_has_its_own_code(command, capsys):
     with pytest.raises(SystemExit) as stop:
         raise Interrupted(2, 1, "w")
     assert stop.value.code == 130
+
+
+def test_a_full_disk_has_its_own_code(command, capsys):
+    assert cli.main([command(RAISES.format("raise OSError(28, 'No space left on device', 'runs/x')"))]) == 75
+    assert one_sentence(capsys).endswith(
+        "No space left on device at runs/x: make room, then give the same command again"
+    )
 
 
 # ----------------------------------------------------------------------------------------------- the real program

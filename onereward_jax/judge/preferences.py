@@ -103,7 +103,8 @@ def make_preferences(
 def _claim(directory: Path, made_of: dict[str, Any], config: ConfigDict, replace: bool) -> None:
     """Notes what the parts are made of; parts that were made of something else are replaced or refused."""
     new = made_of | {"preferences": config.preferences.to_dict(), "data": config.data.to_dict()}
-    new["data"].pop("loader_threads", None)
+    for name in ("loader_threads", "loader_timeout"):
+        new["data"].pop(name, None)
     path = directory / MADE_OF
     if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(new)):
         if not replace:

@@ -290,8 +290,8 @@ def make_step(
             references = jax.tree.map(_whole_batch, references)
 
         # 4. Optimiser and EMA.
-        state, norms = apply_gradient(state, gradient, optimizer, config.ema_decay)
-        metrics = _finish_metrics(metrics) | norms
+        state, update = apply_gradient(state, metrics["learning/loss"], gradient, optimizer, config.ema_decay)
+        metrics = _finish_metrics(metrics) | update
         if config.reference_max_age:
             state = dataclasses.replace(state, references=references)
             metrics["learning/reference_age"] = batch["age"].astype(jnp.float32).mean()

@@ -101,8 +101,7 @@ def arm(moment: str, step):
 
         def torn(self, number, values):
             if number == 3:
-                self._file.write('{"step": 3, "learning/lo')
-                self._file.flush()
+                os.write(self._file, b'{"step": 3, "learning/lo')
                 die()
             write(self, number, values)
 

@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from onereward_jax.data.proving_ground import ProvingGround, score
+from onereward_jax.data.proving_ground import ProvingGround, parallel, score
 from onereward_jax.data.proving_ground.parallel import score_all
 from onereward_jax.tasks import TASKS
 
@@ -71,3 +71,22 @@ def _lives(pid):
             return file.read().rpartition(")")[2].split()[0] != "Z"  # a zombie waits for somebody to ask
     except FileNotFoundError:
         return False
+
+
+@pytest.mark.parametrize(("signal_number", "words"), [(signal.SIGKILL, "died"), (signal.SIGSTOP, "took more than")])
+def test_a_process_that_dies_or_hangs_is_replaced(signal_number, words, monkeypatch):
+    scene = ProvingGround("test", 64).scene(0, "image_fill")
+    scenes, images = [scene] * 20, [[scene.target, scene.sample.image]] * 20
+    expected = score_all(scenes, images)
+    end_processes = parallel._end_processes
+
+    def end_with_more_patience():  # new ones have to start first
+        monkeypatch.setattr(parallel, "_PATIENCE", 120.0)
+        end_processes()
+
+    monkeypatch.setattr(parallel, "_PATIENCE", 1.0)
+    monkeypatch.setattr(parallel, "_end_processes", end_with_more_patience)
+    for worker in list(parallel._processes()._processes.values()):
+        os.kill(worker.pid, signal_number)
+    with pytest.warns(RuntimeWarning, match=f"a scoring process {words}"):
+        assert score_all(scenes, images) == expected
