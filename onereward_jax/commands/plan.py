@@ -93,8 +93,12 @@ def _search(args: argparse.Namespace, config: ConfigDict, place: "Topology") -> 
         bar.update()
         if file is not None:
             best = cheapest(found)
-            of_best = {"fits": best is not None, "hbm_gib": place.chip.hbm_gib}
-            of_best |= {"choice": best and best._asdict(), "peak_gib": best and found[best]["peak_gib"]}
+            of_best = {
+                "fits": best is not None,
+                "hbm_gib": place.chip.hbm_gib,
+                "peak_gib": best and found[best]["peak_gib"],
+                "choice": best and best._asdict(),
+            }
             rows = [{"choice": choice._asdict(), "plan": row} for choice, row in (known | found).items()]
             write_json(file, {"about": about, **of_best, "rows": rows})
 

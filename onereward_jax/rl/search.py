@@ -86,7 +86,7 @@ def search(
     for choice in tried:
         chosen, mesh = choice.of(config), tuple(choice.mesh.values())
         if mesh not in state:
-            held = held_bytes(program_of(chosen), make_mesh(*mesh, devices=topology.devices))
+            held = held_bytes(program_of(chosen), make_mesh(**choice.mesh, devices=topology.devices))
             state[mesh] = sum(held.values()) / GIB
         failed = [other for other, row in rows.items() if not row["fits"] and choice.needs_no_less_than(other)]
         if state[mesh] > topology.chip.hbm_gib:

@@ -19,11 +19,12 @@ STEPS = 4
 
 
 def write_pictures(folder: Path) -> None:
-    """Eight, one with a mask of its own; a ninth is damaged."""
+    """Four upright and four lying, one with a mask of its own; a ninth is damaged."""
     folder.mkdir()
     generator = np.random.default_rng(0)
     for number in range(8):
-        Image.fromarray(generator.integers(0, 256, (40, 60, 3), np.uint8)).save(folder / f"{number}.png")
+        size = (40, 60, 3) if number % 2 else (60, 40, 3)
+        Image.fromarray(generator.integers(0, 256, size, np.uint8)).save(folder / f"{number}.png")
         (folder / f"{number}.txt").write_text(tiny.PROMPTS[number % 3])
     Image.fromarray(np.pad(np.full((20, 40), 255, np.uint8), 10)).save(folder / "1_mask.png")
     (folder / "torn.png").write_bytes((folder / "0.png").read_bytes()[:100])
@@ -36,8 +37,8 @@ def finetune(root: Path, name: str, **more) -> int:
         "data.path": root / "pictures",
         "data.bad_share": 0.2,
         "data.resolution": 32,
+        "data.bucket_step": 8,
         "data.held_out_share": 0.25,
-        "data.max_aspect": 1.0,
         "max_sequence_length": tiny.T5_LENGTH,
         "optimizer.warmup_steps": 1,
         "train.num_steps": STEPS,
@@ -54,11 +55,11 @@ def finetune(root: Path, name: str, **more) -> int:
 def main(root: Path) -> None:
     write_pictures(root / "pictures")
     tiny.pipeline(root / "tokenizers").save_pretrained(root / "base")
-    assert finetune(root, "whole") == 0
+    assert finetune(root, "whole") == 0  # its four batches are upright, lying, lying, upright
     assert finetune(root, "stopped", **{"train.num_steps": STEPS // 2}) == 0
     assert finetune(root, "stopped") == 0
 
-    adapter = {"lora.rank": 2, "lora.targets": "attn/to_q", "train.num_steps": 2}
+    adapter = {"lora.rank": 2, "lora.targets": "attn/to_q", "train.num_steps": 2, "data.max_aspect": 1.0}
     sheet = {"finetune.sample_every": 2, "finetune.num_samples": 1, "finetune.sample_steps": 2}
     assert finetune(root, "adapter", **adapter, **sheet, **{"finetune.ema_decay": 0.0, "data.held_out_share": 0.0}) == 0
 

@@ -58,7 +58,8 @@ def test_a_run_trains_the_transformer_and_measures_held_out_pictures(runs):
     assert before.keys() == after.keys()
     assert all(0 < np.abs(after[name] - before[name]).max() < 0.01 for name in before)
     report = json.loads((root / "whole" / "pictures.json").read_text())
-    assert (report["pictures"], len(report["held_out"]), report["sizes"]) == (6, 2, ["32x32"])
+    assert (report["pictures"], report["held_out"]) == (6, ["0.png", "1.png"])  # one of each size
+    assert sorted(report["sizes"]) == ["24x40", "40x24"]
     first, last = lines_of(root / "whole")
     assert (first["step"], last["step"]) == (2, 4)
     assert first["held_out/base_loss"] == last["held_out/base_loss"]
@@ -72,6 +73,21 @@ def test_a_stopped_run_goes_on_to_the_same_end_with_the_same_pictures_only(runs)
     one, other = ((root / name / "export" / "transformer" / WEIGHTS).read_bytes() for name in ("stopped", "whole"))
     assert one == other
     assert "stopped began with other pictures or captions: put them back" in said
+
+
+def test_a_whole_model_is_exported_as_its_average_or_as_it_is(runs, tmp_path, capsys):
+    root, _ = runs
+    found = {}
+    for what in ("ema", "policy"):  # the former if nothing is asked for
+        asked = ["--what", what] if what == "policy" else []
+        assert cli.main(["export", "--workdir", str(root / "whole"), "--out", str(tmp_path / what), *asked]) == 0
+        assert f"{what} of step 4" in capsys.readouterr().out
+        found[what] = (tmp_path / what / "transformer" / WEIGHTS).read_bytes()
+        averaged = "averaged" in (tmp_path / what / "README.md").read_text()
+        assert averaged == (what == "ema")
+        assert (tmp_path / what / "vae" / WEIGHTS).read_bytes() == (root / "base" / "vae" / WEIGHTS).read_bytes()
+    assert found["ema"] == (root / "whole" / "export" / "transformer" / WEIGHTS).read_bytes()
+    assert found["policy"] != found["ema"]
 
 
 def test_an_adapter_its_samples_and_every_export(runs, tmp_path, capsys):

@@ -167,8 +167,8 @@ def ours(pipeline, request_, scale, guidance):
     ).images
 
 
-def own_velocities(pipeline, request_, records, scale, guidance):
-    """Ours at the places where theirs went through."""
+def assert_same_velocities(pipeline, request_, records, scale, guidance):
+    """Ours are theirs, at the places where theirs went through."""
     images, masks, _ = request_
     encode = lambda texts: pipeline.prompts.encode(texts, LENGTH)  # noqa: E731
     height, width, _ = latent_shape(pipeline.vae, HEIGHT, WIDTH)
@@ -182,8 +182,11 @@ def own_velocities(pipeline, request_, records, scale, guidance):
         return field(tokens, sigma)
 
     text = (*encode(PROMPTS), *encode([NEGATIVE] * 2))
+    assert len(records) == STEPS
     with jax.default_matmul_precision("highest"):
-        return [velocity(pipeline.params, text, jnp.asarray(x), jnp.asarray(sigma)) for x, sigma, _ in records]
+        found = [velocity(pipeline.params, text, jnp.asarray(x), jnp.asarray(sigma)) for x, sigma, _ in records]
+    errors = [compare.relative_error(v, record[2]) for v, record in zip(found, records, strict=True)]
+    assert max(errors) < VELOCITY_TOLERANCE, errors
 
 
 @pytest.mark.parametrize(("scale", "guidance"), [(4.0, 1.0), (1.0, 3.5)])
@@ -197,10 +200,7 @@ def test_float32(directory, request_, scale, guidance):
     made = ours(pipeline, request_, scale, guidance)
     assert ((expected > 0) & (expected < 1)).mean() > 0.5  # the clip at the end hides little
     assert compare.relative_error(made, expected) < IMAGE_TOLERANCE
-    assert len(records) == STEPS
-    velocities = own_velocities(pipeline, request_, records, scale, guidance)
-    errors = [compare.relative_error(v, record[2]) for v, record in zip(velocities, records, strict=True)]
-    assert max(errors) < VELOCITY_TOLERANCE, errors
+    assert_same_velocities(pipeline, request_, records, scale, guidance)
 
 
 def test_bfloat16_is_as_close_to_float32_as_diffusers_own(directory, request_):
@@ -270,9 +270,10 @@ def test_an_adapter(directory, request_, tmp_path):
     save_adapter(tmp_path, "transformer", trained, 0.7)
     official = opened(directory)
     official.load_lora_weights(tmp_path)
-    expected, _ = theirs(official, request_, 4.0, 1.0)
+    expected, records = theirs(official, request_, 4.0, 1.0)
     adapted = FillPipeline.from_pretrained(directory, dtype="float32", lora=tmp_path)
     assert compare.relative_error(ours(adapted, request_, 4.0, 1.0), expected) < IMAGE_TOLERANCE
+    assert_same_velocities(adapted, request_, records, 4.0, 1.0)
     assert compare.relative_error(ours(plain, request_, 4.0, 1.0), expected) > 100 * IMAGE_TOLERANCE
 
 

@@ -18,6 +18,7 @@ from onereward_jax import lora, tree  # noqa: E402
 from onereward_jax.judge import question  # noqa: E402
 from onereward_jax.judge.judge import Judge  # noqa: E402
 from onereward_jax.weights import flux, tables  # noqa: E402
+from onereward_jax.weights.load import param_shapes  # noqa: E402
 from onereward_jax.weights.lora import load_adapters, save_adapter, with_adapters  # noqa: E402
 from tests.judge import tiny  # noqa: E402
 from tests.parity import compare, test_flux, test_qwen2_5_vl  # noqa: E402
@@ -176,7 +177,7 @@ def full_width(num_layers, num_single_layers):
         "pooled_projection_dim": 768,
     }
     module = flux.module_from_config(config)
-    return jax.eval_shape(lambda: module.init(jax.random.key(0), *flux.example_inputs(module)))["params"]
+    return param_shapes(module, "transformer")
 
 
 def assert_equals_conversion(adapter, converted):
