@@ -47,7 +47,7 @@ ONE_GUIDANCE = {"rl.gradient_true_cfg_scale": 1.0}
 PREDICTIONS = {"rl.predictions": 4}
 KEPT = {"model.remat": "dots"}
 FULL = {"train.num_steps": 1000 * UPDATES}  # filling the pool is then no cost
-# Half as many steps, of the rollouts alone: a picture is still made in as many as before.
+# Of the rollouts in training; at inference there may be as many as before.
 FEWER = {
     "full": {"rl.num_steps": 25, "rl.first_index": 7, "rl.last_index": 17},
     "miniature": {"rl.num_steps": 5, "rl.first_index": 1, "rl.last_index": 3},
