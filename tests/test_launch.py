@@ -6,6 +6,7 @@ for the commands in it, by
     python -m tests.test_launch
 """
 
+import functools
 import json
 import os
 import re
@@ -120,9 +121,10 @@ def test_a_signal_reaches_the_command_and_ends_the_loop(tmp_path, number):
         "signal.signal(signal.SIGTERM, stop)\nsignal.signal(signal.SIGINT, stop)\n"
         "print('ready', flush=True)\ntime.sleep(60)\n"
     )
-    with subprocess.Popen(
-        ["bash", "launch/resume.sh", sys.executable, str(program)], cwd=ROOT, stdout=subprocess.PIPE, text=True
-    ) as loop:
+    # Where these tests run in the background, SIGINT is ignored, and what a shell inherits as ignored it can't trap.
+    heard = functools.partial(signal.signal, number, signal.SIG_DFL)
+    command = ["bash", "launch/resume.sh", sys.executable, str(program)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, preexec_fn=heard) as loop:
         assert loop.stdout.readline() == "ready\n"
         loop.send_signal(number)
         assert loop.communicate(timeout=60)[0] == "saved\n"
