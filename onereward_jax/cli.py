@@ -9,7 +9,6 @@ ONEREWARD_TRACEBACK=1 shows the traceback of the first two.
 import argparse
 import ast
 import dis
-import errno
 import importlib
 import os
 import signal
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from onereward_jax.configuration import did_you_mean, load_config
-from onereward_jax.errors import Fault, Hang, Stopped, UserError
+from onereward_jax.errors import DISK_FULL, Fault, Hang, Stopped, UserError
 from onereward_jax.validation import validate
 
 PACKAGE = Path(__file__).resolve().parent
@@ -34,8 +33,6 @@ _WRONG_PATHS: dict[type[OSError], str] = {
     FileExistsError: "exists already: give another path",
     IsADirectoryError: "is a directory and not a file: check the path",
 }
-
-_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -78,7 +75,7 @@ def guarded(run: Callable[[], int | None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in _FULL:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
             where = f" at {error.filename}" if error.filename else ""
             print(f"onereward: {error.strerror}{where}: make room, then give the same command again", file=sys.stderr)
             return Fault.CODE

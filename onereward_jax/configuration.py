@@ -16,7 +16,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
-from onereward_jax.errors import UserError
+from onereward_jax.errors import DISK_FULL, UserError
 from onereward_jax.files import fingerprint, hold, write_json
 
 # A run may be resumed with other values of these: they say how long it runs and what it writes, not what it learns.
@@ -28,6 +28,7 @@ FREE_FIELDS = (
     "train.max_skipped",
     "data.loader_threads",
     "data.loader_timeout",
+    "rl.reference_pool",
 )
 # Reward feedback learning reads none of these: a policy may be evaluated otherwise than was planned.
 EVALUATION_FIELDS = ("evaluation.", "preferences.", "ascent.")
@@ -139,6 +140,8 @@ def claim_workdir(workdir: str | os.PathLike, config: ConfigDict, free: Iterable
     try:
         hold(directory)
     except OSError as error:
+        if error.errno in DISK_FULL:
+            raise
         raise UserError(unwritable.format(error.strerror)) from error
     try:
         old = json.loads(path.read_text()) if path.exists() else new
@@ -148,6 +151,8 @@ def claim_workdir(workdir: str | os.PathLike, config: ConfigDict, free: Iterable
             write_json(path, new)
             return directory
     except OSError as error:
+        if error.errno in DISK_FULL:
+            raise
         raise UserError(unwritable.format(error.strerror)) from error
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged: remove it if the run there is of this configuration") from error

@@ -1,6 +1,10 @@
 """Errors that end a command with one sentence instead of a traceback. Imports nothing of the project."""
 
+import errno
 import signal
+
+# What the system says of a disk, or of a user's share of it, that has no room.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class UserError(ValueError):

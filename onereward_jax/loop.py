@@ -162,7 +162,9 @@ def run(
                 saving.wait()
                 last = number == num_steps or bool(stop_signal) or log.lost
                 # A state that only skipped since the newest checkpoint must not drive the good ones out.
-                if log.good > saving.newest or number == num_steps or stop_signal:
+                # A run that is lost is not done, however far it came.
+                whole = number == num_steps and not log.lost
+                if whole or stop_signal or (log.good > saving.newest and number < num_steps):
                     saving.save(number, state, data_state, last)
                 log.restart_clock()
             if log.lost:
@@ -412,6 +414,7 @@ class _Log:
         self._writer, self._bar, self._optional, self._max_skipped = writer, bar, optional, max_skipped
         self.good = step  # the newest step that is known not to have been skipped
         self.skipped = 0  # since then
+        self.lost = False  # whether ever too many in a row were skipped; the steps launched since don't count
         self.reason = ""  # why the newest of those was
         self._number: int | None = None
         self._metrics: Metrics = {}
@@ -419,11 +422,6 @@ class _Log:
         self._steps = 0  # since the line before
         self._seconds = 0.0
         self._clock = time.perf_counter()
-
-    @property
-    def lost(self) -> bool:
-        """Whether too many updates in a row were skipped."""
-        return self.skipped > self._max_skipped
 
     def add(self, number: int, metrics: Metrics, written: bool) -> None:
         self._number, self._metrics, self._written = number, metrics, written
@@ -463,16 +461,19 @@ class _Log:
         watched = [name for name in ("learning/loss", "learning/grad_norm") if name in values]
         wrong = next((f"{name} is {values[name]}" for name in watched if not np.isfinite(values[name])), "")
         if values.get("learning/skipped", 0):
-            self.skipped, self.reason = self.skipped + 1, f"{wrong} at step {number}"
             self._written = True
-            warnings.warn(f"{self.reason}: the update is skipped", RuntimeWarning, stacklevel=4)
+            if not self.lost:
+                self.skipped, self.reason = self.skipped + 1, f"{wrong} at step {number}"
+                self.lost = self.skipped > self._max_skipped
+            warnings.warn(f"{wrong} at step {number}: the update is skipped", RuntimeWarning, stacklevel=4)
         elif wrong:
             raise UserError(
                 f"the training has diverged: {wrong} at step {number}. Lower the learning rate and start in another"
                 " --workdir; the checkpoints before this step are kept"
             )
         else:
-            self.good, self.skipped = number, 0
+            self.good = number
+            self.skipped = self.skipped if self.lost else 0
 
     def _is_absent(self, name: str, value: Any) -> bool:
         if self.skipped and not np.all(np.isfinite(value)):

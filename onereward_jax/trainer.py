@@ -91,8 +91,8 @@ def train(
         checkpoint_every=config.train.checkpoint_every,
         keep=config.train.keep_checkpoints,
         log_every=config.train.log_every,
-        max_skipped=config.train.max_skipped,
-        data_timeout=config.data.loader_timeout,
+        max_skipped=config.train.get("max_skipped", 10),
+        data_timeout=config.data.get("loader_timeout", 600.0),
         description=description,
         **options,
     )

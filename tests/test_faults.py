@@ -269,6 +269,23 @@ def test_too_many_in_a_row_end_the_run_with_the_last_good_state(tmp_path):
     assert [line["step"] for line in lines(tmp_path)] == list(range(1, 15))
 
 
+@pytest.mark.filterwarnings("ignore:learning/loss is nan:RuntimeWarning")
+@pytest.mark.parametrize("checkpoint_every", [2, 5, 100])
+def test_one_good_update_after_too_many_does_not_save_the_run(tmp_path, checkpoint_every):
+    """Whether or not a checkpoint was due while that one was launched."""
+    settings = {"step": skipping(6, 7, 8), "max_skipped": 2, "checkpoint_every": checkpoint_every}
+    with pytest.raises(UserError, match="3 updates in a row"):
+        run(tmp_path, 14, **settings)
+
+
+@pytest.mark.filterwarnings("ignore:learning/loss is nan:RuntimeWarning")
+def test_a_run_that_is_lost_at_its_last_step_is_not_done(tmp_path):
+    settings = {"step": skipping(4, 5, 6), "max_skipped": 2, "checkpoint_every": 100}
+    with pytest.raises(UserError, match="3 updates in a row"):
+        run(tmp_path, 6, **settings)
+    assert 6 not in Checkpointer(tmp_path / "checkpoints").steps()
+
+
 # ------------------------------------------------------------------------------------------------ a loader that hangs
 
 

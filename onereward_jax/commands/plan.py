@@ -74,7 +74,8 @@ def _search(args: argparse.Namespace, config: ConfigDict, place: "Topology") -> 
 
     devices, batch = len(place.devices), config.train.batch_size
     meshes = [dict(make_mesh(**config.mesh, devices=place.devices).shape)] if args.mesh else meshes_of(devices)
-    tried = choices(meshes, (batch,) if args.batch else (batch, 2 * batch), config.rl.accumulate)
+    batches = [size for size in (batch, 2 * batch) if not config.data.get("num_conditions", 0) % size]
+    tried = choices(meshes, (batch,) if args.batch else batches, config.rl.accumulate)
     if not tried:
         raise UserError(f"{devices} devices can't share a batch of {batch}: take a larger --batch or another --mesh")
 

@@ -9,6 +9,7 @@ import hashlib
 import io
 import json
 import os
+import secrets
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from ml_collections import ConfigDict
 
 from onereward_jax.configuration import fields
 from onereward_jax.data.proving_ground import ProvingGround
-from onereward_jax.files import check_writable, fingerprint, write_json
+from onereward_jax.files import check_writable, fingerprint
 from onereward_jax.weights.hub import model_directory
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
@@ -59,8 +60,9 @@ class ReferencePool:
         check_writable(Path(directory))
         self.directory = Path(directory) / digest
         self.directory.mkdir(parents=True, exist_ok=True)
+        self._full = False
         if not (self.directory / "made_from.json").exists():
-            write_json(self.directory / "made_from.json", dict(made_from))
+            self._write(self.directory / "made_from.json", (json.dumps(dict(made_from), indent=2) + "\n").encode())
 
     def path(self, condition: int) -> Path:
         return self.directory / f"{condition:09d}.reference"
@@ -82,14 +84,21 @@ class ReferencePool:
         """Adds an entry, or replaces it."""
         content = io.BytesIO()
         np.save(content, image, allow_pickle=False)
-        path = self.path(condition)
-        # With the process in its name: another run may be writing the same entry.
-        temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-        with temporary.open("wb") as file:
-            file.write(hashlib.sha256(content.getvalue()).digest() + content.getvalue())
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        self._write(self.path(condition), hashlib.sha256(content.getvalue()).digest() + content.getvalue())
+
+    @staticmethod
+    def _write(path: Path, content: bytes) -> None:
+        """As `files.write_bytes`, while another run, on this machine or another, may be writing the same file."""
+        temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
 
     def around(self, step: Callable[[Any, dict], tuple[Any, dict]]) -> Callable[[Any, dict], tuple[Any, dict]]:
         """The update, given what the pool has of its batch; what it had to make is added to the pool.
@@ -106,13 +115,35 @@ class ReferencePool:
             images = np.stack([blank if entry is None else entry for entry in entries])
             placed = jax.device_put({"reference": images, "reference_known": known}, batch["image"].sharding)
             state, metrics = step(state, batch | placed)
-            references = metrics.pop("references")
+            references, added = metrics.pop("references"), 0
             if not known.all():
                 for condition, image in zip(conditions[~known], np.asarray(references)[~known], strict=True):
-                    self.write(int(condition), image)
-            return state, metrics | {"perf/references_added": np.float32((~known).sum())}
+                    added += self._add(int(condition), image)
+            return state, metrics | {"perf/references_added": np.float32(added)}
 
         return call
+
+    def _add(self, condition: int, image: np.ndarray) -> bool:
+        """Writes an entry that may be used again: a picture, and not what an update that failed had instead of one.
+
+        What can't be written is made again when it is needed; the training goes on.
+        """
+        if not np.isfinite(image).all():
+            return False
+        try:
+            self.write(condition, image)
+        except OSError as error:
+            if not self._full:
+                reason = error.strerror or error
+                warnings.warn(
+                    f"{self.directory} takes no more references ({reason}): the training goes on without",
+                    RuntimeWarning,
+                    stacklevel=3,
+                )
+            self._full = True
+            return False
+        self._full = False
+        return True
 
 
 def open_pool(config: ConfigDict, ground: ProvingGround) -> ReferencePool:
@@ -122,6 +153,11 @@ def open_pool(config: ConfigDict, ground: ProvingGround) -> ReferencePool:
       ground: of the conditions.
     """
     made_from: dict[str, Any] = {name: value for name, value in fields(config).items() if name.startswith(_MAKERS)}
-    made_from["weights"] = fingerprint(model_directory(config.model.base))
+    base = Path(model_directory(config.model.base))
+    made_from["weights"] = fingerprint(base)
+    made_from["configurations"] = {
+        str(path.relative_to(base)): hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        for path in sorted(base.rglob("*.json"))
+    }
     made_from["photos"] = [(photo.name, photo.path.stat().st_size) for photo in ground.photos]
     return ReferencePool(config.rl.reference_pool, made_from)

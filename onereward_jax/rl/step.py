@@ -281,7 +281,10 @@ def make_step(
 
     def step(state: TrainState, frozen: Frozen, batch):
         if config.reference_max_age:
+            assert state.references is not None, "the state has no place for references"
             batch = batch | {"reference": state.references, "reference_known": batch["age"] > 0}
+            # Of an update that was skipped there may be no picture.
+            batch["reference_known"] &= jnp.isfinite(state.references).all(axis=(1, 2, 3))
         of_part = lambda part: loss_and_gradient(state, frozen, part)  # noqa: E731
         if config.accumulate == 1:
             (gradient, metrics), references = of_part(batch)

@@ -22,7 +22,9 @@ def test_gradient_on_eight_devices_in_two_parts_equals_one():
     config = tiny.get_config("fixed")
     pipeline = FillPipeline.from_pretrained(config.model.base, dtype="float32")
     judge = Judge.from_pretrained(config.model.judge, "float32")
-    step_config, plain = StepConfig(**config.rl), optax.sgd(1.0)
+    # With both branches of true guidance, which have to stay with their sample.
+    guided = {"rollout_true_cfg_scale": 2.0, "gradient_true_cfg_scale": 2.0}
+    step_config, plain = StepConfig(**(dict(config.rl) | guided)), optax.sgd(1.0)
     ground = ProvingGround("train", config.data.resolution, config.data.seed)
     records = [scene_record(config, ground, i, TASKS[i % 4]) | {"index": np.int32(i)} for i in range(8)]
     raw = {name: np.stack([record[name] for record in records]) for name in records[0]}

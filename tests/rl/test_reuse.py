@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +98,11 @@ def test_a_pool_takes_the_steps_of_training_without(tmp_path):
         mended = pooled(tmp_path / "mended", 6).params["w"]
     assert pool.read(3) is not None
 
+    shutil.rmtree(pool.directory)
+    with pytest.warns(RuntimeWarning, match=r"takes no more references \(No such file or directory\)"):
+        without = pooled(tmp_path / "without", 6).params["w"]
+    assert float(without) == float(full)
+
     assert float(plain) != 0.7
     assert float(filling) == float(full) == float(mended)  # one program
     np.testing.assert_allclose(filling, plain, rtol=1e-6)
@@ -126,6 +132,17 @@ def test_references_of_the_average_are_used_again_for_so_many_updates(tmp_path):
         state, metrics = fresh(state.replace(reference=average), frozen, batch)
         assert float(metrics["learning/loss"]) == pytest.approx(line["learning/loss"], rel=1e-5)
     np.testing.assert_allclose(state.params["w"], whole.params["w"], rtol=1e-6)
+
+
+def test_a_pool_keeps_pictures_alone(tmp_path):
+    """What an update that is skipped had for a reference would make every later one of its condition skip, too."""
+    pool, image = ReferencePool(tmp_path, {"made": "here"}), np.full((4, 4, 3), np.nan, np.float32)
+    blank = np.zeros((1, 4, 4, 3))
+    batch = {"condition": np.array([5]), "image": jnp.asarray(blank)}
+    pool.around(lambda state, batch: (state, {"references": image[None]}))(None, batch)
+    assert pool.read(5) is None
+    pool.around(lambda state, batch: (state, {"references": blank}))(None, batch)
+    np.testing.assert_array_equal(pool.read(5), blank[0])
 
 
 def test_a_pool_is_of_what_makes_its_entries(tmp_path):
