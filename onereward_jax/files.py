@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,9 +16,13 @@ from onereward_jax.errors import UserError
 _BLOCK = 1 << 20  # bytes
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes the whole file or nothing: a reader sees the old one or the new one."""
-    temporary = path.with_name(f"{path.name}.tmp")
+def write_bytes(path: Path, content: bytes, several_writers: bool = False) -> None:
+    """Writes the whole file or nothing: a reader sees the old one or the new one.
+
+    Args:
+      several_writers: other processes, on this machine or another, may be writing the same file.
+    """
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp" if several_writers else f"{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)

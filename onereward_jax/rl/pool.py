@@ -8,8 +8,6 @@ empty, full or anything between.
 import hashlib
 import io
 import json
-import os
-import secrets
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,7 +19,7 @@ from ml_collections import ConfigDict
 
 from onereward_jax.configuration import fields
 from onereward_jax.data.proving_ground import ProvingGround
-from onereward_jax.files import check_writable, fingerprint
+from onereward_jax.files import check_writable, fingerprint, write_bytes
 from onereward_jax.weights.hub import model_directory
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
@@ -62,7 +60,8 @@ class ReferencePool:
         self.directory.mkdir(parents=True, exist_ok=True)
         self._full = False
         if not (self.directory / "made_from.json").exists():
-            self._write(self.directory / "made_from.json", (json.dumps(dict(made_from), indent=2) + "\n").encode())
+            readable = json.dumps(dict(made_from), indent=2) + "\n"
+            write_bytes(self.directory / "made_from.json", readable.encode(), several_writers=True)
 
     def path(self, condition: int) -> Path:
         return self.directory / f"{condition:09d}.reference"
@@ -84,21 +83,8 @@ class ReferencePool:
         """Adds an entry, or replaces it."""
         content = io.BytesIO()
         np.save(content, image, allow_pickle=False)
-        self._write(self.path(condition), hashlib.sha256(content.getvalue()).digest() + content.getvalue())
-
-    @staticmethod
-    def _write(path: Path, content: bytes) -> None:
-        """As `files.write_bytes`, while another run, on this machine or another, may be writing the same file."""
-        temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp")
-        try:
-            with temporary.open("wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        digest = hashlib.sha256(content.getvalue()).digest()
+        write_bytes(self.path(condition), digest + content.getvalue(), several_writers=True)
 
     def around(self, step: Callable[[Any, dict], tuple[Any, dict]]) -> Callable[[Any, dict], tuple[Any, dict]]:
         """The update, given what the pool has of its batch; what it had to make is added to the pool.
