@@ -72,6 +72,10 @@ def _one_of(*names: str) -> Rule:
     return lambda value: value in names, f"one of {', '.join(names)}"
 
 
+def _is_block(value: Any) -> bool:
+    return _is_whole(value) and value > 0 and value % 128 == 0
+
+
 def _is_regex(value: Any) -> bool:
     try:
         return isinstance(value, str) and bool(re.compile(value))
@@ -111,6 +115,13 @@ _RULES: Mapping[str, Rule] = {
     "model.judge_adapters": (
         lambda value: isinstance(value, tuple | list) and all(isinstance(path, str) and path for path in value),
         "a tuple of paths, such as \"('a','b')\"",
+    ),
+    "model.attention": _one_of("auto", "xla", "splash", "cudnn", "reference"),
+    "model.attention_blocks": (
+        lambda value: (
+            isinstance(value, tuple) and len(value) == 2 and all(_is_whole(n) and n > 0 and n % 128 == 0 for n in value)
+        ),
+        "two multiples of 128, such as (768,768)",
     ),
     "model.dtype": _DTYPE,
     "model.remat": _REMAT,
