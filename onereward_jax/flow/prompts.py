@@ -19,6 +19,7 @@ from onereward_jax.errors import UserError
 from onereward_jax.weights.load import load_component
 
 Tree = Any
+MAX_LENGTH = 512  # of T5's tokens, as in FluxFillPipeline
 
 
 @dataclass
@@ -104,7 +105,12 @@ class PromptEncoder:
 
         Returns:
           (B, `clip_length`) int32 for CLIP and (B, `max_sequence_length`) int32 for T5.
+
+        Raises:
+          UserError: FLUX has never seen so many tokens.
         """
+        if not 1 <= max_sequence_length <= MAX_LENGTH:
+            raise UserError(f"max_sequence_length is {max_sequence_length}: FLUX reads 1 to {MAX_LENGTH} tokens of T5")
         return (
             _tokenize(self.tokenizer, prompts, self.clip_length, "CLIP"),
             _tokenize(self.tokenizer_2, prompts, max_sequence_length, "T5"),
