@@ -177,6 +177,7 @@ _RULES: Mapping[str, Rule] = {
     "judge.planted_share": _SHARE,
     "judge.questions_per_pair": _whole(1),
     "judge.adversarial_radius": _SHARE,
+    "judge.only_task": (lambda value: value in ("", *TASKS), f"empty, or one of {', '.join(TASKS)}"),
     "preferences.first_scene": _whole(0),
     "preferences.planted_scenes_per_task": _whole(0),
     "preferences.scenes_per_task": _whole(0),
