@@ -72,6 +72,7 @@ def run(args: argparse.Namespace) -> None:
         low, high = difference["overall"]["ci95"]
         print(f"{args.model} - {name}: {difference['overall']['difference']:+.3f}, 95 % {low:+.3f} to {high:+.3f}")
     if args.out:
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(args.out), found)
     if args.report:
         models = [("model", args.model), ("untuned", args.untuned), *specialists.items()]

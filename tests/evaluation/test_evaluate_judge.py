@@ -71,7 +71,7 @@ def test_bad_records_are_named_and_counted(files, capsys):
 
 def test_accuracy_of_a_users_data(files, capsys):
     """Beside a judge of the task's own, here the same one."""
-    out, report = files / "accuracy.json", files / "report"
+    out, report = files / "new" / "accuracy.json", files / "report"
     own = f"image_fill={files / 'judge'}"
     options = ("--bad_share", "0.2", "--batch_size", "2", "--image_step", "8", "--one_a_task", own)
     assert evaluate(files, *options, "--out", str(out), "--report", str(report)) == 0
