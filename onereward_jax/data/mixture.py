@@ -6,6 +6,7 @@ again, c takes the place of i in both: the number of the sample's condition.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -94,6 +95,23 @@ def draw_task(cumulative: np.ndarray, seed: int, index: int) -> int:
     """Position of the task of sample `index`: one uniform draw from (seed, index) against cumulative weights."""
     uniform = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, index])).random()
     return int(np.searchsorted(cumulative, uniform, side="right"))
+
+
+def samples_of(tasks: Mapping[str, float], task: str, seed: int, count: int) -> np.ndarray:
+    """Global indices, int64 (count,), of the first samples whose task is `task`.
+
+    Args:
+      tasks, seed: of the mixture.
+
+    Raises:
+      UserError: the task's weight is zero; or as of `mixture`.
+    """
+    names, cumulative = _cumulative(tasks)
+    if task not in names:
+        raise UserError(f"the weight of task {task} is 0: give it a positive one")
+    place = names.index(task)
+    found = (index for index in itertools.count() if draw_task(cumulative, seed, index) == place)
+    return np.fromiter(itertools.islice(found, count), np.int64, count)
 
 
 def _condition(seed: int, number: int, count: int) -> int:
