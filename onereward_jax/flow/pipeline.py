@@ -1,5 +1,6 @@
 """A mask-guided generator as a whole: prompts, image and mask in, pictures out."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from PIL import Image
 
 from onereward_jax import inputs
@@ -99,10 +100,11 @@ class FillPipeline:
             )
         at = directory / "transformer" if transformer is None else model_directory(transformer, token=token)
         shift = read_shift(directory)
-        fields = {"dtype": jnp.dtype(dtype)} if dtype in PARAM_DTYPES else {}
+        fields: dict[str, Any] = {"dtype": jnp.dtype(dtype)} if dtype in PARAM_DTYPES else {}
         _check_fit(directory, at)
         prompts = PromptEncoder.from_pretrained(directory, dtype, mesh)
         vae, vae_params = load_component(directory / "vae", "vae", dtype, fields, mesh)
+        fields["attention_implementation"] = "auto"
         module, params = load_component(at, "transformer", transformer_dtype or dtype, fields, mesh)
         if lora:
             params = with_adapters("transformer", params, lora)
@@ -273,6 +275,7 @@ class FillPipeline:
             transformer=self.transformer,
             vae=self.vae,
             tile=self.vae_tile and self.vae_tile // conditioning.vae_factor(self.vae),
+            mesh=_mesh_of(params["transformer"]),
         )
         return np.asarray(pictures)
 
@@ -303,8 +306,20 @@ def load_transformer(directory: str | Path, base: Any) -> Any:
 _SCHEDULE_BUCKET = 64
 
 
-@functools.partial(jax.jit, static_argnames=("transformer", "vae", "tile"))
-def _generate(params, batch, schedule, stop, guidance_scale, true_cfg_scale, *, transformer, vae, tile):
+def _mesh_of(params: Any) -> AbstractMesh | None:
+    """Over which the parameters are spread, if they are."""
+    sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    return sharding.mesh.abstract_mesh if isinstance(sharding, NamedSharding) else None
+
+
+@functools.partial(jax.jit, static_argnames=("transformer", "vae", "tile", "mesh"))
+def _generate(params, batch, schedule, stop, guidance_scale, true_cfg_scale, *, transformer, vae, tile, mesh=None):
+    """`_denoised` as the program of a mesh, which its attention and its activations go by."""
+    with contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh):
+        return _denoised(params, batch, schedule, stop, guidance_scale, true_cfg_scale, transformer, vae, tile)
+
+
+def _denoised(params, batch, schedule, stop, guidance_scale, true_cfg_scale, transformer, vae, tile):
     """Denoises to index `stop`, then predicts the data in one step; from the last index before σ = 0 that is
     the last Euler step."""
     noise = batch["noise"]

@@ -75,7 +75,7 @@ def transformer() -> tuple[Any, Any]:
 
 def pipeline(directory: Path) -> FillPipeline:
     """Latents are a quarter of the pixels, with four channels; `directory` gets the tokenizers' files."""
-    transformer = flux.module_from_config(TRANSFORMER)
+    transformer = flux.module_from_config(TRANSFORMER, attention_implementation="auto")  # as a pipeline is opened
     autoencoder = vae.module_from_config(
         {
             "block_out_channels": (8, 8),
