@@ -47,6 +47,10 @@ def get_config(variant: str = "dynamic_1024") -> ConfigDict:
     config.model.judge_adapters = ()  # of that judge: with several, the mean of their P(Yes) is the reward
     config.model.dtype = "bfloat16"  # of the computation and of what is frozen; masters are float32
     config.model.remat = "full"
+    # Of the transformer: splash attention on TPU, cuDNN on GPU, or one of xla, splash and cudnn. Queries, and keys with
+    # values, of a block of splash attention: they divide the tokens of both sizes of pictures.
+    config.model.attention = "auto"
+    config.model.attention_blocks = (768, 768)
 
     # The paper's rate; the rest is open.
     config.optimizer = ConfigDict(

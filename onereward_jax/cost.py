@@ -29,6 +29,7 @@ _FREE = frozenset(
         *("convert_element_type", "bitcast_convert_type", "stop_gradient", "optimization_barrier", "name"),
         *("sharding_constraint", "device_put", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "xor"),
         *("random_bits", "random_wrap", "random_unwrap", "random_seed", "random_fold_in", "threefry2x32"),
+        *("get", "swap", "program_id", "num_programs"),  # of kernels
         *("shift_left", "shift_right_logical", "argmax", "argmin", "sort", "top_k"),
     )
 )
@@ -122,7 +123,7 @@ class _Count:
                 for share, branch in zip(shares, branches, strict=True):
                     inner.add(branch, share)
         elif name == "pallas_call":
-            inner, times = self._kernel(parameters), 1
+            inner, times = self._kernel(parameters, scope), 1
         elif name not in _CALLS_NOTHING and (inside := list(programs_in(parameters.values()))):
             # One shard of `shard_map` is the inner program, and every device has one.
             inner, times = Cost(), parameters["mesh"].size if name == "shard_map" else 1
@@ -130,19 +131,34 @@ class _Count:
             for program in inside[:1] if name.startswith("custom_") else inside:
                 inner.add(self.of(program, scope))
         else:
-            part = next((part for part in self._parts if part in scope), "other")
             flops = _flops(name, equation)
-            return Cost(flops, _traffic(name, equation), {part: flops} if flops else {})
+            return Cost(flops, _traffic(name, equation), self._part(scope, flops))
         total = Cost()
         total.add(inner, times)
         return total
 
-    def _kernel(self, parameters: Mapping[str, Any]) -> Cost:
-        """A kernel's own estimate."""
-        estimate = parameters.get("cost_estimate")
-        if estimate is None:
-            raise ValueError("a kernel without a cost_estimate can't be counted: give it one")
-        return Cost(float(estimate.flops), float(estimate.bytes_accessed), {"other": float(estimate.flops)})
+    def _kernel(self, parameters: Mapping[str, Any], scope: str) -> Cost:
+        """A kernel's own estimate; without one its program, once for every cell of its grid.
+
+        A block moves between memory and kernel when its place changes from one cell to the next.
+        """
+        if (estimate := parameters.get("cost_estimate")) is not None:
+            return Cost(float(estimate.flops), float(estimate.bytes_accessed), self._part(scope, estimate.flops))
+        mapping = parameters["grid_mapping"]
+        cost = Cost()
+        cost.add(self.of(parameters["jaxpr"], scope), math.prod(mapping.grid))
+        cost.bytes = 0.0
+        for block in mapping.block_mappings:
+            place = block.index_map_jaxpr.jaxpr
+            read = {id(variable) for equation in live(place) for variable in equation.invars}
+            read |= {id(variable) for variable in place.outvars}
+            axes = [axis for axis, index in enumerate(place.invars[: len(mapping.grid)]) if id(index) in read]
+            cost.bytes += math.prod(mapping.grid[: max(axes, default=-1) + 1]) * _bytes(block.block_aval.inner_aval)
+        return cost
+
+    def _part(self, scope: str, flops: float) -> dict[str, float]:
+        part = next((part for part in self._parts if part in scope), "other")
+        return {part: float(flops)} if flops else {}
 
     @staticmethod
     def _named(values: Mapping[str, Any], scope: str) -> Any:

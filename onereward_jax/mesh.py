@@ -101,6 +101,18 @@ def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
+def sample_axes(mesh: Mesh | AbstractMesh, samples: int) -> tuple[str, ...] | None:
+    """The axes that share so many samples; None: every device has all of them."""
+    return None if samples % batch_shards(mesh) else ("data", "fsdp")
+
+
+def platform() -> str:
+    """ "cpu", "gpu" or "tpu": of the mesh that an update is traced for, which may be of devices that are not here; else
+    of the default backend."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
+
+
 def stay_with_samples(x: jax.Array) -> jax.Array:
     """Pins the leading axis, samples, over `data` and `fsdp`; nothing outside an update on a mesh (`jit_step`).
 

@@ -112,6 +112,13 @@ _RULES: Mapping[str, Rule] = {
         lambda value: isinstance(value, tuple | list) and all(isinstance(path, str) and path for path in value),
         "a tuple of paths, such as \"('a','b')\"",
     ),
+    "model.attention": _one_of("auto", "xla", "splash", "cudnn", "reference"),
+    "model.attention_blocks": (
+        lambda value: (
+            isinstance(value, tuple) and len(value) == 2 and all(_is_whole(n) and n > 0 and n % 128 == 0 for n in value)
+        ),
+        "two multiples of 128, such as (768,768)",
+    ),
     "model.dtype": _DTYPE,
     "model.remat": _REMAT,
     "optimizer.learning_rate": _POSITIVE,

@@ -159,6 +159,8 @@ def test_a_variant_of_another_command(refused):
         ({"train": {"batch_size": None}}, "train.batch_size must be a whole number, 1 or more, not None"),
         ({"train": {"num_steps": True}}, "train.num_steps must be a whole number"),
         ({"rl": {"threshold": "0.9"}}, "rl.threshold must be above 0"),
+        ({"model": {"attention": "flash"}}, "model.attention must be one of auto, xla, splash, cudnn, reference"),
+        ({"model": {"attention_blocks": (768, 100)}}, "model.attention_blocks must be two multiples of 128"),
         (
             {"rl": {"matched_reference": True, "predictions": 2}},
             "rl.matched_reference makes a reference for the policy",

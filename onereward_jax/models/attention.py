@@ -3,10 +3,20 @@
 Shapes: B batch, Q queries, K keys, H heads, G key/value heads (G divides H), D head size.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu import splash_attention
 
-IMPLEMENTATIONS = ("reference", "xla", "cudnn")
+from onereward_jax.mesh import P, platform, sample_axes
+
+IMPLEMENTATIONS = ("auto", "reference", "xla", "cudnn", "splash")
+# Queries, and keys with values, of a block of splash attention. They divide FLUX's tokens at 1024 and at 512 pixels a
+# side (4608, 1536), and on every TPU generation a kernel of that size is bound by its products, not by reading keys and
+# values once for each block of queries.
+BLOCKS = (768, 768)
+LANES = 128
 
 
 def attention(
@@ -18,6 +28,7 @@ def attention(
     bias: jax.Array | None = None,
     scale: float | None = None,
     implementation: str = "xla",
+    blocks: tuple[int, int] = BLOCKS,
 ) -> jax.Array:
     """Scaled dot-product attention, equal to torch's `scaled_dot_product_attention`.
 
@@ -28,16 +39,21 @@ def attention(
       bias: added to the scaled logits, broadcastable to (B, H, Q, K).
       scale: factor on the logits; D ** -0.5 if None.
       implementation: "reference" is readable and computes in float32; "xla" and "cudnn" are
-        `jax.nn.dot_product_attention`.
+        `jax.nn.dot_product_attention`; "splash" is the TPU's kernel, which keeps no logits, elsewhere interpreted.
+        "auto" is splash on a TPU and cuDNN on a GPU, of the program's mesh (`mesh.platform`), for what they take, and
+        "xla" for everything else.
+      blocks: queries, and keys with values, of a block of "splash": multiples of 128.
 
     Returns:
       (B, Q, H, D), in the query's dtype.
 
     Raises:
-      ValueError: the implementation has no such name.
+      ValueError: the implementation has no such name, or does not take these arguments.
     """
     if scale is None:
         scale = query.shape[-1] ** -0.5
+    if implementation == "auto":
+        implementation = _best(query, mask is None and bias is None)
     if implementation == "reference":
         return _reference(query, key, value, mask, bias, scale)
     if implementation == "xla" or implementation == "cudnn":
@@ -50,6 +66,11 @@ def attention(
             scale=scale,
             implementation=implementation,  # type: ignore[arg-type,call-overload]
         )
+    if implementation == "splash":
+        if mask is not None or bias is not None:
+            raise ValueError('splash attention takes neither mask nor bias here: choose "xla" or "auto"')
+        scaled = (query.astype(jnp.float32) * scale).astype(query.dtype)  # the kernel does not scale
+        return _splash(scaled, key, value, blocks)
     raise ValueError(f"unknown attention implementation {implementation!r}: choose one of {', '.join(IMPLEMENTATIONS)}")
 
 
@@ -64,3 +85,59 @@ def _reference(query, key, value, mask, bias, scale):
         logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1)
     return jnp.einsum("bhqk,bkhd->bqhd", weights, value).astype(query.dtype)
+
+
+def _best(query: jax.Array, everything_attends: bool) -> str:
+    """The implementation for a platform; cuDNN's takes half precision and heads up to 128."""
+    if platform() == "tpu" and everything_attends:
+        return "splash"
+    half, size = query.dtype in (jnp.bfloat16, jnp.float16), query.shape[-1]
+    return "cudnn" if platform() == "gpu" and half and size <= 128 and size % 8 == 0 else "xla"
+
+
+def _splash(query, key, value, blocks):
+    """Splash attention of scaled queries; in an update on a mesh, of a device's own samples and heads."""
+    if any(block <= 0 or block % LANES for block in blocks):
+        raise ValueError(f"blocks of splash attention must be multiples of {LANES}, not {tuple(blocks)}")
+    kernel, mesh = functools.partial(_splash_on_device, blocks=blocks), jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return kernel(query, key, value)
+    # XLA can't split a kernel by itself.
+    heads = "tensor" if all(x.shape[2] % mesh.shape["tensor"] == 0 for x in (query, key)) else None
+    place = P(sample_axes(mesh, query.shape[0]), None, heads)
+    return jax.shard_map(kernel, in_specs=(place, place, place), out_specs=place, check_vma=False)(query, key, value)
+
+
+def _splash_on_device(query, key, value, blocks):
+    queries, keys = query.shape[1], key.shape[1]
+    block_q, block_kv = (min(block, -(-n // LANES) * LANES) for block, n in zip(blocks, (queries, keys), strict=True))
+    query, key, value = _padded(query, block_q), _padded(key, block_kv), _padded(value, block_kv)
+    segments = None
+    if key.shape[1] > keys:  # what fills the last block has an identity of its own
+        is_filling = (jnp.arange(key.shape[1]) >= keys).astype(jnp.int32)
+        segments = splash_attention.SegmentIds(q=jnp.zeros(query.shape[1], jnp.int32), kv=is_filling)
+    # The two backward kernels, and not the fused one: that would keep a gradient of the queries for each block of keys.
+    sizes = splash_attention.BlockSizes(
+        block_q=block_q,
+        block_kv=block_kv,
+        block_q_dkv=block_q,
+        block_kv_dkv=block_kv,
+        block_q_dq=block_q,
+        block_kv_dq=block_kv,
+    )
+    everything = splash_attention.FullMask((query.shape[1], key.shape[1]))
+    kernel = splash_attention.make_splash_mha(
+        splash_attention.MultiHeadMask([everything] * query.shape[2]),
+        block_sizes=sizes,
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=platform() != "tpu",
+    )
+    heads_first = [x.swapaxes(1, 2) for x in (query, key, value)]
+    attended = jax.vmap(lambda query, key, value: kernel(query, key, value, segments))(*heads_first)
+    return attended.swapaxes(1, 2)[:, :queries]
+
+
+def _padded(x, block):
+    """(B, N, H, D) with zeros up to a multiple of `block` tokens."""
+    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % block), (0, 0), (0, 0)))

@@ -4,7 +4,9 @@ Source: Black Forest Labs' FLUX.1; equals diffusers' `FluxTransformer2DModel`, w
 Shapes: B batch, N image tokens, L text tokens, H heads, K head size, D = H·K width.
 """
 
+import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +14,16 @@ import numpy as np
 from flax import linen as nn
 
 from onereward_jax.mesh import go_to_weights, stay_with_samples
-from onereward_jax.models.attention import attention
+from onereward_jax.models.attention import BLOCKS, attention
 from onereward_jax.models.dense import Dense
 from onereward_jax.models.remat import remat
 from onereward_jax.models.rope import Rotation, rotate, rotation
 
 EPSILON = 1e-6
 TIME_FEATURES = 256
+
+# queries, keys and values, each (B, N, H, K) -> (B, N, H, K)
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 class FluxTransformer(nn.Module):
@@ -37,6 +42,7 @@ class FluxTransformer(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
     attention_implementation: str = "xla"
+    attention_blocks: tuple[int, int] = BLOCKS
 
     @nn.compact
     def __call__(
@@ -80,7 +86,10 @@ class FluxTransformer(nn.Module):
         text = _dense(width, self.dtype, "context_embedder")(encoder_hidden_states)
         rope = rotation(jnp.concatenate([jnp.asarray(txt_ids), jnp.asarray(img_ids)]), self.axes_dims_rope)
 
-        shared = (self.num_attention_heads, self.dtype, self.attention_implementation)
+        attend = functools.partial(
+            attention, implementation=self.attention_implementation, blocks=self.attention_blocks
+        )
+        shared = (self.num_attention_heads, self.dtype, attend)
         double_blocks = self._stack(DoubleBlock, self.num_layers)(*shared, name="transformer_blocks")
         streams, _ = double_blocks((image, text), conditioning, rope)
         image, text = map(stay_with_samples, streams)
@@ -108,7 +117,7 @@ class DoubleBlock(nn.Module):
 
     num_heads: int
     dtype: jnp.dtype
-    attention_implementation: str
+    attend: Attend
 
     @nn.compact
     def __call__(
@@ -123,7 +132,7 @@ class DoubleBlock(nn.Module):
             6, self.dtype, name="norm1_context"
         )(conditioning)
 
-        attend = JointAttention(self.num_heads, self.dtype, self.attention_implementation, name="attn")
+        attend = JointAttention(self.num_heads, self.dtype, self.attend, name="attn")
         image_attended, text_attended = attend(
             modulate(image, image_shift, image_scale), modulate(text, text_shift, text_scale), rope
         )
@@ -141,7 +150,7 @@ class SingleBlock(nn.Module):
 
     num_heads: int
     dtype: jnp.dtype
-    attention_implementation: str
+    attend: Attend
 
     @nn.compact
     def __call__(self, tokens: jax.Array, conditioning: jax.Array, rope: Rotation) -> tuple[jax.Array, None]:
@@ -149,7 +158,7 @@ class SingleBlock(nn.Module):
         width, tokens = tokens.shape[-1], stay_with_samples(tokens)
         shift, scale, gate = Modulation(3, self.dtype, name="norm")(conditioning)
         x = modulate(tokens, shift, scale)
-        attended = SelfAttention(self.num_heads, self.dtype, self.attention_implementation, name="attn")(x, rope)
+        attended = SelfAttention(self.num_heads, self.dtype, self.attend, name="attn")(x, rope)
         hidden = nn.gelu(_dense(4 * width, self.dtype, "proj_mlp")(x), approximate=True)
         output = _dense(width, self.dtype, "proj_out")(jnp.concatenate([attended, hidden], axis=-1))
         return tokens + gate * output, None
@@ -160,7 +169,7 @@ class JointAttention(nn.Module):
 
     num_heads: int
     dtype: jnp.dtype
-    attention_implementation: str
+    attend: Attend
 
     @nn.compact
     def __call__(self, image: jax.Array, text: jax.Array, rope: Rotation) -> tuple[jax.Array, jax.Array]:
@@ -173,11 +182,10 @@ class JointAttention(nn.Module):
         query = [project(text, "add_q_proj", "norm_added_q"), project(image, "to_q", "norm_q")]
         key = [project(text, "add_k_proj", "norm_added_k"), project(image, "to_k", "norm_k")]
         value = [project(text, "add_v_proj"), project(image, "to_v")]
-        x = attention(
+        x = self.attend(
             rotate(jnp.concatenate(query, axis=1), rope),
             rotate(jnp.concatenate(key, axis=1), rope),
             jnp.concatenate(value, axis=1),
-            implementation=self.attention_implementation,
         )
         x = x.reshape(*x.shape[:2], width)
         return (
@@ -191,7 +199,7 @@ class SelfAttention(nn.Module):
 
     num_heads: int
     dtype: jnp.dtype
-    attention_implementation: str
+    attend: Attend
 
     @nn.compact
     def __call__(self, x: jax.Array, rope: Rotation) -> jax.Array:
@@ -201,7 +209,7 @@ class SelfAttention(nn.Module):
         )
         query = rotate(_rms_norm(self.dtype, "norm_q")(query), rope)
         key = rotate(_rms_norm(self.dtype, "norm_k")(key), rope)
-        return attention(query, key, value, implementation=self.attention_implementation).reshape(x.shape)
+        return self.attend(query, key, value).reshape(x.shape)
 
 
 class FeedForward(nn.Module):

@@ -28,7 +28,7 @@ from onereward_jax.judge.judge import PREPROCESSOR_FILE, answer
 from onereward_jax.judge.vision import OFFICIAL_SETTINGS, ImageSettings
 from onereward_jax.mesh import batch_sharding, make_mesh, sharding_of, shardings
 from onereward_jax.rl.step import PARTS, REFERENCE, ROLLOUT, StepConfig
-from onereward_jax.rl.update import Update, adapters_of, batch_shapes, computation, make_update
+from onereward_jax.rl.update import Update, adapters_of, attention_of, batch_shapes, computation, make_update
 from onereward_jax.topology import Chip, Topology
 from onereward_jax.train_state import jit_step
 from onereward_jax.trainer import check_batch
@@ -85,7 +85,8 @@ def program_of(config: ConfigDict) -> Program:
     if config.model.get("judge_adapters"):
         raise UserError("a plan is of one judge: leave model.judge_adapters empty; each adapter costs one more reading")
     fields = computation(config)
-    transformer, vae = (official_module(config.model.base, kind, fields) for kind in ("transformer", "vae"))
+    transformer = official_module(config.model.base, "transformer", fields | attention_of(config))
+    vae = official_module(config.model.base, "vae", fields)
     judge = official_module(config.model.judge, "judge", fields)
     latent_shape(vae, config.data.resolution, config.data.resolution)
     directory = Path(config.model.base)

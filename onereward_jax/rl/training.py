@@ -21,7 +21,7 @@ from onereward_jax.lora import attach
 from onereward_jax.metrics import peak_memory_gib, training_seconds
 from onereward_jax.rl.pool import open_pool
 from onereward_jax.rl.step import StepConfig
-from onereward_jax.rl.update import adapters_of, computation, frozen_dtype, make_update
+from onereward_jax.rl.update import adapters_of, attention_of, computation, frozen_dtype, make_update
 from onereward_jax.tasks import NEGATIVE_PROMPT
 from onereward_jax.train_state import TrainState
 from onereward_jax.weights.export import save_component
@@ -51,7 +51,7 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Trai
     fields = computation(config)
     judge = Judge.from_pretrained(config.model.judge, frozen_dtype(config), fields=fields)
     judge = ensemble(judge, config.model.get("judge_adapters", ()))
-    transformer, vae = (module.clone(**fields) for module in (pipeline.transformer, pipeline.vae))
+    transformer, vae = pipeline.transformer.clone(**fields, **attention_of(config)), pipeline.vae.clone(**fields)
     adapters = adapters_of(config)
     update = make_update(config, transformer, vae, judge.apply, pipeline.shift)
     params, frozen = update.start(pipeline.params["transformer"], pipeline.params["vae"], judge.params)

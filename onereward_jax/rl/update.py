@@ -33,7 +33,8 @@ def make_update(config: ConfigDict, transformer: Any, vae: Any, judge: JudgeAppl
     """The update that a configuration describes.
 
     Args:
-      transformer, vae: modules, with `computation(config)` among their fields; judge: the answer of one that has them.
+      transformer, vae: modules, with `computation(config)` among their fields, the transformer with
+        `attention_of(config)`, too; judge: the answer of one that has them.
       shift: of the noise schedule.
     """
     optimizer, adapters = make_optimizer(**config.optimizer), adapters_of(config)
@@ -70,6 +71,14 @@ def adapters_of(config: ConfigDict) -> LoRA:
 def computation(config: ConfigDict) -> dict[str, Any]:
     """Fields that `config.model` sets in every module of the update."""
     return {"dtype": jnp.dtype(config.model.dtype), "remat": config.model.remat}
+
+
+def attention_of(config: ConfigDict) -> dict[str, Any]:
+    """Fields that `config.model` sets in the transformer alone; the others' attention has masks or other heads."""
+    fields = {"attention_implementation": config.model.get("attention", "auto")}
+    if "attention_blocks" in config.model:
+        fields["attention_blocks"] = tuple(config.model.attention_blocks)
+    return fields
 
 
 def frozen_dtype(config: ConfigDict) -> str:
