@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from PIL import Image
 
-from onereward_jax import inputs
+from onereward_jax import inputs, processes
 from onereward_jax.errors import UserError, in_memory
 from onereward_jax.files import read_json, whole_directory, write_json
 from onereward_jax.flow import conditioning, sampler
@@ -277,7 +277,7 @@ class FillPipeline:
             tile=self.vae_tile and self.vae_tile // conditioning.vae_factor(self.vae),
             mesh=_mesh_of(params["transformer"]),
         )
-        return np.asarray(pictures)
+        return processes.fetch(pictures)
 
     def _placed(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch on the devices: shared among them, if there is enough of it."""

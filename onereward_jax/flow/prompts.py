@@ -191,6 +191,7 @@ def prompt_reader(
 
     Args:
       length: tokens that T5 reads.
+      batch_size: the most samples of a batch.
       learning: whether the text encoders learn, so that tokens are read and not the states of fixed encoders.
     """
     names: tuple[str, ...] = ("prompt_embeds", "pooled", "negative_prompt_embeds", "negative_pooled")
@@ -202,7 +203,8 @@ def prompt_reader(
     def prepare(batch: dict[str, Any]) -> dict[str, Any]:
         texts = [str(text) for text in batch["prompt"]]
         others = {name: array for name, array in batch.items() if name != "prompt"}
-        return others | dict(zip(names, (*read(texts, length), *empty), strict=True))
+        of_empty = (array[: len(texts)] for array in empty)
+        return others | dict(zip(names, (*read(texts, length), *of_empty), strict=True))
 
     return prepare
 
