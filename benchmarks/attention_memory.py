@@ -3,7 +3,8 @@
     python -m benchmarks.attention_memory [--topology v5e:2x2] [--pixels 1024] [--json FILE]
 
 Compiles the gradient for a chip of the slice ahead of time, at full width, one sample a chip, blocks recomputed in the
-backward pass ("full"). Few blocks: each more would keep its input and no more, whichever the attention. No TPU is needed.
+backward pass ("full"). Few blocks: each more would keep its input and no more, whichever the attention.
+No TPU is needed.
 """
 
 import argparse

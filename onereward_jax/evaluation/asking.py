@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from onereward_jax import tasks
+from onereward_jax import processes, tasks
 from onereward_jax.data.proving_ground import ProvingGround
 from onereward_jax.data.proving_ground.parallel import score_all
 from onereward_jax.evaluation.accuracy import Record, judge_accuracy, table
@@ -56,7 +56,7 @@ def ask_both_orders(
     for rows in batches_of(len(texts), batch_size):
         batch = question_batch(judge, [texts[row][0] for row in rows], [texts[row][1] for row in rows], question_length)
         log_p = ask(params, {"first": first[rows], "second": second[rows], **batch})
-        answers.append(np.exp(np.asarray(log_p[..., 0])))
+        answers.append(np.exp(processes.fetch(log_p)[..., 0]))
     return np.concatenate(answers, axis=1)[:, : len(texts)]
 
 

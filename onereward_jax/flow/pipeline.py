@@ -12,8 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 from PIL import Image
 
-from onereward_jax import inputs
-from onereward_jax.errors import UserError
+from onereward_jax import inputs, processes
+from onereward_jax.errors import UserError, in_memory
 from onereward_jax.files import read_json, whole_directory, write_json
 from onereward_jax.flow import conditioning, sampler
 from onereward_jax.flow.prompts import PromptEncoder
@@ -161,12 +161,16 @@ class FillPipeline:
           output_type: "pil", or "array" (diffusers' "np"): float32 (B, H, W, 3) in [0, 1] before any rounding.
 
         Raises:
-          UserError: an input does not fit; the sentence says which.
+          UserError: an input does not fit, the memory is too small, or what comes out is no number; the sentence says
+            which.
         """
         if output_type not in OUTPUT_TYPES:
             raise UserError(f"there is no output_type {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
         if posterior not in ("sample", "mode"):
             raise UserError(f"there is no posterior {posterior!r}: choose sample or mode")
+        true_cfg_scale = true_cfg_scale if true_cfg is None else true_cfg
+        if not np.isfinite([guidance_scale, true_cfg_scale]).all():
+            raise UserError(f"guidance {guidance_scale} and true guidance {true_cfg_scale} have to be finite numbers")
         many = inputs.broadcast(
             {
                 "image": inputs.read_images(image),
@@ -187,18 +191,21 @@ class FillPipeline:
             noise = sample_noise(noise_key, range(count), shape[1:])
         elif np.shape(noise) != shape:
             raise UserError(f"the noise has the shape {np.shape(noise)}, for these pictures it needs {shape}")
-        made = self.generate(
-            images,
-            masks,
-            many["prompt"],
-            jnp.asarray(noise, jnp.float32),
-            num_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            true_cfg_scale=true_cfg_scale if true_cfg is None else true_cfg,
-            negative_prompt=many["negative_prompt"],
-            max_sequence_length=max_sequence_length,
-            posterior_noise=sample_noise(posterior_key, range(count), shape[1:]) if posterior == "sample" else None,
-        )[:, :height, :width]
+        with in_memory(f"{count} x {width} x {height} pixels", "fill fewer or smaller ones, or take more devices"):
+            made = self.generate(
+                images,
+                masks,
+                many["prompt"],
+                jnp.asarray(noise, jnp.float32),
+                num_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                true_cfg_scale=true_cfg_scale,
+                negative_prompt=many["negative_prompt"],
+                max_sequence_length=max_sequence_length,
+                posterior_noise=sample_noise(posterior_key, range(count), shape[1:]) if posterior == "sample" else None,
+            )[:, :height, :width]
+        if not np.isfinite(made).all():
+            raise UserError("what the model makes is no number: lower the scales of guidance, or check its weights")
         if output_type == "pil":
             return FillOutput([Image.fromarray(picture) for picture in np.round(made * 255).astype(np.uint8)])
         return FillOutput(made)
@@ -267,7 +274,7 @@ class FillPipeline:
             vae=self.vae,
             tile=self.vae_tile and self.vae_tile // conditioning.vae_factor(self.vae),
         )
-        return np.asarray(pictures)
+        return processes.fetch(pictures)
 
     def _placed(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch on the devices: shared among them, if there is enough of it."""

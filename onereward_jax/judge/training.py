@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from onereward_jax import trainer
+from onereward_jax import processes, trainer
 from onereward_jax.data.mixture import samples_of
 from onereward_jax.data.preferences.dataset import open_records
 from onereward_jax.data.proving_ground import ProvingGround, all_prompts
@@ -85,10 +85,13 @@ def train_judge(config: ConfigDict, workdir: Path, watch: Watch | None = None) -
         return state.params if state.ema is None else state.ema
 
     def export(trained: Any) -> None:
+        trained = processes.fetch(trained if adapters.rank else whole(trained))
+        if not processes.is_first():
+            return
         if adapters.rank:
-            save_adapter(workdir / "export", "judge", jax.device_get(trained), adapters.scale, base=settings.start)
+            save_adapter(workdir / "export", "judge", trained, adapters.scale, base=settings.start)
         else:
-            judge.save_pretrained(workdir / "export", jax.device_get(whole(trained)))
+            judge.save_pretrained(workdir / "export", trained)
 
     watching: dict[str, Any] = {}
     if watch is not None and settings.evaluate_every:
@@ -219,10 +222,13 @@ class _Best:
 
     def see(self, step: int, found: dict[str, float], trained: Any) -> None:
         """Exports what was trained if it is better than what was; the note of it comes last."""
-        if self._file.exists() and found["accuracy"] <= read_json(self._file)["accuracy"]:
+        if not processes.on_first(lambda: self._is_best(found)):
             return
         self._export(trained)
-        write_json(self._file, {"step": step, **found})
+        processes.on_first(lambda: write_json(self._file, {"step": step, **found}))
+
+    def _is_best(self, found: dict[str, float]) -> bool:
+        return not self._file.exists() or found["accuracy"] > read_json(self._file)["accuracy"]
 
 
 def _judge_at_start(config: ConfigDict, workdir: Path) -> Judge:
@@ -230,7 +236,7 @@ def _judge_at_start(config: ConfigDict, workdir: Path) -> Judge:
     settings = config.judge
     fields = {"dtype": jnp.dtype(settings.dtype), "remat": settings.remat}
     if not settings.start:
-        return new_judge(config, workdir / "tokenizers", fields)
+        return new_judge(config, processes.own(workdir / "tokenizers"), fields)
     templates = {"template": settings.template, "template_with_prompt": settings.template_with_prompt}
     judge = Judge.from_pretrained(settings.start, "float32", fields=fields, **templates)
     if settings.max_pixels:
@@ -267,6 +273,8 @@ def _split(config: ConfigDict, judge: Judge) -> tuple[Pairs, Pairs]:
 def _report_balance(path: Path, pairs: Pairs, held_out: Pairs) -> None:
     """Writes and shows how many pairs each cell has: what has few is learnt little."""
     balance = {"train": class_balance(pairs), "held_out": class_balance(held_out)}
+    if not processes.is_first():
+        return
     write_json(path, balance)
     total = sum(count for cells in balance["train"].values() for count in cells.values())
     print(f"{'task':<16}{'dimension':<18}pairs   share  held out", file=sys.stderr)

@@ -1,4 +1,7 @@
-"""A dense layer that can have an adapter."""
+"""Dense layers that can have an adapter."""
+
+import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -16,3 +19,33 @@ class Dense(nn.Dense):
             return y
         a, b = (jnp.asarray(self.get_variable("params", name), self.dtype) for name in (lora.A, lora.B))
         return y + (x.astype(a.dtype) @ a) @ b
+
+
+class DenseOfParts(nn.Module):
+    """`Dense` of features that come in parts: `Σ xᵢ·kernelᵢ + bias`, the kernel's rows cut as the features are.
+
+    Where each part is split over devices by its own features, putting them together first would send all of them
+    around; a cut kernel is smaller.
+    """
+
+    features: int
+    dtype: jnp.dtype
+    kernel_init: nn.initializers.Initializer
+
+    @nn.compact
+    def __call__(self, *parts: jax.Array) -> jax.Array:
+        """parts: (..., Fᵢ) -> (..., features)."""
+        widths = [part.shape[-1] for part in parts]
+        kernel = self.param("kernel", self.kernel_init, (sum(widths), self.features), jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+
+        def product(matrix: jax.Array) -> jax.Array:
+            rows = jnp.split(jnp.asarray(matrix, self.dtype), list(itertools.accumulate(widths[:-1])))
+            products = [part.astype(self.dtype) @ row for part, row in zip(parts, rows, strict=True)]
+            return functools.reduce(jnp.add, products)
+
+        y = product(kernel) + bias.astype(self.dtype)
+        if not self.has_variable("params", lora.A):
+            return y
+        a, b = (jnp.asarray(self.get_variable("params", name), self.dtype) for name in (lora.A, lora.B))
+        return y + product(a) @ b

@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from onereward_jax.mesh import go_to_weights, stay_with_samples
 from onereward_jax.models.attention import BLOCKS, attention
-from onereward_jax.models.dense import Dense
+from onereward_jax.models.dense import Dense, DenseOfParts
 from onereward_jax.models.remat import remat
 from onereward_jax.models.rope import Rotation, rotate, rotation
 
@@ -160,7 +160,7 @@ class SingleBlock(nn.Module):
         x = modulate(tokens, shift, scale)
         attended = SelfAttention(self.num_heads, self.dtype, self.attend, name="attn")(x, rope)
         hidden = nn.gelu(_dense(4 * width, self.dtype, "proj_mlp")(x), approximate=True)
-        output = _dense(width, self.dtype, "proj_out")(jnp.concatenate([attended, hidden], axis=-1))
+        output = DenseOfParts(width, self.dtype, nn.initializers.xavier_uniform(), name="proj_out")(attended, hidden)
         return tokens + gate * output, None
 
 
