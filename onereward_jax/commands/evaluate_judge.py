@@ -14,18 +14,19 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from onereward_jax.data.preferences.dataset import BAD_SHARE
 
-    parser.add_argument("--model", metavar="DIR", required=True, help="judge in transformers layout")
+    parser.add_argument("--model", metavar="PATH", required=True, help="judge, a directory or hub repository")
     parser.add_argument("--lora", metavar="PATH", action="append", help="adapter of that judge in PEFT's layout")
     parser.add_argument("--data", metavar="DIR", nargs="+", required=True, help="preferences, in either form")
-    parser.add_argument("--untuned", metavar="DIR", help="another judge, to be measured on the same pairs")
+    parser.add_argument("--untuned", metavar="PATH", help="another judge, to be measured on the same pairs")
     parser.add_argument(
-        "--one_a_task", metavar="TASK=DIR", nargs="+", help="judges of one task each, to be measured on the same pairs"
+        "--one_a_task", metavar="TASK=PATH", nargs="+", help="judges of one task each, to be measured on the same pairs"
     )
     parser.add_argument("--source", choices=("planted", "base"), default="", help="only pairs of this kind")
     parser.add_argument("--batch_size", type=int, default=50, metavar="N", help="pairs asked at once (default: 50)")
     parser.add_argument(
         "--image_step", type=int, default=0, metavar="N", help="round sides of pictures to multiples of N pixels"
     )
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32", help="default: float32")
     parser.add_argument(
         "--bad_share", type=float, default=BAD_SHARE, metavar="SHARE", help=f"that may be bad (default: {BAD_SHARE})"
     )
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace) -> None:
     specialists = _specialists(args.one_a_task or [])
     for output in filter(None, (args.report, args.out and Path(args.out).parent)):
         check_writable(Path(output))
-    judge = Judge.from_pretrained(args.model, "float32", lora=args.lora)
+    judge = Judge.from_pretrained(args.model, args.dtype, lora=args.lora)
     check = functools.partial(check_record, judge, None)
     pairs = read_pairs(*directories, source=args.source, check=check, bad_share=args.bad_share)
     if specialists and (missing := sorted({pair.task for pair in pairs} - specialists.keys())):
@@ -58,10 +59,10 @@ def run(args: argparse.Namespace) -> None:
     records = {"model": preference_records(judge, pairs, **how)}
     print(_table(args.model, judge_accuracy(records["model"])))
     if args.untuned:
-        records["untuned"] = preference_records(Judge.from_pretrained(args.untuned, "float32"), pairs, **how)
+        records["untuned"] = preference_records(Judge.from_pretrained(args.untuned, args.dtype), pairs, **how)
         print(_table(args.untuned, judge_accuracy(records["untuned"])))
     if specialists:
-        judge_of = lambda task: Judge.from_pretrained(specialists[task], "float32")  # noqa: E731
+        judge_of = lambda task: Judge.from_pretrained(specialists[task], args.dtype)  # noqa: E731
         records["one_a_task"] = records_of_several(judge_of, pairs, **how)
         print(_table("one judge a task", judge_accuracy(records["one_a_task"])))
     found: dict = {name: judge_accuracy(answers) for name, answers in records.items()}
@@ -89,7 +90,7 @@ def _specialists(given: list[str]) -> dict[str, str]:
     for text in given:
         task, _, directory = text.partition("=")
         if task not in TASKS or not directory:
-            raise UserError(f"--one_a_task {text!r} is not TASK=DIR with a task of {', '.join(TASKS)}")
+            raise UserError(f"--one_a_task {text!r} is not TASK=PATH with a task of {', '.join(TASKS)}")
         if task in found:
             raise UserError(f"--one_a_task names two judges of {task}: name one")
         found[task] = directory

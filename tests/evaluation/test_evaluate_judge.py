@@ -88,8 +88,8 @@ def test_accuracy_of_a_users_data(files, capsys):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["image_fil=X"], "'image_fil=X' is not TASK=DIR with a task of image_fill, "),
-        (["image_fill"], "'image_fill' is not TASK=DIR"),
+        (["image_fil=X"], "'image_fil=X' is not TASK=PATH with a task of image_fill, "),
+        (["image_fill"], "'image_fill' is not TASK=PATH"),
         (["image_fill=A", "image_fill=B"], "two judges of image_fill: name one"),
         (["text_rendering=A"], "names no judge of image_fill, of which there are pairs"),
     ],
