@@ -134,6 +134,7 @@ class _Team:
     Attributes:
       client: of JAX's coordination service, which the first process holds: keys, values and barriers.
       over: set when this process needs no more watching.
+      spoke: whether this is the process that ended the run: it has to say why before it leaves.
       calls: numbers of `on_first`.
     """
 
@@ -142,6 +143,7 @@ class _Team:
     count: int
     patience: float
     over: threading.Event = dataclasses.field(default_factory=threading.Event)
+    spoke: bool = False
     calls: Iterator[int] = dataclasses.field(default_factory=itertools.count)
 
 
@@ -265,6 +267,27 @@ def place_rows(batch: Any, sharding: Any, size: int) -> Any:
     return jax.tree.map(placed, batch)
 
 
+def launch_together(jitted: Any) -> Callable:
+    """A jitted function that is launched, the first time for arguments of some shapes, when all have compiled it.
+
+    Compiling takes one process longer than another, which may have it in a cache, and on CPUs they wait 30 s at most.
+    """
+    import jax
+
+    if _team is None:
+        return jitted
+    compiled: dict[Any, Any] = {}
+
+    def call(*arguments: Any) -> Any:
+        shapes = tuple(x.shape for x in jax.tree.leaves(arguments))
+        if shapes not in compiled:
+            compiled[shapes] = jitted.lower(*arguments).compile()
+            wait_for_all(f"program {len(compiled)} is compiled")
+        return compiled[shapes](*arguments)
+
+    return call
+
+
 def fetch(tree: Any) -> Any:
     """`jax.device_get` of arrays whose parts may lie in other processes, all of which call this.
 
@@ -333,13 +356,14 @@ def together(run: Callable[[], int]) -> int:
 
 def speaks(code: int) -> bool:
     """Tells all processes that the run is over with this exit code; whether this is the first to tell."""
-    if _team is None:
+    if _team is None or _team.spoke:
         return True
+    _team.spoke = True  # before the others, and the thread that watches, know
     try:
         _team.client.key_value_set(f"{_ENDED}code", str(code))
     except Exception:  # it is there already, or the service is gone
-        return False
-    return True
+        _team.spoke = False
+    return _team.spoke
 
 
 def _leave(team: _Team) -> NoReturn:
@@ -361,25 +385,27 @@ def _leave(team: _Team) -> NoReturn:
 
 def _watch(team: _Team) -> None:
     """Gives signs of life; ends this process when the run is over; the first one misses those that are silent."""
-    seen = {f"{_PULSES}{index}": ("", time.monotonic()) for index in range(1, team.count)}
+    watched = range(1, team.count) if team.index == 0 else ()
+    seen = {f"{_PULSES}{index}": ("", time.monotonic()) for index in watched}
     for pulse in itertools.count():
         if team.over.wait(_PAUSE):
             return
         try:
             team.client.key_value_set(f"{_PULSES}{team.index}", str(pulse), allow_overwrite=True)
             over = bool(team.client.key_value_dir_get(_ENDED))
-            pulses = dict(team.client.key_value_dir_get(_PULSES)) if team.index == 0 else {}
+            pulses = dict(team.client.key_value_dir_get(_PULSES)) if watched else {}
         except Exception:  # the first process is gone: JAX ends this one
             continue
-        if over:
+        if over and not team.spoke:
             _leave(team)
         now = time.monotonic()
         for name, (last, since) in seen.items():
             if pulses.get(name, "") != last:
                 seen[name] = (pulses[name], now)
-            elif team.index == 0 and now - since > team.patience and speaks(Fault.CODE):
+            elif now - since > team.patience and not team.spoke and speaks(Fault.CODE):
                 print(
                     f"onereward: process {name.removeprefix(_PULSES)} of {team.count} has given no sign of life for"
                     f" {team.patience:g} s: the same command in all of them goes on from the newest checkpoint",
                     file=sys.stderr,
                 )
+                _leave(team)

@@ -82,8 +82,9 @@ def train(
         numbers = {name: batch[name].astype(np.int32) for name in _NUMBERS if name in batch}
         return processes.place_rows(arrays | numbers, sharding, size)
 
+    launch = processes.launch_together(compiled)
     return loop.run(
-        step=around(lambda state, batch: compiled(state, frozen, batch)),
+        step=around(lambda state, batch: launch(state, frozen, batch)),
         state=state,
         batches=iter(batches),
         prepare=place,
