@@ -13,6 +13,7 @@ the same of the miniature, for a CPU.
 """
 
 import argparse
+import importlib.util
 import json
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import median_seconds
+from onereward_jax.cli import guarded
+from onereward_jax.errors import UserError
 
 GOLDENS = Path(__file__).parents[1] / "tests" / "goldens"
 PROMPTS = ["a small red circle", "nsfw"]
@@ -74,6 +77,8 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
         return module, jax.jit(lambda: tree.map_with_path(leaf, param_shapes(module, kind)))()
 
     device = jax.devices()[0]
+    if device.platform == "cpu" and args.model is None:
+        raise UserError("JAX sees no GPU: `pip install -e '.[gpu]'`, or take a small --model, see --help")
     rate_of = jnp.ones((args.square, args.square), jnp.bfloat16)
     multiply = jax.jit(jnp.matmul)
     (seconds,) = median_seconds([lambda: multiply(rate_of, rate_of).block_until_ready()], args.repeats)
@@ -183,6 +188,19 @@ def theirs(args: argparse.Namespace) -> dict[str, float]:
     return found
 
 
+def check_installed() -> None:
+    """Before the minutes of our own half.
+
+    Raises:
+      UserError: the other half lacks a library.
+    """
+    missing = [name for name in ("diffusers", "torch") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(
+            f"{' and '.join(missing)} are not installed: `pip install -e '.[parity]'`, or measure ours by --only ours"
+        )
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="a directory whose configurations are taken instead")
@@ -202,13 +220,16 @@ def main() -> int:
         if args.json:
             args.json.write_text(json.dumps(found))
         return 0
+    check_installed()
     print(f"{args.model or 'FLUX.1-Fill-dev'}, {args.side} x {args.side} pixels, {args.text} text tokens, bfloat16")
     results = {}
     for who in ("ours", "diffusers"):
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "seconds.json"
             given = [*sys.argv[1:], "--only", who, "--json", str(file)]
-            subprocess.run([sys.executable, "-m", "benchmarks.fill_gpu", *given], check=True)
+            run = subprocess.run([sys.executable, "-m", "benchmarks.fill_gpu", *given])
+            if run.returncode:
+                return run.returncode
             results[who] = json.loads(file.read_text())
     for name, seconds in results["ours"].items():
         attention, _, batch = name.partition(", ")
@@ -221,4 +242,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

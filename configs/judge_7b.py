@@ -62,6 +62,7 @@ def get_config(variant: str = "7b") -> ConfigDict:
     config.judge.ema_decay = 0.999
     config.judge.questions_per_pair = 4
     config.judge.balance_dimensions = False  # True draws a shape's rare dimensions as often as its frequent ones
+    config.judge.only_task = ""  # a judge of one task alone
     config.judge.planted_share = 0.0
     config.judge.max_shift = 0
     config.judge.flips = False

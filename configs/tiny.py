@@ -7,7 +7,8 @@
     onereward train --config configs/tiny.py:dynamic --workdir runs/dynamic  # Algorithm 2, longer
 
 The variants `vae`, `base`, `judge` and `second_judge` to `fifth_judge` make the packaged models in miniature/ from
-nothing; launch/miniature.sh runs them in their order.
+nothing; launch/miniature.sh runs them in their order. `one_judge` and `task_judge` compare one judge for all tasks with
+one a task, see docs/miniature.md.
 """
 
 from ml_collections import ConfigDict
@@ -15,6 +16,7 @@ from ml_collections import ConfigDict
 VARIANTS = (
     *("quick", "fixed", "dynamic", "vae", "base"),
     *("judge", "second_judge", "third_judge", "fourth_judge", "fifth_judge"),
+    *("one_judge", "task_judge"),
 )
 
 
@@ -50,6 +52,8 @@ def get_config(variant: str = "quick") -> ConfigDict:
         "third_judge": _third_judge,
         "fourth_judge": _fourth_judge,
         "fifth_judge": _fifth_judge,
+        "one_judge": _one_judge,
+        "task_judge": _task_judge,
     }
     stages.get(variant, _reward_feedback)(config)
     if variant == "fixed":
@@ -224,6 +228,8 @@ def _judge(config: ConfigDict) -> None:
     config.judge.questions_per_pair = 4
     # Of a task's dimensions each is drawn as often as the others, however few pairs are annotated in it.
     config.judge.balance_dimensions = False
+    # A judge of one task alone is trained on the pairs that the judge of all, under the same weights, sees of it.
+    config.judge.only_task = ""
     # Changes of both images alike: by up to so many pixels, and mirrored where the prompt allows it.
     config.judge.max_shift = 0
     config.judge.flips = False
@@ -327,6 +333,27 @@ def _fifth_judge(config: ConfigDict) -> None:
     config.judge.balance_dimensions = True
     # Pairs that differ in the aesthetics of an extension are the rarest.
     config.data.task_weights.image_extend = 0.4
+
+
+def _one_judge(config: ConfigDict) -> None:
+    """A judge for all tasks from nothing, to be compared with one a task. `preferences` are of the held-out pairs."""
+    _fifth_judge(config)
+    config.optimizer = _optimizer(6e-4, warmup_steps=100, decay_steps=4000)
+    config.train.num_steps = 4000
+    config.preferences.first_scene = 0
+    config.preferences.scenes_per_task = 800
+    config.preferences.policies = ()
+    config.judge.start = ""
+    config.judge.planted_share = 0.5
+    config.data.task_weights.image_extend = 0.25
+
+
+def _task_judge(config: ConfigDict) -> None:
+    """The judge of one task, `judge.only_task`: four of them take the steps of `one_judge` and see its pairs."""
+    _one_judge(config)
+    config.optimizer.decay_steps = 1000
+    config.train.num_steps = 1000
+    config.judge.ema_decay = 0.996  # over the same share of the run
 
 
 def _preferences() -> ConfigDict:

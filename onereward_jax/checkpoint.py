@@ -18,7 +18,6 @@ import os
 import re
 import threading
 import warnings
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -28,7 +27,7 @@ from etils import epath
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
-from onereward_jax import tree
+from onereward_jax import processes, tree
 from onereward_jax.errors import UserError
 
 _STEP = re.compile(r"step_(\d{8,})")
@@ -55,8 +54,9 @@ class SaveError(Exception):
 class Checkpointer:
     """Saves and restores (state, data iterator state) pairs, newest `keep` of them.
 
-    In a run of many processes, every process calls every method (Orbax and this class synchronise them); the data
-    state must then be the same in each, as that of `data.mixture` is.
+    Of several processes, every one calls every method: each writes and reads its parts of the arrays, the first does
+    everything else, and a save that is finished is so for all. The directory is shared by all of them, and the data
+    state the same in each, as that of `data.mixture` is.
 
     Args:
       directory: holds the checkpoints; made when missing. Local, or anything that `etils.epath` opens.
@@ -79,7 +79,7 @@ class Checkpointer:
         self._context.checkpointables.registry = registry
         # In the background, a failing save would leave threads that wait for the directory for minutes.
         self._context.asynchronous.create_directories_asynchronously = False
-        if _is_primary():
+        if processes.is_first():
             self.directory.mkdir(parents=True, exist_ok=True)
 
     # ------------------------------------------------------------------------------------------------ saving
@@ -105,14 +105,14 @@ class Checkpointer:
         self.wait()
         name = f"step_{step:08d}"
         superseded = self._restored is not None and step > self._restored
-        if self._manifest(name).exists() and not superseded:
+        if not superseded and processes.on_first(self._manifest(name).exists):
             return False
         self._restored = None if self._restored is None else max(step, self._restored)
         self._damaged.discard(step)
         arrays = {path: _to_raw(leaf) for path, leaf in tree.flatten(state).items()}
         manifest = {"format": 1, "step": step, "arrays": {path: _describe(leaf) for path, leaf in arrays.items()}}
         try:
-            if _is_primary():
+            if processes.is_first():
                 self._prepare(name)
             with self._context:
                 response = ocp.save_checkpointables_async(
@@ -168,7 +168,7 @@ class Checkpointer:
     def _finish(self, name: str, response: Any, manifest: dict) -> None:
         try:
             response.result()
-            if _is_primary():
+            if processes.is_first():
                 manifest["files"] = _digests(self.directory / name)
                 _write_manifest(self._manifest(name), manifest)
                 self._marker(name).unlink()
@@ -176,15 +176,17 @@ class Checkpointer:
             self._discard(name)
             self._error = SaveError(_reason(error))
             return
-        if _is_primary():
+        if processes.is_first():
             with contextlib.suppress(OSError):  # tried again after the next save
                 self._delete_old()
             self._known = {step for step in self._known if self._manifest(f"step_{step:08d}").exists()}
             self._known.add(_step_of(name))
+        with contextlib.suppress(RuntimeError):  # a process is gone, and this one will end as well
+            processes.wait_for_all(f"{name} is whole")
 
     def _discard(self, name: str) -> None:
         """Removes what a save that failed has left; where that fails too, the next save or start does it."""
-        if not _is_primary():
+        if not processes.is_first():
             return
         with contextlib.suppress(OSError):
             for path in list(self.directory.iterdir()):
@@ -228,7 +230,7 @@ class Checkpointer:
           UserError: checkpoints exist and none is whole, or the newest whole one holds another state.
         """
         self.wait()
-        step = _agree(self._find_latest)
+        step = processes.on_first(self._find_latest)
         self._restored = step
         if step is None:
             return None
@@ -362,29 +364,6 @@ def _warn(text: str) -> None:
     warnings.warn(text, CheckpointWarning, stacklevel=3)
 
 
-def _is_primary() -> bool:
-    return jax.process_index() == 0
-
-
-def _agree(find: Callable[[], int | None]) -> int | None:
-    """The first process looks, and all get its answer (or its error, as their own)."""
-    if jax.process_count() == 1:
-        return find()
-    from jax.experimental import multihost_utils
-
-    answer, error = -1, None
-    if _is_primary():
-        try:
-            found = find()
-            answer = -1 if found is None else found
-        except UserError as raised:
-            answer, error = -2, raised
-    answer = int(multihost_utils.broadcast_one_to_all(np.int64(answer)))
-    if answer == -2:
-        raise error or UserError("no checkpoint is whole: see the message of the first process")
-    return None if answer == -1 else answer
-
-
 def _reason(error: Exception) -> str:
     """Why a save failed, in the operating system's words where they are there."""
     if isinstance(error, OSError) and error.strerror:
@@ -489,7 +468,7 @@ def _abstract_raw(leaf: Any) -> Any:
 
 def _from_raw(array: Any, wanted: Any) -> Any:
     if array is None:  # of size zero: not in the file
-        return jax.device_put(np.zeros(wanted.shape, wanted.dtype), getattr(wanted, "sharding", None))
+        return processes.place(np.zeros(wanted.shape, wanted.dtype), getattr(wanted, "sharding", None))
     if _is_key(wanted):
         implementations: list[Any] = []  # `key_impl` takes no ShapeDtypeStruct, but it takes a traced key
         jax.eval_shape(lambda key: implementations.append(jax.random.key_impl(key)), _shape_of(wanted))

@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from onereward_jax import processes
 from onereward_jax.configuration import did_you_mean, load_config
 from onereward_jax.errors import DISK_FULL, Fault, Hang, Stopped, UserError
 from onereward_jax.validation import validate
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # transformers would advise to install torch, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     warnings.formatwarning = _format_warning
-    return guarded(lambda: _run(argv))
+    return processes.together(lambda: guarded(lambda: _run(argv)))
 
 
 def _format_warning(message: Warning | str, category: type[Warning], *place: object, **rest: object) -> str:
@@ -62,27 +63,32 @@ def guarded(run: Callable[[], int | None]) -> int:
     try:
         return run() or 0
     except Stopped as stop:
-        print(f"onereward: {stop.message}", file=sys.stderr)
-        if isinstance(stop, Hang):
+        code = int(stop.code or 0)
+        _say(stop.message, code)
+        if isinstance(stop, Hang) and processes.count() == 1:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(Fault.CODE)  # the interpreter would wait for the thread that hangs
-        return int(stop.code or 0)
+        return code
     except KeyboardInterrupt:
-        print("onereward: stopped by SIGINT: the same command starts again from what was saved", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return _say("stopped by SIGINT: the same command starts again from what was saved", 128 + signal.SIGINT)
     except BrokenPipeError:  # `onereward ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, OSError) as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             where = f" at {error.filename}" if error.filename else ""
-            print(f"onereward: {error.strerror}{where}: make room, then give the same command again", file=sys.stderr)
-            return Fault.CODE
+            return _say(f"{error.strerror}{where}: make room, then give the same command again", Fault.CODE)
         if not is_users_error(error) or os.environ.get("ONEREWARD_TRACEBACK") == "1":
             raise
-        print(f"onereward: {sentence(error)}", file=sys.stderr)
-        return 2
+        return _say(sentence(error), 2)
+
+
+def _say(text: str, code: int) -> int:
+    """Says why the program ends with a code, unless another process of the same run has; returns the code."""
+    if processes.speaks(code):
+        print(f"onereward: {text}", file=sys.stderr)
+    return code
 
 
 def commands() -> dict[str, str]:
@@ -165,7 +171,13 @@ def _run(argv: list[str]) -> int | None:
     if hasattr(module, "add_arguments"):
         module.add_arguments(parser)
     rest, overrides = split_overrides(argv[1:])
+    if getattr(module, "IN_SEVERAL_PROCESSES", False) and not {"-h", "--help"} & {*rest}:
+        processes.initialise()  # first: what is wrong is then said once
     args = parser.parse_args(rest)
+    if processes.count() == 1 and (reason := processes.several()):
+        raise UserError(
+            f"onereward {name} is one process, but this is one of several ({reason}): start it once, by itself"
+        )
     if overrides and not hasattr(args, "config"):
         raise UserError(f"onereward {name} takes no configuration: leave {_CONFIG_PREFIX}{overrides[0][0]} out")
     if getattr(args, "config", None) is not None:

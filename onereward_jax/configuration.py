@@ -16,10 +16,12 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
+from onereward_jax import processes
 from onereward_jax.errors import DISK_FULL, UserError
 from onereward_jax.files import fingerprint, hold, write_json
 
-# A run may be resumed with other values of these: they say how long it runs and what it writes, not what it learns.
+# A run may be resumed with other values of these: they say how long it runs, on what, and what it writes, not what it
+# learns.
 FREE_FIELDS = (
     "train.num_steps",
     "train.checkpoint_every",
@@ -29,6 +31,7 @@ FREE_FIELDS = (
     "data.loader_threads",
     "data.loader_timeout",
     "rl.reference_pool",
+    "mesh.",
 )
 # Reward feedback learning reads none of these: a policy may be evaluated otherwise than was planned.
 EVALUATION_FIELDS = ("evaluation.", "preferences.", "ascent.")
@@ -54,6 +57,7 @@ LIST_FIELDS = (
 )
 _CONFIG_FILE = "config.json"
 _MADE_AT_START = (
+    ".processes",
     _CONFIG_FILE,
     f"{_CONFIG_FILE}.tmp",
     "tensorboard",
@@ -124,18 +128,31 @@ def claim_workdir(workdir: str | os.PathLike, config: ConfigDict, free: Iterable
       config: the run's configuration.
       free: fields that may differ when a run goes on; "evaluation." stands for all fields of that group.
 
-    The directory is this process's until it ends, see `files.hold`.
+    The directory is this process's until it ends, see `files.hold`; of several processes the first claims it, and the
+    others find that it is the same one, and the configuration too.
 
     Raises:
       UserError: the directory can't be written, is another process's, or holds a run of another configuration (names
         the fields).
     """
     directory = Path(workdir)
-    path = directory / _CONFIG_FILE
     # Through JSON, so that tuples compare with the lists that the file has.
     values = fields(config)
     contents = {f"{name}.content": _content(values[name]) for name in CONTENT_FIELDS if values.get(name)}
     new = json.loads(json.dumps(values | contents, default=str))
+    of_first = processes.on_first(lambda: _claim(directory, new, tuple(free)))
+    if differing := _differing(of_first, new):
+        raise UserError(
+            f"two processes of one run differ in {_shown(differing, of_first, new, 'in the first', 'here')}: give all"
+            " of them one command, and the same files"
+        )
+    processes.check_shared(directory / ".processes")
+    return directory
+
+
+def _claim(directory: Path, new: dict[str, Any], free: Sequence[str]) -> dict[str, Any]:
+    """`claim_workdir` of one process, for the values of a configuration, which it returns."""
+    path = directory / _CONFIG_FILE
     unwritable = f"the working directory {directory} can't be written ({{}}): choose another --workdir"
     try:
         hold(directory)
@@ -145,25 +162,31 @@ def claim_workdir(workdir: str | os.PathLike, config: ConfigDict, free: Iterable
         raise UserError(unwritable.format(error.strerror)) from error
     try:
         old = json.loads(path.read_text()) if path.exists() else new
-        differing = [name for name in old.keys() | new.keys() if old.get(name, "nothing") != new.get(name, "nothing")]
-        differing = sorted(name for name in differing if not _is_free(name, free))
+        differing = [name for name in _differing(old, new) if not _is_free(name, free)]
         if not differing or _nothing_made(directory):
             write_json(path, new)
-            return directory
+            return new
     except OSError as error:
         if error.errno in DISK_FULL:
             raise
         raise UserError(unwritable.format(error.strerror)) from error
     except (ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged: remove it if the run there is of this configuration") from error
-    shown = ", ".join(
-        f"{name} ({old.get(name, 'nothing')} there, {new.get(name, 'nothing')} now)" for name in differing[:4]
-    )
-    more = f" and {len(differing) - 4} more" if len(differing) > 4 else ""
     raise UserError(
-        f"{directory} holds a run of another configuration, differing in {shown}{more}: "
-        "choose another --workdir, or the configuration that it began with"
+        f"{directory} holds a run of another configuration, differing in"
+        f" {_shown(differing, old, new, 'there', 'now')}: choose another --workdir, or the configuration that it began"
+        " with"
     )
+
+
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    return sorted(n for n in old.keys() | new.keys() if old.get(n, "nothing") != new.get(n, "nothing"))
+
+
+def _shown(names: Sequence[str], old: Mapping[str, Any], new: Mapping[str, Any], there: str, here: str) -> str:
+    """The first of the fields that differ, with both values."""
+    shown = [f"{name} ({old.get(name, 'nothing')} {there}, {new.get(name, 'nothing')} {here})" for name in names[:4]]
+    return ", ".join(shown) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def _content(directories: str | Sequence[str]) -> str:

@@ -1,7 +1,9 @@
 """Errors that end a command with one sentence instead of a traceback. Imports nothing of the project."""
 
+import contextlib
 import errno
 import signal
+from collections.abc import Iterator
 
 # What the system says of a disk, or of a user's share of it, that has no room.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -9,6 +11,21 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 class UserError(ValueError):
     """Something the user can put right; its text is one sentence: what is wrong and what to do."""
+
+
+@contextlib.contextmanager
+def in_memory(what: str, advice: str) -> Iterator[None]:
+    """Says in one sentence that the devices have no memory for what is done within.
+
+    Raises:
+      UserError: they have none.
+    """
+    try:
+        yield
+    except RuntimeError as error:  # JAX's own kind is one
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(f"{what} takes more memory than there is: {advice}") from None
 
 
 class Stopped(SystemExit):

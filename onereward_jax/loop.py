@@ -9,11 +9,13 @@ with a metrics.jsonl that has every step once. What makes it so:
 
 What a run lives through (a checkpoint that can't be written, an update that is skipped) is a warning; what it does not
 (too many of them, the last checkpoint, data that does not come) ends it with the newest good state saved. See
-docs/running.md.
+docs/running.md. Of several processes each runs this loop, on its own parts of state and batch; what one of them alone
+meets ends all, see `processes.together`.
 """
 
 import contextlib
 import copy
+import os
 import queue
 import signal
 import sys
@@ -30,6 +32,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
+from onereward_jax import processes
 from onereward_jax.checkpoint import Checkpointer, CheckpointWarning, SaveError
 from onereward_jax.errors import Fault, Hang, Interrupted, UserError
 from onereward_jax.files import hold
@@ -73,8 +76,8 @@ def run(
       num_steps: value of `state.step` at which the run is done.
       workdir: gets `checkpoints/`, `metrics.jsonl`, `tensorboard/`.
       prepare: batch -> what `step` takes (encoding prompts, placing on devices); must depend on the batch only.
-        Runs in a background thread, except in a run of many processes, where the order in which programs are
-        launched must be the same in all of them.
+        Runs in a background thread, and computes on devices of this process only: programs of several processes have
+        to be launched in the same order by all of them.
       checkpoint_every: steps between checkpoints; one more is saved at the end. 0: only that.
       keep: checkpoints kept.
       log_every: a line of metrics is written at the multiples of it and at the last step.
@@ -96,7 +99,7 @@ def run(
         are done there, its checkpoints are gone, the data ended, or loss or gradient are no numbers any more.
     """
     directory = Path(workdir)
-    primary = jax.process_index() == 0
+    primary = processes.is_first()
     with contextlib.ExitStack() as stack:
         if primary:
             hold(directory)
@@ -129,7 +132,7 @@ def run(
         saving = stack.enter_context(_Saving(checkpointer, writer, number))
         bar = stack.enter_context(_Progress(description, number, num_steps, progress, shown=primary))
         log = _Log(writer, bar, optional, number, max_skipped)
-        source = stack.enter_context(_Source(batches, prepare, jax.process_count() == 1, data_timeout))
+        source = stack.enter_context(_Source(batches, prepare, data_timeout))
         data_state = None
         while number < num_steps:
             try:
@@ -137,9 +140,11 @@ def run(
             except queue.Empty:
                 log.flush()
                 saving.wait()
-                if log.good > saving.newest:
-                    saving.save(number, state, data_state, last=True)
                 saved = "what was learnt is saved, and the same command goes on from there"
+                if processes.count() > 1:  # the others have a batch, and wait in their step
+                    saved = "the same command goes on from the newest checkpoint"
+                elif log.good > saving.newest:
+                    saving.save(number, state, data_state, last=True)
                 try:
                     saving.finish()
                 except Fault as fault:
@@ -199,7 +204,7 @@ def _evaluated(evaluate: Callable[[State], Metrics], state: State, last: bool) -
     try:
         return evaluate(state)
     except OSError as error:
-        if last:
+        if last or processes.count() > 1:  # the others have measured
             raise
         warnings.warn(f"an evaluation is left out: {error}", RuntimeWarning, stacklevel=3)
         return {}
@@ -268,7 +273,7 @@ class _Saving:
     def _fail(self, step: int | None, error: Exception, last: bool) -> None:
         reason = error.strerror if isinstance(error, OSError) else error
         self._failure = f"the state of step {step} could not be saved in {self._checkpointer.directory} ({reason})"
-        if jax.process_count() > 1:  # the others would wait for this one
+        if processes.count() > 1:  # the others would wait for this one
             raise Fault(f"{self._failure}: put it right, and the same command goes on from the newest checkpoint")
         if not last:
             warnings.warn(
@@ -300,15 +305,14 @@ def _placed_like(initial: Any, restored: Any) -> Any:
 
 
 class _Source:
-    """Batches with the data state after each, read ahead in a background thread.
+    """Prepared batches with the data state after each, read ahead in a background thread.
 
     Args:
-      prepare_ahead: whether `prepare`, too, runs in that thread.
       timeout: seconds that a batch may take; 0: any time.
     """
 
-    def __init__(self, batches: Any, prepare: Callable[[Batch], Batch], prepare_ahead: bool, timeout: float):
-        self._batches, self._prepare, self._ahead, self._timeout = batches, prepare, prepare_ahead, timeout
+    def __init__(self, batches: Any, prepare: Callable[[Batch], Batch], timeout: float):
+        self._batches, self._prepare, self._timeout = batches, prepare, timeout
         self._ready: queue.Queue = queue.Queue(maxsize=_PREFETCH)
         self._closing = threading.Event()
         self._hangs = False
@@ -338,15 +342,14 @@ class _Source:
             raise UserError("the data ended before the last step: lower num_steps, or repeat the data")
         if isinstance(item, BaseException):
             raise item
-        batch, data_state = item
-        return batch if self._ahead else self._prepare(batch), data_state
+        return item
 
     def _read(self) -> Any:
         try:
             batch = next(self._batches)
             # A copy: an iterator may go on writing to the state that it gave.
             data_state = copy.deepcopy(self._batches.get_state())
-            return self._prepare(batch) if self._ahead else batch, data_state
+            return self._prepare(batch), data_state
         except BaseException as error:
             return error
 
@@ -367,7 +370,8 @@ class _Source:
 class _StopSignals:
     """SIGTERM and SIGINT ask the loop to stop after the running step; a second one stops at once.
 
-    In a run of many processes they come at different times, so JAX agrees on the step (SIGTERM only).
+    Of several processes one may get it alone. JAX then finds a step that none has reached, after which all stop; it
+    looks out for SIGTERM, as which the first SIGINT counts.
     """
 
     def __init__(self) -> None:
@@ -375,8 +379,8 @@ class _StopSignals:
         self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> "_StopSignals":
-        if threading.current_thread() is threading.main_thread() and jax.process_count() == 1:
-            for number in (signal.SIGTERM, signal.SIGINT):
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT) if processes.count() == 1 else (signal.SIGINT,):
                 self._previous[number] = signal.signal(number, self._receive)
         return self
 
@@ -386,7 +390,7 @@ class _StopSignals:
 
     def at(self, step: int) -> int:
         """The signal to stop for after this step, or 0."""
-        if jax.process_count() > 1:
+        if processes.count() > 1:
             return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else 0
         return self._received
 
@@ -394,6 +398,8 @@ class _StopSignals:
         if self._received:
             raise KeyboardInterrupt
         self._received = number
+        if processes.count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
         print(f"\n{signal.Signals(number).name}: finishing this step and saving", file=sys.stderr)
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from onereward_jax import processes
 from onereward_jax.mesh import TRANSFORMER_RULES, Rules, replicated, shardings, warn_of_unsharded
 
 MAX_UNSHARDED_MIB = 64.0
@@ -168,13 +169,10 @@ def compile_step(
       (jitted step, state on the mesh, frozen on the mesh)
     """
     shapes = jax.eval_shape(create, params)
-    params = jax.device_put(params, shardings(params, mesh, rules))
+    params = processes.place(params, shardings(params, mesh, rules))
     state = jax.jit(create, out_shardings=shardings(shapes, mesh, rules))(params)
-    return (
-        jit_step(step, shapes, frozen, mesh, rules, max_unsharded_mib),
-        state,
-        jax.device_put(frozen, shardings(frozen, mesh, rules)),
-    )
+    compiled = jit_step(step, shapes, frozen, mesh, rules, max_unsharded_mib)
+    return compiled, state, processes.place(frozen, shardings(frozen, mesh, rules))
 
 
 def jit_step(

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from onereward_jax import loop
+from onereward_jax import loop, processes
 from onereward_jax.data import mixture
 from onereward_jax.errors import UserError
 from onereward_jax.mesh import batch_sharding, batch_shards, make_mesh, shares_of
@@ -49,7 +49,8 @@ def train(
       record: (global sample index, task) -> arrays of one sample.
       description: word before the progress bar.
       frozen: parameters that the step reads and never changes.
-      prepare: a batch of records and their `index` -> the arrays that the step takes.
+      prepare: a batch of records and their `index` -> the arrays that the step takes; of several processes, each
+        prepares the rows that its devices hold.
       task_weights: of the tasks, if not `config.data.task_weights`.
       num_conditions, repeats: records that come again, see `data.mixture.mixture`.
       around: (state, batch) -> (state, metrics) as it was compiled -> as the loop calls it.
@@ -59,20 +60,21 @@ def train(
       The state at `config.train.num_steps`.
 
     Raises:
-      UserError: the batch can't be shared by the devices, or there are several processes; and what `loop.run` raises.
+      UserError: the batch can't be shared by the devices; and what `loop.run` raises.
     """
-    if jax.process_count() > 1:
-        raise UserError(f"training in {jax.process_count()} processes is not built yet: run one, with all its devices")
     mesh = make_mesh(**config.mesh)
     check_batch(config, mesh)
     frozen = {} if frozen is None else frozen
     limit = config.train.get("max_unsharded_mib", MAX_UNSHARDED_MIB)
     compiled, state, frozen = compile_step(step, create, params, frozen, mesh, max_unsharded_mib=limit)
+    size = config.train.batch_size
+    sharding = batch_sharding(mesh, size)
     batches = mixture.mixture(
         dict(config.data.task_weights if task_weights is None else task_weights),
         record,
         seed=config.seed,
-        batch_size=config.train.batch_size,
+        batch_size=size,
+        rows=processes.rows_of(sharding, size),
         num_threads=config.data.loader_threads,
         num_conditions=num_conditions,
         repeats=repeats,
@@ -81,10 +83,11 @@ def train(
     def place(batch: Batch) -> Batch:
         arrays = prepare(batch)
         numbers = {name: batch[name].astype(np.int32) for name in _NUMBERS if name in batch}
-        return jax.device_put(arrays | numbers, batch_sharding(mesh, config.train.batch_size))
+        return processes.place_rows(arrays | numbers, sharding, size)
 
+    launch = processes.launch_together(compiled)
     return loop.run(
-        step=around(lambda state, batch: compiled(state, frozen, batch)),
+        step=around(lambda state, batch: launch(state, frozen, batch)),
         state=state,
         batches=iter(batches),
         prepare=place,

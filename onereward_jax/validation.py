@@ -72,10 +72,6 @@ def _one_of(*names: str) -> Rule:
     return lambda value: value in names, f"one of {', '.join(names)}"
 
 
-def _is_block(value: Any) -> bool:
-    return _is_whole(value) and value > 0 and value % 128 == 0
-
-
 def _is_regex(value: Any) -> bool:
     try:
         return isinstance(value, str) and bool(re.compile(value))
@@ -189,6 +185,7 @@ _RULES: Mapping[str, Rule] = {
     "judge.planted_share": _SHARE,
     "judge.questions_per_pair": _whole(1),
     "judge.adversarial_radius": _SHARE,
+    "judge.only_task": (lambda value: value in ("", *TASKS), f"empty, or one of {', '.join(TASKS)}"),
     "preferences.first_scene": _whole(0),
     "preferences.planted_scenes_per_task": _whole(0),
     "preferences.scenes_per_task": _whole(0),

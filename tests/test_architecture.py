@@ -9,6 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "onereward_jax"
 FLOORS = [
     {
         *("tasks", "errors", "files", "tree", "mesh", "lora", "pictures", "inputs", "configuration", "validation"),
+        "processes",
         *("cost", "hlo", "topology"),
     },
     {"models"},

@@ -137,7 +137,11 @@ def test_of_many_the_bad_ones_are_named_and_the_rest_is_filled(files, tmp_path, 
         ({"out": "images/a.png"}, "images/a.png is read and would be replaced: choose another --out"),
         ({"out": "black.png/x.png"}, "black.png is a file: choose another output"),
         ({"model": "nowhere"}, "there is no model directory"),
-        ({"lora": "x"}, "there is no adapter x"),
+        ({"lora": "x=0.5"}, "there is no adapter x"),
+        ({"lora": "x=nan"}, "--lora: nan is no finite number"),
+        ({"true_cfg": "nan"}, "nan is no finite number"),
+        ({"guidance_scale": "inf"}, "inf is no finite number"),
+        ({"max_sequence_length": 513}, "513 is more than FLUX has ever read, 512"),
     ],
 )
 def test_what_is_wrong_is_one_sentence_and_nothing_is_written(files, tmp_path, capsys, changes, message):
@@ -197,8 +201,10 @@ def test_the_export_of_an_untouched_import_is_bit_by_bit_its_files(files, run, t
     for name, file in original.items():
         assert (tmp_path / "model" / name).read_bytes() == file.read_bytes(), name
     card = (tmp_path / "model" / "README.md").read_text()
+    assert "base_model" not in card
+    assert str(files) not in card
     for part in (
-        f"base_model: {files / 'model'}",
+        "\nmodel, improved by",
         "licence",
         "non-commercial",
         "after 3\nupdates",

@@ -5,6 +5,7 @@ the whole docstring is in its own `--help`. It has
 
     def add_arguments(parser: argparse.ArgumentParser) -> None   what the command line takes
     def run(args: argparse.Namespace) -> int | None              the exit code, None for 0
+    IN_SEVERAL_PROCESSES = True                                  where the same command on many hosts is one run
 
 and imports JAX and everything that imports JAX inside `run`, so that a wrong command line is answered at once. A
 command of a configuration calls `config_arguments(parser, needs=...)` and finds the loaded, validated, locked

@@ -1,7 +1,9 @@
-"""How often a judge calls the winner of annotated pairs, per task and dimension; writes JSON with --out.
+"""How often a judge calls the winner of annotated pairs, per task and dimension; JSON with --out, a page with --report.
 
 DATA is preference data in either form (docs/preferences.md), such as a directory of `onereward make-preferences`.
 Pictures may have any size. Every pair is asked in both orders; records that can't be used are named and left out.
+Another judge (--untuned), or one judge for each task (--one_a_task), is asked about the same pairs, and the difference
+gets a paired interval.
 """
 
 import argparse
@@ -12,45 +14,87 @@ from pathlib import Path
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from onereward_jax.data.preferences.dataset import BAD_SHARE
 
-    parser.add_argument("--model", metavar="DIR", required=True, help="judge in transformers layout")
+    parser.add_argument("--model", metavar="PATH", required=True, help="judge, a directory or hub repository")
     parser.add_argument("--lora", metavar="PATH", action="append", help="adapter of that judge in PEFT's layout")
-    parser.add_argument("--data", metavar="DIR", required=True, help="preferences, in either form")
-    parser.add_argument("--untuned", metavar="DIR", help="another judge, to be measured on the same pairs")
+    parser.add_argument("--data", metavar="DIR", nargs="+", required=True, help="preferences, in either form")
+    parser.add_argument("--untuned", metavar="PATH", help="another judge, to be measured on the same pairs")
+    parser.add_argument(
+        "--one_a_task", metavar="TASK=PATH", nargs="+", help="judges of one task each, to be measured on the same pairs"
+    )
     parser.add_argument("--source", choices=("planted", "base"), default="", help="only pairs of this kind")
     parser.add_argument("--batch_size", type=int, default=50, metavar="N", help="pairs asked at once (default: 50)")
     parser.add_argument(
         "--image_step", type=int, default=0, metavar="N", help="round sides of pictures to multiples of N pixels"
     )
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32", help="default: float32")
     parser.add_argument(
         "--bad_share", type=float, default=BAD_SHARE, metavar="SHARE", help=f"that may be bad (default: {BAD_SHARE})"
     )
     parser.add_argument("--out", metavar="FILE", help="a JSON file for all figures, calibration among them")
+    parser.add_argument("--report", metavar="DIR", help="gets report.html and its figures")
 
 
 def run(args: argparse.Namespace) -> None:
     from onereward_jax.data.preferences.dataset import open_records
-    from onereward_jax.evaluation.accuracy import judge_accuracy
-    from onereward_jax.evaluation.asking import preference_records
-    from onereward_jax.files import write_json
+    from onereward_jax.errors import UserError
+    from onereward_jax.evaluation.accuracy import accuracy_difference, judge_accuracy
+    from onereward_jax.evaluation.asking import preference_records, records_of_several, scenes_of
+    from onereward_jax.evaluation.judge_report import write_judge_report
+    from onereward_jax.files import check_writable, write_json
     from onereward_jax.judge.judge import Judge
     from onereward_jax.judge.pairs import check_record, read_pairs
 
-    data = Path(args.data)
-    open_records(data)  # before a model is loaded
-    models = {"model": args.model} | ({"untuned": args.untuned} if args.untuned else {})
-    found = {}
-    pairs = None
-    for name, path in models.items():
-        judge = Judge.from_pretrained(path, "float32", lora=args.lora if name == "model" else None)
-        if pairs is None:
-            check = functools.partial(check_record, judge, None)
-            pairs = read_pairs(data, source=args.source, check=check, bad_share=args.bad_share)
-        found[name] = judge_accuracy(
-            preference_records(judge, pairs, batch_size=args.batch_size, image_step=args.image_step)
-        )
-        print(_table(path, found[name]))
+    directories = [Path(directory) for directory in args.data]
+    for directory in directories:  # before a model is loaded
+        open_records(directory)
+    specialists = _specialists(args.one_a_task or [])
+    for output in filter(None, (args.report, args.out and Path(args.out).parent)):
+        check_writable(Path(output))
+    judge = Judge.from_pretrained(args.model, args.dtype, lora=args.lora)
+    check = functools.partial(check_record, judge, None)
+    pairs = read_pairs(*directories, source=args.source, check=check, bad_share=args.bad_share)
+    if specialists and (missing := sorted({pair.task for pair in pairs} - specialists.keys())):
+        raise UserError(f"--one_a_task names no judge of {', '.join(missing)}, of which there are pairs: name one, too")
+    how = {"batch_size": args.batch_size, "image_step": args.image_step}
+    records = {"model": preference_records(judge, pairs, **how)}
+    print(_table(args.model, judge_accuracy(records["model"])))
+    if args.untuned:
+        records["untuned"] = preference_records(Judge.from_pretrained(args.untuned, args.dtype), pairs, **how)
+        print(_table(args.untuned, judge_accuracy(records["untuned"])))
+    if specialists:
+        judge_of = lambda task: Judge.from_pretrained(specialists[task], args.dtype)  # noqa: E731
+        records["one_a_task"] = records_of_several(judge_of, pairs, **how)
+        print(_table("one judge a task", judge_accuracy(records["one_a_task"])))
+    found: dict = {name: judge_accuracy(answers) for name, answers in records.items()}
+    scenes = scenes_of(pairs)
+    others = {name: answers for name, answers in records.items() if name != "model"}
+    found["differences"] = {name: accuracy_difference(records["model"], x, scenes) for name, x in others.items()}
+    for name, difference in found["differences"].items():
+        low, high = difference["overall"]["ci95"]
+        print(f"{args.model} - {name}: {difference['overall']['difference']:+.3f}, 95 % {low:+.3f} to {high:+.3f}")
     if args.out:
+        Path(args.out).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(args.out), found)
+    if args.report:
+        models = [("model", args.model), ("untuned", args.untuned), *specialists.items()]
+        facts = [(name, path) for name, path in models if path]
+        write_judge_report(Path(args.report), found, [*facts, ("data", ", ".join(args.data))])
+
+
+def _specialists(given: list[str]) -> dict[str, str]:
+    """["image_fill=DIR", ...] -> {task: directory}."""
+    from onereward_jax.errors import UserError
+    from onereward_jax.tasks import TASKS
+
+    found: dict[str, str] = {}
+    for text in given:
+        task, _, directory = text.partition("=")
+        if task not in TASKS or not directory:
+            raise UserError(f"--one_a_task {text!r} is not TASK=PATH with a task of {', '.join(TASKS)}")
+        if task in found:
+            raise UserError(f"--one_a_task names two judges of {task}: name one")
+        found[task] = directory
+    return found
 
 
 def _table(title: str, found: dict) -> str:

@@ -10,7 +10,9 @@ can't be read is named, the rest is filled, and the exit code is 1.
 """
 
 import argparse
+import math
 import sys
+import warnings
 from pathlib import Path
 
 from onereward_jax.tasks import NEGATIVE_PROMPT, TASKS
@@ -20,7 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="PATH", required=True, help="FLUX.1-Fill, a directory or hub repository")
     parser.add_argument("--revision", help="branch, tag or commit of the repository")
     parser.add_argument("--transformer", metavar="PATH", help="another transformer: a directory, or REPO:SUBFOLDER")
-    parser.add_argument("--lora", metavar="PATH", help="an adapter of the transformer")
+    parser.add_argument(
+        "--lora",
+        metavar="PATH[=WEIGHT]",
+        type=_adapter,
+        action="append",
+        help="an adapter of the transformer; may be given again",
+    )
     parser.add_argument("--image", metavar="FILE", required=True, help="a picture, a folder of them, or a JSONL file")
     parser.add_argument("--mask", metavar="FILE", help="white where to generate, or a folder of masks")
     parser.add_argument("--prompt", help="what the picture should show")
@@ -28,9 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--task", choices=TASKS, help="default: image_fill, with --extend image_extend")
     parser.add_argument("--extend", metavar="left=256,right=0", help="pixels to add at the sides")
     parser.add_argument("--num_inference_steps", type=_positive, default=50, help="default: %(default)s")
-    parser.add_argument("--true_cfg_scale", type=float, default=4.0, help="default: %(default)s")
-    parser.add_argument("--guidance_scale", type=float, default=1.0, help="default: %(default)s")
-    parser.add_argument("--max_sequence_length", type=_positive, default=512, help="tokens of T5, default: %(default)s")
+    parser.add_argument("--true_cfg_scale", "--true_cfg", type=_finite, default=4.0, help="default: %(default)s")
+    parser.add_argument("--guidance_scale", type=_finite, default=1.0, help="default: %(default)s")
+    parser.add_argument("--max_sequence_length", type=_length, default=512, help="tokens of T5, default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--num_images", type=_positive, default=1, help="with the seeds SEED, SEED + 1, ...")
     parser.add_argument("--keep_outside", action="store_true", help="put the image's own pixels back outside the mask")
@@ -75,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
     prompts = {request: tried(request, lambda request: request.text()) for request in requests}
     prompts = {request: prompt for request, prompt in prompts.items() if prompt is not None}
     if not many:
-        requests[0].pictures()
+        with warnings.catch_warnings(action="ignore"):  # they come when it is filled
+            requests[0].pictures()
     if prompts:
         _fill(args, prompts, files, tried)
     if failed:
@@ -90,24 +99,26 @@ def _fill(args: argparse.Namespace, prompts: dict, files: dict, tried) -> None:
     from tqdm import tqdm
 
     from onereward_jax.commands import use_compilation_cache
+    from onereward_jax.errors import in_memory
     from onereward_jax.flow.pipeline import FillPipeline
     from onereward_jax.inputs import keep_outside
     from onereward_jax.mesh import make_mesh
     from onereward_jax.pictures import write_png
 
     use_compilation_cache()
-    pipeline = FillPipeline.from_pretrained(
-        args.model,
-        revision=args.revision,
-        dtype=args.dtype,
-        mesh=make_mesh() if jax.device_count() > 1 else None,
-        transformer=args.transformer,
-        lora=args.lora,
-    )
     negatives = {request.negative_prompt for request in prompts} if args.true_cfg_scale != 1 else set()
     texts = [*dict.fromkeys(prompts.values()), *sorted(negatives)]
-    pipeline.prompts.cache_size = len(texts)
-    pipeline.prompts.encode(texts, args.max_sequence_length)
+    with in_memory("the model", "take more devices, or larger ones"):
+        pipeline = FillPipeline.from_pretrained(
+            args.model,
+            revision=args.revision,
+            dtype=args.dtype,
+            mesh=make_mesh() if jax.device_count() > 1 else None,
+            transformer=args.transformer,
+            lora=args.lora,
+        )
+        pipeline.prompts.cache_size = len(texts)
+        pipeline.prompts.encode(texts, args.max_sequence_length)
     pipeline.release_text_encoders()  # the transformer takes their place on the device
 
     def fill(request):
@@ -136,3 +147,26 @@ def _positive(text: str) -> int:
     if number < 1:
         raise argparse.ArgumentTypeError(f"{number} is not at least 1")
     return number
+
+
+def _length(text: str) -> int:
+    number = _positive(text)
+    if number > 512:
+        raise argparse.ArgumentTypeError(f"{number} is more than FLUX has ever read, 512")
+    return number
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text} is no finite number")
+    return number
+
+
+def _adapter(text: str) -> tuple[str, float]:
+    """Path and weight; a path may have a "=" of its own."""
+    path, equals, weight = text.rpartition("=")
+    try:
+        return (path, _finite(weight)) if equals else (text, 1.0)
+    except ValueError:
+        return text, 1.0

@@ -11,6 +11,8 @@ from onereward_jax.commands import config_arguments, use_compilation_cache
 from onereward_jax.configuration import claim_workdir
 from onereward_jax.errors import UserError
 
+IN_SEVERAL_PROCESSES = True
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     needs = ("data", "finetune", "lora", "mesh", "model", "optimizer", "train")

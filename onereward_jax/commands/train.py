@@ -6,6 +6,8 @@ import functools
 from onereward_jax.commands import config_arguments
 from onereward_jax.configuration import EVALUATION_FIELDS, FREE_FIELDS, claim_workdir
 
+IN_SEVERAL_PROCESSES = True
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     config_arguments(parser, needs=("algorithm", "data", "evaluation", "mesh", "model", "optimizer", "rl", "train"))

@@ -6,6 +6,8 @@ import functools
 from onereward_jax.commands import config_arguments
 from onereward_jax.configuration import claim_workdir
 
+IN_SEVERAL_PROCESSES = True
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     config_arguments(parser, needs=("data", "judge", "mesh", "optimizer", "train"))

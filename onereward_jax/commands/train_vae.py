@@ -5,6 +5,8 @@ import argparse
 from onereward_jax.commands import config_arguments
 from onereward_jax.configuration import claim_workdir
 
+IN_SEVERAL_PROCESSES = True
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     config_arguments(parser, needs=("data", "mesh", "optimizer", "train", "vae"))

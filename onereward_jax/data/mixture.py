@@ -6,7 +6,8 @@ again, c takes the place of i in both: the number of the sample's condition.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -25,8 +26,7 @@ def mixture(
     make_record: Callable[[int, str], Record],
     seed: int,
     batch_size: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | None = None,
     num_threads: int = 2,
     prefetch: int | None = None,
     num_conditions: int = 0,
@@ -34,41 +34,38 @@ def mixture(
 ) -> grain.IterDataset:
     """Batches of records whose tasks are drawn with probabilities p_k.
 
-    Process p of P gets rows p·B/P to (p+1)·B/P of every global batch, so that the global array is the same for
-    every P. `iter(...)` gives an iterator with `get_state()` and `set_state()`, whose state is the same in every
-    process.
+    Of several processes, each makes the rows of the global batch that its devices hold: the batch is the same however
+    many there are. `iter(...)` gives an iterator with `get_state()` and `set_state()`, whose state is the same for all
+    rows.
 
     Args:
       tasks: {task: weight}; the weights need not sum to 1.
       make_record: (global index, task) -> {name: array, number or string}, the same names and shapes for every
         sample; must depend on its arguments only. Called from `num_threads` threads.
       seed: of the draw of tasks.
-      batch_size: global batch size B, a multiple of `process_count`.
-      process_index: this process, `jax.process_index()`.
-      process_count: number of processes, `jax.process_count()`.
+      batch_size: global batch size B.
+      rows: R of the B rows of a batch, which alone are made; None: all.
       num_threads: threads that make records; 0 makes them in the caller's.
       prefetch: batches made ahead, by default one per thread.
       num_conditions: records there are, which come in epochs, each in another order; 0: every sample is new.
       repeats: batches in a row that hold the same records.
 
     Returns:
-      Dataset of {name: array with a leading axis of B/P}, with `index`: int64 (B/P,), the global sample indices,
-      from which random keys are folded. If records come again, also `condition`: int64 (B/P,), what `make_record` took
-      for an index; if batches are repeated, `age`: int32 (B/P,), how many of them went before.
+      Dataset of {name: array with a leading axis of R}, with `index`: int64 (R,), the global sample indices,
+      from which random keys are folded. If records come again, also `condition`: int64 (R,), what `make_record` took
+      for an index; if batches are repeated, `age`: int32 (R,), how many of them went before.
 
     Raises:
-      UserError: weights that are negative, not finite or all zero; a batch size the processes can't share.
+      UserError: weights that are negative, not finite or all zero; a batch without a sample.
     """
     names, cumulative = _cumulative(tasks)
-    if batch_size < 1 or batch_size % process_count:
-        raise UserError(f"a batch of {batch_size} can't be shared by {process_count} processes: make it a multiple")
-    if not 0 <= process_index < process_count:
-        raise UserError(f"process {process_index} is not one of {process_count}: count them from 0")
-    local_size = batch_size // process_count
+    if batch_size < 1:
+        raise UserError(f"a batch of {batch_size} has no sample: make it 1 or more")
+    made = range(batch_size) if rows is None else rows
 
     def record_of(local_index: int) -> dict[str, Any]:
-        batch, row = divmod(int(local_index), local_size)
-        row += process_index * local_size
+        batch, place = divmod(int(local_index), len(made))
+        row = made[place]
         numbers: dict[str, Any] = {"index": np.int64(batch * batch_size + row)}
         drawn, age = divmod(batch, repeats)
         condition = drawn * batch_size + row
@@ -85,7 +82,7 @@ def mixture(
     return (
         grain.MapDataset.range(_ENDLESS)
         .map(record_of)
-        .batch(local_size, drop_remainder=True, batch_fn=_stack)
+        .batch(len(made), drop_remainder=True, batch_fn=_stack)
         .to_iter_dataset(read_options)
     )
 
@@ -94,6 +91,23 @@ def draw_task(cumulative: np.ndarray, seed: int, index: int) -> int:
     """Position of the task of sample `index`: one uniform draw from (seed, index) against cumulative weights."""
     uniform = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, index])).random()
     return int(np.searchsorted(cumulative, uniform, side="right"))
+
+
+def samples_of(tasks: Mapping[str, float], task: str, seed: int, count: int) -> np.ndarray:
+    """Global indices, int64 (count,), of the first samples whose task is `task`.
+
+    Args:
+      tasks, seed: of the mixture.
+
+    Raises:
+      UserError: the task's weight is zero; or as of `mixture`.
+    """
+    names, cumulative = _cumulative(tasks)
+    if task not in names:
+        raise UserError(f"the weight of task {task} is 0: give it a positive one")
+    place = names.index(task)
+    found = (index for index in itertools.count() if draw_task(cumulative, seed, index) == place)
+    return np.fromiter(itertools.islice(found, count), np.int64, count)
 
 
 def _condition(seed: int, number: int, count: int) -> int:

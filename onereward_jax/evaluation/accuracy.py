@@ -1,12 +1,12 @@
 """How often the judge calls the winner of a held-out pair (the paper's Table 1)."""
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from onereward_jax.evaluation.statistics import wilson_interval
+from onereward_jax.evaluation.statistics import paired_difference_interval, wilson_interval
 from onereward_jax.tasks import CELLS
 
 # task, dimension, P(Yes | winner, loser), P(Yes | loser, winner), and whether the annotator's winner
@@ -51,6 +51,48 @@ def judge_accuracy(records: Iterable[Record]) -> dict[str, Any]:
     return {"cells": cells, "overall": _summary(everything) | {"calibration": _calibration(everything)}}
 
 
+def accuracy_difference(
+    records: Sequence[Record], others: Sequence[Record], groups: Sequence[Hashable] | None = None
+) -> dict[str, Any]:
+    """How much more often one judge is right than another about the same pairs, both orders' mean.
+
+    Args:
+      records, others: of the two judges, in the same order.
+      groups: of each record, what hangs together, see `asking.scenes_of`; by default nothing does.
+
+    Returns:
+      {"cells": {task: {dimension: summary}}, "tasks": {task: summary}, "overall": summary}, with summary = {"n",
+      "difference", "ci95" (paired)}. Without records: no cells, no tasks, and "overall" is None.
+
+    Raises:
+      ValueError: the records are not of the same pairs.
+    """
+    if [record[:2] for record in records] != [record[:2] for record in others]:
+        raise ValueError("the two judges were not asked the same questions")
+    groups = range(len(records)) if groups is None else groups
+    differences = _right(records) - _right(others)
+
+    def summary(rows: Sequence[int]) -> dict[str, Any]:
+        of_rows = differences[list(rows)]
+        interval = paired_difference_interval(of_rows, [groups[row] for row in rows])
+        return {"n": len(rows), "difference": float(of_rows.mean()), "ci95": list(interval)}
+
+    by_cell: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for row, record in enumerate(records):
+        by_cell[record[0], record[1]].append(row)
+    cells: dict[str, dict[str, Any]] = {}
+    by_task: dict[str, list[int]] = defaultdict(list)
+    for task, dimension in CELLS:
+        if rows := by_cell.get((task, dimension)):
+            cells.setdefault(task, {})[dimension] = summary(rows)
+            by_task[task] += rows
+    return {
+        "cells": cells,
+        "tasks": {task: summary(rows) for task, rows in by_task.items()},
+        "overall": summary(range(len(records))) if records else None,
+    }
+
+
 def table(accuracy: dict[str, Any], key: str = "accuracy") -> dict[str, dict[str, float]]:
     """One number a cell: {task: {dimension: x}}, as `evaluation.json` has it; cells without the number are left out."""
     numbers = {
@@ -60,11 +102,22 @@ def table(accuracy: dict[str, Any], key: str = "accuracy") -> dict[str, dict[str
     return {task: dimensions for task, dimensions in numbers.items() if dimensions}
 
 
+def _answers(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
+    """P(Yes) with the winner first, and with the loser first."""
+    winner_first, loser_first = np.array([record[2:4] for record in records], np.float64).reshape(-1, 2).T
+    return winner_first, loser_first
+
+
+def _right(records: Sequence[Record]) -> np.ndarray:
+    """In how many of both orders the judge calls the winner: 0, ½ or 1, and with an undecided answer between."""
+    winner_first, loser_first = _answers(records)
+    return (_above(winner_first, 0.5) + 1 - _above(loser_first, 0.5)) / 2
+
+
 def _summary(records: list[Record]) -> dict[str, Any]:
-    winner_first = np.array([record[2] for record in records], np.float64)
-    loser_first = np.array([record[3] for record in records], np.float64)
+    winner_first, loser_first = _answers(records)
     right_winner_first, right_loser_first = _above(winner_first, 0.5), 1 - _above(loser_first, 0.5)
-    right = (right_winner_first + right_loser_first) / 2
+    right = _right(records)
     known = np.array([record[4] is not None for record in records])
     label_is_true = np.array([bool(record[4]) for record in records])[known]
     truly_right = np.where(label_is_true, right[known], 1 - right[known])

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from onereward_jax import tasks
+from onereward_jax import processes, tasks
 from onereward_jax.data.proving_ground import ProvingGround
 from onereward_jax.data.proving_ground.parallel import score_all
 from onereward_jax.evaluation.accuracy import Record, judge_accuracy, table
@@ -56,7 +56,7 @@ def ask_both_orders(
     for rows in batches_of(len(texts), batch_size):
         batch = question_batch(judge, [texts[row][0] for row in rows], [texts[row][1] for row in rows], question_length)
         log_p = ask(params, {"first": first[rows], "second": second[rows], **batch})
-        answers.append(np.exp(np.asarray(log_p[..., 0])))
+        answers.append(np.exp(processes.fetch(log_p)[..., 0]))
     return np.concatenate(answers, axis=1)[:, : len(texts)]
 
 
@@ -124,21 +124,41 @@ def preference_records(
                 scenes = [ground.scene(pairs[n].notes["scene"], pairs[n].task) for n in rows]
                 truth |= dict(zip(rows, score_all(scenes, zip(first, second, strict=True)), strict=True))
     records: list[Record] = []
+    for number, column, dimension in _annotated(pairs):
+        label = pairs[number].labels[dimension]
+        as_given, swapped = (float(p) for p in both[number][:, column])
+        if not math.isfinite(as_given + swapped):
+            raise ValueError("the judge's answer is not a number: check the weights for NaN")
+        winner_first, loser_first = (as_given, swapped) if label > 0 else (swapped, as_given)
+        better = None
+        if number in truth:
+            lead = truth[number][0][dimension] - truth[number][1][dimension]
+            better = None if lead == 0 else bool(lead * label > 0)
+        records.append((pairs[number].task, dimension, winner_first, loser_first, better))
+    return records
+
+
+def _annotated(pairs: Pairs) -> Iterator[tuple[int, int, str]]:
+    """(number of the pair, column of its task's dimensions, dimension) of every label, in the order of the records."""
     for number, pair in enumerate(pairs):
         for column, dimension in enumerate(tasks.dimensions_of(pair.task, pair.prompt)):
-            label = pair.labels.get(dimension)
-            if label is None:
-                continue
-            as_given, swapped = (float(p) for p in both[number][:, column])
-            if not math.isfinite(as_given + swapped):
-                raise ValueError("the judge's answer is not a number: check the weights for NaN")
-            winner_first, loser_first = (as_given, swapped) if label > 0 else (swapped, as_given)
-            better = None
-            if number in truth:
-                lead = truth[number][0][dimension] - truth[number][1][dimension]
-                better = None if lead == 0 else bool(lead * label > 0)
-            records.append((pair.task, dimension, winner_first, loser_first, better))
-    return records
+            if dimension in pair.labels:
+                yield number, column, dimension
+
+
+def scenes_of(pairs: Pairs) -> list[tuple[int, int]]:
+    """Of each of the `preference_records`, which record of the data it is about: its candidates hang together."""
+    return [(pairs[number].part, pairs[number].row) for number, _, _ in _annotated(pairs)]
+
+
+def records_of_several(judge_of: Callable[[str], Judge], pairs: Pairs, **options: Any) -> list[Record]:
+    """`preference_records` in the order of the pairs, each of the judge of its task; one is in memory at a time."""
+
+    def answers(task: str) -> list[Record]:
+        return preference_records(judge_of(task), pairs.where(lambda pair: pair.task == task), **options)
+
+    of_task = {task: iter(answers(task)) for task in sorted({pair.task for pair in pairs})}
+    return [next(of_task[pairs[number].task]) for number, _, _ in _annotated(pairs)]
 
 
 def watch_held_out(config: ConfigDict, judge: Judge, pairs: Pairs) -> Callable[[Any], dict[str, float]]:

@@ -265,22 +265,93 @@ def draw_accuracy(axes: Axes, evaluation: Mapping[str, Any], theme: Mapping[str,
             best = 100 * ceiling[task][dimension]
             text = None if row else "ceiling"
             axes.plot([best], [row], "|", color=theme["ink"], markersize=11, markeredgewidth=1.6, label=text)
-    axes.set_yticks(range(len(cells)), [f"{label(task)} · {label(dimension)}" for task, dimension in cells])
-    axes.set_ylim(len(cells) - 0.4, -0.6)
+    _cell_rows(axes, cells)
     axes.set_xlim(min(45.0, *(100 * accuracy[task][dimension] - 8 for task, dimension in cells)), 100)
     axes.set_xlabel("% of held-out pairs")
-    axes.grid(visible=False, axis="y")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
 
 
 def draw_calibration(axes: Axes, bins: list[dict[str, float]], theme: Mapping[str, str]) -> None:
     """How often the first image had won, against what the judge said; a point's area is its number of answers."""
+    _draw_reliability(axes, bins, theme["judge"], theme)
+
+
+def _draw_reliability(
+    axes: Axes, bins: list[dict[str, float]], colour: str, theme: Mapping[str, str], **style: Any
+) -> None:
     axes.plot([0, 1], [0, 1], color=theme["muted"], linewidth=0.9, dashes=(2, 2))
     predicted, observed = [b["predicted"] for b in bins], [b["observed"] for b in bins]
     most = max(b["n"] for b in bins)
-    axes.plot(predicted, observed, color=theme["judge"], linewidth=1.4)
-    axes.scatter(predicted, observed, [12 + 90 * b["n"] / most for b in bins], color=theme["judge"], linewidths=0)
+    axes.plot(predicted, observed, color=colour, linewidth=1.4, **style)
+    axes.scatter(predicted, observed, [12 + 90 * b["n"] / most for b in bins], color=colour, linewidths=0)
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="judge's P(Yes)", ylabel="share that had won")
+
+
+# Of several judges, in their order: colour, mark, line.
+JUDGE_STYLES = (("good", "o", "-"), ("bad", "D", (0, (5, 1.5))), ("structure", "s", (0, (1.5, 1.5))))
+
+
+def draw_judges(axes: Axes, judges: Mapping[str, Mapping[str, Any]], theme: Mapping[str, str]) -> None:
+    """Accuracy of several judges in every cell, side by side, with its interval.
+
+    Args:
+      judges: name -> what `accuracy.judge_accuracy` says of it.
+    """
+    cells = cells_of(judges)
+    axes.axvline(50, color=theme["muted"], linewidth=0.9, dashes=(2, 2))
+    least = 45.0
+    for place, (name, found) in enumerate(judges.items()):
+        colour, mark, _ = JUDGE_STYLES[place]
+        for row, (task, dimension) in enumerate(cells):
+            cell = found["cells"][task][dimension]
+            y = row + 0.26 * (place - (len(judges) - 1) / 2)
+            axes.plot([100 * x for x in cell["ci95"]], [y, y], color=theme[colour], linewidth=2)
+            text = None if row else name
+            axes.plot([100 * cell["accuracy"]], [y], mark, color=theme[colour], markersize=5, label=text)
+            least = min(least, 100 * cell["ci95"][0] - 2)
+    _cell_rows(axes, cells)
+    axes.set_xlim(least, 100)
+    axes.set_xlabel("% of held-out pairs")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(judges))
+
+
+def draw_judge_difference(axes: Axes, difference: Mapping[str, Any], theme: Mapping[str, str]) -> None:
+    """How much more often one judge is right than another, in points, with its paired interval.
+
+    Args:
+      difference: what `accuracy.accuracy_difference` says.
+    """
+    cells = [(task, dimension) for task, dimension in CELLS if dimension in difference["cells"].get(task, {})]
+    axes.axvline(0, color=theme["muted"], linewidth=0.9, dashes=(2, 2))
+    reach = 5.0
+    for row, (task, dimension) in enumerate(cells):
+        cell = difference["cells"][task][dimension]
+        axes.plot([100 * x for x in cell["ci95"]], [row, row], color=theme["judge"], linewidth=2)
+        axes.plot([100 * cell["difference"]], [row], "o", color=theme["judge"], markersize=5)
+        reach = max(reach, *(100 * abs(x) for x in cell["ci95"]))
+    _cell_rows(axes, cells)
+    axes.set_xlim(-1.05 * reach, 1.05 * reach)
+    axes.set_xlabel("points of accuracy")
+
+
+def draw_reliability(axes: Axes, judges: Mapping[str, Mapping[str, Any]], theme: Mapping[str, str]) -> None:
+    """`draw_calibration` of several judges, name -> what `accuracy.judge_accuracy` says of it."""
+    for place, (name, found) in enumerate(judges.items()):
+        colour, _, line = JUDGE_STYLES[place]
+        _draw_reliability(axes, found["overall"]["calibration"], theme[colour], theme, linestyle=line, label=name)
+    axes.legend(loc="upper left")
+
+
+def cells_of(judges: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """The cells in which the judges were asked, the same for all."""
+    found = next(iter(judges.values()))["cells"]
+    return [(task, dimension) for task, dimension in CELLS if dimension in found.get(task, {})]
+
+
+def _cell_rows(axes: Axes, cells: Sequence[tuple[str, str]]) -> None:
+    axes.set_yticks(range(len(cells)), [f"{label(task)} · {label(dimension)}" for task, dimension in cells])
+    axes.set_ylim(len(cells) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
 
 
 def figure(draw: Callable[[Axes], None], theme: Mapping[str, str], size: tuple[float, float] = PANEL) -> Figure:
@@ -302,6 +373,7 @@ def svg(draw: Callable[[Axes], None], title: str, size: tuple[float, float] = PA
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
     # Group names repeat from figure to figure, and nothing refers to them.
+    text = re.sub(r'<g id="[^"]*"/>', "", text)
     text = re.sub(r'<g id="[^"]*">', "<g>", text)
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
     for name, colour in STAND_IN.items():
@@ -356,13 +428,17 @@ TRAINING_CURVES = {
 }
 
 
+# Sizes of panels in pictures of these names.
+SHEETS = {"judge_accuracy": (6.4, 4.2), "calibration": (3.4, 3.0), "judges": (6.4, 5.6), "judge_difference": (6.4, 4.2)}
+
+
 def save_png(
     path: Path, panels: Sequence[tuple[str, Callable[[Axes], None]]], theme: Mapping[str, str], columns: int
 ) -> Path:
     """Panels, each a title and what draws it, on one sheet of so many columns."""
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
-    width, height = (6.4, 4.2) if path.stem == "judge_accuracy" else (PANEL if path.stem != "calibration" else (3.4, 3))
+    width, height = SHEETS.get(path.stem, PANEL)
     with mpl.rc_context(_style(theme)):
         sheet = Figure(figsize=(width * columns, height * rows), layout="constrained", facecolor="white")
         grid = sheet.subplots(rows, columns, squeeze=False).ravel()

@@ -107,15 +107,14 @@ def write_report(
     context = {
         "title": title,
         "subtitle": ALGORITHMS.get(algorithm, algorithm or "algorithm not named"),
-        "css": Markup((Path(__file__).parent / "report.css").read_text(encoding="utf-8")),
         "result": summarize(evaluation, curves),
         "tiles": _tiles(evaluation, curves),
         "rewards": [
-            (label(task), _svg(partial(plots.draw_rewards, curves=curves, task=task), task))
+            (label(task), svg(partial(plots.draw_rewards, curves=curves, task=task), task))
             for task in TASKS
             if plots.has_rewards(curves, task)
         ],
-        "truth_curves": _svg(partial(plots.draw_truth, curves=curves), "truth") if plots.has_truth(curves) else "",
+        "truth_curves": svg(partial(plots.draw_truth, curves=curves), "truth") if plots.has_truth(curves) else "",
         "reward_note": REWARD_NOTES.get(algorithm, ""),
         "bandwidth": f"{100 * plots.BANDWIDTH:.0f}{SPACE}%",
         "margin": f"{100 * evaluation.get('tie_margin', TIE_MARGIN):g}{SPACE}%",
@@ -129,7 +128,7 @@ def write_report(
         "examples": examples,
         "examples_note": note,
         "training": [
-            _svg(partial(plots.draw_training, curves=curves, key=key, title=name), name, (3.3, 2.3))
+            svg(partial(plots.draw_training, curves=curves, key=key, title=name), name, (3.3, 2.3))
             for key, name in plots.TRAINING_CURVES.items()
             if key in curves
         ],
@@ -138,6 +137,12 @@ def write_report(
         "config": _config_text(config) if config else "",
         "credits": list(credits),
     }
+    write_page(path, "report.html.jinja", context)
+    return path
+
+
+def write_page(path: Path, template: str, context: Mapping[str, Any]) -> None:
+    """Renders a template of this directory, with `css` for its style, and writes the page, whole or not at all."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -145,10 +150,10 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("report.html.jinja").render(context)
+    css = Markup((Path(__file__).parent / "report.css").read_text(encoding="utf-8"))
+    page = environment.get_template(template).render(css=css, **context)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, page)
-    return path
 
 
 def summarize(evaluation: Mapping[str, Any], curves: plots.Curves) -> str:
@@ -160,7 +165,7 @@ def summarize(evaluation: Mapping[str, Any], curves: plots.Curves) -> str:
     for task in (task for task in TASKS if task in shares_of):
         low, high = shares_of[task]["ci95"]
         difference = shares_of[task]["good"] - shares_of[task]["bad"]
-        text = f"{label(task)} ({_points(difference)}, 95{SPACE}% interval {_points(low)} to {_points(high)})"
+        text = f"{label(task)} ({points(difference)}, 95{SPACE}% interval {points(low)} to {points(high)})"
         (better if low > 0 else worse if high < 0 else open_).append(text)
     if shares_of:
         counts = sorted({shares["n"] for shares in shares_of.values()})
@@ -192,11 +197,9 @@ def summarize(evaluation: Mapping[str, Any], curves: plots.Curves) -> str:
     cells = _cells(evaluation.get("judge_accuracy"))
     if cells:
         (worst_task, worst_dimension), worst = min(cells.items(), key=lambda item: item[1])
-        sentence = (
-            f"The judge calls {_percent(float(np.mean(list(cells.values()))))} of held-out pairs right on average"
-        )
+        sentence = f"The judge calls {percent(float(np.mean(list(cells.values()))))} of held-out pairs right on average"
         if len(cells) > 1:
-            sentence += f", {_percent(worst)} in its weakest cell ({label(worst_task)}, {label(worst_dimension)})"
+            sentence += f", {percent(worst)} in its weakest cell ({label(worst_task)}, {label(worst_dimension)})"
         sentences.append(f"{sentence}; chance is 50{SPACE}%.")
     parted = [text for task in TASKS if (text := _parting(evaluation, task))]
     if parted:
@@ -245,12 +248,12 @@ def _tiles(evaluation: Mapping[str, Any], curves: plots.Curves) -> list[tuple[st
     tiles = []
     for task, shares in ((task, evaluation["gsb"][task]) for task in TASKS if task in (evaluation.get("gsb") or {})):
         low, high = shares["ci95"]
-        interval = "good − bad in points, " + f"{_points(low)} to {_points(high)}".replace(" ", SPACE)
-        tiles.append((label(task), _points(shares["good"] - shares["bad"]), interval))
+        interval = "good − bad in points, " + f"{points(low)} to {points(high)}".replace(" ", SPACE)
+        tiles.append((label(task), points(shares["good"] - shares["bad"]), interval))
     cells = list(_cells(evaluation.get("judge_accuracy")).values())
     if cells:
-        detail = f"cells from {_percent(min(cells))} to {_percent(max(cells))}"
-        tiles.append(("judge’s accuracy", _percent(float(np.mean(cells))), detail))
+        detail = f"cells from {percent(min(cells))} to {percent(max(cells))}"
+        tiles.append(("judge’s accuracy", percent(float(np.mean(cells))), detail))
     rewards = _reward_change(curves)
     if rewards:
         tiles.append(("judge’s reward", f"{rewards[1]:.2f}", f"at the end; {rewards[0]:.2f} at the start"))
@@ -320,9 +323,9 @@ def _orders(evaluation: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [
         (
             f"{label(task)} · {label(dimension)}",
-            _percent(cell["winner_first"]),
-            _percent(cell["loser_first"]),
-            _signed(cell["position_bias"], ".3f"),
+            percent(cell["winner_first"]),
+            percent(cell["loser_first"]),
+            signed(cell["position_bias"], ".3f"),
             str(cell["n"]),
         )
         for task, dimension in CELLS
@@ -334,7 +337,7 @@ def _calibration(evaluation: Mapping[str, Any]) -> Markup | None:
     overall = (evaluation.get("judge") or {}).get("overall") or {}
     if not overall.get("calibration"):
         return None
-    return _svg(partial(plots.draw_calibration, bins=overall["calibration"]), "calibration", (3.6, 3.0))
+    return svg(partial(plots.draw_calibration, bins=overall["calibration"]), "calibration", (3.6, 3.0))
 
 
 def _gsb(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -348,8 +351,8 @@ def _gsb(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
             {name: f"{100 * shares[name]:.1f}" for name in ("good", "same", "bad")}
             | {
                 "task": label(task),
-                "difference": _points(shares["good"] - shares["bad"]),
-                "interval": f"{_points(low)} to {_points(high)}",
+                "difference": points(shares["good"] - shares["bad"]),
+                "interval": f"{points(low)} to {points(high)}",
                 "mark": _mark(low, high),
                 "n": shares["n"],
             }
@@ -357,8 +360,8 @@ def _gsb(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
     size = (4.6, 0.9 + 0.55 * len(rows))
     return {
         "rows": rows,
-        "bars": _svg(partial(plots.draw_good_same_bad, gsb=shares_of), "shares of good, same and bad", size),
-        "difference": _svg(partial(plots.draw_difference, evaluation=evaluation), "good minus bad by task", size),
+        "bars": svg(partial(plots.draw_good_same_bad, gsb=shares_of), "shares of good, same and bad", size),
+        "difference": svg(partial(plots.draw_difference, evaluation=evaluation), "good minus bad by task", size),
     }
 
 
@@ -372,8 +375,8 @@ def _truth(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
                     "cell": f"{label(task)} · {label(dimension)}",
                     "base": f"{100 * cell['base']:.1f}",
                     "policy": f"{100 * cell['policy']:.1f}",
-                    "difference": _signed(100 * cell["difference"], ".1f"),
-                    "interval": f"{_signed(100 * low, '.1f')} to {_signed(100 * high, '.1f')}",
+                    "difference": signed(100 * cell["difference"], ".1f"),
+                    "interval": f"{signed(100 * low, '.1f')} to {signed(100 * high, '.1f')}",
                     "mark": _mark(low, high),
                 }
             )
@@ -387,9 +390,9 @@ def _views(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
             "task": label(task),
             "p_yes": f"{view['p_yes']:.3f}",
             "interval": f"{view['ci95'][0]:.3f} to {view['ci95'][1]:.3f}",
-            "difference": _points(shares_of[task]["good"] - shares_of[task]["bad"]) if task in shares_of else "–",
-            "fooled": _percent(view["fooled"]),
-            "missed": _percent(view["missed"]),
+            "difference": points(shares_of[task]["good"] - shares_of[task]["bad"]) if task in shares_of else "–",
+            "fooled": percent(view["fooled"]),
+            "missed": percent(view["missed"]),
         }
         for task in TASKS
         if (view := views.get(task))
@@ -478,7 +481,7 @@ def _config_text(config: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _svg(draw: Callable[..., None], name: str, size: tuple[float, float] = plots.PANEL) -> Markup:
+def svg(draw: Callable[..., None], name: str, size: tuple[float, float] = plots.PANEL) -> Markup:
     return Markup(plots.svg(partial(draw, theme=plots.STAND_IN), label(name), size))
 
 
@@ -494,17 +497,17 @@ def _mark(low: float, high: float) -> str:
     return {1: "up", -1: "down", 0: ""}[_side(low, high)]
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     return f"{100 * share:.1f}{SPACE}%"
 
 
-def _points(difference: float) -> str:
+def points(difference: float) -> str:
     """0.213 -> +21; limits that round to zero keep a decimal, since their sign matters."""
-    points = 100 * difference
-    return _signed(points, ".1f" if abs(points) < 1 else ".0f")
+    value = 100 * difference
+    return signed(value, ".1f" if abs(value) < 1 else ".0f")
 
 
-def _signed(number: float, form: str) -> str:
+def signed(number: float, form: str) -> str:
     text = format(abs(number), form)
     if float(text) == 0:
         return text

@@ -1,7 +1,7 @@
 """Intervals of confidence. Shares are in [0, 1], differences of shares in [−1, 1]."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 from scipy import special
@@ -45,6 +45,36 @@ def good_minus_bad_interval(good: int, bad: int, n: int, confidence: float = CON
     g, b = (good + 1) / (n + 2), (bad + 1) / (n + 2)
     half_width = _normal_quantile(confidence) * math.sqrt((g + b - (g - b) ** 2) / (n + 2))
     return max(-1.0, g - b - half_width), min(1.0, g - b + half_width)
+
+
+def paired_difference_interval(
+    differences: Sequence[float] | np.ndarray, groups: Sequence[Hashable] | None = None, confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Interval of the mean of differences in [−1, 1] between two models' answers to the same questions.
+
+    `good_minus_bad_interval` for answers that may also be half right, and for questions that hang together: a group's
+    questions, such as all about one scene, count as one draw (the sandwich estimate of a mean over clusters).
+
+    Args:
+      groups: of each difference, which group it is of; by default each is one of its own.
+
+    Raises:
+      ValueError: a difference is not in [−1, 1], or the groups are not as many.
+    """
+    values = np.asarray(differences, np.float64)
+    if not np.all(np.abs(values) <= 1):
+        raise ValueError("a difference of shares is not in [-1, 1]")
+    groups = range(len(values)) if groups is None else groups
+    if len(groups) != len(values):
+        raise ValueError(f"{len(values)} differences, but {len(groups)} groups: give each difference its group")
+    numbers: dict[Hashable, int] = {}
+    index = [numbers.setdefault(group, len(numbers)) for group in groups]
+    n = len(values) + 2
+    mean = float(values.sum()) / n
+    sums = np.bincount(np.asarray(index, np.int64), values - mean)
+    variance = (float((sums**2).sum()) + (1 - mean) ** 2 + (1 + mean) ** 2) / n**2
+    half_width = _normal_quantile(confidence) * math.sqrt(variance)
+    return max(-1.0, mean - half_width), min(1.0, mean + half_width)
 
 
 def mean_interval(

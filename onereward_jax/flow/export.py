@@ -16,7 +16,7 @@ from onereward_jax.lora import LoRA, merge
 from onereward_jax.tasks import NEGATIVE_PROMPT, REMOVAL_PROMPT
 from onereward_jax.weights.bfl import save_bfl
 from onereward_jax.weights.export import save_component
-from onereward_jax.weights.hub import model_directory
+from onereward_jax.weights.hub import model_directory, repository_of
 from onereward_jax.weights.load import load_component, module_from_directory, param_shapes, stored_dtype
 from onereward_jax.weights.lora import save_adapter
 
@@ -151,7 +151,12 @@ def model_card(config: dict[str, Any], name: str, form: str, origin: str, pictur
     Args:
       origin: how it was trained, after "BASE, ".
     """
-    base, settings = config["model.base"], _use_of(config)
+    repository, settings = repository_of(config["model.base"]), _use_of(config)
+    # A path says nothing to others, and too much of this machine.
+    base = repository or Path(config["model.base"]).resolve().name
+    relation = "adapter" if form == "lora" else "finetune"
+    of_base = f"base_model: {repository}\nbase_model_relation: {relation}\n" if repository else ""
+    library = "" if form == "comfyui" else "library_name: diffusers\n"
     source = f'"{base}", lora="{name}"' if form == "lora" else f'"{name}"'
     opens = "load_lora_weights" if form == "lora" else "from_pretrained"
     given = {field: value for field, value in settings._asdict().items() if value != "" and field != "prompt"}
@@ -175,8 +180,7 @@ picture = pipe(
     )
     gallery = "".join(f"![{picture}]({picture})\n" for picture in pictures)
     return f"""---
-base_model: {base}
-license: other
+{of_base}{library}license: other
 license_name: that-of-the-base-model
 pipeline_tag: image-to-image
 tags: [inpainting, outpainting, {"finetune" if _is_finetuning(config) else "object-removal"}, onereward]

@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from onereward_jax import trainer
+from onereward_jax import processes, trainer
 from onereward_jax.data.buckets import BucketDraw, Size, aspect_distance, bucket_sizes, common_shapes
 from onereward_jax.data.captioned import Captioned, draw_sample, hold_out, prompt_of
 from onereward_jax.data.samples import Sample
@@ -63,7 +63,7 @@ def finetune(config: ConfigDict, workdir: Path, pictures: Sequence[Captioned]) -
     samples = Samples(config, trained_on, tuple(weights))
     items = [(samples.size(p), task, p) for p in trained_on for task in p.tasks if task in weights]
     drawn: BucketDraw[Size, Captioned] = BucketDraw(items, batch_size, weights)
-    _report(workdir, weights, trained_on, held_out, drawn.shapes)
+    processes.on_first(lambda: _report(workdir, weights, trained_on, held_out, drawn.shapes))
 
     def record(index: int, task: str) -> dict[str, Any]:
         generator = np.random.default_rng((config.seed, index))
@@ -81,7 +81,7 @@ def finetune(config: ConfigDict, workdir: Path, pictures: Sequence[Captioned]) -
     read = prompt_reader(pipeline.prompts, config.max_sequence_length, batch_size)
     params = {"transformer": pipeline.params.pop("transformer")}
     frozen = {"vae": pipeline.params["vae"]} | (params if adapters.rank else {})
-    frozen = jax.device_put(frozen, shardings(frozen, mesh))
+    frozen = processes.place(frozen, shardings(frozen, mesh))
     pipeline.params["vae"] = frozen["vae"]
     if adapters.rank:
         params = {"transformer": adapters.init(params["transformer"], jax.random.key(config.seed))}
@@ -95,7 +95,7 @@ def finetune(config: ConfigDict, workdir: Path, pictures: Sequence[Captioned]) -
     looks: list[tuple[int, Callable[[int, Any], dict[str, float]]]] = []
     if settings.evaluate_every and held_out:
         measure = _held_out_loss(loss(0.0), frozen, samples, held_out, config, read)
-        of_base = _base_loss(workdir, lambda: measure(jax.device_put(params, shardings(params, mesh))))
+        of_base = _base_loss(workdir, lambda: measure(processes.place(params, shardings(params, mesh))))
         looks.append((settings.evaluate_every, lambda step, trained: measure(trained) | of_base))
     if settings.sample_every and settings.num_samples:
         shown = (held_out or trained_on)[: settings.num_samples]
@@ -103,7 +103,8 @@ def finetune(config: ConfigDict, workdir: Path, pictures: Sequence[Captioned]) -
 
         def write_sheet(step: int, trained: Any) -> dict[str, float]:
             sheet = make_sheet(adapters.whole(trained, frozen)["transformer"])
-            write_png(workdir / SAMPLES / f"step_{step:08d}.png", sheet)
+            if processes.is_first():
+                write_png(workdir / SAMPLES / f"step_{step:08d}.png", sheet)
             return {}
 
         looks.append((settings.sample_every, write_sheet))
@@ -136,8 +137,12 @@ def finetune(config: ConfigDict, workdir: Path, pictures: Sequence[Captioned]) -
         evaluate_every=math.gcd(*(every for every, _ in looks)),
     )
     trained = averaged(state)["transformer"]
+    if processes.count() > 1:
+        trained = processes.fetch(trained)
+    if not processes.is_first():
+        return
     if adapters.rank:
-        save_adapter(workdir / "export", "transformer", jax.device_get(trained), adapters.scale)
+        save_adapter(workdir / "export", "transformer", trained, adapters.scale)
     else:
         dtype = stored_dtype(model_directory(config.model.base, folders=FOLDERS) / "transformer", "transformer")
         save_component(workdir / "export" / "transformer", "transformer", pipeline.transformer, trained, dtype)
@@ -284,7 +289,7 @@ def _held_out_loss(
     def measure(trained: Any) -> dict[str, float]:
         found = []
         for batch in batches:
-            value, metrics = score(trained, frozen, jax.device_put(read(batch), batch_sharding(mesh)))
+            value, metrics = score(trained, frozen, processes.place(read(batch), batch_sharding(mesh)))
             found.append((float(value), float(metrics["learning/error_in_hole"])))
         loss, in_hole = np.mean(found, axis=0)
         return {"held_out/loss": float(loss), "held_out/error_in_hole": float(in_hole)}
@@ -295,8 +300,9 @@ def _held_out_loss(
 def _base_loss(workdir: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
     """{"held_out/base_loss"}, measured once, before the first step of a run."""
     file = workdir / HELD_OUT_FILE
-    if not (_has_begun(workdir) and file.exists()):
-        write_json(file, measure())
+    if not processes.on_first(lambda: _has_begun(workdir) and file.exists()):
+        measured = measure()
+        processes.on_first(lambda: write_json(file, measured))
     return {"held_out/base_loss": read_json(file)["held_out/loss"]}
 
 

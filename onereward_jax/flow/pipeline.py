@@ -1,5 +1,6 @@
 """A mask-guided generator as a whole: prompts, image and mask in, pictures out."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -9,11 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from PIL import Image
 
-from onereward_jax import inputs
-from onereward_jax.errors import UserError
+from onereward_jax import inputs, processes
+from onereward_jax.errors import UserError, in_memory
 from onereward_jax.files import read_json, whole_directory, write_json
 from onereward_jax.flow import conditioning, sampler
 from onereward_jax.flow.prompts import PromptEncoder
@@ -99,10 +100,11 @@ class FillPipeline:
             )
         at = directory / "transformer" if transformer is None else model_directory(transformer, token=token)
         shift = read_shift(directory)
-        fields = {"dtype": jnp.dtype(dtype)} if dtype in PARAM_DTYPES else {}
+        fields: dict[str, Any] = {"dtype": jnp.dtype(dtype)} if dtype in PARAM_DTYPES else {}
         _check_fit(directory, at)
         prompts = PromptEncoder.from_pretrained(directory, dtype, mesh)
         vae, vae_params = load_component(directory / "vae", "vae", dtype, fields, mesh)
+        fields["attention_implementation"] = "auto"
         module, params = load_component(at, "transformer", transformer_dtype or dtype, fields, mesh)
         if lora:
             params = with_adapters("transformer", params, lora)
@@ -161,12 +163,16 @@ class FillPipeline:
           output_type: "pil", or "array" (diffusers' "np"): float32 (B, H, W, 3) in [0, 1] before any rounding.
 
         Raises:
-          UserError: an input does not fit; the sentence says which.
+          UserError: an input does not fit, the memory is too small, or what comes out is no number; the sentence says
+            which.
         """
         if output_type not in OUTPUT_TYPES:
             raise UserError(f"there is no output_type {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
         if posterior not in ("sample", "mode"):
             raise UserError(f"there is no posterior {posterior!r}: choose sample or mode")
+        true_cfg_scale = true_cfg_scale if true_cfg is None else true_cfg
+        if not np.isfinite([guidance_scale, true_cfg_scale]).all():
+            raise UserError(f"guidance {guidance_scale} and true guidance {true_cfg_scale} have to be finite numbers")
         many = inputs.broadcast(
             {
                 "image": inputs.read_images(image),
@@ -187,18 +193,21 @@ class FillPipeline:
             noise = sample_noise(noise_key, range(count), shape[1:])
         elif np.shape(noise) != shape:
             raise UserError(f"the noise has the shape {np.shape(noise)}, for these pictures it needs {shape}")
-        made = self.generate(
-            images,
-            masks,
-            many["prompt"],
-            jnp.asarray(noise, jnp.float32),
-            num_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            true_cfg_scale=true_cfg_scale if true_cfg is None else true_cfg,
-            negative_prompt=many["negative_prompt"],
-            max_sequence_length=max_sequence_length,
-            posterior_noise=sample_noise(posterior_key, range(count), shape[1:]) if posterior == "sample" else None,
-        )[:, :height, :width]
+        with in_memory(f"{count} x {width} x {height} pixels", "fill fewer or smaller ones, or take more devices"):
+            made = self.generate(
+                images,
+                masks,
+                many["prompt"],
+                jnp.asarray(noise, jnp.float32),
+                num_steps=num_inference_steps,
+                guidance_scale=guidance_scale,
+                true_cfg_scale=true_cfg_scale,
+                negative_prompt=many["negative_prompt"],
+                max_sequence_length=max_sequence_length,
+                posterior_noise=sample_noise(posterior_key, range(count), shape[1:]) if posterior == "sample" else None,
+            )[:, :height, :width]
+        if not np.isfinite(made).all():
+            raise UserError("what the model makes is no number: lower the scales of guidance, or check its weights")
         if output_type == "pil":
             return FillOutput([Image.fromarray(picture) for picture in np.round(made * 255).astype(np.uint8)])
         return FillOutput(made)
@@ -266,8 +275,9 @@ class FillPipeline:
             transformer=self.transformer,
             vae=self.vae,
             tile=self.vae_tile and self.vae_tile // conditioning.vae_factor(self.vae),
+            mesh=_mesh_of(params["transformer"]),
         )
-        return np.asarray(pictures)
+        return processes.fetch(pictures)
 
     def _placed(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch on the devices: shared among them, if there is enough of it."""
@@ -296,8 +306,20 @@ def load_transformer(directory: str | Path, base: Any) -> Any:
 _SCHEDULE_BUCKET = 64
 
 
-@functools.partial(jax.jit, static_argnames=("transformer", "vae", "tile"))
-def _generate(params, batch, schedule, stop, guidance_scale, true_cfg_scale, *, transformer, vae, tile):
+def _mesh_of(params: Any) -> AbstractMesh | None:
+    """Over which the parameters are spread, if they are."""
+    sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
+    return sharding.mesh.abstract_mesh if isinstance(sharding, NamedSharding) else None
+
+
+@functools.partial(jax.jit, static_argnames=("transformer", "vae", "tile", "mesh"))
+def _generate(params, batch, schedule, stop, guidance_scale, true_cfg_scale, *, transformer, vae, tile, mesh=None):
+    """`_denoised` as the program of a mesh, which its attention and its activations go by."""
+    with contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh):
+        return _denoised(params, batch, schedule, stop, guidance_scale, true_cfg_scale, transformer, vae, tile)
+
+
+def _denoised(params, batch, schedule, stop, guidance_scale, true_cfg_scale, transformer, vae, tile):
     """Denoises to index `stop`, then predicts the data in one step; from the last index before σ = 0 that is
     the last Euler step."""
     noise = batch["noise"]

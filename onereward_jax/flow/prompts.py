@@ -19,6 +19,7 @@ from onereward_jax.errors import UserError
 from onereward_jax.weights.load import load_component
 
 Tree = Any
+MAX_LENGTH = 512  # of T5's tokens, as in FluxFillPipeline
 
 
 @dataclass
@@ -104,7 +105,12 @@ class PromptEncoder:
 
         Returns:
           (B, `clip_length`) int32 for CLIP and (B, `max_sequence_length`) int32 for T5.
+
+        Raises:
+          UserError: FLUX has never seen so many tokens.
         """
+        if not 1 <= max_sequence_length <= MAX_LENGTH:
+            raise UserError(f"max_sequence_length is {max_sequence_length}: FLUX reads 1 to {MAX_LENGTH} tokens of T5")
         return (
             _tokenize(self.tokenizer, prompts, self.clip_length, "CLIP"),
             _tokenize(self.tokenizer_2, prompts, max_sequence_length, "T5"),
@@ -185,6 +191,7 @@ def prompt_reader(
 
     Args:
       length: tokens that T5 reads.
+      batch_size: the most samples of a batch.
       learning: whether the text encoders learn, so that tokens are read and not the states of fixed encoders.
     """
     names: tuple[str, ...] = ("prompt_embeds", "pooled", "negative_prompt_embeds", "negative_pooled")
@@ -196,7 +203,8 @@ def prompt_reader(
     def prepare(batch: dict[str, Any]) -> dict[str, Any]:
         texts = [str(text) for text in batch["prompt"]]
         others = {name: array for name, array in batch.items() if name != "prompt"}
-        return others | dict(zip(names, (*read(texts, length), *empty), strict=True))
+        of_empty = (array[: len(texts)] for array in empty)
+        return others | dict(zip(names, (*read(texts, length), *of_empty), strict=True))
 
     return prepare
 

@@ -3,6 +3,7 @@
 Both write a model in the official layout to `workdir/export`.
 """
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from onereward_jax import tasks, trainer
+from onereward_jax import processes, tasks, trainer
 from onereward_jax.data.proving_ground import ProvingGround, all_prompts
 from onereward_jax.data.proving_ground.tokenizers import write_clip_tokenizer, write_t5_tokenizer
 from onereward_jax.flow import conditioning, losses
@@ -46,9 +47,11 @@ def train_vae(config: ConfigDict, workdir: Path) -> None:
         description="autoencoder",
     )
     images = jnp.asarray(np.stack([ground.scene(i, "image_fill").target for i in range(256)]))
-    scaling, shift = losses.latent_statistics(module, state.ema, images)
+    params = processes.fetch(state.ema)
+    scaling, shift = losses.latent_statistics(module, params, images)
     module = module.clone(scaling_factor=scaling, shift_factor=shift)
-    save_component(workdir / "export" / "vae", "vae", module, jax.device_get(state.ema))
+    if processes.is_first():
+        save_component(workdir / "export" / "vae", "vae", module, params)
 
 
 def train_base(config: ConfigDict, workdir: Path) -> None:
@@ -101,7 +104,9 @@ def train_base(config: ConfigDict, workdir: Path) -> None:
         prepare=prompt_reader(prompts, config.max_sequence_length, config.train.batch_size, bool(text_encoders)),
         description="flow matching",
     )
-    trained = jax.device_get(state.ema)
+    trained = processes.fetch(state.ema)
+    if not processes.is_first():
+        return
     if adapters.rank:
         save_adapter(workdir / "export", "transformer", trained["transformer"], adapters.scale)
         return
@@ -115,7 +120,7 @@ def new_pipeline(config: ConfigDict, workdir: Path) -> FillPipeline:
     """An untrained fill model of `config.base`, with tokenizers of the proving ground's words in workdir/tokenizers."""
     settings, corpus = config.base, list(all_prompts())
     autoencoder, autoencoder_params = load_component(Path(settings.vae), "vae", "float32")
-    directory = workdir / "tokenizers"
+    directory = processes.own(workdir / "tokenizers")
     tokenizer = write_clip_tokenizer(directory / "tokenizer", corpus, settings.text_encoder.max_position_embeddings)
     tokenizer_2 = write_t5_tokenizer(directory / "tokenizer_2", corpus)
     clip_vocabulary = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
@@ -150,26 +155,29 @@ def encoded_scenes(
     encode = jax.jit(lambda p, *arrays: conditioning.encode_sample(pipeline.vae, p, *arrays))
     params = jax.tree.map(jnp.asarray, pipeline.params["vae"])
     directory = workdir / "latents"
-    directory.mkdir(parents=True, exist_ok=True)
-    encoded = {}
-    for task in tasks.TASKS:
+
+    def write(task: str) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"{task}.npz"
-        if not path.exists():
-            parts = []
-            for start in tqdm(range(0, config.base.scenes_per_task, batch_size), desc=f"encoding {task}"):
-                scenes = [ground.scene(start + i, task, config.data.target_flaws) for i in range(batch_size)]
-                stack = lambda pick: jnp.asarray(np.stack([pick(scene) for scene in scenes]))  # noqa: B023, E731
-                arrays = encode(
-                    params, stack(lambda s: s.sample.image), stack(lambda s: s.sample.mask), stack(lambda s: s.target)
-                )
-                texts = np.array([scene.sample.prompt for scene in scenes])
-                parts.append(jax.device_get(arrays) | {"prompt": texts})
-            partial = path.with_suffix(".partial.npz")
-            joined: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-            np.savez(partial, **joined)
-            partial.replace(path)
-        encoded[task] = dict(np.load(path))
-    return encoded
+        if path.exists():
+            return
+        parts = []
+        for start in tqdm(range(0, config.base.scenes_per_task, batch_size), desc=f"encoding {task}"):
+            scenes = [ground.scene(start + i, task, config.data.target_flaws) for i in range(batch_size)]
+            stack = lambda pick: jnp.asarray(np.stack([pick(scene) for scene in scenes]))  # noqa: B023, E731
+            arrays = encode(
+                params, stack(lambda s: s.sample.image), stack(lambda s: s.sample.mask), stack(lambda s: s.target)
+            )
+            texts = np.array([scene.sample.prompt for scene in scenes])
+            parts.append(jax.device_get(arrays) | {"prompt": texts})
+        partial = path.with_suffix(".partial.npz")
+        joined: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        np.savez(partial, **joined)
+        partial.replace(path)
+
+    for task in tasks.TASKS:
+        processes.on_first(functools.partial(write, task))
+    return {task: dict(np.load(directory / f"{task}.npz")) for task in tasks.TASKS}
 
 
 def init_params(module: Any, weights: Any, seed: int) -> Any:

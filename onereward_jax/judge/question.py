@@ -46,7 +46,9 @@ class Prefix:
     end: tuple[int, ...]
 
 
-# What `shared_prefix` and `answer_ids` give for the tokenizer of the Qwen2.5-VL releases.
+# What `shared_prefix` and `answer_ids` give for the tokenizer of the Qwen2.5-VL releases. The prefix stands in the
+# integration test of Qwen2.5-VL in transformers; Yes and No in qwen.tiktoken, the ranks of Qwen's byte pairs ("WWVz"
+# and "Tm8=" in base64), which all its releases up to 2.5 share. With small letters they are others, 9693 and 2152.
 OFFICIAL_PREFIX = Prefix(
     begin=(151644, 8948, 198, 2610, 525, 264, 10950, 17847, 13, 151645, 198, 151644, 872, 198, 151652),
     middle=(151653, 151652),

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from onereward_jax import trainer
+from onereward_jax import processes, trainer
+from onereward_jax.data.mixture import samples_of
 from onereward_jax.data.preferences.dataset import open_records
 from onereward_jax.data.proving_ground import ProvingGround, all_prompts
 from onereward_jax.data.proving_ground.tokenizers import write_qwen2_tokenizer
@@ -62,58 +63,8 @@ def train_judge(config: ConfigDict, workdir: Path, watch: Watch | None = None) -
     judge = _judge_at_start(config, workdir)
     pairs, held_out = _split(config, judge)
     optimizer = make_optimizer(**config.optimizer)
-    weights = dict(config.data.task_weights)
-    drawn = PairDraw(
-        pairs,
-        judge.settings,
-        settings.image_step,
-        config.train.batch_size,
-        weights,
-        settings.get("balance_dimensions", False),
-    )
-    ground: Any = None
-    if settings.planted_share:
-        size = (config.data.resolution, config.data.resolution)
-        if drawn.shapes != ((size, size),):
-            raise UserError(
-                f"planted pairs are of {size[0]} x {size[1]} pixels, the preferences are not: set judge.planted_share"
-                " to 0"
-            )
-        ground = ProvingGround("train", config.data.resolution, config.data.seed, config.data.photos or None)
-    if len(drawn.shapes) > 1:
-        print(f"pairs of {len(drawn.shapes)} shapes: each compiles a program of its own", file=sys.stderr)
+    record, weights = record_maker(config, judge, pairs)
     _report_balance(workdir / "balance.json", pairs, held_out)
-
-    def preferred(generator: np.random.Generator, index: int, task: str):
-        first, second, pair, sign, dimension = drawn.draw(generator, config.seed, index, task)
-        labels = {name: sign * label for name, label in pair.labels.items()}
-        return first, second, pair.task, pair.prompt, labels, dimension
-
-    def planted(generator: np.random.Generator, index: int, task: str):
-        scene = ground.scene(_FIRST_PLANTED_SCENE + index, task)
-        first, second, labels = plant_pair(scene, generator)
-        return first, second, task, scene.sample.prompt, labels, ""
-
-    def record(index: int, task: str) -> dict[str, np.ndarray]:
-        generator = np.random.default_rng((config.seed, index))
-        make = planted if generator.random() < settings.planted_share else preferred
-        first, second, task, prompt, given, drawn_for = make(generator, index, task)
-        labels = label_row(task, prompt, given)
-        if settings.flips:
-            first, second = flip_together(generator, first, second, prompt)
-        if settings.retone:
-            first, second, same_colours = retone_together(generator, first, second)
-            if not same_colours:
-                labels = labels * text_free(task, prompt)
-        column = dimensions_of(task, prompt).index(drawn_for) if drawn_for else None
-        return {
-            "first": first,
-            "second": second,
-            "label": labels,
-            "asked": asked_first(generator, labels, column)[: settings.questions_per_pair],
-            "task": np.str_(task),
-            "prompt": np.str_(prompt),
-        }
 
     def prepare(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         tasks, prompts = ([str(text) for text in batch.pop(name)] for name in ("task", "prompt"))
@@ -134,10 +85,13 @@ def train_judge(config: ConfigDict, workdir: Path, watch: Watch | None = None) -
         return state.params if state.ema is None else state.ema
 
     def export(trained: Any) -> None:
+        trained = processes.fetch(trained if adapters.rank else whole(trained))
+        if not processes.is_first():
+            return
         if adapters.rank:
-            save_adapter(workdir / "export", "judge", jax.device_get(trained), adapters.scale, base=settings.start)
+            save_adapter(workdir / "export", "judge", trained, adapters.scale, base=settings.start)
         else:
-            judge.save_pretrained(workdir / "export", jax.device_get(whole(trained)))
+            judge.save_pretrained(workdir / "export", trained)
 
     watching: dict[str, Any] = {}
     if watch is not None and settings.evaluate_every:
@@ -161,6 +115,7 @@ def train_judge(config: ConfigDict, workdir: Path, watch: Watch | None = None) -
         params=params,
         frozen=frozen,
         record=record,
+        task_weights=weights,
         prepare=prepare,
         description="judge",
         progress={"loss": "learning/loss", "accuracy": "judge/accuracy"},
@@ -169,6 +124,90 @@ def train_judge(config: ConfigDict, workdir: Path, watch: Watch | None = None) -
     )
     if not settings.keep_best:
         export(averaged(state))
+
+
+def record_maker(
+    config: ConfigDict, judge: Judge, pairs: Pairs
+) -> tuple[Callable[[int, str], dict[str, np.ndarray]], dict[str, float]]:
+    """What makes the samples of a run, planted pairs and annotated ones, and the weights of the tasks to draw.
+
+    With `judge.only_task`, sample i of the run is the i-th one that has this task in a run of all: one judge a task is
+    shown the very pairs that one judge for all is shown.
+
+    Returns:
+      (global index, task) -> "first", "second" (uint8, H, W, 3), "label" (E,), "asked" (columns of the label that
+      are asked), "task" and "prompt"; {task: weight}.
+
+    Raises:
+      UserError: planted pairs have another size than the preferences.
+    """
+    settings, weights = config.judge, _weights(config)
+    drawn = PairDraw(
+        pairs,
+        judge.settings,
+        settings.image_step,
+        config.train.batch_size,
+        weights,
+        settings.get("balance_dimensions", False),
+    )
+    ground: Any = None
+    if settings.planted_share:
+        size = (config.data.resolution, config.data.resolution)
+        if drawn.shapes != ((size, size),):
+            raise UserError(
+                f"planted pairs are of {size[0]} x {size[1]} pixels, the preferences are not: set judge.planted_share"
+                " to 0"
+            )
+        ground = ProvingGround("train", config.data.resolution, config.data.seed, config.data.photos or None)
+    if len(drawn.shapes) > 1:
+        print(f"pairs of {len(drawn.shapes)} shapes: each compiles a program of its own", file=sys.stderr)
+    numbers: Any = None
+    if only := settings.get("only_task", ""):
+        count = config.train.num_steps * config.train.batch_size
+        numbers = samples_of(dict(config.data.task_weights), only, config.seed, count)
+
+    def preferred(generator: np.random.Generator, index: int, task: str):
+        first, second, pair, sign, dimension = drawn.draw(generator, config.seed, index, task)
+        labels = {name: sign * label for name, label in pair.labels.items()}
+        return first, second, pair.task, pair.prompt, labels, dimension
+
+    def planted(generator: np.random.Generator, number: int, task: str):
+        scene = ground.scene(_FIRST_PLANTED_SCENE + number, task)
+        first, second, labels = plant_pair(scene, generator)
+        return first, second, task, scene.sample.prompt, labels, ""
+
+    def record(index: int, task: str) -> dict[str, np.ndarray]:
+        # The loader reads ahead, beyond the last step.
+        number = index if numbers is None else int(numbers[index % len(numbers)])
+        generator = np.random.default_rng((config.seed, number))
+        if generator.random() < settings.planted_share:
+            first, second, task, prompt, given, drawn_for = planted(generator, number, task)
+        else:
+            first, second, task, prompt, given, drawn_for = preferred(generator, index, task)
+        labels = label_row(task, prompt, given)
+        if settings.flips:
+            first, second = flip_together(generator, first, second, prompt)
+        if settings.retone:
+            first, second, same_colours = retone_together(generator, first, second)
+            if not same_colours:
+                labels = labels * text_free(task, prompt)
+        column = dimensions_of(task, prompt).index(drawn_for) if drawn_for else None
+        return {
+            "first": first,
+            "second": second,
+            "label": labels,
+            "asked": asked_first(generator, labels, column)[: settings.questions_per_pair],
+            "task": np.str_(task),
+            "prompt": np.str_(prompt),
+        }
+
+    return record, weights
+
+
+def _weights(config: ConfigDict) -> dict[str, float]:
+    """{task: weight} of the tasks that the judge is trained on."""
+    only = config.judge.get("only_task", "")
+    return {only: 1.0} if only else dict(config.data.task_weights)
 
 
 class _Best:
@@ -183,10 +222,13 @@ class _Best:
 
     def see(self, step: int, found: dict[str, float], trained: Any) -> None:
         """Exports what was trained if it is better than what was; the note of it comes last."""
-        if self._file.exists() and found["accuracy"] <= read_json(self._file)["accuracy"]:
+        if not processes.on_first(lambda: self._is_best(found)):
             return
         self._export(trained)
-        write_json(self._file, {"step": step, **found})
+        processes.on_first(lambda: write_json(self._file, {"step": step, **found}))
+
+    def _is_best(self, found: dict[str, float]) -> bool:
+        return not self._file.exists() or found["accuracy"] > read_json(self._file)["accuracy"]
 
 
 def _judge_at_start(config: ConfigDict, workdir: Path) -> Judge:
@@ -194,7 +236,7 @@ def _judge_at_start(config: ConfigDict, workdir: Path) -> Judge:
     settings = config.judge
     fields = {"dtype": jnp.dtype(settings.dtype), "remat": settings.remat}
     if not settings.start:
-        return new_judge(config, workdir / "tokenizers", fields)
+        return new_judge(config, processes.own(workdir / "tokenizers"), fields)
     templates = {"template": settings.template, "template_with_prompt": settings.template_with_prompt}
     judge = Judge.from_pretrained(settings.start, "float32", fields=fields, **templates)
     if settings.max_pixels:
@@ -212,6 +254,8 @@ def _split(config: ConfigDict, judge: Judge) -> tuple[Pairs, Pairs]:
     settings = config.judge
     check = functools.partial(check_record, judge, config.question_length)
     pairs = read_pairs(*(Path(directory) for directory in settings.data), check=check, bad_share=settings.bad_share)
+    weights = _weights(config)
+    pairs = pairs.where(lambda pair: weights.get(pair.task, 0) > 0)
 
     def is_held_out(pair: Pair) -> bool:
         digest = hashlib.sha256(f"{config.seed} {pair.id}".encode()).digest()
@@ -219,7 +263,7 @@ def _split(config: ConfigDict, judge: Judge) -> tuple[Pairs, Pairs]:
 
     trained, held_out = pairs.where(lambda pair: not is_held_out(pair)), pairs.where(is_held_out)
     there = {pair.task for pair in trained}
-    if missing := [task for task, weight in config.data.task_weights.items() if weight and task not in there]:
+    if missing := [task for task, weight in weights.items() if weight and task not in there]:
         raise UserError(
             f"the preferences have no pair of {', '.join(missing)}: make more, or set its data.task_weights to 0"
         )
@@ -229,6 +273,8 @@ def _split(config: ConfigDict, judge: Judge) -> tuple[Pairs, Pairs]:
 def _report_balance(path: Path, pairs: Pairs, held_out: Pairs) -> None:
     """Writes and shows how many pairs each cell has: what has few is learnt little."""
     balance = {"train": class_balance(pairs), "held_out": class_balance(held_out)}
+    if not processes.is_first():
+        return
     write_json(path, balance)
     total = sum(count for cells in balance["train"].values() for count in cells.values())
     print(f"{'task':<16}{'dimension':<18}pairs   share  held out", file=sys.stderr)

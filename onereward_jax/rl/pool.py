@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from onereward_jax import processes
 from onereward_jax.configuration import fields
 from onereward_jax.data.proving_ground import ProvingGround
 from onereward_jax.files import check_writable, fingerprint, write_bytes
@@ -90,19 +90,22 @@ class ReferencePool:
         """The update, given what the pool has of its batch; what it had to make is added to the pool.
 
         Read when the update starts, and no earlier: the updates before it have then added theirs, whatever was read
-        ahead.
+        ahead. Of several processes, the first reads and writes for all.
         """
 
         def call(state: Any, batch: dict) -> tuple[Any, dict]:
-            conditions = np.asarray(batch["condition"])
-            entries = [self.read(int(condition)) for condition in conditions]
-            known = np.array([entry is not None for entry in entries])
+            conditions = processes.fetch(batch["condition"])
+            entries = [self.read(int(condition)) if processes.is_first() else None for condition in conditions]
             blank = np.zeros(batch["image"].shape[1:], np.float32)
             images = np.stack([blank if entry is None else entry for entry in entries])
-            placed = jax.device_put({"reference": images, "reference_known": known}, batch["image"].sharding)
+            found = np.array([entry is not None for entry in entries], np.int32)
+            images, found = processes.broadcast((images, found))
+            known = found.astype(bool)
+            sharding = batch["image"].sharding
+            placed = processes.place({"reference": images, "reference_known": known}, sharding)
             state, metrics = step(state, batch | placed)
             references, added = metrics.pop("references"), 0
-            if not known.all():
+            if processes.is_first() and not known.all():
                 for condition, image in zip(conditions[~known], np.asarray(references)[~known], strict=True):
                     added += self._add(int(condition), image)
             return state, metrics | {"perf/references_added": np.float32(added)}

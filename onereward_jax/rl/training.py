@@ -6,11 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from onereward_jax import trainer
+from onereward_jax import processes, trainer
 from onereward_jax.data.proving_ground import ProvingGround
 from onereward_jax.files import write_json
 from onereward_jax.flow.pipeline import FillPipeline, latent_shape
@@ -87,12 +86,15 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Trai
         **options,
     )
     for name, params in (("policy", state.params), ("ema", state.ema)):
-        directory, params = workdir / "export" / name, jax.device_get(params)
+        directory, params = workdir / "export" / name, processes.fetch(params)
+        if not processes.is_first():
+            continue
         if adapters.rank:
             save_adapter(directory, "transformer", params, adapters.scale)
         else:
             save_component(directory, "transformer", pipeline.transformer, params)
-    _write_cost(workdir / "training.json", int(state.step), seconds_before + time.perf_counter() - started)
+    if processes.is_first():
+        _write_cost(workdir / "training.json", int(state.step), seconds_before + time.perf_counter() - started)
     return state
 
 

@@ -53,6 +53,16 @@ def model_directory(
     return directory
 
 
+def repository_of(path_or_repo: str | Path) -> str | None:
+    """The "owner/name" under which others find a model: of a repository, or of a directory in the hub's cache."""
+    path = Path(path_or_repo)
+    if not path.exists():
+        found = _REPOSITORY.fullmatch(str(path_or_repo))
+        return found["repo"] if found else None
+    cached = re.search(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/", f"{path.resolve()}/")
+    return f"{cached[1]}/{cached[2]}" if cached else None
+
+
 def _snapshot(repo: str, revision: str | None, token: str | bool | None, parts: Sequence[str]) -> Path:
     """The repository in the cache, with all `parts` of it."""
     from huggingface_hub import errors, snapshot_download

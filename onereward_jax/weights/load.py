@@ -110,7 +110,9 @@ def _config(directory: Path, kind: str, component: Kind) -> dict[str, Any]:
             raise FileNotFoundError(f"{directory} is a whole pipeline: give its subdirectory with the {kind}")
         raise FileNotFoundError(f"{directory} has no config.json: give the directory of a {kind} as it was published")
     config = read_json(file)
-    found = config.get(component.type_field, component.type_name)
+    # A component of another library has its name in another field.
+    names = (component.type_field, "_class_name", "model_type")
+    found = next((config[name] for name in names if name in config), component.type_name)
     if found != component.type_name:
         raise ValueError(f"{file} describes a {found}, but a {kind} is a {component.type_name}: give its directory")
     return config

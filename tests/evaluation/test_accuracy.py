@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from onereward_jax.evaluation.accuracy import judge_accuracy, table
+from onereward_jax.evaluation.accuracy import accuracy_difference, judge_accuracy, table
 from onereward_jax.tasks import CELLS
 
 
@@ -55,6 +55,24 @@ def test_calibration_of_a_calibrated_judge():
     assert sum(b["n"] for b in overall["calibration"]) == 8000
     assert all(b["lower"] <= b["predicted"] <= b["upper"] for b in overall["calibration"])
     json.dumps(overall, allow_nan=False)
+
+
+def test_the_difference_of_two_judges_by_hand():
+    cell, other = ("image_fill", "structure"), ("object_removal", "removal_quality")
+    records = [(*cell, 0.9, 0.1, None), (*cell, 0.8, 0.7, None), (*other, 0.2, 0.9, None)]
+    others = [(*cell, 0.1, 0.1, None), (*cell, 0.2, 0.7, None), (*other, 0.9, 0.9, None)]
+    found = accuracy_difference(records, others)
+    assert found["cells"]["image_fill"]["structure"]["difference"] == ((1 - 0.5) + (0.5 - 0)) / 2
+    assert found["cells"]["object_removal"]["removal_quality"]["difference"] == 0 - 0.5
+    assert found["tasks"]["image_fill"] == found["cells"]["image_fill"]["structure"]
+    assert (found["overall"]["n"], found["overall"]["difference"]) == (3, pytest.approx(0.5 / 3))
+    low, high = found["overall"]["ci95"]
+    assert low < found["overall"]["difference"] < high
+    turned = accuracy_difference(others, records)["overall"]
+    assert turned["ci95"] == pytest.approx([-high, -low])
+    assert accuracy_difference([], []) == {"cells": {}, "tasks": {}, "overall": None}
+    with pytest.raises(ValueError, match="not asked the same"):
+        accuracy_difference(records, records[:2])
 
 
 def test_no_records_and_wrong_records():

@@ -70,12 +70,35 @@ def test_bad_records_are_named_and_counted(files, capsys):
 
 
 def test_accuracy_of_a_users_data(files, capsys):
-    out = files / "accuracy.json"
-    assert evaluate(files, "--bad_share", "0.2", "--batch_size", "2", "--image_step", "8", "--out", str(out)) == 0
-    found = json.loads(out.read_text())["model"]
-    assert found["cells"]["image_fill"]["structure"]["n"] == 10
-    assert found["cells"]["image_fill"]["aesthetics"]["n"] == 5
+    """Beside a judge of the task's own, here the same one."""
+    out, report = files / "new" / "accuracy.json", files / "report"
+    own = f"image_fill={files / 'judge'}"
+    options = ("--bad_share", "0.2", "--batch_size", "2", "--image_step", "8", "--one_a_task", own)
+    assert evaluate(files, *options, "--out", str(out), "--report", str(report)) == 0
+    found = json.loads(out.read_text())
+    assert found["model"]["cells"]["image_fill"]["structure"]["n"] == 10
+    assert found["model"]["cells"]["image_fill"]["aesthetics"]["n"] == 5
+    assert found["one_a_task"] == found["model"]
+    assert found["differences"]["one_a_task"]["overall"]["difference"] == 0
     assert "image_fill" in capsys.readouterr().out
+    assert "one judge − one a task" in (report / "report.html").read_text()
+    assert {path.stem for path in (report / "figures").iterdir()} == {"judges", "judge_difference", "calibration"}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["image_fil=X"], "'image_fil=X' is not TASK=PATH with a task of image_fill, "),
+        (["image_fill"], "'image_fill' is not TASK=PATH"),
+        (["image_fill=A", "image_fill=B"], "two judges of image_fill: name one"),
+        (["text_rendering=A"], "names no judge of image_fill, of which there are pairs"),
+    ],
+)
+def test_judges_of_one_task_each_must_be_all_there(files, capsys, given, words):
+    assert evaluate(files, "--bad_share", "0.2", "--one_a_task", *given) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert words in said.err
 
 
 def test_answers_that_are_no_numbers(files, capsys):

@@ -1,7 +1,12 @@
 import numpy as np
 import pytest
 
-from onereward_jax.evaluation.statistics import good_minus_bad_interval, mean_interval, wilson_interval
+from onereward_jax.evaluation.statistics import (
+    good_minus_bad_interval,
+    mean_interval,
+    paired_difference_interval,
+    wilson_interval,
+)
 
 
 def test_wilson_equals_published_values():
@@ -43,6 +48,31 @@ def test_good_minus_bad_has_a_width_even_where_all_agree():
     assert good_minus_bad_interval(30, 30, 100)[0] == -good_minus_bad_interval(30, 30, 100)[1]
     with pytest.raises(ValueError, match="impossible"):
         good_minus_bad_interval(60, 50, 100)
+
+
+def test_paired_differences_of_whole_answers_are_good_minus_bad():
+    differences = [1.0] * 30 + [-1.0] * 12 + [0.0] * 58
+    assert paired_difference_interval(differences) == pytest.approx(good_minus_bad_interval(30, 12, 100))
+    halves = paired_difference_interval([x / 2 for x in differences])
+    assert halves[0] > paired_difference_interval(differences)[0] / 2 - 0.02
+    with pytest.raises(ValueError, match="not in"):
+        paired_difference_interval([1.5])
+    with pytest.raises(ValueError, match="2 differences, but 1 groups"):
+        paired_difference_interval([0.5, 0.0], ["a"])
+
+
+def test_paired_differences_cover_the_truth_though_a_scene_has_several():
+    """Three questions a scene that hang together: taken for independent, their interval misses far too often."""
+    draw, covered, too_narrow, share = np.random.default_rng(0), 0, 0, 0.1
+    groups = [scene for scene in range(80) for _ in range(3)]
+    for _ in range(1000):
+        of_scene = draw.choice([1.0, 0.5, 0.0, -0.5, -1.0], size=80, p=[0.15, 0.1, 0.6, 0.1, 0.05])
+        low, high = paired_difference_interval(np.repeat(of_scene, 3), groups)
+        covered += low <= share <= high
+        low, high = paired_difference_interval(np.repeat(of_scene, 3))
+        too_narrow += not low <= share <= high
+    assert 0.93 <= covered / 1000 <= 0.98
+    assert too_narrow > 150
 
 
 def test_mean_interval_is_students():

@@ -1,5 +1,6 @@
 """A call of FillPipeline: what it takes, what it gives, what it refuses."""
 
+import dataclasses
 import itertools
 import warnings
 
@@ -9,13 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onereward_jax import FillPipeline
+from onereward_jax import FillPipeline, lora
 from onereward_jax.data.proving_ground import ProvingGround
-from onereward_jax.errors import UserError
+from onereward_jax.errors import UserError, in_memory
 from onereward_jax.flow import conditioning
 from onereward_jax.flow import pipeline as flow_pipeline
 from onereward_jax.mesh import make_mesh
 from onereward_jax.weights.load import load_component
+from onereward_jax.weights.lora import load_adapters, save_adapter, with_adapters
 from tests.flow import tiny
 
 HEIGHT, WIDTH = 16, 24
@@ -261,10 +263,25 @@ def test_a_large_picture_is_encoded_in_tiles_without_seams(photo):
     )
 
 
-def test_golden(tmp_path):
-    """What diffusers made of the same model and request, see `tests.parity.test_fill`: for where it is missing."""
+def test_goldens(tmp_path):
+    """What diffusers made of the same model and request, with and without an adapter that we exported, see
+    `tests.parity.test_fill`: for where it is missing."""
+    plain = tiny.drawn_pipeline(tmp_path)
+    params = plain.params["transformer"]
+    save_adapter(tmp_path, "transformer", tiny.drawn_adapter(params), 0.7)
+    live = with_adapters("transformer", params, [(tmp_path, 1.0)])
+    merged = lora.merge(params, load_adapters("transformer", params, [(tmp_path, 1.0)]))
+    goldens = {"plain": np.load(tiny.GOLDEN), "adapted": np.load(tiny.GOLDEN_ADAPTED)}
+    error = lambda made, golden: np.linalg.norm(made - golden) / np.linalg.norm(golden)  # noqa: E731
+    assert error(goldens["plain"], goldens["adapted"]) > 0.01
+    for transformer, golden in ((params, "plain"), (live, "adapted"), (merged, "adapted")):
+        pipeline = dataclasses.replace(plain, params=plain.params | {"transformer": transformer})
+        assert error(drawn_request(pipeline), goldens[golden]) < 1e-4
+
+
+def drawn_request(pipeline):
     images, masks, noise = tiny.fill_request()
-    made = tiny.drawn_pipeline(tmp_path)(
+    return pipeline(
         prompt=tiny.FILL_PROMPTS,
         image=images,
         mask_image=masks,
@@ -277,8 +294,6 @@ def test_golden(tmp_path):
         max_sequence_length=tiny.T5_LENGTH,
         output_type="array",
     ).images
-    golden = np.load(tiny.GOLDEN)
-    assert np.linalg.norm(made - golden) < 1e-4 * np.linalg.norm(golden)
 
 
 @pytest.mark.parametrize(("side", "tile"), [(16, 16), (17, 16), (28, 16), (40, 16), (129, 128)])
@@ -309,6 +324,8 @@ def test_what_a_tokenizer_does_not_know_is_warned_of(pipeline, image, mask):
         ({"output_type": "latent"}, "there is no output_type 'latent'"),
         ({"posterior": "mean"}, "there is no posterior 'mean'"),
         ({"num_inference_steps": 0}, "at least one step"),
+        ({"true_cfg": np.nan}, "have to be finite numbers"),
+        ({"max_sequence_length": 513}, "FLUX reads 1 to 512 tokens"),
     ],
 )
 def test_what_does_not_fit_is_one_sentence(pipeline, image, mask, changes, message):
@@ -316,6 +333,15 @@ def test_what_does_not_fit_is_one_sentence(pipeline, image, mask, changes, messa
     with pytest.raises(ValueError, match=message) as caught:
         pipeline(**given)
     assert "\n" not in str(caught.value)
+
+
+def test_what_the_model_can_not_make_is_one_sentence(pipeline, image, mask):
+    params = pipeline.params | {"transformer": jax.tree.map(lambda x: x * np.nan, pipeline.params["transformer"])}
+    with pytest.raises(UserError, match="what the model makes is no number"):
+        call(dataclasses.replace(pipeline, params=params), image, mask)
+    too_much = pytest.raises(UserError, match="a picture takes more memory than there is: make it smaller")
+    with too_much, in_memory("a picture", "make it smaller"):
+        jnp.zeros(2**46).block_until_ready()
 
 
 def test_images_of_different_sizes_and_adapters_are_refused(pipeline, directory, image, mask):

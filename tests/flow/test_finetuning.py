@@ -109,7 +109,8 @@ def test_an_adapter_its_samples_and_every_export(runs, tmp_path, capsys):
         assert export("--out", str(tmp_path / form), "--format", form) == 0
         assert "policy of step 2" in capsys.readouterr().out
         card = (tmp_path / form / "README.md").read_text()
-        for words in (f"base_model: {root / 'base'}", "licence", "on 8 pictures: an adapter of rank 2", sheet.name):
+        assert str(root) not in card
+        for words in ("\nbase, fine-tuned", "licence", "on 8 pictures: an adapter of rank 2", sheet.name):
             assert words in card, words
         assert (tmp_path / form / sheet.name).is_file()
     exported, of_training = load_file(tmp_path / "lora" / LORA), load_file(run / "export" / LORA)

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from onereward_jax import tree
+from onereward_jax import lora, tree
 from onereward_jax.data.proving_ground import tokenizers
 from onereward_jax.flow.pipeline import FillPipeline
 from onereward_jax.flow.prompts import PromptEncoder
@@ -20,6 +20,7 @@ CLIP_LENGTH, T5_LENGTH = 11, 9
 FILL_PROMPTS, FILL_NEGATIVE, FILL_STEPS = ["a small red circle", 'the word "SUN"'], "a large blue square", 4
 FILL_HEIGHT, FILL_WIDTH = 24, 40
 GOLDEN = Path(__file__).resolve().parents[1] / "goldens" / "fill.npy"
+GOLDEN_ADAPTED = GOLDEN.with_name("fill_adapted.npy")  # with `drawn_adapter`
 
 
 def text_encoders(directory: Path, layers: int = 1) -> tuple[Any, Any, Any, Any, Any, Any]:
@@ -74,7 +75,7 @@ def transformer() -> tuple[Any, Any]:
 
 def pipeline(directory: Path) -> FillPipeline:
     """Latents are a quarter of the pixels, with four channels; `directory` gets the tokenizers' files."""
-    transformer = flux.module_from_config(TRANSFORMER)
+    transformer = flux.module_from_config(TRANSFORMER, attention_implementation="auto")  # as a pipeline is opened
     autoencoder = vae.module_from_config(
         {
             "block_out_channels": (8, 8),
@@ -106,6 +107,18 @@ def drawn_pipeline(directory: Path) -> FillPipeline:
     drawn.prompts.text_encoder_params = redraw(drawn.prompts.text_encoder_params)
     drawn.prompts.text_encoder_2_params = redraw(drawn.prompts.text_encoder_2_params)
     return drawn
+
+
+def drawn_adapter(params: Any) -> Any:
+    """Of every layer of a `drawn_pipeline`'s transformer, of rank 2."""
+    draw = np.random.default_rng(1)
+    normal = lambda *shape: 0.1 * draw.standard_normal(shape).astype(np.float32)  # noqa: E731
+    return lora.from_factors(
+        {
+            path: (normal(*kernel.shape[:-1], 2), normal(*kernel.shape[:-2], 2, kernel.shape[-1]))
+            for path, kernel in sorted(lora.layers(params).items())
+        }
+    )
 
 
 def fill_request() -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -171,6 +171,7 @@ def test_missing_files_and_other_architectures_are_named(tmp_path):
     for text, error, message in (
         (config, FileNotFoundError, r"preprocessor_config\.json is missing"),
         (config | {"model_type": "qwen2_vl"}, ValueError, "describes a qwen2_vl, but a judge is a qwen2_5_vl"),
+        ({"_class_name": "AutoencoderKL"}, ValueError, "describes a AutoencoderKL, but a judge is a qwen2_5_vl"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(text))
         with pytest.raises(error, match=message):

@@ -9,11 +9,16 @@ import time
 from pathlib import Path
 
 import ml_dtypes  # noqa: F401 (numpy learns bfloat16)
+import numpy as np
+import pytest
 from safetensors.numpy import load_file
 
 from onereward_jax import cli
+from tests.multiprocess.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
+FILE = "diffusion_pytorch_model.safetensors"
+BASE = ROOT / "miniature" / "base" / "transformer" / FILE
 STEPS = 8
 OVERRIDES = {
     "evaluation.every": 0,
@@ -69,24 +74,31 @@ def steps(workdir: Path) -> list[dict]:
     return [{name: value for name, value in record.items() if not name.startswith("perf/")} for record in records]
 
 
-def test_killed_run_ends_where_the_undisturbed_one_does(tmp_path_factory, capsys):
+def begin(workdir: Path, tmp_path_factory) -> subprocess.Popen:
     """Algorithm 1, whose state has all the parts: that of Algorithm 2 lacks the reference."""
-    cache = tmp_path_factory.getbasetemp() / "compiled"
-    whole, killed = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("killed")
-    begin = lambda workdir: start("train", "fixed", OVERRIDES, workdir, cache)  # noqa: E731
-    finish(begin(whole))
+    return start("train", "fixed", OVERRIDES, workdir, tmp_path_factory.getbasetemp() / "compiled")
 
-    said, step = kill_after(begin(killed), killed, 2)
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """An undisturbed run."""
+    workdir = tmp_path_factory.mktemp("whole")
+    finish(begin(workdir, tmp_path_factory))
+    return workdir
+
+
+def test_killed_run_ends_where_the_undisturbed_one_does(whole, tmp_path_factory, capsys):
+    killed = tmp_path_factory.mktemp("killed")
+    said, step = kill_after(begin(killed, tmp_path_factory), killed, 2)
     assert "going on" not in said
     assert step < STEPS
-    assert f"going on from step {step} of {STEPS}" in finish(begin(killed))
+    assert f"going on from step {step} of {STEPS}" in finish(begin(killed, tmp_path_factory))
 
     assert [record["step"] for record in steps(killed)] == list(range(1, STEPS + 1))
     assert steps(killed) == steps(whole)
-    file = "diffusion_pytorch_model.safetensors"
-    before = load_file(ROOT / "miniature" / "base" / "transformer" / file)
+    before = load_file(BASE)
     for name in ("policy", "ema"):
-        exports = [workdir / "export" / name / file for workdir in (killed, whole)]
+        exports = [workdir / "export" / name / FILE for workdir in (killed, whole)]
         assert exports[0].read_bytes() == exports[1].read_bytes()
         after = load_file(exports[0])
         assert after.keys() == before.keys()
@@ -96,3 +108,29 @@ def test_killed_run_ends_where_the_undisturbed_one_does(tmp_path_factory, capsys
     assert cli.main(["export", "--workdir", str(whole), "--out", str(out), "--format", "lora"]) == 2
     assert "trained the whole transformer" in capsys.readouterr().err
     assert not out.exists()
+
+
+def test_two_processes_take_the_steps_of_one(whole, tmp_path):
+    """With what they do together besides: they look at the truth, and export."""
+    watching = {"evaluation.every": STEPS, "evaluation.watched_scenes": 2, "evaluation.num_steps": 2}
+    words = [f"--config.{field}={value}" for field, value in (OVERRIDES | watching).items()]
+    command = ["-m", "onereward_jax.cli", "train", "--config", "configs/tiny.py:fixed", *words]
+    with Run(*command, "--workdir", str(tmp_path / "two"), devices=2) as both:
+        assert both.ended() == [0, 0], both.said
+    assert f"step {STEPS}/{STEPS}" in both.said[0]
+    assert f"step {STEPS}/{STEPS}" not in both.said[1]
+
+    lines = steps(tmp_path / "two")
+    watched = [name for name in lines[-1] if name.startswith("evaluation/")]
+    assert len(watched) == 4
+    assert all(np.isfinite(lines[-1].pop(name)) for name in watched)
+    for found, expected in zip(lines, steps(whole), strict=True):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            assert found[name] == pytest.approx(value, rel=1e-3, abs=1e-5), name
+    before = load_file(BASE)
+    for name in ("policy", "ema"):
+        one, two = (load_file(workdir / "export" / name / FILE) for workdir in (whole, tmp_path / "two"))
+        learnt = sum(np.sum((one[key] - before[key].astype(np.float32)) ** 2) for key in one) ** 0.5
+        apart = sum(np.sum((one[key] - two[key]) ** 2) for key in one) ** 0.5
+        assert apart < 1e-3 * learnt

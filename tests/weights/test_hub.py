@@ -7,7 +7,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
 
-from onereward_jax.weights.hub import model_directory
+from onereward_jax.weights.hub import model_directory, repository_of
 
 COMMIT = "0" * 40
 
@@ -130,6 +130,15 @@ def test_a_folder_that_the_repository_lacks_is_named(snapshot, answer):
 @pytest.mark.parametrize("path", ["judge", "/nowhere/judge", "runs/judge/export", "../judge"])
 def test_what_is_no_repository_stays_a_path(cache, path):
     assert str(model_directory(path)) == path
+
+
+def test_others_know_a_model_by_its_repository(snapshot, monkeypatch):
+    assert repository_of("owner/a-model") == repository_of("owner/a-model:part") == "owner/a-model"
+    assert repository_of(snapshot) == repository_of(snapshot / "vae") == "owner/a-model"
+    assert repository_of("/nowhere/model") is None
+    monkeypatch.chdir(snapshot.parent)
+    assert repository_of(snapshot.name) == "owner/a-model"
+    assert repository_of(snapshot.parents[3]) is None
 
 
 def test_a_directory_comes_before_a_repository(cache, monkeypatch):

@@ -1,0 +1,64 @@
+"""What the judge is shown while it trains."""
+
+import numpy as np
+import pytest
+
+from onereward_jax.configuration import load_config
+from onereward_jax.data.mixture import mixture
+from onereward_jax.data.preferences.dataset import write_records
+from onereward_jax.data.preferences.record import Candidate, Preference, Record
+from onereward_jax.errors import UserError
+from onereward_jax.judge.pairs import read_pairs
+from onereward_jax.judge.training import record_maker
+from onereward_jax.tasks import TASKS, dimensions_of
+from tests.chain import CONFIG
+from tests.data.preferences.examples import picture
+from tests.judge import tiny
+
+BATCH, STEPS = 4, 12
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    made = []
+    for number in range(40):
+        task = TASKS[number % 4]
+        candidates = tuple(Candidate(picture(2 * number + i, 64, 64)) for i in range(2))
+        dimension = dimensions_of(task)[number // 4 % len(dimensions_of(task))]
+        made.append(Record(str(number), task, "a cat", candidates, pairs=(Preference(dimension, 0, 1),)))
+    folder = tmp_path_factory.mktemp("data")
+    write_records(folder, iter(made), "folder")
+    return read_pairs(folder)
+
+
+def shown(pairs, variant, steps, **judge):
+    config = load_config(f"{CONFIG}:{variant}", {f"judge.{name}": value for name, value in judge.items()})
+    config.train.batch_size, config.train.num_steps = BATCH, steps
+    record, weights = record_maker(config, tiny.judge(), pairs)
+    batches = iter(mixture(weights, record, config.seed, BATCH))
+    return [sample for _ in range(steps) for sample in _samples(next(batches))]
+
+
+def _samples(batch):
+    names = ("first", "second", "label", "asked", "task", "prompt")
+    return [tuple(batch[name][row] for name in names) for row in range(BATCH)]
+
+
+def test_a_judge_of_one_task_sees_the_pairs_that_the_judge_of_all_sees(pairs):
+    """Planted and annotated ones, in the same order, whatever the length of either run."""
+    of_all = shown(pairs, "one_judge", STEPS)
+    for task in ("image_extend", "object_removal"):
+        of_task = [sample for sample in of_all if sample[4] == task]
+        alone = shown(pairs, "task_judge", STEPS // 4, only_task=task)
+        assert {str(sample[4]) for sample in alone} == {task}
+        compared = min(len(of_task), len(alone))
+        assert compared >= BATCH
+        for one, other in zip(of_task[:compared], alone[:compared], strict=True):
+            for mine, yours in zip(one, other, strict=True):
+                np.testing.assert_array_equal(mine, yours)
+
+
+def test_a_task_of_weight_zero_has_no_judge_of_its_own(pairs):
+    config = load_config(f"{CONFIG}:task_judge", {"judge.only_task": "image_fill", "data.task_weights.image_fill": "0"})
+    with pytest.raises(UserError, match="the weight of task image_fill is 0"):
+        record_maker(config, tiny.judge(), pairs)

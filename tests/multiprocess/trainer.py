@@ -1,0 +1,83 @@
+"""A small real training through `trainer.train`, in one process or as one of several; slow enough to be disturbed.
+
+python tests/multiprocess/trainer.py WORKDIR DATA,FSDP,TENSOR [SECONDS_A_STEP]
+
+JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say whether it is one of several.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from onereward_jax import processes, trainer
+from onereward_jax.cli import guarded
+from onereward_jax.configuration import claim_workdir
+from onereward_jax.train_state import create_state, make_optimizer, supervised_step
+
+STEPS, PATIENCE = 24, 4.0
+
+
+def config_of(mesh: str) -> ConfigDict:
+    axes = dict(zip(("data", "fsdp", "tensor"), map(int, mesh.split(",")), strict=True))
+    train = {"num_steps": STEPS, "batch_size": 16, "checkpoint_every": 5, "keep_checkpoints": 9, "log_every": 1}
+    data = {"task_weights": {"image_fill": 3.0, "object_removal": 1.0}, "loader_threads": 2, "loader_timeout": 60.0}
+    return ConfigDict({"mesh": axes, "seed": 7, "train": train, "data": data})
+
+
+def record(index: int, task: str) -> dict:
+    generator = np.random.default_rng(index)
+    inputs = generator.standard_normal(8).astype(np.float32)
+    inputs[0] = 1.0 if task == "image_fill" else -1.0
+    return {"inputs": inputs, "target": np.sign(inputs.sum(keepdims=True))}
+
+
+def loss(params, frozen, batch, key):
+    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(batch["index"])
+    kept = jax.vmap(lambda k: jax.random.bernoulli(k, 0.9, (64,)))(keys)
+    hidden = jax.nn.gelu(batch["inputs"] @ params["to_q"]["kernel"]) * kept * frozen["scale"]
+    value = jnp.mean((hidden @ params["to_out_0"]["kernel"] - batch["target"]) ** 2)
+    return value, {}
+
+
+def main(workdir: str, mesh: str, pause: str = "0") -> int:
+    processes.initialise(PATIENCE)
+    config = config_of(mesh)
+    claim_workdir(workdir, config)
+    first, second = jax.random.split(jax.random.key(0))
+    params = {
+        "to_q": {"kernel": jax.random.normal(first, (8, 64)) / 3},
+        "to_out_0": {"kernel": jax.random.normal(second, (64, 1)) / 8},
+    }
+    optimizer = make_optimizer(1e-2)
+
+    def slowly(step):
+        def wrapped(state, batch):
+            time.sleep(float(pause))
+            return step(state, batch)
+
+        return wrapped
+
+    state = trainer.train(
+        config,
+        Path(workdir),
+        step=supervised_step(loss, optimizer, ema_decay=0.9),
+        create=lambda params: create_state(params, optimizer, config.seed),
+        params=params,
+        frozen={"scale": np.float32(1 / 0.9)},
+        record=record,
+        description="training",
+        around=slowly,
+    )
+    arrays = processes.fetch(jax.tree.leaves(state.replace(key=jax.random.key_data(state.key))))
+    if processes.is_first():
+        np.savez(Path(workdir) / "final.npz", *arrays)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(processes.together(lambda: guarded(lambda: main(*sys.argv[1:]))))
