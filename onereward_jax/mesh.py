@@ -166,6 +166,18 @@ def stay_with_samples(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, P(*axes[: x.ndim - 1]))
 
 
+def keep_whole(x: jax.Array) -> jax.Array:
+    """Pins (B, N, D) tokens to where their samples lie, undivided, where `stay_with_samples` would divide them.
+
+    For the two ends of a model that splits tokens. The partitioner would go on and split pictures in the autoencoder,
+    and there it made other pictures of them (jax 0.10.2, on CPU); tests/flow/test_fill.py would see it.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or activation_axes(mesh, *x.shape[:2])[1] is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, P(activation_axes(mesh, x.shape[0])[0]))
+
+
 def go_to_weights(x: jax.Array) -> jax.Array:
     """Pins the trailing axis, features, over `fsdp` and `tensor`, where the rows of the kernel lie that they meet next;
     nothing outside an update on a mesh. For vectors, one a sample, that are far smaller than that kernel: it stays

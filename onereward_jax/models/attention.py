@@ -29,6 +29,7 @@ def attention(
     scale: float | None = None,
     implementation: str = "xla",
     blocks: tuple[int, int] = BLOCKS,
+    splits_tokens: bool = False,
 ) -> jax.Array:
     """Scaled dot-product attention, equal to torch's `scaled_dot_product_attention`.
 
@@ -43,6 +44,8 @@ def attention(
         "auto" is splash on a TPU and cuDNN on a GPU, of the program's mesh (`mesh.platform`), for what they take, and
         "xla" for everything else.
       blocks: queries, and keys with values, of a block of "splash": multiples of 128.
+      splits_tokens: the queries may lie on several devices of a mesh, as `mesh.activation_axes` says; the caller's other
+        activations do.
 
     Returns:
       (B, Q, H, D), in the query's dtype.
@@ -64,14 +67,14 @@ def attention(
             scale=scale,
             implementation=implementation,  # type: ignore[arg-type]
         )
-        if mask is None and bias is None and _splits_tokens(query):
-            return _by_device(attend, query, key, value)
+        if splits_tokens and mask is None and bias is None and _splits_tokens(query):
+            return _by_device(attend, query, key, value, splits_tokens)
         return attend(query, key, value)
     if implementation == "splash":
         if mask is not None or bias is not None:
             raise ValueError('splash attention takes neither mask nor bias here: choose "xla" or "auto"')
         scaled = (query.astype(jnp.float32) * scale).astype(query.dtype)  # the kernel does not scale
-        return _splash(scaled, key, value, blocks)
+        return _splash(scaled, key, value, blocks, splits_tokens)
     raise ValueError(f"unknown attention implementation {implementation!r}: choose one of {', '.join(IMPLEMENTATIONS)}")
 
 
@@ -96,14 +99,14 @@ def _best(query: jax.Array, everything_attends: bool) -> str:
     return "cudnn" if platform() == "gpu" and half and size <= 128 and size % 8 == 0 else "xla"
 
 
-def _splash(query, key, value, blocks):
+def _splash(query, key, value, blocks, splits_tokens):
     """Splash attention of scaled queries."""
     if any(block <= 0 or block % LANES for block in blocks):
         raise ValueError(f"blocks of splash attention must be multiples of {LANES}, not {tuple(blocks)}")
     kernel = functools.partial(_splash_on_device, blocks=blocks)
     # XLA can't split a kernel by itself.
     on_mesh = not jax.sharding.get_abstract_mesh().empty
-    return _by_device(kernel, query, key, value) if on_mesh else kernel(query, key, value)
+    return _by_device(kernel, query, key, value, splits_tokens) if on_mesh else kernel(query, key, value)
 
 
 def _splits_tokens(query):
@@ -112,10 +115,10 @@ def _splits_tokens(query):
     return not mesh.empty and activation_axes(mesh, *query.shape[:2])[1] is not None
 
 
-def _by_device(function, query, key, value):
+def _by_device(function, query, key, value, splits_tokens):
     """Each device of a mesh attends with its own samples, queries and heads, to all keys and values of theirs."""
     mesh = jax.sharding.get_abstract_mesh()
-    samples, tokens = activation_axes(mesh, *query.shape[:2])
+    samples, tokens = activation_axes(mesh, query.shape[0], query.shape[1] if splits_tokens else 0)
     heads = "tensor" if all(x.shape[2] % mesh.shape["tensor"] == 0 for x in (query, key)) else None
     queries, keys = P(samples, tokens, heads), P(samples, None, heads)
     places = {"in_specs": (queries, keys, keys), "out_specs": queries}

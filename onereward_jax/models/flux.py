@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from onereward_jax.mesh import go_to_weights, stay_with_samples
+from onereward_jax.mesh import go_to_weights, keep_whole, stay_with_samples
 from onereward_jax.models.attention import BLOCKS, attention
 from onereward_jax.models.dense import Dense, DenseOfParts
 from onereward_jax.models.remat import remat
@@ -82,12 +82,15 @@ class FluxTransformer(nn.Module):
         conditioning = TimeTextEmbedding(width, self.guidance_embeds, self.dtype, name="time_text_embed")(
             timestep, guidance, pooled_projections
         )
-        image = _dense(width, self.dtype, "x_embedder")(hidden_states)
+        image = _dense(width, self.dtype, "x_embedder")(keep_whole(hidden_states))
         text = _dense(width, self.dtype, "context_embedder")(encoder_hidden_states)
         rope = rotation(jnp.concatenate([jnp.asarray(txt_ids), jnp.asarray(img_ids)]), self.axes_dims_rope)
 
         attend = functools.partial(
-            attention, implementation=self.attention_implementation, blocks=self.attention_blocks
+            attention,
+            implementation=self.attention_implementation,
+            blocks=self.attention_blocks,
+            splits_tokens=True,
         )
         shared = (self.num_attention_heads, self.dtype, attend)
         double_blocks = self._stack(DoubleBlock, self.num_layers)(*shared, name="transformer_blocks")
@@ -99,7 +102,10 @@ class FluxTransformer(nn.Module):
         image = stay_with_samples(tokens)[:, text.shape[1] :]
 
         scale, shift = Modulation(2, self.dtype, name="norm_out")(conditioning)
-        return _dense(self.out_channels, self.dtype, "proj_out", nn.initializers.zeros)(modulate(image, shift, scale))
+        velocity = _dense(self.out_channels, self.dtype, "proj_out", nn.initializers.zeros)(
+            modulate(image, shift, scale)
+        )
+        return keep_whole(velocity)
 
     def _stack(self, block: type[nn.Module], length: int):
         """`length` blocks one after another: parameters with a leading layer axis, one block compiled."""
