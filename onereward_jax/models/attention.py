@@ -44,8 +44,8 @@ def attention(
         "auto" is splash on a TPU and cuDNN on a GPU, of the program's mesh (`mesh.platform`), for what they take, and
         "xla" for everything else.
       blocks: queries, and keys with values, of a block of "splash": multiples of 128.
-      splits_tokens: the queries may lie on several devices of a mesh, as `mesh.activation_axes` says; the caller's other
-        activations do.
+      splits_tokens: the queries may lie on several devices of a mesh, as `mesh.activation_axes` says; the caller's
+        other activations do.
 
     Returns:
       (B, Q, H, D), in the query's dtype.
