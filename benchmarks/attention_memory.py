@@ -29,11 +29,13 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     topology.prepare_environment()
     place = topology.open_topology(args.topology)
-    rows = {name: measure(place, name, args.pixels, args.blocks) for name in ("xla", "splash")}
-    print(f"{place.name}, one chip of {place.chip.hbm_gib} GiB, {args.pixels} pixels a side")
-    for name, row in rows.items():
-        of = "at least " if row["refused"] else ""
-        print(f"  {name:<8}{of}{row['temporaries_gib']:.3f} GiB of temporaries, compiled in {row['seconds']:.0f} s")
+    print(f"{place.name}, one chip of {place.chip.hbm_gib} GiB, {args.pixels} pixels a side", flush=True)
+    rows = {}
+    for name in ("splash", "xla"):
+        row = rows[name] = measure(place, name, args.pixels, args.blocks)
+        least = "at least " if row["refused"] else ""
+        text = f"{least}{row['temporaries_gib']:.3f} GiB of temporaries, compiled in {row['seconds']:.0f} s"
+        print(f"  {name:<8}{text}", flush=True)
     if args.json:
         about = {"topology": place.name, "pixels": args.pixels, "blocks": args.blocks}
         Path(args.json).write_text(json.dumps(about | rows, indent=1) + "\n")

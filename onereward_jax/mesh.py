@@ -5,6 +5,7 @@ parameters, EMA, reference and optimiser state, since their paths end alike.
 """
 
 import re
+import warnings
 from collections.abc import Sequence
 
 import jax
@@ -16,9 +17,11 @@ from onereward_jax import tree as trees
 
 AXES = ("data", "fsdp", "tensor")
 Rules = Sequence[tuple[str, PartitionSpec]]
+Axes = tuple[str, ...] | None
 
 P = PartitionSpec
 BATCH = P(("data", "fsdp"))
+VECTOR_FEATURES = ("fsdp", "tensor")
 
 # Kernels are (..., in, out). Products that open a block (attention's queries, keys and values, the first of an MLP)
 # split their outputs over `tensor`, those that close it split their inputs, so a block needs one reduction. A leading
@@ -36,6 +39,8 @@ TRANSFORMER_RULES: Rules = (
     (rf"{_CLOSING}/lora_a$", P(..., "tensor", None)),
     (rf"{_CLOSING}/lora_b$", P(..., None, "fsdp")),
     (r"(embedding|embed_tokens)$", P("tensor", "fsdp")),
+    # A quarter of the transformer: its modulations, each of which meets one vector a sample (`go_to_weights`).
+    (r"(^|/)norm[^/]*/linear/kernel$", P(..., VECTOR_FEATURES, None)),
     (r"(kernel|lora_a)$", P(..., "fsdp", None)),
     (r"(^|/)references$", BATCH),
     (r".*", P()),
@@ -91,9 +96,28 @@ def sharding_of(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = TR
     return NamedSharding(mesh, spec_for(rules, path, shape, mesh))
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The leading axis of every array of a batch, over `data` and `fsdp`."""
-    return NamedSharding(mesh, BATCH)
+def warn_of_unsharded(tree: trees.Tree, mesh: Mesh, least_mib: float, rules: Rules = TRANSFORMER_RULES) -> None:
+    """Names the arrays of `least_mib` MiB and more that every device of a mesh would hold whole, though its `fsdp` and
+    `tensor` are there to split them."""
+    if mesh.shape["fsdp"] * mesh.shape["tensor"] == 1:
+        return
+    whole = {
+        path: leaf.size * leaf.dtype.itemsize / 2**20
+        for path, leaf in trees.flatten(tree).items()
+        if sharding_of(path, leaf.shape, mesh, rules).is_fully_replicated
+    }
+    if large := [f"{path} ({mib:.0f} MiB)" for path, mib in whole.items() if mib >= least_mib]:
+        warnings.warn(
+            f"every device holds the whole of {', '.join(large)}: choose mesh.fsdp and mesh.tensor that divide its"
+            " sides, or raise train.max_unsharded_mib",
+            stacklevel=2,
+        )
+
+
+def batch_sharding(mesh: Mesh, samples: int | None = None) -> NamedSharding:
+    """The leading axis of every array of a batch, over `data` and `fsdp`; of so many `samples`, over what divides
+    them."""
+    return NamedSharding(mesh, BATCH if samples is None else P(activation_axes(mesh, samples)[0]))
 
 
 def batch_shards(mesh: Mesh | AbstractMesh) -> int:
@@ -101,9 +125,22 @@ def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def sample_axes(mesh: Mesh | AbstractMesh, samples: int) -> tuple[str, ...] | None:
-    """The axes that share so many samples; None: every device has all of them."""
-    return None if samples % batch_shards(mesh) else ("data", "fsdp")
+def activation_axes(mesh: Mesh | AbstractMesh, samples: int, tokens: int = 0) -> tuple[Axes, Axes]:
+    """Which axes share a batch's samples, and which the tokens of each.
+
+    As many of `data` and `fsdp` as divide the samples; where there are fewer samples than devices, the tokens are split
+    over what is left of the two, if that divides them.
+    """
+    ways = (("data", "fsdp"), ("fsdp",), ("data",), ())
+    size = lambda axes: int(np.prod([mesh.shape[axis] for axis in axes]))  # noqa: E731
+    of_samples = max((way for way in ways if samples % size(way) == 0), key=size)
+    left = tuple(axis for axis in ways[0] if axis not in of_samples and mesh.shape[axis] > 1)
+    return of_samples or None, left if left and tokens and tokens % size(left) == 0 else None
+
+
+def shares_of(mesh: Mesh | AbstractMesh, samples: int) -> int:
+    """In how many parts the axes of `activation_axes` cut a batch."""
+    return int(np.prod([mesh.shape[axis] for axis in activation_axes(mesh, samples)[0] or ()]))
 
 
 def platform() -> str:
@@ -114,7 +151,8 @@ def platform() -> str:
 
 
 def stay_with_samples(x: jax.Array) -> jax.Array:
-    """Pins the leading axis, samples, over `data` and `fsdp`; nothing outside an update on a mesh (`jit_step`).
+    """Pins (B, N, D) tokens or (B, D) vectors to where their samples lie, tokens also to their share of them
+    (`activation_axes`); nothing outside an update on a mesh (`jit_step`).
 
     At the start of every block: left alone, the partitioner may leave a block's weights where they are and sum its
     activations over `fsdp`, and at full size those are many times larger. And at the end of a stack of blocks: where
@@ -122,18 +160,20 @@ def stay_with_samples(x: jax.Array) -> jax.Array:
     them on 2 x 2 x 2 devices; tests/rl/test_packaged.py would see it.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or x.shape[0] % batch_shards(mesh):
+    if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, BATCH)
+    axes = activation_axes(mesh, *x.shape[:-1])
+    return jax.lax.with_sharding_constraint(x, P(*axes[: x.ndim - 1]))
 
 
 def go_to_weights(x: jax.Array) -> jax.Array:
-    """Pins the trailing axis, features, over `fsdp`, where the rows of the kernel lie that they meet next; nothing
-    outside an update on a mesh. For vectors, one a sample, that are far smaller than that kernel: it stays there."""
+    """Pins the trailing axis, features, over `fsdp` and `tensor`, where the rows of the kernel lie that they meet next;
+    nothing outside an update on a mesh. For vectors, one a sample, that are far smaller than that kernel: it stays
+    there."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or x.shape[-1] % mesh.shape["fsdp"]:
+    if mesh.empty or x.shape[-1] % (mesh.shape["fsdp"] * mesh.shape["tensor"]):
         return x
-    return jax.lax.with_sharding_constraint(x, P(*[None] * (x.ndim - 1), "fsdp"))
+    return jax.lax.with_sharding_constraint(x, P(*[None] * (x.ndim - 1), VECTOR_FEATURES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -11,7 +11,9 @@ import optax
 from jax.sharding import Mesh
 
 from onereward_jax import processes
-from onereward_jax.mesh import TRANSFORMER_RULES, Rules, batch_sharding, replicated, shardings
+from onereward_jax.mesh import TRANSFORMER_RULES, Rules, replicated, shardings, warn_of_unsharded
+
+MAX_UNSHARDED_MIB = 64.0
 
 
 @flax.struct.dataclass
@@ -150,16 +152,18 @@ def compile_step(
     frozen: Any,
     mesh: Mesh,
     rules: Rules = TRANSFORMER_RULES,
+    max_unsharded_mib: float = MAX_UNSHARDED_MIB,
 ) -> tuple[Callable, TrainState, Any]:
     """Places state and frozen parameters on the mesh and jits `step(state, frozen, batch)` for it.
 
-    The state is donated; params, EMA, reference and optimiser state follow the same rules; batches come
-    split over their leading axis (`mesh.batch_sharding`).
+    The state is donated; params, EMA, reference and optimiser state follow the same rules; batches come split over
+    their leading axis, as `mesh.batch_sharding` places them.
 
     Args:
       create: pure, parameters -> the state before the first update; runs on the mesh, so that no device ever holds
         more than its part.
       params: parameters to start from, on the host or on devices.
+      max_unsharded_mib: see `jit_step`.
 
     Returns:
       (jitted step, state on the mesh, frozen on the mesh)
@@ -167,15 +171,25 @@ def compile_step(
     shapes = jax.eval_shape(create, params)
     params = processes.place(params, shardings(params, mesh, rules))
     state = jax.jit(create, out_shardings=shardings(shapes, mesh, rules))(params)
-    return jit_step(step, shapes, frozen, mesh, rules), state, processes.place(frozen, shardings(frozen, mesh, rules))
+    compiled = jit_step(step, shapes, frozen, mesh, rules, max_unsharded_mib)
+    return compiled, state, processes.place(frozen, shardings(frozen, mesh, rules))
 
 
-def jit_step(step: Callable, state: Any, frozen: Any, mesh: Mesh, rules: Rules = TRANSFORMER_RULES) -> Any:
+def jit_step(
+    step: Callable,
+    state: Any,
+    frozen: Any,
+    mesh: Mesh,
+    rules: Rules = TRANSFORMER_RULES,
+    max_unsharded_mib: float = MAX_UNSHARDED_MIB,
+) -> Any:
     """`step(state, frozen, batch)` jitted for a mesh; the state is donated.
 
     Args:
       state, frozen: arrays, or their shapes: `onereward plan` compiles the step without any.
+      max_unsharded_mib: a warning names the arrays of this size and more that are not split.
     """
+    warn_of_unsharded({"state": state, "frozen": frozen}, mesh, max_unsharded_mib, rules)
     state_shardings = shardings(state, mesh, rules)
 
     def on_mesh(state, frozen, batch):
@@ -184,7 +198,7 @@ def jit_step(step: Callable, state: Any, frozen: Any, mesh: Mesh, rules: Rules =
 
     return jax.jit(
         on_mesh,
-        in_shardings=(state_shardings, shardings(frozen, mesh, rules), batch_sharding(mesh)),
+        in_shardings=(state_shardings, shardings(frozen, mesh, rules), None),  # batches are where they were put
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=0,
     )

@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 from onereward_jax import loop, processes
 from onereward_jax.data import mixture
 from onereward_jax.errors import UserError
-from onereward_jax.mesh import batch_sharding, batch_shards, make_mesh
-from onereward_jax.train_state import TrainState, compile_step
+from onereward_jax.mesh import batch_sharding, batch_shards, make_mesh, shares_of
+from onereward_jax.train_state import MAX_UNSHARDED_MIB, TrainState, compile_step
 
 Batch = dict[str, Any]
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
@@ -64,8 +64,11 @@ def train(
     """
     mesh = make_mesh(**config.mesh)
     check_batch(config, mesh)
-    compiled, state, frozen = compile_step(step, create, params, {} if frozen is None else frozen, mesh)
-    size, sharding = config.train.batch_size, batch_sharding(mesh)
+    frozen = {} if frozen is None else frozen
+    limit = config.train.get("max_unsharded_mib", MAX_UNSHARDED_MIB)
+    compiled, state, frozen = compile_step(step, create, params, frozen, mesh, max_unsharded_mib=limit)
+    size = config.train.batch_size
+    sharding = batch_sharding(mesh, size)
     batches = mixture.mixture(
         dict(config.data.task_weights if task_weights is None else task_weights),
         record,
@@ -101,13 +104,16 @@ def train(
 
 
 def check_batch(config: ConfigDict, mesh: Mesh) -> None:
-    """That the devices can share a batch.
+    """That the devices can share a batch: each has as many of its samples; or, in reward feedback learning, with fewer
+    samples than devices, each sample has as many devices, which split its tokens.
 
     Raises:
       UserError: they can't.
     """
     shards, parts = batch_shards(mesh), config.rl.accumulate if "rl" in config else 1
-    if config.train.batch_size % (shards * parts):
+    samples, rest = divmod(config.train.batch_size, parts)
+    splits_tokens = "rl" in config and not rest and samples == shares_of(mesh, samples)
+    if config.train.batch_size % (shards * parts) and not splits_tokens:
         of_parts = f" in each of {parts} micro-batches (rl.accumulate)" if parts > 1 else ""
         raise UserError(
             f"a batch of {config.train.batch_size} can't be shared by {shards} devices{of_parts}: make"

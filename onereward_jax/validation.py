@@ -133,6 +133,7 @@ _RULES: Mapping[str, Rule] = {
     "train.keep_checkpoints": _whole(1),
     "train.log_every": _whole(0),
     "train.max_skipped": _whole(0),
+    "train.max_unsharded_mib": _POSITIVE,
     "rl.threshold": (lambda value: _is_number(value) and 0 < value <= 1, "above 0 and at most 1"),
     "rl.ema_decay": _DECAY,
     "rl.num_steps": _whole(1),

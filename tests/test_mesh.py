@@ -4,6 +4,7 @@ import re
 
 import jax
 import pytest
+from jax.sharding import AbstractMesh
 
 from onereward_jax import mesh as meshes
 from onereward_jax import tree
@@ -65,3 +66,26 @@ def test_an_axis_that_does_not_divide_stays_whole():
     assert meshes.spec_for(rules, "a/kernel", (3, 7, 6), mesh) == meshes.P(None, None, "tensor")
     assert meshes.spec_for(rules, "a/kernel", (), mesh) == meshes.P()
     assert meshes.spec_for(rules, "a/bias", (8,), mesh) == meshes.P()
+
+
+def test_large_arrays_that_stay_whole_are_named():
+    shape = lambda *sides: jax.ShapeDtypeStruct(sides, "float32")  # noqa: E731
+    tree = {"split/kernel": shape(512, 512), "odd/kernel": shape(511, 513), "small/bias": shape(512)}
+    with pytest.warns(UserWarning, match=r"the whole of odd/kernel \(1 MiB\): choose mesh\.fsdp") as said:
+        meshes.warn_of_unsharded(tree, meshes.make_mesh(2, 2, 2), 0.9)
+    assert len(said) == 1
+    meshes.warn_of_unsharded(tree, meshes.make_mesh(2, 2, 2), 2)
+    meshes.warn_of_unsharded(tree, meshes.make_mesh(8, 1, 1), 0.9)  # which splits nothing
+
+
+def test_samples_come_first_and_tokens_are_split_over_what_is_left():
+    def axes(mesh, *sizes):
+        return meshes.activation_axes(AbstractMesh(mesh, meshes.AXES), *sizes)
+
+    assert axes((2, 4, 2), 8, 64) == (("data", "fsdp"), None)
+    assert axes((8, 8, 1), 8, 64) == (("fsdp",), ("data",))
+    assert axes((8, 8, 1), 16, 64) == (("fsdp",), ("data",))
+    assert axes((4, 2, 1), 4, 64) == (("data",), ("fsdp",))
+    assert axes((4, 2, 1), 1, 64) == (None, ("data", "fsdp"))
+    assert axes((4, 2, 1), 4, 63) == (("data",), None)
+    assert axes((1, 8, 2), 3, 64)[1] == ("fsdp",)

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention
 
-from onereward_jax.mesh import P, platform, sample_axes
+from onereward_jax.mesh import P, activation_axes, platform
 
 IMPLEMENTATIONS = ("auto", "reference", "xla", "cudnn", "splash")
 # Queries, and keys with values, of a block of splash attention. They divide FLUX's tokens at 1024 and at 512 pixels a
@@ -57,15 +57,16 @@ def attention(
     if implementation == "reference":
         return _reference(query, key, value, mask, bias, scale)
     if implementation == "xla" or implementation == "cudnn":
-        return jax.nn.dot_product_attention(
-            query,
-            key,
-            value,
+        attend = functools.partial(
+            jax.nn.dot_product_attention,
             bias=bias,
             mask=mask,
             scale=scale,
-            implementation=implementation,  # type: ignore[arg-type,call-overload]
+            implementation=implementation,  # type: ignore[arg-type]
         )
+        if mask is None and bias is None and _splits_tokens(query):
+            return _by_device(attend, query, key, value)
+        return attend(query, key, value)
     if implementation == "splash":
         if mask is not None or bias is not None:
             raise ValueError('splash attention takes neither mask nor bias here: choose "xla" or "auto"')
@@ -96,16 +97,29 @@ def _best(query: jax.Array, everything_attends: bool) -> str:
 
 
 def _splash(query, key, value, blocks):
-    """Splash attention of scaled queries; in an update on a mesh, of a device's own samples and heads."""
+    """Splash attention of scaled queries."""
     if any(block <= 0 or block % LANES for block in blocks):
         raise ValueError(f"blocks of splash attention must be multiples of {LANES}, not {tuple(blocks)}")
-    kernel, mesh = functools.partial(_splash_on_device, blocks=blocks), jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return kernel(query, key, value)
+    kernel = functools.partial(_splash_on_device, blocks=blocks)
     # XLA can't split a kernel by itself.
+    on_mesh = not jax.sharding.get_abstract_mesh().empty
+    return _by_device(kernel, query, key, value) if on_mesh else kernel(query, key, value)
+
+
+def _splits_tokens(query):
+    """Whether a sample's queries are shared by several devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and activation_axes(mesh, *query.shape[:2])[1] is not None
+
+
+def _by_device(function, query, key, value):
+    """Each device of a mesh attends with its own samples, queries and heads, to all keys and values of theirs."""
+    mesh = jax.sharding.get_abstract_mesh()
+    samples, tokens = activation_axes(mesh, *query.shape[:2])
     heads = "tensor" if all(x.shape[2] % mesh.shape["tensor"] == 0 for x in (query, key)) else None
-    place = P(sample_axes(mesh, query.shape[0]), None, heads)
-    return jax.shard_map(kernel, in_specs=(place, place, place), out_specs=place, check_vma=False)(query, key, value)
+    queries, keys = P(samples, tokens, heads), P(samples, None, heads)
+    places = {"in_specs": (queries, keys, keys), "out_specs": queries}
+    return jax.shard_map(function, **places, check_vma=False)(query, key, value)
 
 
 def _splash_on_device(query, key, value, blocks):

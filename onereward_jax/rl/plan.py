@@ -30,7 +30,7 @@ from onereward_jax.mesh import batch_sharding, make_mesh, sharding_of, shardings
 from onereward_jax.rl.step import PARTS, REFERENCE, ROLLOUT, StepConfig
 from onereward_jax.rl.update import Update, adapters_of, attention_of, batch_shapes, computation, make_update
 from onereward_jax.topology import Chip, Topology
-from onereward_jax.train_state import jit_step
+from onereward_jax.train_state import MAX_UNSHARDED_MIB, jit_step
 from onereward_jax.trainer import check_batch
 from onereward_jax.weights.load import param_shapes
 from onereward_jax.weights.official import official_module
@@ -62,12 +62,14 @@ class Program(NamedTuple):
     shares: dict[str, tuple[float, float]]
     references_made: float
 
-    def trace(self, mesh: Mesh) -> Any:
+    def trace(self, mesh: Mesh, max_unsharded_mib: float = MAX_UNSHARDED_MIB) -> Any:
         """What `onereward train` runs on this mesh, a `jax.stages.Traced`: its `lower().compile()` needs no weights."""
         # Where arguments lie is a part of what is traced.
         state, frozen = (placed(tree, shardings(tree, mesh)) for tree in (self.state, self.frozen))
-        batch = placed(self.batch, jax.tree.map(lambda _: batch_sharding(mesh), self.batch))
-        return jit_step(self.update.step, state, frozen, mesh).trace(state, frozen, batch)
+        batch = placed(self.batch, jax.tree.map(lambda x: batch_sharding(mesh, x.shape[0]), self.batch))
+        return jit_step(self.update.step, state, frozen, mesh, max_unsharded_mib=max_unsharded_mib).trace(
+            state, frozen, batch
+        )
 
 
 def placed(shapes: Any, places: Any) -> Any:
@@ -235,7 +237,7 @@ def plan(config: ConfigDict, topology: Topology) -> Plan:
     mesh = make_mesh(**config.mesh, devices=topology.devices)
     check_batch(config, mesh)
     program = program_of(config)
-    traced = program.trace(mesh)
+    traced = program.trace(mesh, config.train.get("max_unsharded_mib", MAX_UNSHARDED_MIB))
     found = Plan(
         topology=topology.name,
         chip=topology.chip,
@@ -280,7 +282,7 @@ def held_bytes(program: Program, mesh: Mesh) -> dict[str, int]:
     sizes = {name: held(tree, shardings(tree, mesh)) for name, tree in parts.items()}
     if state.references is not None:
         sizes["references"] = held(state.references, sharding_of("references", state.references.shape, mesh))
-    sizes["batch"] = held(program.batch, jax.tree.map(lambda _: batch_sharding(mesh), program.batch))
+    sizes["batch"] = held(program.batch, jax.tree.map(lambda x: batch_sharding(mesh, x.shape[0]), program.batch))
     return {name: size for name, size in sizes.items() if size}
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from onereward_jax import tree as trees
+from onereward_jax.mesh import activation_axes, make_mesh, shardings
 from onereward_jax.models import rope
 from onereward_jax.models.flux import modulate
 from onereward_jax.weights import flux, tables
@@ -165,3 +166,32 @@ def test_rope_keeps_lengths_and_the_first_position():
 def test_rope_explains_wrong_axes(axes, message):
     with pytest.raises(ValueError, match=message):
         rope.rotation(np.zeros((2, 3), np.float32), axes)
+
+
+def test_it_is_the_same_where_a_samples_tokens_are_split():
+    """Fewer samples than `data` and `fsdp` have devices."""
+    module = flux.module_from_config(TINY, remat="full")
+    params, mesh = random_params(module, flux), make_mesh(2, 2, 2)
+    places = shardings(params, mesh)
+    assert activation_axes(mesh, 2, 8) == (("fsdp",), ("data",))
+
+    def gradient(params, *batch):
+        def loss(params):
+            velocity = module.apply({"params": params}, *batch)
+            return jnp.square(velocity).sum(), velocity
+
+        (_, velocity), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        return velocity, gradient
+
+    def on_mesh(params, *batch):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return gradient(params, *batch)
+
+    batch = inputs()
+    velocity, expected = jax.jit(gradient)(params, *batch)
+    compiled = jax.jit(on_mesh, in_shardings=(places, *[None] * 7), out_shardings=(None, places))
+    found_velocity, found = compiled(jax.device_put(params, places), *batch)
+    assert np.linalg.norm(found_velocity - velocity) < 1e-5 * np.linalg.norm(velocity)
+    for path, one in trees.flatten(jax.device_get(found)).items():
+        other = trees.flatten(expected)[path]
+        assert np.linalg.norm(one - other) < 1e-5 * np.linalg.norm(other), path

@@ -92,7 +92,7 @@ def slice_of(monkeypatch):
             jaxpr = jax.make_jaxpr(program.update.step)(*shapes) if traced else jax.make_jaxpr(lambda x: x)(0.0)
             lowered = types.SimpleNamespace(compile=answer)
             fake = types.SimpleNamespace(jaxpr=jaxpr, lower=lambda: lowered)
-            return types.SimpleNamespace(**program._asdict(), trace=lambda mesh: fake)
+            return types.SimpleNamespace(**program._asdict(), trace=lambda *_: fake)
 
         monkeypatch.setattr(plans, "program_of", without_compiler)
 
