@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-LIMIT = 400.0  # seconds
+LIMIT = 600.0  # seconds
 MEET = {
     "JAX_COORDINATOR_ADDRESS": "127.0.0.1:{port}",
     "JAX_NUM_PROCESSES": "2",
