@@ -46,6 +46,7 @@ def get_config(variant: str = "7b") -> ConfigDict:
         {"num_steps": 5000, "batch_size": 16, "checkpoint_every": 500, "keep_checkpoints": 2, "log_every": 10}
     )
     config.train.max_skipped = 10  # updates in a row, for a loss or gradient that is not finite
+    config.train.max_unsharded_mib = 64.0  # a warning names larger arrays that no axis of the mesh splits
 
     config.judge = ConfigDict()
     config.judge.start = f"Qwen/Qwen2.5-VL-{variant.upper()}-Instruct"

@@ -336,13 +336,10 @@ def _fifth_judge(config: ConfigDict) -> None:
 
 
 def _one_judge(config: ConfigDict) -> None:
-    """A judge for all tasks from nothing, to be compared with one a task. `preferences` are of the held-out pairs."""
+    """A judge for all tasks from nothing, to be compared with one a task."""
     _fifth_judge(config)
     config.optimizer = _optimizer(6e-4, warmup_steps=100, decay_steps=4000)
     config.train.num_steps = 4000
-    config.preferences.first_scene = 0
-    config.preferences.scenes_per_task = 800
-    config.preferences.policies = ()
     config.judge.start = ""
     config.judge.planted_share = 0.5
     config.data.task_weights.image_extend = 0.25
@@ -405,5 +402,6 @@ def _train(num_steps: int, batch_size: int, checkpoint_every: int = 500, log_eve
             "keep_checkpoints": 2,
             "log_every": log_every,
             "max_skipped": 10,  # updates in a row, for a loss or gradient that is not finite
+            "max_unsharded_mib": 64.0,  # a warning names larger arrays that no axis of the mesh splits
         }
     )

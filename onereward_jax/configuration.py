@@ -28,6 +28,7 @@ FREE_FIELDS = (
     "train.keep_checkpoints",
     "train.log_every",
     "train.max_skipped",
+    "train.max_unsharded_mib",
     "data.loader_threads",
     "data.loader_timeout",
     "rl.reference_pool",

@@ -4,9 +4,10 @@ A model's sharding is one ordered list of (path regex, spec): the first match wi
 parameters, EMA, reference and optimiser state, since their paths end alike.
 """
 
+import functools
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -190,3 +191,17 @@ def go_to_weights(x: jax.Array) -> jax.Array:
 
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
+
+
+def traced_for(mesh: Mesh | AbstractMesh | None, function: Callable) -> Callable:
+    """The function as part of a mesh's program: its activations are pinned, and its attention is that of the mesh's
+    devices. None leaves it as it is."""
+    if mesh is None:
+        return function
+
+    @functools.wraps(function)
+    def traced(*args, **kwargs):
+        with jax.sharding.use_abstract_mesh(mesh if isinstance(mesh, AbstractMesh) else mesh.abstract_mesh):
+            return function(*args, **kwargs)
+
+    return traced

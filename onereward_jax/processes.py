@@ -17,6 +17,7 @@ import json
 import os
 import secrets
 import shutil
+import socket
 import sys
 import tempfile
 import threading
@@ -49,6 +50,7 @@ def several() -> str:
 
     Raises:
       UserError: the environment says half of it.
+      Fault: it is a TPU VM, and its server of metadata does not answer.
     """
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
         return f"JAX_NUM_PROCESSES is {_number('JAX_NUM_PROCESSES')}" if _number("JAX_NUM_PROCESSES") > 1 else ""
@@ -70,7 +72,7 @@ def _number(name: str) -> int:
 
 def _hosts_of_slice() -> int:
     """Of the TPU slice that this machine belongs to and that JAX would compute on; 1 where there is none."""
-    if "tpu" not in os.environ.get("JAX_PLATFORMS", "tpu").split(",") or not _has_tpus():
+    if "tpu" not in (os.environ.get("JAX_PLATFORMS") or "tpu").split(",") or not _has_tpus():
         return 1
     slices = int(os.environ.get("MEGASCALE_NUM_SLICES", "1"))
     # GKE says it in the environment, a TPU VM's server of metadata knows it.
@@ -80,11 +82,18 @@ def _hosts_of_slice() -> int:
     if "TPU_SKIP_MDS_QUERY" in os.environ:
         return 1
     request = urllib.request.Request(_ENDPOINTS, headers={"Metadata-Flavor": "Google"})
-    try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
-            return slices * len(answer.read().decode().split(","))
-    except OSError:  # no TPU VM of Google's
-        return 1
+    for attempt in range(3):
+        try:
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                return slices * len(answer.read().decode().split(","))
+        except OSError as error:
+            absent = isinstance(getattr(error, "reason", None), socket.gaierror) or getattr(error, "code", 0) == 404
+            if absent:  # no TPU VM of Google's
+                return 1
+            reason = error
+            time.sleep(attempt)
+    # One host that took itself for all of them would train beside the others, in the same directory.
+    raise Fault(f"the server of metadata does not say how many hosts the TPU slice has ({reason}): start again")
 
 
 def _has_tpus() -> bool:

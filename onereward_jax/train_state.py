@@ -11,7 +11,7 @@ import optax
 from jax.sharding import Mesh
 
 from onereward_jax import processes
-from onereward_jax.mesh import TRANSFORMER_RULES, Rules, replicated, shardings, warn_of_unsharded
+from onereward_jax.mesh import TRANSFORMER_RULES, Rules, replicated, shardings, traced_for, warn_of_unsharded
 
 MAX_UNSHARDED_MIB = 64.0
 
@@ -192,12 +192,8 @@ def jit_step(
     warn_of_unsharded({"state": state, "frozen": frozen}, mesh, max_unsharded_mib, rules)
     state_shardings = shardings(state, mesh, rules)
 
-    def on_mesh(state, frozen, batch):
-        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # read by mesh.stay_with_samples
-            return step(state, frozen, batch)
-
     return jax.jit(
-        on_mesh,
+        traced_for(mesh, step),
         in_shardings=(state_shardings, shardings(frozen, mesh, rules), None),  # batches are where they were put
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=0,

@@ -58,6 +58,7 @@ def run(args: argparse.Namespace) -> None:
     how = {"batch_size": args.batch_size, "image_step": args.image_step}
     records = {"model": preference_records(judge, pairs, **how)}
     print(_table(args.model, judge_accuracy(records["model"])))
+    del judge, check  # before another one is loaded
     if args.untuned:
         records["untuned"] = preference_records(Judge.from_pretrained(args.untuned, args.dtype), pairs, **how)
         print(_table(args.untuned, judge_accuracy(records["untuned"])))

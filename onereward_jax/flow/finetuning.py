@@ -24,7 +24,7 @@ from onereward_jax.flow.losses import fill_loss
 from onereward_jax.flow.pipeline import FOLDERS, FillPipeline, latent_shape, sample_noise
 from onereward_jax.flow.prompts import prompt_reader
 from onereward_jax.lora import LoRA
-from onereward_jax.mesh import batch_sharding, make_mesh, shardings
+from onereward_jax.mesh import batch_sharding, make_mesh, shardings, traced_for
 from onereward_jax.pictures import picture_grid, write_png
 from onereward_jax.train_state import TrainState, create_state, make_optimizer, supervised_step
 from onereward_jax.weights.export import save_component
@@ -284,7 +284,9 @@ def _held_out_loss(
             batches.append(batch | {"index": np.arange(number, number + size, dtype=np.int32)})
             number += size
     mesh = make_mesh(**config.mesh)
-    score = jax.jit(lambda trained, frozen, batch: loss(trained, frozen, batch, jax.random.key(config.seed)))
+    score = jax.jit(
+        traced_for(mesh, lambda trained, frozen, batch: loss(trained, frozen, batch, jax.random.key(config.seed)))
+    )
 
     def measure(trained: Any) -> dict[str, float]:
         found = []

@@ -1,6 +1,5 @@
 """A mask-guided generator as a whole: prompts, image and mask in, pictures out."""
 
-import contextlib
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from onereward_jax.files import read_json, whole_directory, write_json
 from onereward_jax.flow import conditioning, sampler
 from onereward_jax.flow.prompts import PromptEncoder
 from onereward_jax.flow.schedule import Shift, sigmas
-from onereward_jax.mesh import batch_sharding, batch_shards
+from onereward_jax.mesh import batch_sharding, batch_shards, traced_for
 from onereward_jax.weights.export import save_component
 from onereward_jax.weights.hub import model_directory
 from onereward_jax.weights.load import PARAM_DTYPES, load_component, module_from_directory
@@ -308,15 +307,15 @@ _SCHEDULE_BUCKET = 64
 
 def _mesh_of(params: Any) -> AbstractMesh | None:
     """Over which the parameters are spread, if they are."""
-    sharding = getattr(jax.tree.leaves(params)[0], "sharding", None)
-    return sharding.mesh.abstract_mesh if isinstance(sharding, NamedSharding) else None
+    shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(params))  # some may be on the host
+    return next((s.mesh.abstract_mesh for s in shardings if isinstance(s, NamedSharding)), None)
 
 
 @functools.partial(jax.jit, static_argnames=("transformer", "vae", "tile", "mesh"))
 def _generate(params, batch, schedule, stop, guidance_scale, true_cfg_scale, *, transformer, vae, tile, mesh=None):
     """`_denoised` as the program of a mesh, which its attention and its activations go by."""
-    with contextlib.nullcontext() if mesh is None else jax.sharding.use_abstract_mesh(mesh):
-        return _denoised(params, batch, schedule, stop, guidance_scale, true_cfg_scale, transformer, vae, tile)
+    made = traced_for(mesh, _denoised)
+    return made(params, batch, schedule, stop, guidance_scale, true_cfg_scale, transformer, vae, tile)
 
 
 def _denoised(params, batch, schedule, stop, guidance_scale, true_cfg_scale, transformer, vae, tile):

@@ -131,8 +131,8 @@ def record_maker(
 ) -> tuple[Callable[[int, str], dict[str, np.ndarray]], dict[str, float]]:
     """What makes the samples of a run, planted pairs and annotated ones, and the weights of the tasks to draw.
 
-    With `judge.only_task`, sample i of the run is the i-th one that has this task in a run of all: one judge a task is
-    shown the very pairs that one judge for all is shown.
+    With `judge.only_task`, sample i of the run is the i-th one that has this task in a run of all: where all pictures
+    have one shape, one judge a task is shown the very pairs that one judge for all is shown.
 
     Returns:
       (global index, task) -> "first", "second" (uint8, H, W, 3), "label" (E,), "asked" (columns of the label that

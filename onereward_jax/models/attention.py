@@ -96,7 +96,13 @@ def _best(query: jax.Array, everything_attends: bool) -> str:
     if platform() == "tpu" and everything_attends:
         return "splash"
     half, size = query.dtype in (jnp.bfloat16, jnp.float16), query.shape[-1]
-    return "cudnn" if platform() == "gpu" and half and size <= 128 and size % 8 == 0 else "xla"
+    takes = half and size <= 128 and size % 8 == 0
+    return "cudnn" if platform() == "gpu" and takes and _gpus_have_cudnn_attention() else "xla"
+
+
+def _gpus_have_cudnn_attention() -> bool:
+    """From Ampere on."""
+    return all(float(device.compute_capability) >= 8 for device in jax.local_devices(backend="gpu"))
 
 
 def _splash(query, key, value, blocks, splits_tokens):

@@ -10,6 +10,7 @@ from jax.sharding import AbstractDevice, AbstractMesh
 
 from onereward_jax.cost import cost_of, programs_in
 from onereward_jax.mesh import AXES, P, make_mesh
+from onereward_jax.models import attention as module
 from onereward_jax.models.attention import attention
 
 
@@ -65,14 +66,15 @@ def kernels(jaxpr):
 
 
 @pytest.mark.parametrize("platform", ["tpu", "gpu", "cpu"])
-def test_auto_is_of_the_devices_that_the_program_is_for(platform):
+def test_auto_is_of_the_devices_that_the_program_is_for(platform, monkeypatch):
     query = jax.ShapeDtypeStruct((4, 256, 2, 128), jnp.bfloat16)
     device = AbstractDevice(device_kind="", num_cores=None, platform=platform)
     program = lambda **more: jax.make_jaxpr(functools.partial(attention, implementation="auto", **more))(*[query] * 3)  # noqa: E731
     with jax.sharding.use_abstract_mesh(AbstractMesh((2, 2, 2), AXES, abstract_device=device)):
         if platform == "gpu":
-            with pytest.raises(RuntimeError, match="cuDNN is not detected"):
-                program()
+            for newer, expected in ((True, "cudnn"), (False, "xla")):
+                monkeypatch.setattr(module, "_gpus_have_cudnn_attention", lambda newer=newer: newer)
+                assert module._best(query, True) == expected
         else:
             names = ["splash_mha_fwd_no_residuals"] if platform == "tpu" else []
             assert list(kernels(program().jaxpr)) == names
