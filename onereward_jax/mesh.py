@@ -151,8 +151,8 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
-def stay_with_samples(x: jax.Array) -> jax.Array:
-    """Pins (B, N, D) tokens or (B, D) vectors to where their samples lie, tokens also to their share of them
+def stay_with_samples(x: jax.Array, splits_tokens: bool = False) -> jax.Array:
+    """Pins (B, ...) to where its samples lie, and with `splits_tokens` (B, N, D) to a device's share of the tokens
     (`activation_axes`); nothing outside an update on a mesh (`jit_step`).
 
     At the start of every block: left alone, the partitioner may leave a block's weights where they are and sum its
@@ -163,12 +163,12 @@ def stay_with_samples(x: jax.Array) -> jax.Array:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    axes = activation_axes(mesh, *x.shape[:-1])
-    return jax.lax.with_sharding_constraint(x, P(*axes[: x.ndim - 1]))
+    samples, tokens = activation_axes(mesh, x.shape[0], x.shape[1] if splits_tokens else 0)
+    return jax.lax.with_sharding_constraint(x, P(samples, tokens) if splits_tokens else P(samples))
 
 
 def keep_whole(x: jax.Array) -> jax.Array:
-    """Pins (B, N, D) tokens to where their samples lie, undivided, where `stay_with_samples` would divide them.
+    """Pins (B, N, D) tokens to where their samples lie, undivided, where `stay_with_samples` divides them.
 
     For the two ends of a model that splits tokens. The partitioner would go on and split pictures in the autoencoder,
     and there it made other pictures of them (jax 0.10.2, on CPU); tests/flow/test_fill.py would see it.

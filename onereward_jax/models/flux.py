@@ -95,11 +95,11 @@ class FluxTransformer(nn.Module):
         shared = (self.num_attention_heads, self.dtype, attend)
         double_blocks = self._stack(DoubleBlock, self.num_layers)(*shared, name="transformer_blocks")
         streams, _ = double_blocks((image, text), conditioning, rope)
-        image, text = map(stay_with_samples, streams)
+        image, text = (stay_with_samples(stream, splits_tokens=True) for stream in streams)
 
         single_blocks = self._stack(SingleBlock, self.num_single_layers)(*shared, name="single_transformer_blocks")
         tokens, _ = single_blocks(jnp.concatenate([text, image], axis=1), conditioning, rope)
-        image = stay_with_samples(tokens)[:, text.shape[1] :]
+        image = stay_with_samples(tokens, splits_tokens=True)[:, text.shape[1] :]
 
         scale, shift = Modulation(2, self.dtype, name="norm_out")(conditioning)
         velocity = _dense(self.out_channels, self.dtype, "proj_out", nn.initializers.zeros)(
@@ -130,7 +130,7 @@ class DoubleBlock(nn.Module):
         self, streams: tuple[jax.Array, jax.Array], conditioning: jax.Array, rope: Rotation
     ) -> tuple[tuple[jax.Array, jax.Array], None]:
         """streams: image (B, N, D) and text (B, L, D), which the next block takes."""
-        image, text = map(stay_with_samples, streams)
+        image, text = (stay_with_samples(stream, splits_tokens=True) for stream in streams)
         image_shift, image_scale, image_gate, image_mlp_shift, image_mlp_scale, image_mlp_gate = Modulation(
             6, self.dtype, name="norm1"
         )(conditioning)
@@ -161,7 +161,7 @@ class SingleBlock(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array, conditioning: jax.Array, rope: Rotation) -> tuple[jax.Array, None]:
         """tokens: (B, L + N, D), text first."""
-        width, tokens = tokens.shape[-1], stay_with_samples(tokens)
+        width, tokens = tokens.shape[-1], stay_with_samples(tokens, splits_tokens=True)
         shift, scale, gate = Modulation(3, self.dtype, name="norm")(conditioning)
         x = modulate(tokens, shift, scale)
         attended = SelfAttention(self.num_heads, self.dtype, self.attend, name="attn")(x, rope)
