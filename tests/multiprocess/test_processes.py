@@ -105,7 +105,7 @@ def test_a_directory_that_is_not_shared_is_refused(tmp_path):
 def test_what_tells_of_others(monkeypatch, metadata, environment, reason):
     monkeypatch.setattr(processes, "_has_tpus", lambda: True)
     monkeypatch.setattr(processes, "_ENDPOINTS", metadata)
-    for name in ("TPU_SKIP_MDS_QUERY", *[name for name in os.environ if name.startswith("SLURM_")]):
+    for name in [name for name in os.environ if name.startswith(("SLURM_", "TPU_", "MEGASCALE_"))]:
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
