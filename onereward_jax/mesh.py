@@ -167,16 +167,19 @@ def stay_with_samples(x: jax.Array, splits_tokens: bool = False) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, P(samples, tokens) if splits_tokens else P(samples))
 
 
+def tokens_are_split(x: jax.Array) -> bool:
+    """Whether several devices share the N tokens of a sample of (B, N, ...), in a model that splits them."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return not mesh.empty and activation_axes(mesh, *x.shape[:2])[1] is not None
+
+
 def keep_whole(x: jax.Array) -> jax.Array:
     """Pins (B, N, D) tokens to where their samples lie, undivided, where `stay_with_samples` divides them.
 
     For the two ends of a model that splits tokens. The partitioner would go on and split pictures in the autoencoder,
     and there it made other pictures of them (jax 0.10.2, on CPU); tests/flow/test_fill.py would see it.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or activation_axes(mesh, *x.shape[:2])[1] is None:
-        return x
-    return jax.lax.with_sharding_constraint(x, P(activation_axes(mesh, x.shape[0])[0]))
+    return stay_with_samples(x) if tokens_are_split(x) else x
 
 
 def go_to_weights(x: jax.Array) -> jax.Array:

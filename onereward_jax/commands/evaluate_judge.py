@@ -56,17 +56,22 @@ def run(args: argparse.Namespace) -> None:
     if specialists and (missing := sorted({pair.task for pair in pairs} - specialists.keys())):
         raise UserError(f"--one_a_task names no judge of {', '.join(missing)}, of which there are pairs: name one, too")
     how = {"batch_size": args.batch_size, "image_step": args.image_step}
-    records = {"model": preference_records(judge, pairs, **how)}
-    print(_table(args.model, judge_accuracy(records["model"])))
+    records: dict = {}
+    found: dict = {}
+
+    def measure(name: str, shown: str, answers: list) -> None:
+        records[name], found[name] = answers, judge_accuracy(answers)
+        print(_table(shown, found[name]))
+
+    measure("model", args.model, preference_records(judge, pairs, **how))
     del judge, check  # before another one is loaded
     if args.untuned:
-        records["untuned"] = preference_records(Judge.from_pretrained(args.untuned, args.dtype), pairs, **how)
-        print(_table(args.untuned, judge_accuracy(records["untuned"])))
+        untuned = Judge.from_pretrained(args.untuned, args.dtype)
+        measure("untuned", args.untuned, preference_records(untuned, pairs, **how))
+        del untuned
     if specialists:
         judge_of = lambda task: Judge.from_pretrained(specialists[task], args.dtype)  # noqa: E731
-        records["one_a_task"] = records_of_several(judge_of, pairs, **how)
-        print(_table("one judge a task", judge_accuracy(records["one_a_task"])))
-    found: dict = {name: judge_accuracy(answers) for name, answers in records.items()}
+        measure("one_a_task", "one judge a task", records_of_several(judge_of, pairs, **how))
     scenes = scenes_of(pairs)
     others = {name: answers for name, answers in records.items() if name != "model"}
     found["differences"] = {name: accuracy_difference(records["model"], x, scenes) for name, x in others.items()}

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention
 
-from onereward_jax.mesh import P, activation_axes, platform
+from onereward_jax.mesh import P, activation_axes, platform, tokens_are_split
 
 IMPLEMENTATIONS = ("auto", "reference", "xla", "cudnn", "splash")
 # Queries, and keys with values, of a block of splash attention. They divide FLUX's tokens at 1024 and at 512 pixels a
@@ -67,7 +67,7 @@ def attention(
             scale=scale,
             implementation=implementation,  # type: ignore[arg-type]
         )
-        if splits_tokens and mask is None and bias is None and _splits_tokens(query):
+        if splits_tokens and mask is None and bias is None and tokens_are_split(query):
             return _by_device(attend, query, key, value, splits_tokens)
         return attend(query, key, value)
     if implementation == "splash":
@@ -113,12 +113,6 @@ def _splash(query, key, value, blocks, splits_tokens):
     # XLA can't split a kernel by itself.
     on_mesh = not jax.sharding.get_abstract_mesh().empty
     return _by_device(kernel, query, key, value, splits_tokens) if on_mesh else kernel(query, key, value)
-
-
-def _splits_tokens(query):
-    """Whether a sample's queries are shared by several devices."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return not mesh.empty and activation_axes(mesh, *query.shape[:2])[1] is not None
 
 
 def _by_device(function, query, key, value, splits_tokens):
