@@ -40,8 +40,11 @@ TRANSFORMER_RULES: Rules = (
     (rf"{_CLOSING}/lora_a$", P(..., "tensor", None)),
     (rf"{_CLOSING}/lora_b$", P(..., None, "fsdp")),
     (r"(embedding|embed_tokens)$", P("tensor", "fsdp")),
-    # A quarter of the transformer: its modulations, each of which meets one vector a sample (`go_to_weights`).
-    (r"(^|/)norm[^/]*/linear/kernel$", P(..., VECTOR_FEATURES, None)),
+    # Convolutions are small beside the pictures that pass through them.
+    (r"(^|/)conv[^/]*/kernel$", P()),
+    # A quarter of the transformer, its modulations, and the judge's output matrix: they meet few vectors a sample
+    # (`go_to_weights`).
+    (r"(^|/)(norm[^/]*/linear|lm_head)/kernel$", P(..., VECTOR_FEATURES, None)),
     (r"(kernel|lora_a)$", P(..., "fsdp", None)),
     (r"(^|/)references$", BATCH),
     (r".*", P()),
@@ -139,9 +142,13 @@ def activation_axes(mesh: Mesh | AbstractMesh, samples: int, tokens: int = 0) ->
     return of_samples or None, left if left and tokens and tokens % size(left) == 0 else None
 
 
-def shares_of(mesh: Mesh | AbstractMesh, samples: int) -> int:
-    """In how many parts the axes of `activation_axes` cut a batch."""
-    return int(np.prod([mesh.shape[axis] for axis in activation_axes(mesh, samples)[0] or ()]))
+def can_share(mesh: Mesh | AbstractMesh, samples: int, splits_tokens: bool = True) -> bool:
+    """Whether every device of `data` and `fsdp` has its part of so many samples: each as many; or, of a model that
+    splits tokens, each sample as many devices."""
+    if samples % batch_shards(mesh) == 0:
+        return True
+    of_samples, _ = activation_axes(mesh, samples)
+    return splits_tokens and samples == int(np.prod([mesh.shape[axis] for axis in of_samples or ()]))
 
 
 def platform() -> str:
@@ -184,8 +191,7 @@ def keep_whole(x: jax.Array) -> jax.Array:
 
 def go_to_weights(x: jax.Array) -> jax.Array:
     """Pins the trailing axis, features, over `fsdp` and `tensor`, where the rows of the kernel lie that they meet next;
-    nothing outside an update on a mesh. For vectors, one a sample, that are far smaller than that kernel: it stays
-    there."""
+    nothing outside an update on a mesh. For a few vectors a sample, far smaller than that kernel: it stays there."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or x.shape[-1] % (mesh.shape["fsdp"] * mesh.shape["tensor"]):
         return x

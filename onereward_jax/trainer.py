@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from onereward_jax import loop, processes
 from onereward_jax.data import mixture
 from onereward_jax.errors import UserError
-from onereward_jax.mesh import batch_sharding, batch_shards, make_mesh, shares_of
+from onereward_jax.mesh import batch_sharding, batch_shards, can_share, make_mesh
 from onereward_jax.train_state import MAX_UNSHARDED_MIB, TrainState, compile_step
 
 Batch = dict[str, Any]
@@ -112,8 +112,7 @@ def check_batch(config: ConfigDict, mesh: Mesh) -> None:
     """
     shards, parts = batch_shards(mesh), config.rl.accumulate if "rl" in config else 1
     samples, rest = divmod(config.train.batch_size, parts)
-    splits_tokens = "rl" in config and not rest and samples == shares_of(mesh, samples)
-    if config.train.batch_size % (shards * parts) and not splits_tokens:
+    if rest or not can_share(mesh, samples, splits_tokens="rl" in config):
         of_parts = f" in each of {parts} micro-batches (rl.accumulate)" if parts > 1 else ""
         raise UserError(
             f"a batch of {config.train.batch_size} can't be shared by {shards} devices{of_parts}: make"

@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mesh", metavar="AXES", help="instead of the configuration's: data=1,fsdp=8,tensor=2")
     parser.add_argument("--batch", type=int, metavar="N", help="instead of the configuration's train.batch_size")
     parser.add_argument("--json", metavar="FILE", help="a file for all figures")
+    parser.add_argument("--exact", action="store_true", help="compile as a run does, not with the least effort: slow")
     parser.add_argument(
         "--search", action="store_true", help="try meshes, remat policies and batches; --mesh and --batch hold theirs"
     )
@@ -57,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     place = topology.open_topology(args.topology)
     if args.search:
         return _search(args, config, place)
-    found = plan(config, place)
+    found = plan(config, place, args.exact)
     print(report(args.config_file, found, config))
     if args.json:
         write_json(Path(args.json), {"config": args.config_file, **found.to_json()})

@@ -14,6 +14,7 @@ import numpy as np
 
 from onereward_jax.judge.question import Prefix
 from onereward_jax.judge.vision import Grid, ImageSettings, preprocess
+from onereward_jax.mesh import go_to_weights, stay_with_samples
 
 
 @flax.struct.dataclass
@@ -123,10 +124,11 @@ def answer_logits(
     mask = packed_mask(prefix_length, questions, question_length)
 
     states = apply("decode", embeddings, jnp.asarray(positions)[:, None], jnp.asarray(mask)[None])
-    # Only the last token of each question meets the output matrix.
+    # Only the last token of each question meets the output matrix, which is far larger and stays where it lies.
     asked = states[:, prefix_length:].reshape(batch, questions, question_length, -1)
     last = jnp.maximum(question_lengths - 1, 0)[..., None, None]
-    return apply("unembed", jnp.take_along_axis(asked, last, axis=2)[:, :, 0])
+    last_states = go_to_weights(jnp.take_along_axis(asked, last, axis=2)[:, :, 0])
+    return stay_with_samples(apply("unembed", last_states))
 
 
 def log_p_answers(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from onereward_jax.mesh import stay_with_samples
 from onereward_jax.models.attention import attention
 from onereward_jax.models.remat import remat
 
@@ -108,7 +109,7 @@ class Encoder(nn.Module):
                 name=f"down_blocks_{level}",
             )(x)
         x = MidBlock(self.norm_num_groups, self.dtype, self.remat, self.attention_implementation, name="mid_block")(x)
-        x = nn.silu(_group_norm(self.norm_num_groups, self.dtype, "conv_norm_out")(x))
+        x = nn.silu(_group_norm(self.norm_num_groups, self.dtype, "conv_norm_out")(stay_with_samples(x)))
         return _conv(self.out_channels, self.dtype, "conv_out")(x)
 
 
@@ -138,7 +139,7 @@ class Decoder(nn.Module):
                 resample="" if level == last else "up",
                 name=f"up_blocks_{level}",
             )(x)
-        x = nn.silu(_group_norm(self.norm_num_groups, self.dtype, "conv_norm_out")(x))
+        x = nn.silu(_group_norm(self.norm_num_groups, self.dtype, "conv_norm_out")(stay_with_samples(x)))
         return _conv(self.out_channels, self.dtype, "conv_out")(x)
 
 
@@ -190,6 +191,7 @@ class ResnetBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        x = stay_with_samples(x)
         h = nn.silu(_group_norm(self.norm_num_groups, self.dtype, "norm1")(x))
         h = _conv(self.channels, self.dtype, "conv1")(h)
         h = nn.silu(_group_norm(self.norm_num_groups, self.dtype, "norm2")(h))
@@ -208,6 +210,7 @@ class AttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        x = stay_with_samples(x)
         batch, height, width, channels = x.shape
         tokens = _group_norm(self.norm_num_groups, self.dtype, "group_norm")(x).reshape(batch, height * width, channels)
         query, key, value = (

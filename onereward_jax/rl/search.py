@@ -3,9 +3,10 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
-from onereward_jax.mesh import AXES, make_mesh
+from onereward_jax.mesh import AXES, can_share, make_mesh
 from onereward_jax.rl.plan import GIB, held_bytes, plan, program_of
 from onereward_jax.topology import Topology
 
@@ -51,7 +52,7 @@ def choices(meshes: Iterable[Mapping[str, int]], batches: Iterable[int], accumul
         for mesh in meshes
         for batch in sorted(batches)
         for remat in REMAT
-        if batch % (mesh["data"] * mesh["fsdp"] * accumulate) == 0
+        if batch % accumulate == 0 and can_share(AbstractMesh(tuple(mesh.values()), tuple(mesh)), batch // accumulate)
     ]
 
 
