@@ -69,6 +69,7 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.train.log_every = 10
     config.train.max_skipped = 10  # updates in a row, for a loss or gradient that is not finite
     config.train.max_unsharded_mib = 64.0  # a warning names larger arrays that no axis of the mesh splits
+    config.train.offload = ()  # of opt_state, ema and reference, what waits in the hosts' memory between its uses
 
     config.finetune = ConfigDict()
     # The guidance that the model is told in training. At 1 a guidance-distilled model gives the plain velocity, which

@@ -69,6 +69,7 @@ def get_config(variant: str = "dynamic_1024") -> ConfigDict:
     )
     config.train.max_skipped = 10  # updates in a row, for a loss or gradient that is not finite
     config.train.max_unsharded_mib = 64.0  # a warning names larger arrays that no axis of the mesh splits
+    config.train.offload = ()  # of opt_state, ema and reference, what waits in the hosts' memory between its uses
     config.lora = ConfigDict({"rank": 64 if adapter else 0, "alpha": 64.0})  # open
     config.lora.targets = r"attn/(to|add)_|ff|proj_mlp|proj_out"
 

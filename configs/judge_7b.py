@@ -47,6 +47,7 @@ def get_config(variant: str = "7b") -> ConfigDict:
     )
     config.train.max_skipped = 10  # updates in a row, for a loss or gradient that is not finite
     config.train.max_unsharded_mib = 64.0  # a warning names larger arrays that no axis of the mesh splits
+    config.train.offload = ()  # of opt_state, ema and reference, what waits in the hosts' memory between its uses
 
     config.judge = ConfigDict()
     config.judge.start = f"Qwen/Qwen2.5-VL-{variant.upper()}-Instruct"

@@ -403,5 +403,6 @@ def _train(num_steps: int, batch_size: int, checkpoint_every: int = 500, log_eve
             "log_every": log_every,
             "max_skipped": 10,  # updates in a row, for a loss or gradient that is not finite
             "max_unsharded_mib": 64.0,  # a warning names larger arrays that no axis of the mesh splits
+            "offload": (),  # of opt_state, ema and reference, what waits in the hosts' memory between its uses
         }
     )

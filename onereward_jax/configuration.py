@@ -29,6 +29,7 @@ FREE_FIELDS = (
     "train.log_every",
     "train.max_skipped",
     "train.max_unsharded_mib",
+    "train.offload",
     "data.loader_threads",
     "data.loader_timeout",
     "rl.reference_pool",

@@ -23,6 +23,7 @@ Axes = tuple[str, ...] | None
 P = PartitionSpec
 BATCH = P(("data", "fsdp"))
 VECTOR_FEATURES = ("fsdp", "tensor")
+HOST = "pinned_host"
 
 # Kernels are (..., in, out). Products that open a block (attention's queries, keys and values, the first of an MLP)
 # split their outputs over `tensor`, those that close it split their inputs, so a block needs one reduction. A leading
@@ -200,6 +201,22 @@ def go_to_weights(x: jax.Array) -> jax.Array:
 
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
+
+
+def on_hosts(shapes: trees.Tree, places: trees.Tree) -> trees.Tree:
+    """These shardings, in the memory of the devices' hosts for what has two axes and more."""
+    move = lambda leaf, place: place.with_memory_kind(HOST) if len(leaf.shape) > 1 else place  # noqa: E731
+    return jax.tree.map(move, shapes, places)
+
+
+def to_devices(tree: trees.Tree, after: jax.Array | None = None) -> trees.Tree:
+    """Arrays in the hosts' memory (`on_hosts`) brought to the devices, where anything can be computed; others as they
+    are. They come `after` something is known, so that they take no room on the devices before."""
+    if not any(jax.typeof(leaf).memory_space == jax.memory.Space.Host for leaf in jax.tree.leaves(tree)):
+        return tree
+    if after is not None:
+        tree, _ = jax.lax.optimization_barrier((tree, after))
+    return jax.device_put(tree, jax.memory.Space.Device)
 
 
 def traced_for(mesh: Mesh | AbstractMesh | None, function: Callable) -> Callable:

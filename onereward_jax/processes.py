@@ -309,6 +309,7 @@ def fetch(tree: Any) -> Any:
     def fetched(x: Any) -> Any:
         if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
             return jax.device_get(x)
+        x = jax.device_put(x, x.sharding.with_memory_kind("device"))  # from the hosts' memory, where it may lie
         whole = np.empty(x.shape, x.dtype)
         rows = min(len(x), max(1, _FETCHED_AT_ONCE * len(x) // x.nbytes))
         for start in range(0, len(x), rows):

@@ -2,18 +2,19 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from onereward_jax import processes
-from onereward_jax.mesh import TRANSFORMER_RULES, Rules, replicated, shardings, traced_for, warn_of_unsharded
+from onereward_jax.mesh import on_hosts, replicated, shardings, to_devices, traced_for, warn_of_unsharded
 
-MAX_UNSHARDED_MIB = 64.0
+OFFLOADABLE = ("opt_state", "ema", "reference")
 
 
 @flax.struct.dataclass
@@ -39,6 +40,33 @@ class TrainState:
     reference: Any | None
     key: jax.Array
     references: Any | None = None
+
+    @property
+    def averaged(self) -> Any:
+        """The average, or where none is kept the parameters themselves; on the devices."""
+        return to_devices(self.params if self.ema is None else self.ema)
+
+
+class Placement(NamedTuple):
+    """Where a run's state lies, beside what `mesh.TRANSFORMER_RULES` say.
+
+    Attributes:
+      offload: parts of the state that wait in the hosts' memory until an update needs them, of `OFFLOADABLE`.
+      max_unsharded_mib: a warning names the arrays of this size and more that no axis of a mesh splits.
+    """
+
+    offload: tuple[str, ...] = ()
+    max_unsharded_mib: float = 64.0
+
+    @classmethod
+    def of(cls, config: ConfigDict) -> "Placement":
+        return cls(**{name: config.train[name] for name in cls._fields if name in config.train})
+
+    def of_state(self, state: TrainState, mesh: Mesh) -> Any:
+        """A sharding for every array of a state, or of its shapes."""
+        places = shardings(state, mesh)
+        waiting = {part: on_hosts(getattr(state, part), getattr(places, part)) for part in self.offload}
+        return dataclasses.replace(places, **waiting)
 
 
 def create_state(
@@ -89,9 +117,8 @@ def apply_gradient(
         return params, opt_state, ema, jnp.zeros((), jnp.float32)
 
     # A branch works in the donated buffers. A select of old and new took up to two copies of the parameters more.
-    params, opt_state, ema, update_norm = jax.lax.cond(
-        finite, update, skip, gradient, state.params, state.opt_state, state.ema
-    )
+    opt_state, ema = to_devices((state.opt_state, state.ema), after=grad_norm)
+    params, opt_state, ema, update_norm = jax.lax.cond(finite, update, skip, gradient, state.params, opt_state, ema)
     metrics = {
         "learning/grad_norm": grad_norm,
         "learning/update_norm": update_norm,
@@ -151,8 +178,7 @@ def compile_step(
     params: Any,
     frozen: Any,
     mesh: Mesh,
-    rules: Rules = TRANSFORMER_RULES,
-    max_unsharded_mib: float = MAX_UNSHARDED_MIB,
+    placement: Placement = Placement(),  # noqa: B008 (a tuple)
 ) -> tuple[Callable, TrainState, Any]:
     """Places state and frozen parameters on the mesh and jits `step(state, frozen, batch)` for it.
 
@@ -163,16 +189,16 @@ def compile_step(
       create: pure, parameters -> the state before the first update; runs on the mesh, so that no device ever holds
         more than its part.
       params: parameters to start from, on the host or on devices.
-      max_unsharded_mib: see `jit_step`.
+      placement: see `Placement`.
 
     Returns:
       (jitted step, state on the mesh, frozen on the mesh)
     """
     shapes = jax.eval_shape(create, params)
-    params = processes.place(params, shardings(params, mesh, rules))
-    state = jax.jit(create, out_shardings=shardings(shapes, mesh, rules))(params)
-    compiled = jit_step(step, shapes, frozen, mesh, rules, max_unsharded_mib)
-    return compiled, state, processes.place(frozen, shardings(frozen, mesh, rules))
+    params = processes.place(params, shardings(params, mesh))
+    state = jax.jit(create, out_shardings=placement.of_state(shapes, mesh))(params)
+    compiled = jit_step(step, shapes, frozen, mesh, placement)
+    return compiled, state, processes.place(frozen, shardings(frozen, mesh))
 
 
 def jit_step(
@@ -180,21 +206,20 @@ def jit_step(
     state: Any,
     frozen: Any,
     mesh: Mesh,
-    rules: Rules = TRANSFORMER_RULES,
-    max_unsharded_mib: float = MAX_UNSHARDED_MIB,
+    placement: Placement = Placement(),  # noqa: B008 (a tuple)
 ) -> Any:
     """`step(state, frozen, batch)` jitted for a mesh; the state is donated.
 
     Args:
       state, frozen: arrays, or their shapes: `onereward plan` compiles the step without any.
-      max_unsharded_mib: a warning names the arrays of this size and more that are not split.
+      placement: see `Placement`.
     """
-    warn_of_unsharded({"state": state, "frozen": frozen}, mesh, max_unsharded_mib, rules)
-    state_shardings = shardings(state, mesh, rules)
+    warn_of_unsharded({"state": state, "frozen": frozen}, mesh, placement.max_unsharded_mib)
+    state_shardings = placement.of_state(state, mesh)
 
     return jax.jit(
         traced_for(mesh, step),
-        in_shardings=(state_shardings, shardings(frozen, mesh, rules), None),  # batches are where they were put
+        in_shardings=(state_shardings, shardings(frozen, mesh), None),  # batches are where they were put
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=0,
     )

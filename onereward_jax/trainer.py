@@ -13,7 +13,7 @@ from onereward_jax import loop, processes
 from onereward_jax.data import mixture
 from onereward_jax.errors import UserError
 from onereward_jax.mesh import batch_sharding, batch_shards, can_share, make_mesh
-from onereward_jax.train_state import MAX_UNSHARDED_MIB, TrainState, compile_step
+from onereward_jax.train_state import Placement, TrainState, compile_step
 
 Batch = dict[str, Any]
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
@@ -65,8 +65,7 @@ def train(
     mesh = make_mesh(**config.mesh)
     check_batch(config, mesh)
     frozen = {} if frozen is None else frozen
-    limit = config.train.get("max_unsharded_mib", MAX_UNSHARDED_MIB)
-    compiled, state, frozen = compile_step(step, create, params, frozen, mesh, max_unsharded_mib=limit)
+    compiled, state, frozen = compile_step(step, create, params, frozen, mesh, Placement.of(config))
     size = config.train.batch_size
     sharding = batch_sharding(mesh, size)
     batches = mixture.mixture(

@@ -134,6 +134,10 @@ _RULES: Mapping[str, Rule] = {
     "train.log_every": _whole(0),
     "train.max_skipped": _whole(0),
     "train.max_unsharded_mib": _POSITIVE,
+    "train.offload": (
+        lambda value: isinstance(value, tuple) and set(value) <= {"opt_state", "ema", "reference"},
+        "a tuple of parts of the state (opt_state, ema, reference), such as \"('opt_state',)\"",
+    ),
     "rl.threshold": (lambda value: _is_number(value) and 0 < value <= 1, "above 0 and at most 1"),
     "rl.ema_decay": _DECAY,
     "rl.num_steps": _whole(1),

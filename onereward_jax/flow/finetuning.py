@@ -109,15 +109,12 @@ def finetune(config: ConfigDict, workdir: Path, pictures: Sequence[Captioned]) -
 
         looks.append((settings.sample_every, write_sheet))
 
-    def averaged(state: TrainState) -> Any:
-        return state.params if state.ema is None else state.ema
-
     def look(state: TrainState) -> dict[str, float]:
         step = int(state.step)
         found: dict[str, float] = {}
         for every, function in looks:
             if step % every == 0 or step == config.train.num_steps:
-                found |= function(step, averaged(state))
+                found |= function(step, state.averaged)
         return found
 
     # -------------------------------------------------------------------------------------------------- the training
@@ -136,7 +133,7 @@ def finetune(config: ConfigDict, workdir: Path, pictures: Sequence[Captioned]) -
         evaluate=look,
         evaluate_every=math.gcd(*(every for every, _ in looks)),
     )
-    trained = averaged(state)["transformer"]
+    trained = state.averaged["transformer"]
     if processes.count() > 1:
         trained = processes.fetch(trained)
     if not processes.is_first():

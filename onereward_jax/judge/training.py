@@ -81,9 +81,6 @@ def train_judge(config: ConfigDict, workdir: Path, watch: Watch | None = None) -
         frozen = {name: tree for name, tree in judge.params.items() if name not in params}
     whole = functools.partial(adapters.whole, frozen=frozen)
 
-    def averaged(state: TrainState) -> Any:
-        return state.params if state.ema is None else state.ema
-
     def export(trained: Any) -> None:
         trained = processes.fetch(trained if adapters.rank else whole(trained))
         if not processes.is_first():
@@ -100,9 +97,9 @@ def train_judge(config: ConfigDict, workdir: Path, watch: Watch | None = None) -
         measure, best = watch(judge, held_out), _Best(workdir, export)
 
         def evaluate(state: TrainState) -> dict[str, float]:
-            found = measure(whole(averaged(state)))
+            found = measure(whole(state.averaged))
             if settings.keep_best:
-                best.see(int(state.step), found, averaged(state))
+                best.see(int(state.step), found, state.averaged)
             return {f"judge/held_out/{name}": value for name, value in found.items()}
 
         watching = {"evaluate": evaluate, "evaluate_every": settings.evaluate_every}
@@ -123,7 +120,7 @@ def train_judge(config: ConfigDict, workdir: Path, watch: Watch | None = None) -
         **watching,
     )
     if not settings.keep_best:
-        export(averaged(state))
+        export(state.averaged)
 
 
 def record_maker(

@@ -27,11 +27,11 @@ from onereward_jax.hlo import Collective, collectives_of
 from onereward_jax.judge import question as questions
 from onereward_jax.judge.judge import PREPROCESSOR_FILE, answer
 from onereward_jax.judge.vision import OFFICIAL_SETTINGS, ImageSettings
-from onereward_jax.mesh import batch_sharding, make_mesh, sharding_of, shardings
+from onereward_jax.mesh import HOST, batch_sharding, make_mesh, shardings
 from onereward_jax.rl.step import PARTS, REFERENCE, ROLLOUT, StepConfig
 from onereward_jax.rl.update import Update, adapters_of, attention_of, batch_shapes, computation, make_update
 from onereward_jax.topology import Chip, Topology
-from onereward_jax.train_state import MAX_UNSHARDED_MIB, jit_step
+from onereward_jax.train_state import Placement, jit_step
 from onereward_jax.trainer import check_batch
 from onereward_jax.weights.load import param_shapes
 from onereward_jax.weights.official import official_module
@@ -71,14 +71,13 @@ class Program(NamedTuple):
     shares: dict[str, tuple[float, float]]
     references_made: float
 
-    def trace(self, mesh: Mesh, max_unsharded_mib: float = MAX_UNSHARDED_MIB) -> Any:
+    def trace(self, mesh: Mesh, placement: Placement = Placement()) -> Any:  # noqa: B008 (a tuple)
         """What `onereward train` runs on this mesh, a `jax.stages.Traced`: its `lower().compile()` needs no weights."""
         # Where arguments lie is a part of what is traced.
-        state, frozen = (placed(tree, shardings(tree, mesh)) for tree in (self.state, self.frozen))
+        state = placed(self.state, placement.of_state(self.state, mesh))
+        frozen = placed(self.frozen, shardings(self.frozen, mesh))
         batch = placed(self.batch, jax.tree.map(lambda x: batch_sharding(mesh, x.shape[0]), self.batch))
-        return jit_step(self.update.step, state, frozen, mesh, max_unsharded_mib=max_unsharded_mib).trace(
-            state, frozen, batch
-        )
+        return jit_step(self.update.step, state, frozen, mesh, placement).trace(state, frozen, batch)
 
 
 def placed(shapes: Any, places: Any) -> Any:
@@ -156,6 +155,7 @@ class Plan:
 
     Attributes:
       held: part of the state -> bytes.
+      on_hosts: part of the state that waits in the hosts' memory -> bytes of it for each device.
       temporaries, peak: bytes; None where the compiler gave the program up. `needed` is then what it named, at least.
       cost: of the whole update.
       collectives: None where the compiler gave the program up.
@@ -175,6 +175,7 @@ class Plan:
     peak: int | None = None
     needed: float | None = None
     collectives: list[Collective] | None = None
+    on_hosts: dict[str, int] = dataclasses.field(default_factory=dict)
     exact: bool = False
 
     @property
@@ -216,6 +217,7 @@ class Plan:
             "hbm_gib": self.chip.hbm_gib,
             "peak_gib": None if self.peak_gib is None or math.isinf(self.peak_gib) else round(self.peak_gib, 3),
             "held_gib": {part: gib(size) for part, size in self.held.items()},
+            "on_hosts_gib": {part: gib(size) for part, size in self.on_hosts.items()},
             "temporaries_gib": gib(self.temporaries),
             "flops": self.cost.flops,
             "flops_of_parts": self.cost.parts,
@@ -253,14 +255,17 @@ def plan(config: ConfigDict, topology: Topology, exact: bool = False) -> Plan:
     mesh = make_mesh(**config.mesh, devices=topology.devices)
     check_batch(config, mesh)
     program = program_of(config)
-    traced = program.trace(mesh, config.train.get("max_unsharded_mib", MAX_UNSHARDED_MIB))
+    placement = Placement.of(config)
+    traced = program.trace(mesh, placement)
+    held, on_hosts = held_bytes(program, mesh, placement)
     found = Plan(
         topology=topology.name,
         chip=topology.chip,
         mesh=dict(mesh.shape),
         batch=config.train.batch_size,
         trips=program.trips,
-        held=held_bytes(program, mesh),
+        held=held,
+        on_hosts=on_hosts,
         cost=cost_of_program(traced.jaxpr, trips=program.trips, shares=program.shares, parts=PARTS),
         compile_seconds=0.0,
         references_made=program.references_made,
@@ -278,11 +283,11 @@ def plan(config: ConfigDict, topology: Topology, exact: bool = False) -> Plan:
         memory = compiled.memory_analysis()
         reports = [_HELD.search(file.read_text(encoding="utf-8")) for file in Path(directory).glob(_REPORT)]
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes  # the donated state's place is taken again
-    held = max(
+    laid_out = max(
         (int(report[1]) for report in reports if report),
         default=memory.argument_size_in_bytes + memory.temp_size_in_bytes + results,
     )
-    peak = held + memory.generated_code_size_in_bytes + _RESERVED
+    peak = laid_out + memory.generated_code_size_in_bytes + _RESERVED
     return dataclasses.replace(
         found,
         temporaries=peak - memory.argument_size_in_bytes,
@@ -292,21 +297,34 @@ def plan(config: ConfigDict, topology: Topology, exact: bool = False) -> Plan:
     )
 
 
-def held_bytes(program: Program, mesh: Mesh) -> dict[str, int]:
-    """Part of what an update holds -> bytes of it on a device; empty parts are left out."""
+def held_bytes(
+    program: Program,
+    mesh: Mesh,
+    placement: Placement = Placement(),  # noqa: B008 (a tuple)
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Part of what an update holds -> bytes of it on a device; and those of it in the host's memory for each device.
+    Empty parts are left out."""
 
-    def held(tree: Any, places: Any) -> int:
+    def bytes_of(tree: Any, places: Any, on_host: bool) -> int:
         leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(places), strict=True)
-        return sum(math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf, place in leaves)
+        return sum(
+            math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+            for leaf, place in leaves
+            if (place.memory_kind == HOST) == on_host
+        )
 
     state, frozen = program.state, program.frozen
-    parts = {name: getattr(state, name) for name in ("params", "ema", "opt_state", "reference")}
-    parts |= {name: getattr(frozen, name) for name in ("base", "vae", "judge")}
-    sizes = {name: held(tree, shardings(tree, mesh)) for name, tree in parts.items()}
-    if state.references is not None:
-        sizes["references"] = held(state.references, sharding_of("references", state.references.shape, mesh))
-    sizes["batch"] = held(program.batch, jax.tree.map(lambda x: batch_sharding(mesh, x.shape[0]), program.batch))
-    return {name: size for name, size in sizes.items() if size}
+    places = placement.of_state(state, mesh)
+    names = ("params", "ema", "opt_state", "reference", "references")
+    parts = {name: (getattr(state, name), getattr(places, name)) for name in names}
+    parts |= {name: (tree, shardings(tree, mesh)) for name, tree in vars(frozen).items()}
+    parts["batch"] = program.batch, jax.tree.map(lambda x: batch_sharding(mesh, x.shape[0]), program.batch)
+
+    def held(on_host: bool) -> dict[str, int]:
+        sizes = {name: bytes_of(*part, on_host) for name, part in parts.items()}
+        return {name: size for name, size in sizes.items() if size}
+
+    return held(False), held(True)
 
 
 def needed_bytes(message: str) -> float | None:
@@ -351,6 +369,7 @@ def report(name: str, found: Plan, config: ConfigDict) -> str:
     if found.temporaries is not None:
         memory["temporaries"] = found.temporaries
     lines += [_row(part, f"{size / GIB:.3f}") for part, size in memory.items()]
+    lines += [_row(f"{part}, on hosts", f"{size / GIB:.3f}") for part, size in found.on_hosts.items()]
     steps = ", ".join(f"{part.replace('_', ' ')} {turns:.1f} steps" for part, turns in found.trips.items())
     if found.references_made < 1:
         steps += f"; references made in {found.references_made:.0%} of the updates"

@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 from onereward_jax.mesh import AXES, can_share, make_mesh
 from onereward_jax.rl.plan import GIB, held_bytes, plan, program_of
 from onereward_jax.topology import Topology
+from onereward_jax.train_state import Placement
 
 # From the one that keeps least in memory to the one that computes least.
 REMAT = ("full", "dots", "none")
@@ -87,7 +88,8 @@ def search(
     for choice in tried:
         chosen, mesh = choice.of(config), tuple(choice.mesh.values())
         if mesh not in state:
-            held = held_bytes(program_of(chosen), make_mesh(**choice.mesh, devices=topology.devices))
+            mesh_of_choice = make_mesh(**choice.mesh, devices=topology.devices)
+            held, _ = held_bytes(program_of(chosen), mesh_of_choice, Placement.of(chosen))
             state[mesh] = sum(held.values()) / GIB
         failed = [other for other, row in rows.items() if not row["fits"] and choice.needs_no_less_than(other)]
         if state[mesh] > topology.chip.hbm_gib:

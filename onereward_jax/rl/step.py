@@ -25,6 +25,7 @@ from onereward_jax import lora
 from onereward_jax.flow import conditioning, sampler
 from onereward_jax.flow.schedule import Shift, sigmas
 from onereward_jax.judge.augment import noise_together, shift_together
+from onereward_jax.mesh import to_devices
 from onereward_jax.rl.objective import reward_loss
 from onereward_jax.tasks import CELLS
 from onereward_jax.train_state import TrainState, apply_gradient
@@ -205,7 +206,7 @@ def make_step(
 
         # 2. The reference's full denoising, or its prediction at t; or its images of before.
         def make_references():
-            reference_params = state.ema if state.reference is None else state.reference
+            reference_params = to_devices(state.ema if state.reference is None else state.reference)
             reference = rollout_velocity(transformer_params(frozen, reference_params), condition, ids)
             if config.matched_reference:
                 _, stop = draws[0]

@@ -20,6 +20,7 @@ from onereward_jax.rl import plan as plans
 from onereward_jax.rl import training
 from onereward_jax.rl.step import JUDGEMENT, REFERENCE, ROLLOUT, StepConfig
 from onereward_jax.topology import Chip, Topology
+from onereward_jax.train_state import Placement
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "tiny.py")
@@ -64,11 +65,17 @@ def program_of_training(config, workdir, monkeypatch) -> str:
     return found["text"]
 
 
-@pytest.mark.parametrize("saving", [{}, {"rl.predictions": 2, "rl.reference_pool": "pool", "data.num_conditions": 8}])
+OFFLOADED = {"train.offload": "('opt_state','ema','reference')"}
+
+
+@pytest.mark.parametrize(
+    "saving", [OFFLOADED, {"rl.predictions": 2, "rl.reference_pool": "pool", "data.num_conditions": 8}]
+)
 def test_the_program_is_the_one_that_training_runs(saving, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = load_config(f"{CONFIG}:fixed", TINY | ADAPTER | saving)
-    planned = plans.program_of(config).trace(make_mesh(**config.mesh)).lower().as_text()
+    planned = plans.program_of(config).trace(make_mesh(**config.mesh), Placement.of(config)).lower().as_text()
+    assert ("pinned_host" in planned) == (saving is OFFLOADED)
     digest = lambda text: hashlib.sha256(text.encode()).hexdigest()  # noqa: E731
     assert digest(planned) == digest(program_of_training(config, tmp_path, monkeypatch))
 

@@ -49,7 +49,7 @@ def plans_of(peaks: dict[tuple[int, str, int], float], made: list[Choice]):
 @pytest.fixture
 def place(monkeypatch):
     monkeypatch.setattr(searching, "program_of", lambda config: None)
-    monkeypatch.setattr(searching, "held_bytes", lambda program, mesh: {"params": 2**31 // mesh.shape["tensor"]})
+    monkeypatch.setattr(searching, "held_bytes", lambda program, mesh, placement: ({"params": 2**31 // mesh.shape["tensor"]}, {}))
     return Topology("v5p:2x2x2", CHIP, jax.devices())
 
 
@@ -102,7 +102,7 @@ def test_the_command_goes_on_where_it_stopped(place, monkeypatch, tmp_path, caps
 
 def test_nothing_fits(place, monkeypatch, capsys):
     monkeypatch.setattr(topology, "open_topology", lambda name: place)
-    monkeypatch.setattr(searching, "held_bytes", lambda program, mesh: {"params": 2**32})
+    monkeypatch.setattr(searching, "held_bytes", lambda program, mesh, placement: ({"params": 2**32}, {}))
     assert run("--topology", "v5p:2x2x2", "--search", "--batch", "8") == DOES_NOT_FIT
     assert "nothing fits; what helps: a larger --topology" in capsys.readouterr().out
     assert run("--topology", "v5p:2x2x2", "--search", "--batch", "8", "--mesh", "fsdp=8", **{"rl.accumulate": 2}) == 2

@@ -1,0 +1,81 @@
+"""Parts of the state that wait in the hosts' memory: the same updates, and checkpoints that a run without it reads."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from onereward_jax import checkpoint, tree
+from onereward_jax.mesh import HOST, batch_sharding, make_mesh
+from onereward_jax.train_state import (
+    OFFLOADABLE,
+    Placement,
+    compile_step,
+    create_state,
+    make_optimizer,
+    supervised_step,
+)
+
+OFFLOADED = Placement(offload=OFFLOADABLE)
+
+
+def trained(placement, steps=3):
+    """A linear model's state after some updates on 2 x 2 x 2 devices, and the jitted step."""
+    mesh = make_mesh(2, 2, 2)
+    draw = np.random.default_rng(0)
+    params = {"to_q": {"kernel": draw.standard_normal((8, 4)).astype(np.float32), "bias": np.zeros(4, np.float32)}}
+    optimizer = make_optimizer(1e-2)
+
+    def loss(params, frozen, batch, key):
+        return jnp.mean(jnp.square(batch["x"] @ params["to_q"]["kernel"] + params["to_q"]["bias"] - 1)), {}
+
+    create = lambda params: create_state(params, optimizer, seed=0, reference=True)  # noqa: E731
+    step = supervised_step(loss, optimizer, ema_decay=0.9)
+    compiled, state, frozen = compile_step(step, create, params, {}, mesh, placement)
+    for _ in range(steps):
+        batch = {"x": jax.device_put(draw.standard_normal((8, 8)).astype(np.float32), batch_sharding(mesh))}
+        state, _ = compiled(state, frozen, batch)
+    return state, jax.eval_shape(create, params)
+
+
+def memories(state):
+    return {path: leaf.sharding.memory_kind for path, leaf in tree.flatten(state).items()}
+
+
+@pytest.fixture(scope="module")
+def states():
+    return trained(Placement())[0], trained(OFFLOADED)[0]
+
+
+def test_an_offloaded_state_learns_the_same(states):
+    plain, offloaded = (jax.tree.map(np.asarray, state.replace(key=0)) for state in states)
+    jax.tree.map(np.testing.assert_array_equal, plain, offloaded)
+    assert np.abs(plain.ema["to_q"]["kernel"] - plain.reference["to_q"]["kernel"]).max() > 0
+
+
+def test_matrices_of_the_named_parts_wait_on_the_hosts(states):
+    found = memories(states[1])
+    for path, memory in found.items():
+        on_host = path.startswith(OFFLOADABLE) and path.endswith("kernel")
+        assert memory == (HOST if on_host else "device"), path
+    assert sum(memory == HOST for memory in found.values()) == 4  # two moments, average, reference
+    assert set(memories(states[0]).values()) == {"device"}
+
+
+def test_the_average_comes_back_to_the_devices(states):
+    averaged = states[1].averaged
+    assert set(memories(averaged).values()) == {"device"}
+    jax.tree.map(np.testing.assert_array_equal, averaged, states[1].ema)
+
+
+def test_a_checkpoint_is_read_with_and_without_offloading(states, tmp_path):
+    checkpoints = checkpoint.Checkpointer(tmp_path)
+    checkpoints.save(3, states[1])
+    checkpoints.close()
+    for wanted in states:
+        step, restored, _ = checkpoints.restore_latest(wanted)
+        assert step == 3
+        assert memories(restored) == memories(wanted)
+        jax.tree.map(
+            np.testing.assert_array_equal, *(jax.tree.map(np.asarray, x.replace(key=0)) for x in (restored, wanted))
+        )
