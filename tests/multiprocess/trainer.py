@@ -25,6 +25,7 @@ STEPS, PATIENCE = 24, 4.0
 def config_of(mesh: str) -> ConfigDict:
     axes = dict(zip(("data", "fsdp", "tensor"), map(int, mesh.split(",")), strict=True))
     train = {"num_steps": STEPS, "batch_size": 16, "checkpoint_every": 5, "keep_checkpoints": 9, "log_every": 1}
+    train["offload"] = ("ema",)
     data = {"task_weights": {"image_fill": 3.0, "object_removal": 1.0}, "loader_threads": 2, "loader_timeout": 60.0}
     return ConfigDict({"mesh": axes, "seed": 7, "train": train, "data": data})
 
