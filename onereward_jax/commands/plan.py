@@ -71,7 +71,16 @@ def _search(args: argparse.Namespace, config: ConfigDict, place: "Topology") -> 
     from onereward_jax.files import read_json, write_json
     from onereward_jax.mesh import make_mesh
     from onereward_jax.rl.plan import advice
-    from onereward_jax.rl.search import Choice, cheapest, choices, meshes_of, search, table
+    from onereward_jax.rl.search import (
+        Choice,
+        attention_blocks,
+        cheapest,
+        choices,
+        fastest,
+        meshes_of,
+        search,
+        table,
+    )
 
     devices, batch = len(place.devices), config.train.batch_size
     meshes = [dict(make_mesh(**config.mesh, devices=place.devices).shape)] if args.mesh else meshes_of(devices)
@@ -82,12 +91,18 @@ def _search(args: argparse.Namespace, config: ConfigDict, place: "Topology") -> 
 
     file = Path(args.json) if args.json else None
     about = json.loads(json.dumps({"topology": place.name, "config": args.config_file, "fields": fields(config)}))
-    known = {}
+    known, blocks = {}, None
     if file is not None and file.exists():
         earlier = read_json(file)
         if earlier.get("about") != about:
             raise UserError(f"{file} holds something else than this search: name another file")
         known = {Choice(**row["choice"]): row["plan"] for row in earlier["rows"]}
+        blocks = earlier["attention_blocks"]
+    if config.model.get("attention", "auto") in ("auto", "splash"):
+        blocks = blocks or fastest(attention_blocks(config, place))
+    if blocks:
+        config.model.attention_blocks = tuple(blocks)
+        print(f"fastest attention: --config.model.attention_blocks={tuple(blocks)}".replace(", ", ","), flush=True)
     found: dict[Choice, dict[str, Any]] = {}
 
     def keep(choice: Choice, row: dict[str, Any]) -> None:
@@ -102,7 +117,7 @@ def _search(args: argparse.Namespace, config: ConfigDict, place: "Topology") -> 
                 "choice": best and best._asdict(),
             }
             rows = [{"choice": choice._asdict(), "plan": row} for choice, row in (known | found).items()]
-            write_json(file, {"about": about, **of_best, "rows": rows})
+            write_json(file, {"about": about, **of_best, "attention_blocks": blocks, "rows": rows})
 
     with tqdm(total=len(tried), desc=f"plans on {place.name}", unit="plan") as bar:
         search(config, place, tried, known, keep)

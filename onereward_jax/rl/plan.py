@@ -39,7 +39,7 @@ from onereward_jax.weights.official import official_module
 GIB = 2**30
 # Seven eighths of a full compilation are its last part, code for one chip, to which this gives the least effort
 # (docs/scale.md has both).
-_LEAST_EFFORT = {"exec_time_optimization_effort": -1.0}
+LEAST_EFFORT: dict[str, Any] = {"exec_time_optimization_effort": -1.0}
 # What a program holds, of the compiler's own report. The temporaries that JAX names are up to a half larger.
 _HELD = re.compile(r"Memory Space: default .*\nTotal bytes: (\d+)")
 _REPORT = "*memory-usage-report.txt"
@@ -274,7 +274,7 @@ def plan(config: ConfigDict, topology: Topology, exact: bool = False) -> Plan:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as directory:
         try:
-            compiled = traced.lower().compile(({} if exact else _LEAST_EFFORT) | {"xla_dump_to": directory})
+            compiled = traced.lower().compile(({} if exact else LEAST_EFFORT) | {"xla_dump_to": directory})
         except jax.errors.JaxRuntimeError as error:
             needed = needed_bytes(str(error))
             if needed is None:

@@ -1,18 +1,31 @@
-"""The cheapest way to run an update on a TPU slice: plans of several meshes, remat policies and batches."""
+"""The cheapest way to run an update on a TPU slice: blocks of its attention, then plans of several meshes, remat
+policies and batches."""
 
+import functools
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
-from onereward_jax.mesh import AXES, can_share, make_mesh
-from onereward_jax.rl.plan import GIB, held_bytes, plan, program_of
+from onereward_jax.cost import cost_of
+from onereward_jax.flow.pipeline import latent_shape
+from onereward_jax.mesh import AXES, can_share, make_mesh, replicated, traced_for
+from onereward_jax.models.attention import LANES, attention
+from onereward_jax.rl.plan import GIB, LEAST_EFFORT, held_bytes, plan, program_of
+from onereward_jax.rl.update import computation
 from onereward_jax.topology import Topology
 from onereward_jax.train_state import Placement
+from onereward_jax.weights.official import official_module
 
 # From the one that keeps least in memory to the one that computes least.
 REMAT = ("full", "dots", "none")
+
+
+Blocks = tuple[int, int]
 
 
 class Choice(NamedTuple):
@@ -103,6 +116,44 @@ def search(
         rows[choice] = row
         tell(choice, row)
     return rows
+
+
+def attention_blocks(config: ConfigDict, topology: Topology) -> dict[Blocks, float | None]:
+    """Seconds of the transformer's attention, forward and backward, of a head of a sample by block sizes of the splash
+    kernel: products and memory one after the other, at the chip's rates. None: the kernel does not fit the chip.
+
+    Sizes are multiples of 128 that divide the tokens of picture and prompt.
+    """
+    fields = computation(config)
+    transformer = official_module(config.model.base, "transformer", fields)
+    vae = official_module(config.model.base, "vae", fields)
+    height, width, _ = latent_shape(vae, config.data.resolution, config.data.resolution)
+    tokens = height * width // 4 + config.max_sequence_length
+    sizes = [n for n in range(LANES, tokens + 1, LANES) if tokens % n == 0]
+    mesh = make_mesh(1, 1, 1, devices=topology.devices[:1])
+    shape = (1, tokens, 1, transformer.attention_head_dim)
+    inputs = [jax.ShapeDtypeStruct(shape, fields["dtype"], sharding=replicated(mesh))] * 3
+
+    def seconds(blocks: Blocks) -> float | None:
+        attend = functools.partial(attention, implementation="splash", blocks=blocks)
+        summed = lambda *inputs: attend(*inputs).astype(jnp.float32).sum()  # noqa: E731
+        gradient = traced_for(mesh, jax.grad(summed, argnums=(0, 1, 2)))
+        try:
+            jax.jit(gradient).lower(*inputs).compile(LEAST_EFFORT)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return None
+        cost = cost_of(gradient, *inputs)
+        return cost.flops / topology.chip.flops + cost.bytes / topology.chip.hbm_bandwidth
+
+    return {blocks: seconds(blocks) for blocks in itertools.product(sizes, sizes)}
+
+
+def fastest(blocks: Mapping[Blocks, float | None]) -> Blocks | None:
+    """The block sizes that take the least time; None if the tokens are no multiple of 128."""
+    fitting = {sizes: seconds for sizes, seconds in blocks.items() if seconds is not None}
+    return min(fitting, key=fitting.__getitem__, default=None)
 
 
 def cheapest(rows: Mapping[Choice, Mapping[str, Any]]) -> Choice | None:

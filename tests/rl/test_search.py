@@ -10,7 +10,17 @@ from onereward_jax import cli, topology
 from onereward_jax.commands.plan import DOES_NOT_FIT
 from onereward_jax.configuration import load_config
 from onereward_jax.rl import search as searching
-from onereward_jax.rl.search import REMAT, Choice, cheapest, choices, meshes_of, search, table
+from onereward_jax.rl.search import (
+    REMAT,
+    Choice,
+    attention_blocks,
+    cheapest,
+    choices,
+    fastest,
+    meshes_of,
+    search,
+    table,
+)
 from onereward_jax.topology import Chip, Topology
 from tests.rl.test_plan import CONFIG, TINY
 
@@ -49,7 +59,9 @@ def plans_of(peaks: dict[tuple[int, str, int], float], made: list[Choice]):
 @pytest.fixture
 def place(monkeypatch):
     monkeypatch.setattr(searching, "program_of", lambda config: None)
-    monkeypatch.setattr(searching, "held_bytes", lambda program, mesh, placement: ({"params": 2**31 // mesh.shape["tensor"]}, {}))
+    monkeypatch.setattr(
+        searching, "held_bytes", lambda program, mesh, placement: ({"params": 2**31 // mesh.shape["tensor"]}, {})
+    )
     return Topology("v5p:2x2x2", CHIP, jax.devices())
 
 
@@ -79,6 +91,15 @@ def test_what_can_not_fit_is_not_compiled(place, monkeypatch):
     marked = [line for line in table(rows, 1.0).splitlines() if "cheapest" in line]
     assert len(marked) == 1
     assert marked[0].split()[:5] == ["1", "2", "4", str(best.batch), "full"]
+
+
+def test_blocks_of_attention_are_those_that_read_least():
+    config = load_config(f"{CONFIG}:fixed", TINY | {"data.resolution": 128, "max_sequence_length": 128})
+    found = attention_blocks(config, Topology("v5p:2x2x2", CHIP, jax.devices()))
+    assert set(found) == {(128, 128), (128, 384), (384, 128), (384, 384)}  # of 256 + 128 tokens
+    assert fastest(found) == (384, 384)
+    assert fastest(found | {(384, 384): None}) == (128, 384)  # one that does not fit the chip
+    assert fastest({(128, 128): None}) is None
 
 
 def test_the_command_goes_on_where_it_stopped(place, monkeypatch, tmp_path, capsys):
