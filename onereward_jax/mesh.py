@@ -209,13 +209,17 @@ def on_hosts(shapes: trees.Tree, places: trees.Tree) -> trees.Tree:
     return jax.tree.map(move, shapes, places)
 
 
-def to_devices(tree: trees.Tree, after: jax.Array | None = None) -> trees.Tree:
+def any_on_hosts(tree: trees.Tree) -> bool:
+    """Whether an array of the tree is in the hosts' memory."""
+    return any(jax.typeof(leaf).memory_space == jax.memory.Space.Host for leaf in jax.tree.leaves(tree))
+
+
+def to_devices(tree: trees.Tree, after: trees.Tree = ()) -> trees.Tree:
     """Arrays in the hosts' memory (`on_hosts`) brought to the devices, where anything can be computed; others as they
-    are. They come `after` something is known, so that they take no room on the devices before."""
-    if not any(jax.typeof(leaf).memory_space == jax.memory.Space.Host for leaf in jax.tree.leaves(tree)):
+    are. They come `after` these arrays are there, so that they take no room on the devices before."""
+    if not any_on_hosts(tree):
         return tree
-    if after is not None:
-        tree, _ = jax.lax.optimization_barrier((tree, after))
+    tree, _ = jax.lax.optimization_barrier((tree, after))
     return jax.device_put(tree, jax.memory.Space.Device)
 
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from onereward_jax import processes
-from onereward_jax.mesh import on_hosts, replicated, shardings, to_devices, traced_for, warn_of_unsharded
+from onereward_jax.mesh import any_on_hosts, on_hosts, replicated, shardings, to_devices, traced_for, warn_of_unsharded
 
 OFFLOADABLE = ("opt_state", "ema", "reference")
 
@@ -111,20 +111,45 @@ def apply_gradient(
         params = optax.apply_updates(params, updates)
         if ema is not None:
             ema = optax.incremental_update(params, ema, 1.0 - ema_decay)
-        return params, opt_state, ema, optax.global_norm(updates)
+        return (params, opt_state, ema), optax.global_norm(updates)
 
-    def skip(gradient, params, opt_state, ema):
-        return params, opt_state, ema, jnp.zeros((), jnp.float32)
+    def skip(gradient, *old):
+        return old, jnp.zeros((), jnp.float32)
 
     # A branch works in the donated buffers. A select of old and new took up to two copies of the parameters more.
-    opt_state, ema = to_devices((state.opt_state, state.ema), after=grad_norm)
-    params, opt_state, ema, update_norm = jax.lax.cond(finite, update, skip, gradient, state.params, opt_state, ema)
+    choose = lambda *arguments: jax.lax.cond(finite, update, skip, *arguments)  # noqa: E731
+    old = state.params, state.opt_state, state.ema
+    if any_on_hosts(old):
+        new, update_norm = _one_by_one(choose, transformation, gradient, *old, after=grad_norm)
+    else:
+        new, update_norm = choose(gradient, *old)
     metrics = {
         "learning/grad_norm": grad_norm,
         "learning/update_norm": update_norm,
         "learning/skipped": (~finite).astype(jnp.int32),
     }
+    params, opt_state, ema = new
     return dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
+
+
+def _one_by_one(update, transformation, gradient, params, opt_state, ema, after):
+    """`update(gradient, params, opt_state, ema) -> ((params, opt_state, ema), norm)`, of one array of the parameters
+    after the other: of what waits in the hosts' memory the devices hold no more at a time."""
+    structure = jax.tree.structure(params)
+    numbers = jax.tree.unflatten(structure, range(structure.num_leaves))
+    parts, norms = [], []
+    for number in range(structure.num_leaves):
+        only = lambda leaf, its, number=number: leaf if its == number else optax.MaskedNode()  # noqa: E731
+        pick = lambda tree: None if tree is None else jax.tree.map(only, tree, numbers)  # noqa: E731, B023
+        old = pick(params), optax.tree_map_params(transformation, only, opt_state, numbers), pick(ema)
+        new, norm = update(pick(gradient), *to_devices(old, after))
+        new = jax.tree.map(lambda new, old: jax.device_put(new, jax.typeof(old).memory_space), new, old)
+        parts.append(new)
+        norms.append(norm)
+        after = new  # back on the hosts before the next comes
+    is_masked = lambda node: isinstance(node, optax.MaskedNode)  # noqa: E731
+    whole = lambda *of_parts: next(part for part in of_parts if not is_masked(part))  # noqa: E731
+    return jax.tree.map(whole, *parts, is_leaf=is_masked), optax.global_norm(norms)
 
 
 def supervised_step(

@@ -1,5 +1,7 @@
 """Parts of the state that wait in the hosts' memory: the same updates, and checkpoints that a run without it reads."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,8 +21,8 @@ from onereward_jax.train_state import (
 OFFLOADED = Placement(offload=OFFLOADABLE)
 
 
-def trained(placement, steps=3):
-    """A linear model's state after some updates on 2 x 2 x 2 devices, and the jitted step."""
+def trained(placement, last=1.0):
+    """A linear model's state after three updates on 2 x 2 x 2 devices, and a fourth from inputs times `last`."""
     mesh = make_mesh(2, 2, 2)
     draw = np.random.default_rng(0)
     params = {"to_q": {"kernel": draw.standard_normal((8, 4)).astype(np.float32), "bias": np.zeros(4, np.float32)}}
@@ -32,10 +34,11 @@ def trained(placement, steps=3):
     create = lambda params: create_state(params, optimizer, seed=0, reference=True)  # noqa: E731
     step = supervised_step(loss, optimizer, ema_decay=0.9)
     compiled, state, frozen = compile_step(step, create, params, {}, mesh, placement)
-    for _ in range(steps):
-        batch = {"x": jax.device_put(draw.standard_normal((8, 8)).astype(np.float32), batch_sharding(mesh))}
-        state, _ = compiled(state, frozen, batch)
-    return state, jax.eval_shape(create, params)
+    for factor in (1.0, 1.0, 1.0, last):
+        inputs = factor * draw.standard_normal((8, 8)).astype(np.float32)
+        before = jax.tree.map(np.asarray, state.replace(key=0))
+        state, metrics = compiled(state, frozen, {"x": jax.device_put(inputs, batch_sharding(mesh))})
+    return state, before, metrics
 
 
 def memories(state):
@@ -49,7 +52,8 @@ def states():
 
 def test_an_offloaded_state_learns_the_same(states):
     plain, offloaded = (jax.tree.map(np.asarray, state.replace(key=0)) for state in states)
-    jax.tree.map(np.testing.assert_array_equal, plain, offloaded)
+    # Up to the rounding of the last digit: each array has a program of its own.
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), plain, offloaded)
     assert np.abs(plain.ema["to_q"]["kernel"] - plain.reference["to_q"]["kernel"]).max() > 0
 
 
@@ -62,6 +66,13 @@ def test_matrices_of_the_named_parts_wait_on_the_hosts(states):
     assert set(memories(states[0]).values()) == {"device"}
 
 
+def test_an_update_that_is_not_finite_is_skipped():
+    state, before, metrics = trained(OFFLOADED, last=np.nan)
+    assert metrics["learning/skipped"] == 1
+    after = jax.tree.map(np.asarray, state.replace(key=0, step=before.step))
+    jax.tree.map(np.testing.assert_array_equal, after, before)
+
+
 def test_the_average_comes_back_to_the_devices(states):
     averaged = states[1].averaged
     assert set(memories(averaged).values()) == {"device"}
@@ -72,10 +83,9 @@ def test_a_checkpoint_is_read_with_and_without_offloading(states, tmp_path):
     checkpoints = checkpoint.Checkpointer(tmp_path)
     checkpoints.save(3, states[1])
     checkpoints.close()
+    saved = jax.tree.map(np.asarray, states[1].replace(key=0))
     for wanted in states:
         step, restored, _ = checkpoints.restore_latest(wanted)
         assert step == 3
         assert memories(restored) == memories(wanted)
-        jax.tree.map(
-            np.testing.assert_array_equal, *(jax.tree.map(np.asarray, x.replace(key=0)) for x in (restored, wanted))
-        )
+        jax.tree.map(np.testing.assert_array_equal, jax.tree.map(np.asarray, restored.replace(key=0)), saved)
