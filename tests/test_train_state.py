@@ -53,7 +53,7 @@ def states():
 def test_an_offloaded_state_learns_the_same(states):
     plain, offloaded = (jax.tree.map(np.asarray, state.replace(key=0)) for state in states)
     # Up to the rounding of the last digit: each array has a program of its own.
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6), plain, offloaded)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-8), plain, offloaded)
     assert np.abs(plain.ema["to_q"]["kernel"] - plain.reference["to_q"]["kernel"]).max() > 0
 
 
