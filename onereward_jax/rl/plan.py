@@ -45,6 +45,8 @@ _HELD = re.compile(r"Memory Space: default .*\nTotal bytes: (\d+)")
 _REPORT = "*memory-usage-report.txt"
 # Of every device, for the runtime: libtpu 0.0.42 names 260 to 263 MiB.
 _RESERVED = 263 * 2**20
+# By how much the code of an update grows with a full compilation, at most: it took 557 MiB, and 169 with least effort.
+_CODE = 512 * 2**20
 # The two sentences in which the TPU compiler says that a program is too large.
 _TOO_LARGE = (
     re.compile(r"Used (?P<needed>[\d.]+)(?P<unit>[KMGT]) of [\d.]+[KMGT] hbm"),
@@ -191,6 +193,12 @@ class Plan:
     @property
     def fits(self) -> bool:
         return self.peak is not None and self.peak <= self.chip.hbm_gib * GIB
+
+    @property
+    def is_near(self) -> bool:
+        """Whether the larger code of a full compilation may be too much."""
+        limit = self.chip.hbm_gib * GIB
+        return self.fits and not self.exact and self.peak is not None and self.peak > limit - _CODE
 
     def seconds(self) -> dict[str, float]:
         """Least time of an update by each of the chip's limits, and of the update if they overlap.
@@ -361,7 +369,8 @@ def report(name: str, found: Plan, config: ConfigDict) -> str:
     lines = [
         f"{name} on {found.topology}, mesh {mesh}, batch {found.batch}",
         f"{verdict}: {least}{peak} of {found.chip.hbm_gib} GiB {unit}"
-        + ("" if found.fits else f"; what helps: {advice(config)}"),
+        + ("" if found.fits else f"; what helps: {advice(config)}")
+        + ("; so near the limit, --exact says for sure" if found.is_near else ""),
         "",
         f"memory of {unit}, GiB",
     ]

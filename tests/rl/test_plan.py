@@ -154,13 +154,14 @@ def test_it_fits(slice_of, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "least"), [((), {"exec_time_optimization_effort": -1.0}), (("--exact",), {})])
-def test_the_compiler_works_as_for_a_run_only_where_it_is_asked(slice_of, tmp_path, arguments, least):
+def test_the_compiler_works_as_for_a_run_only_where_it_is_asked(slice_of, capsys, tmp_path, arguments, least):
     asked = []
     slice_of(lambda options: asked.append(options) or compiled(options, reports=False), traced=False)
     file = tmp_path / "plan.json"
     assert run("--topology", "v5p:2x2x2", "--json", str(file), *arguments) == 0
     assert asked == [least | {"xla_dump_to": asked[0]["xla_dump_to"]}]
     assert not Path(asked[0]["xla_dump_to"]).exists()
+    assert ("--exact says for sure" in capsys.readouterr().out) == (not arguments)  # 0.6 of 1 GiB
     found = json.loads(file.read_text())
     assert found["exact"] == bool(arguments)
     assert found["peak_gib"] == round((128 + 256 + 1 + 263) / 1024, 3)  # without a report JAX's figure is taken
