@@ -37,16 +37,15 @@ from onereward_jax.weights.load import param_shapes
 from onereward_jax.weights.official import official_module
 
 GIB = 2**30
-# Seven eighths of a full compilation are its last part, code for one chip, to which this gives the least effort
-# (docs/scale.md has both).
+# Most of a full compilation is its last part, code for one chip, to which this gives the least effort.
 LEAST_EFFORT: dict[str, Any] = {"exec_time_optimization_effort": -1.0}
 # What a program holds, of the compiler's own report. The temporaries that JAX names are up to a half larger.
 _HELD = re.compile(r"Memory Space: default .*\nTotal bytes: (\d+)")
 _REPORT = "*memory-usage-report.txt"
 # Of every device, for the runtime: libtpu 0.0.42 names 260 to 263 MiB.
 _RESERVED = 263 * 2**20
-# By how much the code of an update grows with a full compilation, at most: it took 557 MiB, and 169 with least effort.
-_CODE = 512 * 2**20
+# By how much a full compilation may exceed one with the least effort: by 1.8 GiB where both were made (docs/scale.md).
+_MARGIN = 2 * GIB
 # The two sentences in which the TPU compiler says that a program is too large.
 _TOO_LARGE = (
     re.compile(r"Used (?P<needed>[\d.]+)(?P<unit>[KMGT]) of [\d.]+[KMGT] hbm"),
@@ -196,9 +195,9 @@ class Plan:
 
     @property
     def is_near(self) -> bool:
-        """Whether the larger code of a full compilation may be too much."""
+        """Whether a full compilation may need more than there is."""
         limit = self.chip.hbm_gib * GIB
-        return self.fits and not self.exact and self.peak is not None and self.peak > limit - _CODE
+        return self.fits and not self.exact and self.peak is not None and self.peak > limit - _MARGIN
 
     def seconds(self) -> dict[str, float]:
         """Least time of an update by each of the chip's limits, and of the update if they overlap.
@@ -222,6 +221,7 @@ class Plan:
             "mesh": self.mesh,
             "batch": self.batch,
             "fits": self.fits,
+            "near_limit": self.is_near,
             "hbm_gib": self.chip.hbm_gib,
             "peak_gib": None if self.peak_gib is None or math.isinf(self.peak_gib) else round(self.peak_gib, 3),
             "held_gib": {part: gib(size) for part, size in self.held.items()},
@@ -254,8 +254,8 @@ def plan(config: ConfigDict, topology: Topology, exact: bool = False) -> Plan:
     """Compiles and counts an update.
 
     Args:
-      exact: compile as a run does; else with the least effort, which takes an eighth of the time and gives nearly the
-        same temporaries.
+      exact: compile as a run does; else with the least effort, which takes a fraction of the time and memory, and
+        gives somewhat smaller temporaries.
 
     Raises:
       ValueError: the configuration's mesh or batch does not fit the slice; and as `program_of`.

@@ -173,5 +173,6 @@ def table(rows: Mapping[Choice, Mapping[str, Any]], hbm_gib: float) -> str:
             continue
         peak = "?" if row["peak_gib"] is None else f"{row['peak_gib']:.1f}"
         takes = f"{row['seconds']['update']:>7.1f}  {row['images_per_hour']:>14.0f}" if row["fits"] else "does not fit"
-        lines.append(f"{start} {peak:>7}  {takes}" + ("  <- cheapest" if choice == best else ""))
+        near = "  near the limit: --exact says for sure" if row.get("near_limit") else ""
+        lines.append(f"{start} {peak:>7}  {takes}{near}" + ("  <- cheapest" if choice == best else ""))
     return "\n".join(lines)
