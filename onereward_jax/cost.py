@@ -35,6 +35,7 @@ _FREE = frozenset(
 )
 _TRAFFIC = frozenset(("gather", "scatter", "scatter-add", "dynamic_update_slice", "sort", "top_k"))
 _REDUCTIONS = ("reduce_", "cum")
+_IN_KERNEL = "/pallas_call"
 # Though a program is among their parameters.
 _CALLS_NOTHING = (*_TRAFFIC, "reduce", "reduce_window", "select_and_scatter_add")
 
@@ -115,7 +116,8 @@ class _Count:
                 inner.add(self.of(parameters[part].jaxpr, scope))
         elif name == "cond":
             branches = [self.of(branch.jaxpr, scope) for branch in parameters["branches"]]
-            shares = self._named(self._shares, scope)
+            # A scope's shares are of its own branches, not of those inside a kernel.
+            shares = None if _IN_KERNEL in scope else self._named(self._shares, scope)
             inner, times = Cost(), 1
             if shares is None or len(shares) != len(branches):
                 inner.add(max(branches, key=lambda cost: cost.flops))
@@ -146,7 +148,7 @@ class _Count:
             return Cost(float(estimate.flops), float(estimate.bytes_accessed), self._part(scope, estimate.flops))
         mapping = parameters["grid_mapping"]
         cost = Cost()
-        cost.add(self.of(parameters["jaxpr"], scope), math.prod(mapping.grid))
+        cost.add(self.of(parameters["jaxpr"], scope + _IN_KERNEL), math.prod(mapping.grid))
         cost.bytes = 0.0
         for block in mapping.block_mappings:
             place = block.index_map_jaxpr.jaxpr

@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec as P
 
 from onereward_jax.cost import cost_of
 from onereward_jax.mesh import make_mesh
+from onereward_jax.models.attention import attention
 from onereward_jax.weights import flux, qwen2_5_vl, vae
 from onereward_jax.weights.load import param_shapes
 
@@ -142,6 +143,17 @@ def test_loops_branches_and_parts():
     assert count(trips={"rollout": 10}).parts["layers"] == pytest.approx(4 * 2 * product)
     with pytest.raises(ValueError, match="a loop without a fixed end stands in /rollout"):
         count()
+
+
+def test_shares_are_not_of_the_branches_inside_a_kernel():
+    attend = lambda x: attention(x, x, x, implementation="splash", blocks=(128, 128))  # noqa: E731
+
+    def in_scope(x):
+        with jax.named_scope("choice"):
+            return attend(x)
+
+    queries = array(1, 256, 1, 128)
+    assert cost_of(in_scope, queries, shares={"choice": (1.0, 0.0)}).flops == cost_of(attend, queries).flops
 
 
 def test_every_device_of_shard_map_counts():
