@@ -42,7 +42,7 @@ UPDATES, BATCH, CONDITIONS = 8000, 8, 10_000
 PRINTED = {"rl.shared_prefix": False}
 SHARED = {"rl.shared_prefix": True}
 POOL = {"rl.reference_pool": "references", "data.num_conditions": CONDITIONS}
-AGE = {"rl.reference_max_age": 8}
+AGE_4, AGE_8 = {"rl.reference_max_age": 4}, {"rl.reference_max_age": 8}
 ONE_GUIDANCE = {"rl.gradient_true_cfg_scale": 1.0}
 PREDICTIONS = {"rl.predictions": 4}
 KEPT = {"model.remat": "dots"}
@@ -70,9 +70,11 @@ ROWS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "dynamic": {
         "as printed": {},
-        "references of an age up to 8": AGE,
-        "and one call of the judge": AGE | SHARED,
-        "all": AGE | SHARED | ONE_GUIDANCE | PREDICTIONS | KEPT | {"steps": "fewer"},
+        "references of an age up to 4": AGE_4,
+        "references of an age up to 8": AGE_8,
+        "age up to 4, one call of the judge": AGE_4 | SHARED,
+        "age up to 8, one call of the judge": AGE_8 | SHARED,
+        "all": AGE_8 | SHARED | ONE_GUIDANCE | PREDICTIONS | KEPT | {"steps": "fewer"},
     },
 }
 MINIATURE = {
