@@ -55,8 +55,11 @@ LIST_FIELDS = (
     "judge.vision_config.fullatt_block_indexes",
     "model.judge_adapters",
     "preferences.policies",
+    "train.offload",
     "vae.model.block_out_channels",
 )
+# Parts of a train state that may wait in the hosts' memory (`train.offload`).
+OFFLOADABLE = ("opt_state", "ema", "reference")
 _CONFIG_FILE = "config.json"
 _MADE_AT_START = (
     ".processes",

@@ -219,7 +219,8 @@ def to_devices(tree: trees.Tree, after: trees.Tree = ()) -> trees.Tree:
     are. They come `after` these arrays are there, so that they take no room on the devices before."""
     if not any_on_hosts(tree):
         return tree
-    tree, _ = jax.lax.optimization_barrier((tree, after))
+    if jax.tree.leaves(after):
+        tree, _ = jax.lax.optimization_barrier((tree, after))
     return jax.device_put(tree, jax.memory.Space.Device)
 
 

@@ -14,8 +14,6 @@ from ml_collections import ConfigDict
 from onereward_jax import processes
 from onereward_jax.mesh import any_on_hosts, on_hosts, replicated, shardings, to_devices, traced_for, warn_of_unsharded
 
-OFFLOADABLE = ("opt_state", "ema", "reference")
-
 
 @flax.struct.dataclass
 class TrainState:
@@ -51,7 +49,8 @@ class Placement(NamedTuple):
     """Where a run's state lies, beside what `mesh.TRANSFORMER_RULES` say.
 
     Attributes:
-      offload: parts of the state that wait in the hosts' memory until an update needs them, of `OFFLOADABLE`.
+      offload: parts of the state that wait in the hosts' memory until an update needs them, of
+        `configuration.OFFLOADABLE`; of those that the state has.
       max_unsharded_mib: a warning names the arrays of this size and more that no axis of a mesh splits.
     """
 
@@ -146,7 +145,8 @@ def _one_by_one(update, transformation, gradient, params, opt_state, ema, after)
         new = jax.tree.map(lambda new, old: jax.device_put(new, jax.typeof(old).memory_space), new, old)
         parts.append(new)
         norms.append(norm)
-        after = new  # back on the hosts before the next comes
+        if any_on_hosts(new):
+            after = new  # back on the hosts before the next comes
     is_masked = lambda node: isinstance(node, optax.MaskedNode)  # noqa: E731
     whole = lambda *of_parts: next(part for part in of_parts if not is_masked(part))  # noqa: E731
     return jax.tree.map(whole, *parts, is_leaf=is_masked), optax.global_norm(norms)
@@ -221,7 +221,15 @@ def compile_step(
     """
     shapes = jax.eval_shape(create, params)
     params = processes.place(params, shardings(params, mesh))
-    state = jax.jit(create, out_shardings=placement.of_state(shapes, mesh))(params)
+    places = placement.of_state(shapes, mesh)
+    if placement.offload:  # part by part: together they may be more than the devices hold
+
+        def made(part: str) -> Any:
+            return jax.jit(lambda params: getattr(create(params), part), out_shardings=getattr(places, part))(params)
+
+        state = TrainState(**{field.name: made(field.name) for field in dataclasses.fields(TrainState)})
+    else:
+        state = jax.jit(create, out_shardings=places)(params)
     compiled = jit_step(step, shapes, frozen, mesh, placement)
     return compiled, state, processes.place(frozen, shardings(frozen, mesh))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from onereward_jax.configuration import did_you_mean, fields
+from onereward_jax.configuration import OFFLOADABLE, did_you_mean, fields
 from onereward_jax.errors import UserError
 from onereward_jax.tasks import TASKS
 
@@ -135,8 +135,8 @@ _RULES: Mapping[str, Rule] = {
     "train.max_skipped": _whole(0),
     "train.max_unsharded_mib": _POSITIVE,
     "train.offload": (
-        lambda value: isinstance(value, tuple) and set(value) <= {"opt_state", "ema", "reference"},
-        "a tuple of parts of the state (opt_state, ema, reference), such as \"('opt_state',)\"",
+        lambda value: isinstance(value, tuple) and all(part in OFFLOADABLE for part in value),
+        f"a tuple of parts of the state ({', '.join(OFFLOADABLE)}), such as \"('opt_state',)\"",
     ),
     "rl.threshold": (lambda value: _is_number(value) and 0 < value <= 1, "above 0 and at most 1"),
     "rl.ema_decay": _DECAY,

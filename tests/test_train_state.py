@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from onereward_jax import checkpoint, tree
+from onereward_jax.configuration import OFFLOADABLE
 from onereward_jax.mesh import HOST, batch_sharding, make_mesh
 from onereward_jax.train_state import (
-    OFFLOADABLE,
     Placement,
     compile_step,
     create_state,
@@ -64,6 +64,24 @@ def test_matrices_of_the_named_parts_wait_on_the_hosts(states):
         assert memory == (HOST if on_host else "device"), path
     assert sum(memory == HOST for memory in found.values()) == 4  # two moments, average, reference
     assert set(memories(states[0]).values()) == {"device"}
+
+
+def test_one_array_comes_after_the_other():
+    """Each barrier but the first waits for something that went back to the hosts."""
+    mesh = make_mesh(2, 2, 2)
+    layers = {name: {"kernel": jnp.ones((8, 8)), "bias": jnp.zeros(8)} for name in ("to_k", "to_q", "to_v")}
+    optimizer = make_optimizer(1e-2)
+
+    def loss(params, frozen, batch, key):
+        return sum(jnp.sum(batch @ layer["kernel"] + layer["bias"]) for layer in params.values()), {}
+
+    create = lambda params: create_state(params, optimizer, seed=0)  # noqa: E731
+    compiled, state, _ = compile_step(supervised_step(loss, optimizer, 0.9), create, layers, {}, mesh, OFFLOADED)
+    program = compiled.trace(state, {}, jnp.ones((8, 8))).jaxpr.jaxpr
+    maker = {id(variable): equation.primitive.name for equation in program.eqns for variable in equation.outvars}
+    barriers = [equation for equation in program.eqns if equation.primitive.name == "optimization_barrier"]
+    waits = [any(maker.get(id(x)) == "device_put" for x in barrier.invars) for barrier in barriers]
+    assert waits == [False, True, True]
 
 
 def test_an_update_that_is_not_finite_is_skipped():

@@ -4,8 +4,9 @@ Compiles the update for the slice (the `tpu` extra brings the compiler) and prin
 temporaries, the peak; and for the update: arithmetic, collectives, the least time by each limit of the chip.
 Exit code 0: it fits; 3: it does not; 2: a wrong input.
 
-With --search it tries every mesh, remat policy and two batch sizes, and prints the cheapest that fits. That takes many
-compilations; with --json it goes on where it stopped.
+With --search it tries block sizes of attention, then every mesh, remat policy and two batch sizes, and prints the
+cheapest that fits. That takes many compilations; with --json it goes on where it stopped. Both compile with the least
+effort; --exact as a run does, which takes longer and may find that an update needs somewhat more.
 """
 
 import argparse
@@ -35,7 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", metavar="FILE", help="a file for all figures")
     parser.add_argument("--exact", action="store_true", help="compile as a run does, not with the least effort: slow")
     parser.add_argument(
-        "--search", action="store_true", help="try meshes, remat policies and batches; --mesh and --batch hold theirs"
+        "--search",
+        action="store_true",
+        help="try blocks of attention, meshes, remat policies and batches; --mesh and --batch hold theirs",
     )
 
 
@@ -90,37 +93,45 @@ def _search(args: argparse.Namespace, config: ConfigDict, place: "Topology") -> 
         raise UserError(f"{devices} devices can't share a batch of {batch}: take a larger --batch or another --mesh")
 
     file = Path(args.json) if args.json else None
-    about = json.loads(json.dumps({"topology": place.name, "config": args.config_file, "fields": fields(config)}))
-    known, blocks = {}, None
+    about = {"format": 2, "topology": place.name, "config": args.config_file, "exact": args.exact}
+    about = json.loads(json.dumps(about | {"fields": fields(config)}))
+    known: dict[Choice, Any] = {}
+    blocks = None
     if file is not None and file.exists():
         earlier = read_json(file)
         if earlier.get("about") != about:
             raise UserError(f"{file} holds something else than this search: name another file")
         known = {Choice(**row["choice"]): row["plan"] for row in earlier["rows"]}
         blocks = earlier["attention_blocks"]
-    if config.model.get("attention", "auto") in ("auto", "splash"):
-        blocks = blocks or fastest(attention_blocks(config, place))
+    takes_blocks = "attention_blocks" in config.model and config.model.get("attention", "auto") in ("auto", "splash")
+    if takes_blocks and blocks is None:
+        blocks = fastest(attention_blocks(config, place, lambda sizes: tqdm(sizes, "blocks of attention", unit="pair")))
     if blocks:
         config.model.attention_blocks = tuple(blocks)
         print(f"fastest attention: --config.model.attention_blocks={tuple(blocks)}".replace(", ", ","), flush=True)
     found: dict[Choice, dict[str, Any]] = {}
 
+    def write() -> None:
+        if file is None:
+            return
+        best = cheapest(found)
+        of_best = {
+            "fits": best is not None,
+            "hbm_gib": place.chip.hbm_gib,
+            "peak_gib": best and found[best]["peak_gib"],
+            "choice": best and best._asdict(),
+        }
+        rows = [{"choice": choice._asdict(), "plan": row} for choice, row in (known | found).items()]
+        write_json(file, {"about": about, **of_best, "attention_blocks": blocks, "rows": rows})
+
     def keep(choice: Choice, row: dict[str, Any]) -> None:
         found[choice] = row
         bar.update()
-        if file is not None:
-            best = cheapest(found)
-            of_best = {
-                "fits": best is not None,
-                "hbm_gib": place.chip.hbm_gib,
-                "peak_gib": best and found[best]["peak_gib"],
-                "choice": best and best._asdict(),
-            }
-            rows = [{"choice": choice._asdict(), "plan": row} for choice, row in (known | found).items()]
-            write_json(file, {"about": about, **of_best, "attention_blocks": blocks, "rows": rows})
+        write()
 
+    write()
     with tqdm(total=len(tried), desc=f"plans on {place.name}", unit="plan") as bar:
-        search(config, place, tried, known, keep)
+        search(config, place, tried, known, args.exact, keep)
     print(table(found, place.chip.hbm_gib))
     if cheapest(found) is None:
         print(f"nothing fits; what helps: {advice(config)}")

@@ -14,7 +14,7 @@ import numpy as np
 
 from onereward_jax.judge.question import Prefix
 from onereward_jax.judge.vision import Grid, ImageSettings, preprocess
-from onereward_jax.mesh import go_to_weights, stay_with_samples
+from onereward_jax.mesh import stay_with_samples
 
 
 @flax.struct.dataclass
@@ -124,11 +124,10 @@ def answer_logits(
     mask = packed_mask(prefix_length, questions, question_length)
 
     states = apply("decode", embeddings, jnp.asarray(positions)[:, None], jnp.asarray(mask)[None])
-    # Only the last token of each question meets the output matrix, which is far larger and stays where it lies.
+    # Only the last token of each question meets the output matrix.
     asked = states[:, prefix_length:].reshape(batch, questions, question_length, -1)
     last = jnp.maximum(question_lengths - 1, 0)[..., None, None]
-    last_states = go_to_weights(jnp.take_along_axis(asked, last, axis=2)[:, :, 0])
-    return stay_with_samples(apply("unembed", last_states))
+    return stay_with_samples(apply("unembed", jnp.take_along_axis(asked, last, axis=2)[:, :, 0]))
 
 
 def log_p_answers(

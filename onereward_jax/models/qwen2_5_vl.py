@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from onereward_jax.mesh import stay_with_samples
+from onereward_jax.mesh import go_to_weights, stay_with_samples
 from onereward_jax.models.attention import attention
 from onereward_jax.models.dense import Dense
 from onereward_jax.models.remat import remat
@@ -520,6 +520,6 @@ class Qwen2_5_VL(nn.Module):
     def unembed(self, states: jax.Array) -> jax.Array:
         """(..., D) final states -> float32 logits (..., V)."""
         if not self.tie_word_embeddings:
-            return self.lm_head(states)
+            return self.lm_head(go_to_weights(states))
         kernel = self.model.embed_tokens.embedding.T.astype(states.dtype)
         return jnp.einsum("...d,dv->...v", states, kernel, preferred_element_type=jnp.float32)

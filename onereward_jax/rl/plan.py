@@ -202,7 +202,8 @@ class Plan:
     def seconds(self) -> dict[str, float]:
         """Least time of an update by each of the chip's limits, and of the update if they overlap.
 
-        The work is shared evenly. A collective uses the two directions of one side of the torus.
+        The work is shared evenly: what devices repeat, of an autoencoder that `tensor` does not split, and of judge and
+        autoencoder where tokens are split, is not in it. A collective uses the two directions of one side of the torus.
         """
         found = {
             "arithmetic": self.cost.flops / self.devices / self.chip.flops,
@@ -350,6 +351,13 @@ def advice(config: ConfigDict) -> str:
     ways = ["a larger --topology"]
     if config.model.remat != "full":
         ways.append("--config.model.remat=full")
+    parts = (
+        "opt_state",
+        "ema",
+        *(["reference"] if config.algorithm == "fixed" and not adapters_of(config).rank else []),
+    )
+    if set(parts) - set(config.train.get("offload", ())):
+        ways.append(f'--config.train.offload="{parts}"'.replace(", ", ","))
     if not adapters_of(config).rank:
         ways.append("an adapter (a _lora variant, or --config.lora.rank)")
     if config.rl.gradient_true_cfg_scale != 1.0:

@@ -84,6 +84,7 @@ def search(
     topology: Topology,
     tried: Sequence[Choice],
     known: Mapping[Choice, Mapping[str, Any]] | None = None,
+    exact: bool = False,
     tell: Callable[[Choice, dict[str, Any]], None] = lambda choice, row: None,
 ) -> dict[Choice, dict[str, Any]]:
     """A row for every choice: `Plan.to_json()`, or {"fits": False, "skipped": why} where compiling would be idle.
@@ -91,6 +92,7 @@ def search(
     Args:
       tried: in the order of `choices`.
       known: rows of a search that was stopped.
+      exact: see `plan`.
       tell: called after every row.
 
     Raises:
@@ -112,17 +114,20 @@ def search(
         elif known and choice in known:
             row = dict(known[choice])
         else:
-            row = plan(chosen, topology).to_json()
+            row = plan(chosen, topology, exact).to_json()
         rows[choice] = row
         tell(choice, row)
     return rows
 
 
-def attention_blocks(config: ConfigDict, topology: Topology) -> dict[Blocks, float | None]:
+def attention_blocks(
+    config: ConfigDict, topology: Topology, around: Callable[[list[Blocks]], Iterable[Blocks]] = lambda sizes: sizes
+) -> dict[Blocks, float | None]:
     """Seconds of the transformer's attention, forward and backward, of a head of a sample by block sizes of the splash
     kernel: products and memory one after the other, at the chip's rates. None: the kernel does not fit the chip.
 
-    Sizes are multiples of 128 that divide the tokens of picture and prompt.
+    Sizes are multiples of 128 that divide the tokens of picture and prompt. Each takes a compilation of seconds;
+    `around` may show how far it is.
     """
     fields = computation(config)
     transformer = official_module(config.model.base, "transformer", fields)
@@ -147,11 +152,12 @@ def attention_blocks(config: ConfigDict, topology: Topology) -> dict[Blocks, flo
         cost = cost_of(gradient, *inputs)
         return cost.flops / topology.chip.flops + cost.bytes / topology.chip.hbm_bandwidth
 
-    return {blocks: seconds(blocks) for blocks in itertools.product(sizes, sizes)}
+    return {blocks: seconds(blocks) for blocks in around(list(itertools.product(sizes, sizes)))}
 
 
 def fastest(blocks: Mapping[Blocks, float | None]) -> Blocks | None:
-    """The block sizes that take the least time; None if the tokens are no multiple of 128."""
+    """The block sizes that take the least time; None if there are none, for tokens that are no multiple of 128, or none
+    fits."""
     fitting = {sizes: seconds for sizes, seconds in blocks.items() if seconds is not None}
     return min(fitting, key=fitting.__getitem__, default=None)
 

@@ -65,7 +65,7 @@ def program_of_training(config, workdir, monkeypatch) -> str:
     return found["text"]
 
 
-OFFLOADED = {"train.offload": "('opt_state','ema','reference')"}
+OFFLOADED = {"train.offload": "('opt_state','ema','reference')", "rl.accumulate": 2}
 
 
 @pytest.mark.parametrize(

@@ -45,7 +45,7 @@ def test_a_batch_is_shared_by_the_devices():
 def plans_of(peaks: dict[tuple[int, str, int], float], made: list[Choice]):
     """Stands in for the compiler: `peaks` of (tensor, remat, batch), GiB; time falls with tensor and with remat."""
 
-    def compiled(config, place):
+    def compiled(config, place, exact=False):
         choice = Choice(**config.mesh, remat=config.model.remat, batch=config.train.batch_size)
         made.append(choice)
         peak = peaks.get((choice.tensor, choice.remat, choice.batch), 2.0)
