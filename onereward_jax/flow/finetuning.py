@@ -110,11 +110,11 @@ def finetune(config: ConfigDict, workdir: Path, pictures: Sequence[Captioned]) -
         looks.append((settings.sample_every, write_sheet))
 
     def look(state: TrainState) -> dict[str, float]:
-        step = int(state.step)
+        step, averaged = int(state.step), state.averaged
         found: dict[str, float] = {}
         for every, function in looks:
             if step % every == 0 or step == config.train.num_steps:
-                found |= function(step, state.averaged)
+                found |= function(step, averaged)
         return found
 
     # -------------------------------------------------------------------------------------------------- the training

@@ -97,9 +97,10 @@ def train_judge(config: ConfigDict, workdir: Path, watch: Watch | None = None) -
         measure, best = watch(judge, held_out), _Best(workdir, export)
 
         def evaluate(state: TrainState) -> dict[str, float]:
-            found = measure(whole(state.averaged))
+            averaged = state.averaged
+            found = measure(whole(averaged))
             if settings.keep_best:
-                best.see(int(state.step), found, state.averaged)
+                best.see(int(state.step), found, averaged)
             return {f"judge/held_out/{name}": value for name, value in found.items()}
 
         watching = {"evaluate": evaluate, "evaluate_every": settings.evaluate_every}

@@ -306,11 +306,7 @@ def plan(config: ConfigDict, topology: Topology, exact: bool = False) -> Plan:
     )
 
 
-def held_bytes(
-    program: Program,
-    mesh: Mesh,
-    placement: Placement = Placement(),  # noqa: B008 (a tuple)
-) -> tuple[dict[str, int], dict[str, int]]:
+def held_bytes(program: Program, mesh: Mesh, placement: Placement) -> tuple[dict[str, int], dict[str, int]]:
     """Part of what an update holds -> bytes of it on a device; and those of it in the host's memory for each device.
     Empty parts are left out."""
 
@@ -351,11 +347,8 @@ def advice(config: ConfigDict) -> str:
     ways = ["a larger --topology"]
     if config.model.remat != "full":
         ways.append("--config.model.remat=full")
-    parts = (
-        "opt_state",
-        "ema",
-        *(["reference"] if config.algorithm == "fixed" and not adapters_of(config).rank else []),
-    )
+    has_reference = config.algorithm == "fixed" and not adapters_of(config).rank
+    parts = ("opt_state", "ema", "reference") if has_reference else ("opt_state", "ema")
     if set(parts) - set(config.train.get("offload", ())):
         ways.append(f'--config.train.offload="{parts}"'.replace(", ", ","))
     if not adapters_of(config).rank:
