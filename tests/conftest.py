@@ -14,6 +14,9 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_backend_optimization_level=1",
     ]
 ).strip()
+# A device's collectives may start in another order than its neighbour's, each keeping a thread until its partners come
+# (jaxlib 0.10.2): with no more threads than devices all wait for ever, and XLA ends the process after 40 seconds.
+os.environ.setdefault("NPROC", "32")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # pytest-xdist's workers find their controller's
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="onereward-tests-")
