@@ -28,17 +28,16 @@ HOST = "pinned_host"
 # Kernels are (..., in, out). Products that open a block (attention's queries, keys and values, the first of an MLP)
 # split their outputs over `tensor`, those that close it split their inputs, so a block needs one reduction. A leading
 # layer axis stays whole.
-# An adapter's factors, (..., in, r) and (..., r, out), are split as the kernel's sides are; their rank stays whole.
+# An adapter's factors, (..., in, r) and (..., r, out), split the side that they share with the kernel as it does; where
+# that is over `tensor`, their rank is split over `fsdp`.
 _OPENING = (
     r"(^|/)(to_[qkv]|add_[qkv]_proj|[qkv]_proj|[qkv]|qkv|wi_[01]|fc1|gate_proj|up_proj|proj_mlp|net_0_proj|mlp_0)"
 )
 _CLOSING = r"(^|/)(to_out_0|to_add_out|o_proj|o|attn/proj|wo|fc2|down_proj|out_proj|proj_out|net_2|mlp_2)"
 TRANSFORMER_RULES: Rules = (
-    (rf"{_OPENING}/kernel$", P(..., "fsdp", "tensor")),
+    (rf"{_OPENING}/(kernel|lora_b)$", P(..., "fsdp", "tensor")),
     (rf"{_OPENING}/lora_a$", P(..., "fsdp", None)),
-    (rf"{_OPENING}/lora_b$", P(..., None, "tensor")),
-    (rf"{_CLOSING}/kernel$", P(..., "tensor", "fsdp")),
-    (rf"{_CLOSING}/lora_a$", P(..., "tensor", None)),
+    (rf"{_CLOSING}/(kernel|lora_a)$", P(..., "tensor", "fsdp")),
     (rf"{_CLOSING}/lora_b$", P(..., None, "fsdp")),
     (r"(embedding|embed_tokens)$", P("tensor", "fsdp")),
     # Convolutions are small beside the pictures that pass through them.
@@ -46,7 +45,7 @@ TRANSFORMER_RULES: Rules = (
     # A quarter of the transformer, its modulations, and the judge's output matrix: they meet few vectors a sample
     # (`go_to_weights`).
     (r"(^|/)(norm[^/]*/linear|lm_head)/kernel$", P(..., VECTOR_FEATURES, None)),
-    (r"(kernel|lora_a)$", P(..., "fsdp", None)),
+    (r"(kernel|lora_[ab])$", P(..., "fsdp", None)),
     (r"(^|/)references$", BATCH),
     (r".*", P()),
 )
@@ -209,19 +208,24 @@ def on_hosts(shapes: trees.Tree, places: trees.Tree) -> trees.Tree:
     return jax.tree.map(move, shapes, places)
 
 
+def is_on_host(leaf: jax.Array) -> bool:
+    """Whether an array is in the hosts' memory (`on_hosts`)."""
+    return jax.typeof(leaf).memory_space == jax.memory.Space.Host
+
+
 def any_on_hosts(tree: trees.Tree) -> bool:
-    """Whether an array of the tree is in the hosts' memory."""
-    return any(jax.typeof(leaf).memory_space == jax.memory.Space.Host for leaf in jax.tree.leaves(tree))
+    return any(map(is_on_host, jax.tree.leaves(tree)))
 
 
 def to_devices(tree: trees.Tree, after: trees.Tree = ()) -> trees.Tree:
-    """Arrays in the hosts' memory (`on_hosts`) brought to the devices, where anything can be computed; others as they
-    are. They come `after` these arrays are there, so that they take no room on the devices before."""
-    if not any_on_hosts(tree):
-        return tree
-    if jax.tree.leaves(after):
-        tree, _ = jax.lax.optimization_barrier((tree, after))
-    return jax.device_put(tree, jax.memory.Space.Device)
+    """Arrays in the hosts' memory brought to the devices, where anything can be computed; others as they are. They come
+    `after` these arrays are there, so that they take no room on the devices before."""
+    leaves, structure = jax.tree.flatten(tree)
+    waiting = [leaf for leaf in leaves if is_on_host(leaf)]
+    if waiting and jax.tree.leaves(after):
+        waiting, _ = jax.lax.optimization_barrier((waiting, after))
+    there = iter(jax.device_put(waiting, jax.memory.Space.Device))
+    return jax.tree.unflatten(structure, [next(there) if is_on_host(leaf) else leaf for leaf in leaves])
 
 
 def traced_for(mesh: Mesh | AbstractMesh | None, function: Callable) -> Callable:

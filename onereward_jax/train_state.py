@@ -12,7 +12,16 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from onereward_jax import processes
-from onereward_jax.mesh import any_on_hosts, on_hosts, replicated, shardings, to_devices, traced_for, warn_of_unsharded
+from onereward_jax.mesh import (
+    any_on_hosts,
+    is_on_host,
+    on_hosts,
+    replicated,
+    shardings,
+    to_devices,
+    traced_for,
+    warn_of_unsharded,
+)
 
 
 @flax.struct.dataclass
@@ -142,7 +151,8 @@ def _one_by_one(update, transformation, gradient, params, opt_state, ema, after)
         pick = lambda tree: None if tree is None else jax.tree.map(only, tree, numbers)  # noqa: E731, B023
         old = pick(params), optax.tree_map_params(transformation, only, opt_state, numbers), pick(ema)
         new, norm = update(pick(gradient), *to_devices(old, after))
-        new = jax.tree.map(lambda new, old: jax.device_put(new, jax.typeof(old).memory_space), new, old)
+        back = lambda new, old: jax.device_put(new, jax.memory.Space.Host) if is_on_host(old) else new  # noqa: E731
+        new = jax.tree.map(back, new, old)
         parts.append(new)
         norms.append(norm)
         if any_on_hosts(new):

@@ -39,9 +39,10 @@ from onereward_jax.weights.official import official_module
 GIB = 2**30
 # Most of a full compilation is its last part, code for one chip, to which this gives the least effort.
 LEAST_EFFORT: dict[str, Any] = {"exec_time_optimization_effort": -1.0}
-# What a program holds, of the compiler's own report. The temporaries that JAX names are up to a half larger.
-_HELD = re.compile(r"Memory Space: default .*\nTotal bytes: (\d+)")
-_REPORT = "*memory-usage-report.txt"
+# What a program holds in the devices' memory, of the compiler's own report. The temporaries that JAX names are up to a
+# half larger. What is "thread-local" belongs to computations that the hosts run, on arrays of theirs.
+_ALLOCATION = re.compile(r"^allocation \d+: size (\d+)(?!.*(?:, thread-local|, color [1-9]))", re.MULTILINE)
+_REPORT = "*buffer-assignment.txt"
 # Of every device, for the runtime: libtpu 0.0.42 names 260 to 263 MiB.
 _RESERVED = 263 * 2**20
 # By how much a full compilation may exceed one with the least effort: by 1.8 GiB where both were made (docs/scale.md).
@@ -290,10 +291,10 @@ def plan(config: ConfigDict, topology: Topology, exact: bool = False) -> Plan:
                 raise
             return dataclasses.replace(found, needed=needed, compile_seconds=time.perf_counter() - started)
         memory = compiled.memory_analysis()
-        reports = [_HELD.search(file.read_text(encoding="utf-8")) for file in Path(directory).glob(_REPORT)]
+        reports = [file.read_text(encoding="utf-8") for file in Path(directory).glob(_REPORT)]
     results = memory.output_size_in_bytes - memory.alias_size_in_bytes  # the donated state's place is taken again
     laid_out = max(
-        (int(report[1]) for report in reports if report),
+        (sum(map(int, _ALLOCATION.findall(report))) for report in reports),
         default=memory.argument_size_in_bytes + memory.temp_size_in_bytes + results,
     )
     peak = laid_out + memory.generated_code_size_in_bytes + _RESERVED

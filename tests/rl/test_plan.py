@@ -113,8 +113,14 @@ def run(*arguments: str, **overrides) -> int:
 
 def compiled(options, reports=True):
     if reports:
-        report = "Memory Space: smem (color=2)\nTotal bytes: 8\nMemory Space: default (color=0)\nTotal bytes: 268435456"
-        (Path(options["xla_dump_to"]) / "module_0001.jit_step.memory-usage-report.txt").write_text(report)
+        lines = (
+            "allocation 0: size 134217728, parameter 0, shape |f32[33554432]| at ShapeIndex {}, maybe-live-out:",
+            " value: <1 p @0> (size=134217728,offset=0): f32[33554432]{0}",
+            "allocation 1: size 134217728, color 5, parameter 1, shape |f32[33554432]| at ShapeIndex {}:",
+            "allocation 2: size 1073741824, thread-local:",
+            "allocation 3: size 134217728, preallocated-temp:",
+        )
+        (Path(options["xla_dump_to"]) / "module_0001.jit_step.buffer-assignment.txt").write_text("\n".join(lines))
     memory = types.SimpleNamespace(
         argument_size_in_bytes=2**27,
         output_size_in_bytes=2**27,
