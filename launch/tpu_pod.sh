@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on a Cloud TPU slice: makes it or takes the one that is there, installs this commit on all of its workers, and
 # starts a command of `onereward` on them, which is resumed until it is done (launch/resume.sh).
-#   bash launch/tpu_pod.sh --name fill --zone us-east5-a --type v5p-8 [--spot] [--queued] -- \
+#   bash launch/tpu_pod.sh --name fill --zone us-east5-a --type v6e-8 [--spot] [--queued] -- \
 #     train --config configs/flux_fill.py:dynamic_lora_512 --workdir gs://BUCKET/runs/fill
 #   bash launch/tpu_pod.sh --name fill --zone us-east5-a --logs|--stop|--down [--queued]
 # The same command again goes on with the slice, and makes a preempted one anew. gs:// anywhere after -- is mounted by

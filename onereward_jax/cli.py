@@ -182,7 +182,8 @@ def _run(argv: list[str]) -> int | None:
         raise UserError(f"onereward {name} takes no configuration: leave {_CONFIG_PREFIX}{overrides[0][0]} out")
     if getattr(args, "config", None) is not None:
         args.config_file = args.config
-        args.config = load_config(args.config, overrides)
+        of_command = module.overrides(args) if hasattr(module, "overrides") else []
+        args.config = load_config(args.config, [*overrides, *of_command])
         # Before the command: nothing is written or loaded for a configuration that can't be.
         validate(args.config, getattr(args, "config_needs", ()), source=args.config_file)
     return module.run(args)

@@ -61,13 +61,14 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[
     shape = [data, fsdp, tensor]
     if shape.count(-1) > 1:
         raise ValueError(f"mesh {dict(zip(AXES, shape, strict=True))} leaves two axes open: set all but one")
-    if -1 in shape:
-        known = -int(np.prod(shape))
-        shape[shape.index(-1)] = len(devices) // known if known else 0
+    known = int(np.prod([size for size in shape if size != -1]))
+    if -1 in shape and known > 0 and len(devices) % known == 0:
+        shape[shape.index(-1)] = len(devices) // known
     if int(np.prod(shape)) != len(devices):
+        asked = f"{known} devices" + (" or a multiple" if -1 in shape else "")
         raise ValueError(
-            f"mesh {dict(zip(AXES, shape, strict=True))} needs {int(np.prod(shape))} devices, but there are"
-            f" {len(devices)}: make the product of its axes equal"
+            f"mesh {dict(zip(AXES, shape, strict=True))} asks for {asked}, but there are {len(devices)}:"
+            " change mesh.data, mesh.fsdp or mesh.tensor (-1: what the others leave)"
         )
     # Two of the mesh's axes may share a side of the torus where the sides don't divide otherwise.
     placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)

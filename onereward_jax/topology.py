@@ -16,21 +16,23 @@ class Chip(NamedTuple):
       flops: bfloat16 operations a second of its matrix units.
       hbm_bandwidth: bytes a second.
       link_bandwidth: bytes a second of one link in one direction.
+      sides: of a slice, a torus of so many dimensions.
     """
 
     hbm_gib: float
     flops: float
     hbm_bandwidth: float
     link_bandwidth: float
+    sides: int = 3
 
 
 # Rates: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e,tpu7x}, "system architecture"; a link is the bidirectional
 # bandwidth of a chip over 2 directions and its ports (4 on a 2D torus, 6 on a 3D one). Memory: the limit that
 # libtpu 0.0.42 names when a program exceeds it.
 CHIPS = {
-    "v5e": Chip(15.75, 197e12, 819e9, 400e9 / 8),
+    "v5e": Chip(15.75, 197e12, 819e9, 400e9 / 8, sides=2),
     "v5p": Chip(95.74, 459e12, 2765e9, 1200e9 / 12),
-    "v6e": Chip(31.25, 918e12, 1638e9, 800e9 / 8),
+    "v6e": Chip(31.25, 918e12, 1638e9, 800e9 / 8, sides=2),
     "tpu7x": Chip(94.75, 2307e12 / 2, 7380e9 / 2, 1200e9 / 12),
 }
 _NAME = re.compile(r"(?P<chip>[a-z0-9]+):(?P<shape>\d+(x\d+){1,2})")
@@ -65,6 +67,11 @@ def open_topology(name: str) -> Topology:
         raise UserError(
             f"there is no topology {name!r}: give a generation ({', '.join(CHIPS)}) and its sides, such as v5p:2x2x4"
         )
+    chip, sides = CHIPS[found["chip"]], [int(side) for side in found["shape"].split("x")]
+    if len(sides) != chip.sides:
+        raise UserError(
+            f"a slice of {found['chip']} has {chip.sides} sides, not {len(sides)} as {name}: write all of them"
+        )
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("the TPU compiler is missing: pip install 'onereward-jax[tpu]' (no TPU is needed)")
     from jax.experimental import topologies
@@ -74,4 +81,4 @@ def open_topology(name: str) -> Topology:
     except Exception as error:
         why = str(error).removeprefix("INVALID_ARGUMENT: ").partition("\n")[0]
         raise UserError(f"the TPU compiler knows no topology {name!r} ({why}): choose other sides") from None
-    return Topology(name, CHIPS[found["chip"]], list(devices))
+    return Topology(name, chip, list(devices))

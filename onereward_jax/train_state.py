@@ -145,14 +145,14 @@ def _one_by_one(update, transformation, gradient, params, opt_state, ema, after)
     after the other: of what waits in the hosts' memory the devices hold no more at a time."""
     structure = jax.tree.structure(params)
     numbers = jax.tree.unflatten(structure, range(structure.num_leaves))
+    to_host = lambda new, old: jax.device_put(new, jax.memory.Space.Host) if is_on_host(old) else new  # noqa: E731
     parts, norms = [], []
     for number in range(structure.num_leaves):
         only = lambda leaf, its, number=number: leaf if its == number else optax.MaskedNode()  # noqa: E731
         pick = lambda tree: None if tree is None else jax.tree.map(only, tree, numbers)  # noqa: E731, B023
         old = pick(params), optax.tree_map_params(transformation, only, opt_state, numbers), pick(ema)
         new, norm = update(pick(gradient), *to_devices(old, after))
-        back = lambda new, old: jax.device_put(new, jax.memory.Space.Host) if is_on_host(old) else new  # noqa: E731
-        new = jax.tree.map(back, new, old)
+        new = jax.tree.map(to_host, new, old)
         parts.append(new)
         norms.append(norm)
         if any_on_hosts(new):

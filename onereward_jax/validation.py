@@ -42,6 +42,7 @@ def validate(config: ConfigDict, needs: Iterable[str] = (), source: str = "the c
     _check_accumulation(values)
     _check_decay(values)
     _check_references(values)
+    _check_offload(values)
     _check_held_out(values)
     _check_buckets(values)
     _check_adapter(values)
@@ -108,6 +109,13 @@ _RULES: Mapping[str, Rule] = {
     "data.max_aspect": _at_least(1),
     "data.min_hole": _PART,
     "data.max_hole": _PART,
+    **dict.fromkeys(
+        ("mesh.data", "mesh.fsdp", "mesh.tensor"),
+        (
+            lambda value: _is_whole(value) and (value == -1 or value >= 1),
+            "a whole number, 1 or more, or -1 for the rest",
+        ),
+    ),
     "model.judge_adapters": (
         lambda value: isinstance(value, tuple | list) and all(isinstance(path, str) and path for path in value),
         "a tuple of paths, such as \"('a','b')\"",
@@ -276,6 +284,11 @@ def _check_references(values: Mapping[str, Any]) -> None:
         raise UserError(
             "rl.matched_reference makes a reference for the policy's one t: set it to false, or rl.predictions to 1"
         )
+
+
+def _check_offload(values: Mapping[str, Any]) -> None:
+    if "reference" in values.get("train.offload", ()) and values.get("algorithm") == "dynamic":
+        raise UserError("train.offload names the reference, which algorithm dynamic has none of: leave it out")
 
 
 def _check_held_out(values: Mapping[str, Any]) -> None:

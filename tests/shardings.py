@@ -21,11 +21,11 @@ from onereward_jax.rl.plan import Program, program_of
 CONFIG = str(Path(__file__).parents[1] / "configs" / "flux_fill.py")
 MIB = 2**20
 # Slices and their meshes.
-MESHES = {"v5p:2x2x4": (1, 8, 2), "v6e:4x8": (1, 8, 4), "v5e:8x8": (1, 8, 8)}
+MESHES = {"v5p:2x2x4": (1, 8, 2), "v6e:4x8": (1, 8, 4), "v5e:8x8": (1, 8, 8), "tpu7x:2x2x1": (1, 8, 1)}
 
 
-def program() -> Program:
-    return program_of(load_config(f"{CONFIG}:fixed_1024"))
+def program(variant: str = "fixed_1024") -> Program:
+    return program_of(load_config(f"{CONFIG}:{variant}"))
 
 
 def mesh_of(slice_name: str) -> AbstractMesh:
@@ -36,6 +36,7 @@ def lines(found: Program) -> Iterator[str]:
     yield f"{'':<78}" + "".join(f"{name:>28}" for name in MESHES)
     yield f"{'data, fsdp, tensor':<78}" + "".join(f"{mesh!s:>28}" for mesh in MESHES.values())
     parts = {"transformer": found.state.params, "vae": found.frozen.vae, "judge": found.frozen.judge}
+    parts["adapter"] = program("dynamic_lora_1024").state.params
     for name, part in parts.items():
         places = [trees.flatten(shardings(part, mesh_of(slice_name))) for slice_name in MESHES]
         rest = [0.0 for _ in MESHES]

@@ -14,7 +14,7 @@ from onereward_jax.weights import clip, flux, qwen2_5_vl, t5
 
 
 def test_mesh_must_use_all_devices():
-    with pytest.raises(ValueError, match="needs 3 devices, but there are 8"):
+    with pytest.raises(ValueError, match="asks for 3 devices, but there are 8"):
         meshes.make_mesh(3, 1, 1)
     with pytest.raises(ValueError, match="leaves two axes open"):
         meshes.make_mesh(-1, -1, 1)

@@ -17,9 +17,8 @@ from typing import TYPE_CHECKING, Any
 from ml_collections import ConfigDict
 
 from onereward_jax.commands import config_arguments
-from onereward_jax.configuration import fields, override
+from onereward_jax.configuration import fields
 from onereward_jax.errors import UserError
-from onereward_jax.validation import validate
 
 if TYPE_CHECKING:
     from onereward_jax.topology import Topology
@@ -42,33 +41,51 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def overrides(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """What --mesh and --batch say, as overrides of the configuration."""
+    batch = [] if args.batch is None else [("train.batch_size", str(args.batch))]
+    return [(f"mesh.{axis}", size) for axis, size in mesh_axes(args.mesh).items()] + batch
+
+
 def run(args: argparse.Namespace) -> int:
     from onereward_jax import topology
 
-    config = args.config
-    for axis, size in mesh_axes(args.mesh).items():
-        override(config, f"mesh.{axis}", size, source="a mesh")
-    if args.batch is not None:
-        override(config, "train.batch_size", args.batch)
-    validate(config, _NEEDS)
-
     topology.prepare_environment()
-    from onereward_jax.files import check_writable, write_json
+    from onereward_jax.files import write_json
     from onereward_jax.rl.plan import plan, report
 
-    if args.json:
-        check_writable(Path(args.json).parent)
+    config, file = args.config, _output(args)
     place = topology.open_topology(args.topology)
     if args.search:
-        return _search(args, config, place)
+        return _search(args, config, place, file)
     found = plan(config, place, args.exact)
     print(report(args.config_file, found, config))
-    if args.json:
-        write_json(Path(args.json), {"config": args.config_file, **found.to_json()})
+    if file is not None:
+        write_json(file, {"config": args.config_file, **found.to_json()})
     return 0 if found.fits else DOES_NOT_FIT
 
 
-def _search(args: argparse.Namespace, config: ConfigDict, place: "Topology") -> int:
+def _output(args: argparse.Namespace) -> Path | None:
+    """The file of --json, its directory made: known to be of use before anything is compiled.
+
+    Raises:
+      UserError: it is of none, or holds a search that would be lost.
+    """
+    from onereward_jax.files import check_writable, read_json
+
+    if not args.json:
+        return None
+    file = Path(args.json)
+    if file.is_dir():
+        raise UserError(f"{file} is a directory: give --json a file")
+    check_writable(file.parent)
+    if file.exists() and not args.search and "rows" in read_json(file):
+        raise UserError(f"{file} holds a search: name another file, or go on with it by --search")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    return file
+
+
+def _search(args: argparse.Namespace, config: ConfigDict, place: "Topology", file: Path | None) -> int:
     from tqdm import tqdm
 
     from onereward_jax.files import read_json, write_json
@@ -92,8 +109,7 @@ def _search(args: argparse.Namespace, config: ConfigDict, place: "Topology") -> 
     if not tried:
         raise UserError(f"{devices} devices can't share a batch of {batch}: take a larger --batch or another --mesh")
 
-    file = Path(args.json) if args.json else None
-    about = {"format": 2, "topology": place.name, "config": args.config_file, "exact": args.exact}
+    about = {"format": 3, "topology": place.name, "config": args.config_file, "exact": args.exact}
     about = json.loads(json.dumps(about | {"fields": fields(config)}))
     known: dict[Choice, Any] = {}
     blocks = None
@@ -133,19 +149,24 @@ def _search(args: argparse.Namespace, config: ConfigDict, place: "Topology") -> 
     with tqdm(total=len(tried), desc=f"plans on {place.name}", unit="plan") as bar:
         search(config, place, tried, known, args.exact, keep)
     print(table(found, place.chip.hbm_gib))
-    if cheapest(found) is None:
-        print(f"nothing fits; what helps: {advice(config)}")
-    return 0 if cheapest(found) else DOES_NOT_FIT
+    if cheapest(found) is not None:
+        return 0
+    print(f"nothing fits; what helps: {advice(config)}")
+    return DOES_NOT_FIT
 
 
 def mesh_axes(text: str | None) -> dict[str, str]:
     """ "data=1,fsdp=8" -> {"data": "1", "fsdp": "8", "tensor": "1"}: an axis that is not named is 1."""
     if text is None:
         return {}
-    axes = {"data": "1", "fsdp": "1", "tensor": "1"}
+    named: dict[str, str] = {}
     for part in text.split(","):
         axis, equals, size = part.strip().partition("=")
         if not equals:
             raise UserError(f"--mesh takes sizes of axes like data=1,fsdp=8,tensor=2, not {text!r}")
-        axes[axis] = size
-    return axes
+        if axis not in ("data", "fsdp", "tensor"):
+            raise UserError(f"a mesh has no axis {axis!r}: name data, fsdp and tensor")
+        if axis in named:
+            raise UserError(f"--mesh names {axis} twice, in {text!r}: say one size")
+        named[axis] = size
+    return {"data": "1", "fsdp": "1", "tensor": "1"} | named

@@ -54,6 +54,10 @@ _TOO_LARGE = (
 )
 
 
+class CompilerError(UserError):
+    """The TPU compiler fails for another reason than memory."""
+
+
 class Program(NamedTuple):
     """An update without its weights; state, frozen and batch are `jax.ShapeDtypeStruct`s.
 
@@ -261,6 +265,7 @@ def plan(config: ConfigDict, topology: Topology, exact: bool = False) -> Plan:
 
     Raises:
       ValueError: the configuration's mesh or batch does not fit the slice; and as `program_of`.
+      CompilerError: see there.
     """
     mesh = make_mesh(**config.mesh, devices=topology.devices)
     check_batch(config, mesh)
@@ -288,7 +293,11 @@ def plan(config: ConfigDict, topology: Topology, exact: bool = False) -> Plan:
         except jax.errors.JaxRuntimeError as error:
             needed = needed_bytes(str(error))
             if needed is None:
-                raise
+                first_line = str(error).partition("\n")[0]
+                raise CompilerError(
+                    f"the TPU compiler can't compile this update ({first_line}): try another --mesh"
+                    + (", or leave --exact out" if exact else "")
+                ) from error
             return dataclasses.replace(found, needed=needed, compile_seconds=time.perf_counter() - started)
         memory = compiled.memory_analysis()
         reports = [file.read_text(encoding="utf-8") for file in Path(directory).glob(_REPORT)]
@@ -348,11 +357,14 @@ def advice(config: ConfigDict) -> str:
     ways = ["a larger --topology"]
     if config.model.remat != "full":
         ways.append("--config.model.remat=full")
-    has_reference = config.algorithm == "fixed" and not adapters_of(config).rank
+    has_reference = config.algorithm == "fixed"
     parts = ("opt_state", "ema", "reference") if has_reference else ("opt_state", "ema")
-    if set(parts) - set(config.train.get("offload", ())):
+    trains_adapter, micro_batches = bool(adapters_of(config).rank), 2 * config.rl.accumulate
+    if not trains_adapter and set(parts) - set(config.train.get("offload", ())):
         ways.append(f'--config.train.offload="{parts}"'.replace(", ", ","))
-    if not adapters_of(config).rank:
+    if config.train.batch_size % micro_batches == 0:
+        ways.append(f"--config.rl.accumulate={micro_batches}, if the mesh can share what is left of a batch")
+    if not trains_adapter:
         ways.append("an adapter (a _lora variant, or --config.lora.rank)")
     if config.rl.gradient_true_cfg_scale != 1.0:
         ways.append("--config.rl.gradient_true_cfg_scale=1, which halves what the backward pass keeps")

@@ -20,9 +20,12 @@ from onereward_jax import processes
 from onereward_jax.configuration import fields
 from onereward_jax.data.proving_ground import ProvingGround
 from onereward_jax.files import check_writable, fingerprint, write_bytes
+from onereward_jax.tasks import NEGATIVE_PROMPT
 from onereward_jax.weights.hub import model_directory
 
 _DIGEST_BYTES = hashlib.sha256().digest_size
+# Raised with every change of scenes, sampler or models that makes other references.
+_FORMAT = 1
 # Fields of a configuration on which a condition's reference depends, and with it every entry.
 _MAKERS = (
     "seed",
@@ -72,6 +75,9 @@ class ReferencePool:
         try:
             content = path.read_bytes()
         except FileNotFoundError:
+            return None
+        except OSError as error:
+            warnings.warn(f"{path} can't be read ({error.strerror or error}): it is made again", stacklevel=2)
             return None
         digest, image = content[:_DIGEST_BYTES], content[_DIGEST_BYTES:]
         if hashlib.sha256(image).digest() != digest:
@@ -142,6 +148,7 @@ def open_pool(config: ConfigDict, ground: ProvingGround) -> ReferencePool:
       ground: of the conditions.
     """
     made_from: dict[str, Any] = {name: value for name, value in fields(config).items() if name.startswith(_MAKERS)}
+    made_from |= {"format": _FORMAT, "negative_prompt": NEGATIVE_PROMPT}
     base = Path(model_directory(config.model.base))
     made_from["weights"] = fingerprint(base)
     made_from["configurations"] = {

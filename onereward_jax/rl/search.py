@@ -15,7 +15,7 @@ from onereward_jax.cost import cost_of
 from onereward_jax.flow.pipeline import latent_shape
 from onereward_jax.mesh import AXES, can_share, make_mesh, replicated, traced_for
 from onereward_jax.models.attention import LANES, attention
-from onereward_jax.rl.plan import GIB, LEAST_EFFORT, held_bytes, plan, program_of
+from onereward_jax.rl.plan import GIB, LEAST_EFFORT, CompilerError, held_bytes, plan, program_of
 from onereward_jax.rl.update import computation
 from onereward_jax.topology import Topology
 from onereward_jax.train_state import Placement
@@ -87,7 +87,8 @@ def search(
     exact: bool = False,
     tell: Callable[[Choice, dict[str, Any]], None] = lambda choice, row: None,
 ) -> dict[Choice, dict[str, Any]]:
-    """A row for every choice: `Plan.to_json()`, or {"fits": False, "skipped": why} where compiling would be idle.
+    """A row for every choice: `Plan.to_json()`, or {"fits": False, "skipped": why} where compiling would be idle, and
+    {"fits": False, "failed": why} where the compiler fails for another reason than memory.
 
     Args:
       tried: in the order of `choices`.
@@ -106,15 +107,22 @@ def search(
             mesh_of_choice = make_mesh(**choice.mesh, devices=topology.devices)
             held, _ = held_bytes(program_of(chosen), mesh_of_choice, Placement.of(chosen))
             state[mesh] = sum(held.values()) / GIB
-        failed = [other for other, row in rows.items() if not row["fits"] and choice.needs_no_less_than(other)]
+        too_large = [
+            other
+            for other, row in rows.items()
+            if not row["fits"] and "failed" not in row and choice.needs_no_less_than(other)
+        ]
         if state[mesh] > topology.chip.hbm_gib:
             row = {"fits": False, "skipped": f"the state alone takes {state[mesh]:.1f} GiB"}
-        elif failed:
-            row = {"fits": False, "skipped": f"{failed[0].remat} with batch {failed[0].batch} does not fit"}
+        elif too_large:
+            row = {"fits": False, "skipped": f"{too_large[0].remat} with batch {too_large[0].batch} does not fit"}
         elif known and choice in known:
             row = dict(known[choice])
         else:
-            row = plan(chosen, topology, exact).to_json()
+            try:
+                row = plan(chosen, topology, exact).to_json()
+            except CompilerError as error:
+                row = {"fits": False, "failed": str(error)}
         rows[choice] = row
         tell(choice, row)
     return rows
@@ -174,8 +182,8 @@ def table(rows: Mapping[Choice, Mapping[str, Any]], hbm_gib: float) -> str:
     lines = [f"data fsdp tensor batch  remat     GiB  seconds  images an hour   ({hbm_gib} GiB a device)"]
     for choice, row in rows.items():
         start = f"{choice.data:>4} {choice.fsdp:>4} {choice.tensor:>6} {choice.batch:>5}  {choice.remat:<5}"
-        if "skipped" in row:
-            lines.append(f"{start}  not compiled: {row['skipped']}")
+        if why := row.get("skipped", row.get("failed")):
+            lines.append(f"{start}  not compiled: {why}")
             continue
         peak = "?" if row["peak_gib"] is None else f"{row['peak_gib']:.1f}"
         takes = f"{row['seconds']['update']:>7.1f}  {row['images_per_hour']:>14.0f}" if row["fits"] else "does not fit"

@@ -195,7 +195,15 @@ def test_it_does_not_fit(slice_of, capsys, tmp_path):
         (("--topology", "v9:2x2"), {}, "there is no topology 'v9:2x2': give a generation (v5e, v5p, v6e, tpu7x)"),
         (("--topology", "v5p"), {}, "there is no topology 'v5p'"),
         (("--topology", "v5p:2x2x1", "--mesh", "fsdp"), {}, "--mesh takes sizes of axes like data=1,fsdp=8,tensor=2"),
-        (("--topology", "v5p:2x2x1", "--mesh", "depth=2"), {}, "a mesh has no field mesh.depth"),
+        (
+            ("--topology", "v5p:2x2x1", "--mesh", "depth=2"),
+            {},
+            "a mesh has no axis 'depth': name data, fsdp and tensor",
+        ),
+        (("--topology", "v5p:2x2x1", "--mesh", "fsdp=2,fsdp=4"), {}, "--mesh names fsdp twice"),
+        (("--topology", "v5p:2x2x1", "--mesh", "fsdp=-2"), {}, "mesh.fsdp must be a whole number, 1 or more, or -1"),
+        (("--topology", "v6e:2x2x2"), {}, "a slice of v6e has 2 sides, not 3 as v6e:2x2x2"),
+        (("--topology", "v5p:2x2x1", "--json", "."), {}, ". is a directory: give --json a file"),
         (("--topology", "v5p:2x2x1", "--batch", "0"), {}, "train.batch_size must be a whole number, 1 or more"),
         ((), {}, "the following arguments are required: --topology"),
     ],
@@ -211,7 +219,8 @@ def test_wrong_input_is_one_sentence(arguments, overrides, words, capsys):
 @pytest.mark.parametrize(
     ("arguments", "overrides", "words"),
     [
-        (("--mesh", "fsdp=3"), {}, "needs 3 devices, but there are 8"),
+        (("--mesh", "fsdp=3"), {}, "asks for 3 devices, but there are 8"),
+        ((), {"mesh.fsdp": 16, "mesh.tensor": -1}, "asks for 16 devices or a multiple, but there are 8"),
         (("--batch", "6"), {}, "a batch of 6 can't be shared by 4 devices"),
         ((), {"model.base": "some/where"}, "the configuration of some/where is not known here: give a directory"),
     ],
@@ -220,6 +229,25 @@ def test_what_does_not_fit_together_is_one_sentence(slice_of, arguments, overrid
     slice_of(compiled)
     assert run("--topology", "v5p:2x2x2", *arguments, **overrides) == 2
     assert words in capsys.readouterr().err
+
+
+def test_a_compiler_that_fails_is_one_sentence(slice_of, capsys):
+    def answer(options):
+        raise jax.errors.JaxRuntimeError("INTERNAL: Peak memory usage exceeds the max size\nat line 1")
+
+    slice_of(answer, traced=False)
+    assert run("--topology", "v5p:2x2x2", "--exact") == 2
+    said = capsys.readouterr().err
+    assert (
+        "can't compile this update (INTERNAL: Peak memory usage exceeds the max size): try another --mesh, or" in said
+    )
+
+
+def test_a_search_is_not_overwritten(slice_of, tmp_path, capsys):
+    (tmp_path / "search.json").write_text('{"rows": []}')
+    slice_of(compiled, traced=False)
+    assert run("--topology", "v5p:2x2x2", "--json", str(tmp_path / "search.json")) == 2
+    assert "holds a search: name another file, or go on with it by --search" in capsys.readouterr().err
 
 
 def test_without_the_compiler_it_says_what_to_install(monkeypatch):

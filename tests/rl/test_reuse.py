@@ -1,8 +1,10 @@
 """Reference images that are used again: from a pool (Algorithm 1), from the state (Algorithm 2)."""
 
 import dataclasses
+import errno
 import functools
 import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +75,7 @@ def train(workdir, num_steps, *, reference=None, around=lambda step: step, num_c
     )
 
 
-def test_a_pool_takes_the_steps_of_training_without(tmp_path):
+def test_a_pool_takes_the_steps_of_training_without(tmp_path, monkeypatch):
     """Empty, stopped in the middle and gone on with, full, and damaged."""
     of_first = functools.partial(train, reference=-0.4, num_conditions=CONDITIONS)
     plain = of_first(tmp_path / "plain", 6).params["w"]
@@ -91,6 +93,12 @@ def test_a_pool_takes_the_steps_of_training_without(tmp_path):
     ]
     assert added == [[4, 4, 0, 0, 0, 0], [0] * 6]
 
+    with monkeypatch.context() as gone:
+        gone.setattr(Path, "read_bytes", lambda path: (_ for _ in ()).throw(OSError(errno.EIO, "the mount is gone")))
+        with pytest.warns(
+            UserWarning, match=r"000000003\.reference can't be read \(the mount is gone\): it is made again"
+        ):
+            assert pool.read(3) is None
     damaged = bytearray(pool.path(3).read_bytes())
     damaged[-5] ^= 1
     pool.path(3).write_bytes(damaged)

@@ -10,6 +10,7 @@ from onereward_jax import cli, topology
 from onereward_jax.commands.plan import DOES_NOT_FIT
 from onereward_jax.configuration import load_config
 from onereward_jax.rl import search as searching
+from onereward_jax.rl.plan import CompilerError
 from onereward_jax.rl.search import (
     REMAT,
     Choice,
@@ -119,6 +120,18 @@ def test_the_command_goes_on_where_it_stopped(place, monkeypatch, tmp_path, caps
     # Another search does not go on in this file.
     assert run(*arguments, **{"rl.last_index": 0}) == 2
     assert "holds something else than this search" in capsys.readouterr().err
+
+
+def test_a_compiler_that_fails_ends_no_search(place, monkeypatch, capsys):
+    def failing(config, topology, exact):
+        raise CompilerError("the TPU compiler can't compile this update (INTERNAL: its own check)")
+
+    monkeypatch.setattr(topology, "open_topology", lambda name: place)
+    monkeypatch.setattr(searching, "plan", failing)
+    assert run("--topology", "v5p:2x2x2", "--search", "--mesh", "fsdp=4,tensor=2", "--batch", "8") == DOES_NOT_FIT
+    rows = [line for line in capsys.readouterr().out.splitlines() if "not compiled" in line]
+    assert len(rows) == 3  # a remat policy each, and none taken to be too large
+    assert all("INTERNAL: its own check" in row for row in rows)
 
 
 def test_nothing_fits(place, monkeypatch, capsys):
