@@ -55,7 +55,7 @@ _TOO_LARGE = (
 
 
 class CompilerError(UserError):
-    """The TPU compiler fails for another reason than memory."""
+    """The TPU compiler fails for another reason than the devices' memory."""
 
 
 class Program(NamedTuple):
@@ -291,6 +291,11 @@ def plan(config: ConfigDict, topology: Topology, exact: bool = False) -> Plan:
         try:
             compiled = traced.lower().compile(({} if exact else LEAST_EFFORT) | {"xla_dump_to": directory})
         except jax.errors.JaxRuntimeError as error:
+            if "memory space vmem" in str(error):
+                raise CompilerError(
+                    "a kernel of this update needs more vector memory than a chip has: set smaller"
+                    " --config.model.attention_blocks"
+                ) from error
             needed = needed_bytes(str(error))
             if needed is None:
                 first_line = str(error).partition("\n")[0]

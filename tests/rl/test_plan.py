@@ -243,6 +243,18 @@ def test_a_compiler_that_fails_is_one_sentence(slice_of, capsys):
     )
 
 
+def test_blocks_that_are_too_large_are_not_taken_for_a_lack_of_memory(slice_of, capsys):
+    def answer(options):
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: E1001: CompileTimeScopedVmemOom:\nRan out of memory in memory space vmem while"
+            " allocating on stack. Scoped allocation with size 16.48M and limit 16.00M exceeded scoped vmem limit"
+        )
+
+    slice_of(answer, traced=False)
+    assert run("--topology", "v5p:2x2x2") == 2
+    assert "more vector memory than a chip has: set smaller --config.model.attention_blocks" in capsys.readouterr().err
+
+
 def test_a_search_is_not_overwritten(slice_of, tmp_path, capsys):
     (tmp_path / "search.json").write_text('{"rows": []}')
     slice_of(compiled, traced=False)
