@@ -5,6 +5,7 @@ import dataclasses
 import io
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,32 @@ class ExampleRow:
     scores: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     p_yes: Mapping[str, float] = dataclasses.field(default_factory=dict)
     verdict: str = ""
+
+    @property
+    def columns(self) -> dict[str, np.ndarray]:
+        """Heading -> picture."""
+        found = {
+            "source": self.source,
+            "mask": pictures.mask_overlay(self.source, self.mask),
+            "base": self.base,
+            "reference": self.reference,
+            "policy": self.policy,
+        }
+        return {name: picture for name, picture in found.items() if picture is not None}
+
+
+def write_sheet(path: str | Path, grids: Sequence[ExampleRow], scenes: int = 3) -> None:
+    """Writes a PNG of the first scenes of every task, a row each and two tasks side by side.
+
+    Raises:
+      ValueError: there is no row.
+    """
+    of_tasks = [[row for row in grids if row.task == task][:scenes] for task in TASKS]
+    left, right = ([row for rows in half for row in rows] for half in (of_tasks[:2], of_tasks[2:]))
+    rows = [[picture for row in pair if row for picture in row.columns.values()] for pair in zip_longest(left, right)]
+    headings = [name for row in (left[:1] + right[:1]) for name in row.columns]
+    height = max((row.source.shape[0] for row in grids), default=CRISP_BELOW)
+    pictures.write_png(path, pictures.picture_grid(rows, headings, scale=max(1, 128 // height)))
 
 
 def write_report(
@@ -417,13 +444,6 @@ def _examples(grids: Sequence[ExampleRow]) -> tuple[list[tuple[str, list[dict[st
 
 
 def _example(row: ExampleRow) -> dict[str, Any]:
-    columns = [
-        ("source", row.source),
-        ("mask", pictures.mask_overlay(row.source, row.mask)),
-        ("base", row.base),
-        ("reference", row.reference),
-        ("policy", row.policy),
-    ]
     scores = []
     for dimension in DIMENSIONS:
         if dimension in row.scores:
@@ -435,7 +455,7 @@ def _example(row: ExampleRow) -> dict[str, Any]:
         "prompt": row.prompt,
         "verdict": row.verdict,
         "parts": (row.verdict == "bad" and preferred > 0.5) or (row.verdict == "good" and preferred < 0.5),
-        "pictures": [(name, *_data_uri(picture)) for name, picture in columns if picture is not None],
+        "pictures": [(name, *_data_uri(picture)) for name, picture in row.columns.items()],
         "scores": scores,
     }
 

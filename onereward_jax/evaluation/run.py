@@ -21,7 +21,7 @@ from onereward_jax.errors import UserError
 from onereward_jax.evaluation import accuracy, gsb, plots
 from onereward_jax.evaluation.asking import batches_of, judge_views, preference_records
 from onereward_jax.evaluation.record import write_evaluation
-from onereward_jax.evaluation.report import ExampleRow, write_report
+from onereward_jax.evaluation.report import ExampleRow, write_report, write_sheet
 from onereward_jax.flow.pipeline import FillPipeline, latent_shape, load_transformer, sample_noise
 from onereward_jax.judge.ensemble import ensemble
 from onereward_jax.judge.judge import Judge
@@ -107,6 +107,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     }
     write_evaluation(workdir / "evaluation.json", evaluation)
     plots.save_figures(workdir / "figures", workdir / "metrics.jsonl", evaluation)
+    write_sheet(workdir / "figures" / "pictures.png", examples)
     write_report(
         workdir / "report.html",
         metrics_jsonl=workdir / "metrics.jsonl",

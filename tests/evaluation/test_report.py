@@ -247,6 +247,21 @@ def test_smoothing_keeps_a_line_and_removes_noise():
     assert (list(where), list(smoothed)) == ([5.0], [2.0])
 
 
+def test_a_sheet_has_two_tasks_side_by_side(tmp_path):
+    def row(task, colour):
+        picture = np.full((64, 64, 3), (colour, 10, 200), np.uint8)
+        return report.ExampleRow(task, "", picture, np.zeros((64, 64)), picture, picture, picture)
+
+    rows = [row(task, 40 * number) for number, task in enumerate(TASKS) for _ in range(2)]
+    report.write_sheet(tmp_path / "sheet.png", rows, scenes=1)
+    with Image.open(tmp_path / "sheet.png") as image:
+        sheet = np.asarray(image)
+    heights, widths = np.where((sheet == (80, 10, 200)).all(axis=-1))  # the third task: above, right
+    assert len(heights) == 5 * 128 * 128
+    assert heights.max() < sheet.shape[0] / 2
+    assert widths.min() > sheet.shape[1] / 2
+
+
 def test_figures_for_the_documents(tmp_path, evaluation, metrics):
     written = plots.save_figures(tmp_path, metrics, evaluation)
     assert {path.stem for path in written} == {
