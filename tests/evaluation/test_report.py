@@ -256,10 +256,12 @@ def test_a_sheet_has_two_tasks_side_by_side(tmp_path):
     report.write_sheet(tmp_path / "sheet.png", rows, scenes=1)
     with Image.open(tmp_path / "sheet.png") as image:
         sheet = np.asarray(image)
-    heights, widths = np.where((sheet == (80, 10, 200)).all(axis=-1))  # the third task: above, right
-    assert len(heights) == 5 * 128 * 128
-    assert heights.max() < sheet.shape[0] / 2
-    assert widths.min() > sheet.shape[1] / 2
+    fill, extend, removal, text = (np.argwhere((sheet == (40 * n, 10, 200)).all(axis=-1)) for n in range(4))
+    for found in (fill, extend, removal, text):
+        assert len(found) == 5 * 128 * 128
+    assert fill[:, 0].max() < extend[:, 0].min()
+    assert fill[:, 1].max() < removal[:, 1].min()
+    assert removal[:, 0].max() < text[:, 0].min()
 
 
 def test_figures_for_the_documents(tmp_path, evaluation, metrics):
