@@ -231,6 +231,12 @@ def test_what_does_not_fit_together_is_one_sentence(slice_of, arguments, overrid
     assert words in capsys.readouterr().err
 
 
+def test_batch_and_mesh_count_before_the_configuration_is_checked(slice_of):
+    slice_of(compiled, traced=False)
+    few = {"data.num_conditions": 12}  # no multiple of the configuration's batch
+    assert run("--topology", "v5p:2x2x2", "--batch", "12", "--mesh", "fsdp=4,tensor=2", **few) == 0
+
+
 def test_a_compiler_that_fails_is_one_sentence(slice_of, capsys):
     def answer(options):
         raise jax.errors.JaxRuntimeError("INTERNAL: Peak memory usage exceeds the max size\nat line 1")
