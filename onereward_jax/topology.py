@@ -67,11 +67,9 @@ def open_topology(name: str) -> Topology:
         raise UserError(
             f"there is no topology {name!r}: give a generation ({', '.join(CHIPS)}) and its sides, such as v5p:2x2x4"
         )
-    chip, sides = CHIPS[found["chip"]], [int(side) for side in found["shape"].split("x")]
-    if len(sides) != chip.sides:
-        raise UserError(
-            f"a slice of {found['chip']} has {chip.sides} sides, not {len(sides)} as {name}: write all of them"
-        )
+    chip, sides = CHIPS[found["chip"]], 1 + found["shape"].count("x")
+    if sides != chip.sides:
+        raise UserError(f"a slice of {found['chip']} has {chip.sides} sides, not {sides} as {name}: write all of them")
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("the TPU compiler is missing: pip install 'onereward-jax[tpu]' (no TPU is needed)")
     from jax.experimental import topologies

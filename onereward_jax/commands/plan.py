@@ -61,12 +61,13 @@ def run(args: argparse.Namespace) -> int:
     found = plan(config, place, args.exact)
     print(report(args.config_file, found, config))
     if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, {"config": args.config_file, **found.to_json()})
     return 0 if found.fits else DOES_NOT_FIT
 
 
 def _output(args: argparse.Namespace) -> Path | None:
-    """The file of --json, its directory made: known to be of use before anything is compiled.
+    """The file of --json, known to be of use before anything is compiled.
 
     Raises:
       UserError: it is of none, or holds a search that would be lost.
@@ -81,7 +82,6 @@ def _output(args: argparse.Namespace) -> Path | None:
     check_writable(file.parent)
     if file.exists() and not args.search and "rows" in read_json(file):
         raise UserError(f"{file} holds a search: name another file, or go on with it by --search")
-    file.parent.mkdir(parents=True, exist_ok=True)
     return file
 
 
@@ -137,6 +137,7 @@ def _search(args: argparse.Namespace, config: ConfigDict, place: "Topology", fil
             "peak_gib": best and found[best]["peak_gib"],
             "choice": best and best._asdict(),
         }
+        file.parent.mkdir(parents=True, exist_ok=True)
         rows = [{"choice": choice._asdict(), "plan": row} for choice, row in (known | found).items()]
         write_json(file, {"about": about, **of_best, "attention_blocks": blocks, "rows": rows})
 

@@ -137,10 +137,10 @@ def compiled(options, reports=True):
 
 def test_it_fits(slice_of, capsys, tmp_path):
     slice_of(compiled)
-    assert run("--topology", "v5p:2x2x2", "--batch", "16", "--json", str(tmp_path / "plan.json")) == 0
+    assert run("--topology", "v5p:2x2x2", "--batch", "16", "--json", str(tmp_path / "new" / "plan.json")) == 0
     said = capsys.readouterr().out
     assert "mesh data 1, fsdp 4, tensor 2, batch 16\nfits: 0.5 GiB of 1.0 GiB" in said
-    found = json.loads((tmp_path / "plan.json").read_text())
+    found = json.loads((tmp_path / "new" / "plan.json").read_text())
     # What the report says, code, and what the runtime keeps; JAX's own figure for temporaries is larger.
     assert (found["fits"], found["hbm_gib"], found["peak_gib"]) == (True, 1.0, round((256 + 1 + 263) / 1024, 3))
     assert found["temporaries_gib"] == round((128 + 1 + 263) / 1024, 3)
