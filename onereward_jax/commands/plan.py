@@ -160,14 +160,14 @@ def mesh_axes(text: str | None) -> dict[str, str]:
     """ "data=1,fsdp=8" -> {"data": "1", "fsdp": "8", "tensor": "1"}: an axis that is not named is 1."""
     if text is None:
         return {}
-    named: dict[str, str] = {}
+    axes, named = {"data": "1", "fsdp": "1", "tensor": "1"}, {}
     for part in text.split(","):
         axis, equals, size = part.strip().partition("=")
         if not equals:
             raise UserError(f"--mesh takes sizes of axes like data=1,fsdp=8,tensor=2, not {text!r}")
-        if axis not in ("data", "fsdp", "tensor"):
+        if axis not in axes:
             raise UserError(f"a mesh has no axis {axis!r}: name data, fsdp and tensor")
         if axis in named:
             raise UserError(f"--mesh names {axis} twice, in {text!r}: say one size")
         named[axis] = size
-    return {"data": "1", "fsdp": "1", "tensor": "1"} | named
+    return axes | named

@@ -18,6 +18,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from onereward_jax.configuration import OFFLOADABLE
 from onereward_jax.cost import Cost, cost_of_program
 from onereward_jax.errors import UserError
 from onereward_jax.files import read_json
@@ -362,13 +363,13 @@ def advice(config: ConfigDict) -> str:
     ways = ["a larger --topology"]
     if config.model.remat != "full":
         ways.append("--config.model.remat=full")
-    has_reference = config.algorithm == "fixed"
-    parts = ("opt_state", "ema", "reference") if has_reference else ("opt_state", "ema")
-    trains_adapter, micro_batches = bool(adapters_of(config).rank), 2 * config.rl.accumulate
+    trains_adapter = bool(adapters_of(config).rank)
+    parts = tuple(part for part in OFFLOADABLE if part != "reference" or config.algorithm == "fixed")
     if not trains_adapter and set(parts) - set(config.train.get("offload", ())):
         ways.append(f'--config.train.offload="{parts}"'.replace(", ", ","))
-    if config.train.batch_size % micro_batches == 0:
-        ways.append(f"--config.rl.accumulate={micro_batches}, if the mesh can share what is left of a batch")
+    twice = 2 * config.rl.accumulate
+    if config.train.batch_size % twice == 0:
+        ways.append(f"--config.rl.accumulate={twice}, if the mesh can share what is left of a batch")
     if not trains_adapter:
         ways.append("an adapter (a _lora variant, or --config.lora.rank)")
     if config.rl.gradient_true_cfg_scale != 1.0:
