@@ -63,8 +63,8 @@ def collectives_of(
 
     Args:
       text: of `compiled.as_text()`.
-      trips, shares: as of `cost.cost_of_program`. A loop that the compiler made and whose end can't be read, with
-        collectives in it, is counted once, and a warning names it.
+      trips, shares: as of `cost.cost_of_program`. A loop that the compiler made and whose end can't be read,
+        with collectives in it, is counted once, and a warning names it.
     """
     program = _Program(text, dict(trips or {}), dict(shares or {}))
     return list(program.collectives(program.entry, 1.0, scattered=False))

@@ -166,7 +166,7 @@ def stay_with_samples(x: jax.Array, splits_tokens: bool = False) -> jax.Array:
     At the start of every block: left alone, the partitioner may leave a block's weights where they are and sum its
     activations over `fsdp`, and at full size those are many times larger. And at the end of a stack of blocks: where
     streams that were pinned inside two loops alone met in a concatenation, XLA (of jax 0.10.2) made another product of
-    them on 2 x 2 x 2 devices; tests/rl/test_packaged.py would see it.
+    them on 2 x 2 x 2 devices; tests/runs/test_packaged.py would see it.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:

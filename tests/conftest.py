@@ -27,7 +27,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A worker takes whole files (--dist=loadfile). These take longest: they come first, or one worker would end alone.
 LONGEST = (
-    "tests/test_chain.py",
+    "tests/runs/test_chain.py",
     "tests/rl/",
     "tests/kill_and_resume/",
     "tests/judge/",

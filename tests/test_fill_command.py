@@ -12,8 +12,8 @@ from PIL import Image
 
 from onereward_jax import FillPipeline, cli
 from onereward_jax.checkpoint import Checkpointer
-from onereward_jax.flow.export import COMFYUI_FILE
 from onereward_jax.flow.requests import Request, output_files
+from onereward_jax.runs.export import COMFYUI_FILE
 from onereward_jax.tasks import EXTEND_PROMPT, REMOVAL_PROMPT
 from onereward_jax.train_state import create_state, make_optimizer
 from onereward_jax.weights import bfl, flux, tables

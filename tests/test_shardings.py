@@ -6,7 +6,7 @@ from onereward_jax import tree as trees
 from onereward_jax.mesh import shardings
 from tests import shardings as golden
 
-GOLDEN = Path(__file__).parent / "goldens" / "shardings.txt"
+GOLDEN = Path(__file__).parents[0] / "goldens" / "shardings.txt"
 
 
 def test_every_array_at_full_size_lies_where_it_did():

@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from onereward_jax.files import check_writable
-    from onereward_jax.flow.export import export
+    from onereward_jax.runs.export import export
 
     check_writable(Path(args.out))
     step, what = export(Path(args.workdir), Path(args.out), args.what, args.format)

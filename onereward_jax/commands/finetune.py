@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from onereward_jax.data.captioned import read_captioned
-    from onereward_jax.flow.finetuning import finetune
     from onereward_jax.flow.pipeline import check_fill_model
+    from onereward_jax.runs.finetune import finetune
 
     data = args.config.data
     if not data.path:

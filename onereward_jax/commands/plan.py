@@ -91,16 +91,7 @@ def _search(args: argparse.Namespace, config: ConfigDict, place: "Topology", fil
     from onereward_jax.files import read_json, write_json
     from onereward_jax.mesh import make_mesh
     from onereward_jax.rl.plan import advice
-    from onereward_jax.rl.search import (
-        Choice,
-        attention_blocks,
-        cheapest,
-        choices,
-        fastest,
-        meshes_of,
-        search,
-        table,
-    )
+    from onereward_jax.rl.search import Choice, attention_blocks, cheapest, choices, fastest, meshes_of, search, table
 
     devices, batch = len(place.devices), config.train.batch_size
     meshes = [dict(make_mesh(**config.mesh, devices=place.devices).shape)] if args.mesh else meshes_of(devices)

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from onereward_jax.evaluation.watch import watch_truth
-    from onereward_jax.rl.training import train
+    from onereward_jax.runs.reward_feedback import train
 
     workdir = claim_workdir(args.workdir, args.config, (*FREE_FIELDS, *EVALUATION_FIELDS))
     train(args.config, workdir, watch=functools.partial(watch_truth, args.config))

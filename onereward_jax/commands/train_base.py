@@ -13,6 +13,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from onereward_jax.flow.training import train_base
+    from onereward_jax.runs.miniature import train_base
 
     train_base(args.config, claim_workdir(args.workdir, args.config))

@@ -37,8 +37,8 @@ def load_component(
       dtype: of the parameters: "float32" (masters of training) or "bfloat16". Files may hold float64, float32,
         float16 or bfloat16.
       fields: fields of the module that config.json does not know: `dtype` of the computation, `remat`, ...
-      mesh: puts the parameters there by `mesh.TRANSFORMER_RULES`. Each device's part is read from the files as it is
-        needed, so this machine's memory holds one parameter at a time.
+      mesh: puts the parameters there by `mesh.TRANSFORMER_RULES`. Each device's part is read from the files as
+        it is needed, so this machine's memory holds one parameter at a time.
 
     Returns:
       The Flax module and its parameters: on the mesh, or without one as numpy arrays in this machine's memory.

@@ -7,13 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from onereward_jax.judge.augment import (
-    flip_together,
-    noise_together,
-    perturb_against,
-    retone_together,
-    shift_together,
-)
+from onereward_jax.judge.augment import flip_together, noise_together, perturb_against, retone_together, shift_together
 
 
 def pair(size=6, shape=(12, 10, 3)):

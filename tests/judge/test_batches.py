@@ -5,7 +5,7 @@ import pytest
 
 from onereward_jax.judge.batches import MAX_DIMENSIONS, ask_only, question_batch
 from onereward_jax.judge.objective import preference_loss
-from onereward_jax.judge.training import asked_first
+from onereward_jax.runs.judge import asked_first
 from onereward_jax.tasks import CELLS, dimensions_of
 from tests.judge import tiny
 

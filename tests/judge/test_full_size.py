@@ -10,7 +10,7 @@ import pytest
 from configs.judge_7b import VARIANTS
 from onereward_jax import tasks, tree
 from onereward_jax.configuration import load_config
-from onereward_jax.judge.training import model_config
+from onereward_jax.runs.judge import model_config
 from onereward_jax.train_state import create_state, make_optimizer
 from onereward_jax.validation import validate
 from onereward_jax.weights import qwen2_5_vl as weights

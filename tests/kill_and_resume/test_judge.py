@@ -9,9 +9,9 @@ from safetensors.numpy import load_file
 from onereward_jax.data.preferences.dataset import write_records
 from onereward_jax.data.preferences.record import Candidate, Preference, Record
 from onereward_jax.tasks import TASKS, dimensions_of
-from tests.chain import JUDGE
 from tests.data.preferences.examples import picture
 from tests.kill_and_resume.test_reward_feedback import finish, kill_after, start, steps
+from tests.support.chain import JUDGE
 
 STEPS = 8
 
@@ -91,7 +91,7 @@ def test_killed_run_keeps_the_same_best_judge(data, whole, tmp_path_factory):
 
 
 def test_a_frozen_vision_tower_stays(data, whole, tmp_path_factory):
-    """A second run goes on from the first without an average; tests/test_chain.py trains towers that are free."""
+    """A second run goes on from the first without an average; tests/runs/test_chain.py trains towers that are free."""
     first, workdir = whole[0] / "export", tmp_path_factory.mktemp("frozen")
     changes = {"judge.keep_best": False, "judge.evaluate_every": 0, "judge.ema_decay": 0.0, "train.num_steps": 2}
     changes |= {"judge.image_step": 64, "judge.start": first, "judge.freeze_vision": True}  # all of one shape

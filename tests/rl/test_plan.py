@@ -17,8 +17,8 @@ from onereward_jax.configuration import load_config
 from onereward_jax.errors import UserError
 from onereward_jax.mesh import make_mesh
 from onereward_jax.rl import plan as plans
-from onereward_jax.rl import training
 from onereward_jax.rl.step import JUDGEMENT, REFERENCE, ROLLOUT, StepConfig
+from onereward_jax.runs import reward_feedback
 from onereward_jax.topology import Chip, Topology
 from onereward_jax.train_state import Placement
 
@@ -61,7 +61,7 @@ def program_of_training(config, workdir, monkeypatch) -> str:
     monkeypatch.setattr(trainer, "compile_step", compile_and_watch)
     monkeypatch.setattr(trainer.loop, "run", run)
     with pytest.raises(ReadyToRun):
-        training.train(config, workdir)
+        reward_feedback.train(config, workdir)
     return found["text"]
 
 

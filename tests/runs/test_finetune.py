@@ -16,11 +16,11 @@ from safetensors.numpy import load_file
 from configs.finetune import get_config
 from onereward_jax import cli
 from onereward_jax.data.captioned import Captioned
-from onereward_jax.flow.finetuning import Samples
 from onereward_jax.flow.losses import fill_loss
 from onereward_jax.flow.pipeline import load_transformer
 from onereward_jax.flow.schedule import Shift
 from onereward_jax.lora import LoRA, factors
+from onereward_jax.runs.finetune import Samples
 from onereward_jax.train_state import create_state, make_optimizer, supervised_step
 from onereward_jax.validation import validate
 from onereward_jax.weights import flux, vae
@@ -37,10 +37,10 @@ def picture(path, size=(40, 40)):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The directory of tests/flow/finetuning_runs.py, and what was said."""
+    """The directory of tests/support/finetuning_runs.py, and what was said."""
     root = tmp_path_factory.mktemp("runs")
     environment = os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")}
-    command = [sys.executable, "-m", "tests.flow.finetuning_runs", str(root)]
+    command = [sys.executable, "-m", "tests.support.finetuning_runs", str(root)]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     return root, run.stderr
@@ -105,7 +105,7 @@ def test_an_adapter_its_samples_and_every_export(runs, tmp_path, capsys):
     def export(*arguments):
         return cli.main(["export", "--workdir", str(run), *arguments])
 
-    for form in ("lora", "comfyui"):  # an adapter merged for diffusers: tests/test_chain.py
+    for form in ("lora", "comfyui"):  # an adapter merged for diffusers: tests/runs/test_chain.py
         assert export("--out", str(tmp_path / form), "--format", form) == 0
         assert "policy of step 2" in capsys.readouterr().out
         card = (tmp_path / form / "README.md").read_text()

@@ -14,7 +14,7 @@ from onereward_jax.data.proving_ground import ProvingGround
 from onereward_jax.flow.pipeline import FillPipeline
 from onereward_jax.judge.judge import Judge
 from onereward_jax.rl.step import Frozen, StepConfig, make_step
-from onereward_jax.rl.training import encode_text, scene_record
+from onereward_jax.runs.reward_feedback import encode_text, scene_record
 from onereward_jax.tasks import TASKS
 from onereward_jax.train_state import compile_step, create_state
 

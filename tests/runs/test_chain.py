@@ -1,4 +1,4 @@
-"""What each command of the chain leaves behind, see tests/chain.py."""
+"""What each command of the chain leaves behind, see tests/support/chain.py."""
 
 import html.parser
 import json
@@ -19,9 +19,9 @@ from onereward_jax.judge.judge import Judge
 from onereward_jax.tasks import CELLS, DIMENSIONS, TASKS
 from onereward_jax.weights.load import load_component
 from onereward_jax.weights.lora import load_adapters
-from tests.chain import SCENES
+from tests.support.chain import SCENES
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Chain(NamedTuple):
@@ -37,7 +37,7 @@ def chain(tmp_path_factory) -> Chain:
     root = tmp_path_factory.mktemp("chain")
     two_devices = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")
     warnings = ("error", "ignore::DeprecationWarning", "ignore::PendingDeprecationWarning", "ignore::RuntimeWarning")
-    command = [sys.executable, *(f"-W{option}" for option in warnings), "-m", "tests.chain", str(root)]
+    command = [sys.executable, *(f"-W{option}" for option in warnings), "-m", "tests.support.chain", str(root)]
     run = subprocess.run(command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": two_devices}, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     return Chain(root, root / "models", root / "run")

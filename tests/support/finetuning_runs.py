@@ -1,6 +1,6 @@
 """Runs of `onereward finetune` on pictures and a model that are smaller than any: what tests look at.
 
-    python -m tests.flow.finetuning_runs DIRECTORY
+    python -m tests.support.finetuning_runs DIRECTORY
 
 A process of its own with one device: for eight, the programs take twice as long to compile.
 """

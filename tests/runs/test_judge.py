@@ -9,11 +9,11 @@ from onereward_jax.data.preferences.dataset import write_records
 from onereward_jax.data.preferences.record import Candidate, Preference, Record
 from onereward_jax.errors import UserError
 from onereward_jax.judge.pairs import read_pairs
-from onereward_jax.judge.training import record_maker
+from onereward_jax.runs.judge import record_maker
 from onereward_jax.tasks import TASKS, dimensions_of
-from tests.chain import CONFIG
 from tests.data.preferences.examples import picture
 from tests.judge import tiny
+from tests.support.chain import CONFIG
 
 BATCH, STEPS = 4, 12
 

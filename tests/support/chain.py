@@ -1,6 +1,6 @@
 """The whole chain of commands, every model smaller than the miniature and two steps each; the policy is an adapter.
 
-    python -m tests.chain DIRECTORY
+    python -m tests.support.chain DIRECTORY
 
 A process of its own with two simulated devices: for eight, all the programs take twice as long to compile.
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from onereward_jax import cli
 
-CONFIG = Path(__file__).resolve().parents[1] / "configs" / "tiny.py"
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "tiny.py"
 SCENES = 2  # a task, in every evaluation
 STEPS = {"train.num_steps": 2, "train.log_every": 1, "optimizer.warmup_steps": 1}
 VAE = {"vae.model.block_out_channels": (8, 8, 8), "vae.model.latent_channels": 4, "vae.model.norm_num_groups": 4}
