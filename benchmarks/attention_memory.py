@@ -14,8 +14,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from onereward_jax import topology
 from onereward_jax.cli import guarded
+from onereward_jax.planning import topology
 
 TEXT = 512  # tokens
 
@@ -48,7 +48,7 @@ def measure(place: topology.Topology, implementation: str, pixels: int, blocks: 
     import jax.numpy as jnp
 
     from onereward_jax.mesh import batch_sharding, make_mesh, shardings
-    from onereward_jax.rl.plan import GIB, needed_bytes, placed
+    from onereward_jax.planning.plan import GIB, needed_bytes, placed
     from onereward_jax.weights.kinds import kind_of
     from onereward_jax.weights.load import param_shapes
     from onereward_jax.weights.official import OFFICIAL

@@ -4,7 +4,7 @@
 
 Arithmetic: configs/flux_fill.py at 1024 x 1024 pixels, 8,000 updates of batch 8 over 10,000 conditions;
 the mean update, in which the filling of the pool has its share. Each update is traced as `onereward train` runs it and
-counted (`onereward_jax/cost.py`); nothing is compiled. A gradient sample is a sample's gradient at one t.
+counted (`onereward_jax/planning/cost.py`); nothing is compiled. A gradient sample is a sample's gradient at one t.
 
 Time: the miniature (configs/tiny.py) with true guidance as at full size and a fifth of its steps. On a CPU it is the
 processor's time, all cores together, which other work on the machine leaves as it is; elsewhere that of the clock.
@@ -24,12 +24,12 @@ from ml_collections import ConfigDict
 
 from onereward_jax.cli import guarded
 from onereward_jax.configuration import load_config
-from onereward_jax.cost import cost_of_program
 from onereward_jax.data.proving_ground import ProvingGround
 from onereward_jax.flow.pipeline import FillPipeline
 from onereward_jax.judge.judge import Judge
 from onereward_jax.mesh import batch_sharding, make_mesh
-from onereward_jax.rl import plan
+from onereward_jax.planning import plan
+from onereward_jax.planning.cost import cost_of_program
 from onereward_jax.rl.step import PARTS, StepConfig
 from onereward_jax.rl.update import computation, make_update
 from onereward_jax.runs.reward_feedback import encode_text, scene_record

@@ -16,7 +16,7 @@ from jax.sharding import AbstractMesh, AxisType
 from onereward_jax import tree as trees
 from onereward_jax.configuration import load_config
 from onereward_jax.mesh import AXES, shardings
-from onereward_jax.rl.plan import Program, program_of
+from onereward_jax.planning.plan import Program, program_of
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "flux_fill.py")
 MIB = 2**20

@@ -21,7 +21,7 @@ from onereward_jax.configuration import fields
 from onereward_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from onereward_jax.topology import Topology
+    from onereward_jax.planning.topology import Topology
 
 DOES_NOT_FIT = 3
 _NEEDS = ("algorithm", "data", "mesh", "model", "optimizer", "rl", "train")
@@ -48,11 +48,11 @@ def overrides(args: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 def run(args: argparse.Namespace) -> int:
-    from onereward_jax import topology
+    from onereward_jax.planning import topology
 
     topology.prepare_environment()
     from onereward_jax.files import write_json
-    from onereward_jax.rl.plan import plan, report
+    from onereward_jax.planning.plan import plan, report
 
     config, file = args.config, _output(args)
     place = topology.open_topology(args.topology)
@@ -90,8 +90,17 @@ def _search(args: argparse.Namespace, config: ConfigDict, place: "Topology", fil
 
     from onereward_jax.files import read_json, write_json
     from onereward_jax.mesh import make_mesh
-    from onereward_jax.rl.plan import advice
-    from onereward_jax.rl.search import Choice, attention_blocks, cheapest, choices, fastest, meshes_of, search, table
+    from onereward_jax.planning.plan import advice
+    from onereward_jax.planning.search import (
+        Choice,
+        attention_blocks,
+        cheapest,
+        choices,
+        fastest,
+        meshes_of,
+        search,
+        table,
+    )
 
     devices, batch = len(place.devices), config.train.batch_size
     meshes = [dict(make_mesh(**config.mesh, devices=place.devices).shape)] if args.mesh else meshes_of(devices)

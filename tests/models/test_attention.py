@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 
-from onereward_jax.cost import cost_of, programs_in
 from onereward_jax.mesh import AXES, P, make_mesh
 from onereward_jax.models import attention as module
 from onereward_jax.models.attention import attention
+from onereward_jax.planning.cost import cost_of, programs_in
 
 
 def inputs(batch, length, heads, size):

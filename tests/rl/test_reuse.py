@@ -21,8 +21,8 @@ from onereward_jax.metrics import read_metrics
 from onereward_jax.rl.pool import ReferencePool, open_pool
 from onereward_jax.rl.step import make_step
 from onereward_jax.train_state import create_state
+from tests.planning.test_plan import CONFIG, TINY
 from tests.rl import tiny
-from tests.rl.test_plan import CONFIG, TINY
 from tests.rl.test_step import Linear
 
 BATCH, CONDITIONS = 4, 8

@@ -63,7 +63,7 @@ def collectives_of(
 
     Args:
       text: of `compiled.as_text()`.
-      trips, shares: as of `cost.cost_of_program`. A loop that the compiler made and whose end can't be read,
+      trips, shares: as of `planning.cost.cost_of_program`. A loop that the compiler made and whose end can't be read,
         with collectives in it, is counted once, and a warning names it.
     """
     program = _Program(text, dict(trips or {}), dict(shares or {}))

@@ -19,19 +19,19 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from onereward_jax.configuration import OFFLOADABLE
-from onereward_jax.cost import Cost, cost_of_program
 from onereward_jax.errors import UserError
 from onereward_jax.files import read_json
 from onereward_jax.flow.pipeline import latent_shape, read_shift
 from onereward_jax.flow.schedule import Shift
-from onereward_jax.hlo import Collective, collectives_of
 from onereward_jax.judge import question as questions
 from onereward_jax.judge.judge import PREPROCESSOR_FILE, answer
 from onereward_jax.judge.vision import OFFICIAL_SETTINGS, ImageSettings
 from onereward_jax.mesh import HOST, batch_sharding, make_mesh, shardings
+from onereward_jax.planning.cost import Cost, cost_of_program
+from onereward_jax.planning.hlo import Collective, collectives_of
+from onereward_jax.planning.topology import Chip, Topology
 from onereward_jax.rl.step import PARTS, REFERENCE, ROLLOUT, StepConfig
 from onereward_jax.rl.update import Update, adapters_of, attention_of, batch_shapes, computation, make_update
-from onereward_jax.topology import Chip, Topology
 from onereward_jax.train_state import Placement, jit_step
 from onereward_jax.trainer import check_batch
 from onereward_jax.weights.load import param_shapes
@@ -66,7 +66,7 @@ class Program(NamedTuple):
       update: see `rl.update`.
       state, frozen, batch: what its step takes.
       trips: loops that end at a drawn index -> how often they run on average.
-      shares: see `cost.cost_of`.
+      shares: see `planning.cost.cost_of`.
       references_made: share of the updates that make their reference images, instead of using some again.
     """
 

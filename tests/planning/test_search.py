@@ -6,12 +6,13 @@ import types
 import jax
 import pytest
 
-from onereward_jax import cli, topology
+from onereward_jax import cli
 from onereward_jax.commands.plan import DOES_NOT_FIT
 from onereward_jax.configuration import load_config
-from onereward_jax.rl import search as searching
-from onereward_jax.rl.plan import CompilerError
-from onereward_jax.rl.search import (
+from onereward_jax.planning import search as searching
+from onereward_jax.planning import topology
+from onereward_jax.planning.plan import CompilerError
+from onereward_jax.planning.search import (
     REMAT,
     Choice,
     attention_blocks,
@@ -22,8 +23,8 @@ from onereward_jax.rl.search import (
     search,
     table,
 )
-from onereward_jax.topology import Chip, Topology
-from tests.rl.test_plan import CONFIG, TINY
+from onereward_jax.planning.topology import Chip, Topology
+from tests.planning.test_plan import CONFIG, TINY
 
 CHIP = Chip(hbm_gib=1.0, flops=1e12, hbm_bandwidth=1e11, link_bandwidth=1e10)
 

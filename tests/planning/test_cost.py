@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from onereward_jax.cost import cost_of
 from onereward_jax.mesh import make_mesh
 from onereward_jax.models.attention import attention
+from onereward_jax.planning.cost import cost_of
 from onereward_jax.weights import flux, qwen2_5_vl, vae
 from onereward_jax.weights.load import param_shapes
 

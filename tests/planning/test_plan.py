@@ -11,15 +11,16 @@ import jax
 import numpy as np
 import pytest
 
-from onereward_jax import cli, topology, trainer
+from onereward_jax import cli, trainer
 from onereward_jax.commands.plan import DOES_NOT_FIT, mesh_axes
 from onereward_jax.configuration import load_config
 from onereward_jax.errors import UserError
 from onereward_jax.mesh import make_mesh
-from onereward_jax.rl import plan as plans
+from onereward_jax.planning import plan as plans
+from onereward_jax.planning import topology
+from onereward_jax.planning.topology import Chip, Topology
 from onereward_jax.rl.step import JUDGEMENT, REFERENCE, ROLLOUT, StepConfig
 from onereward_jax.runs import reward_feedback
-from onereward_jax.topology import Chip, Topology
 from onereward_jax.train_state import Placement
 
 ROOT = Path(__file__).parents[2]

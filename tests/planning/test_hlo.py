@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding
 
-from onereward_jax.hlo import Collective, collectives_of
 from onereward_jax.mesh import P, make_mesh
+from onereward_jax.planning.hlo import Collective, collectives_of
 
 LAYERS, WIDTH, ROWS = 5, 64, 1024
 

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
-from onereward_jax.cost import cost_of
 from onereward_jax.flow.pipeline import latent_shape
 from onereward_jax.mesh import AXES, can_share, make_mesh, replicated, traced_for
 from onereward_jax.models.attention import LANES, attention
-from onereward_jax.rl.plan import GIB, LEAST_EFFORT, CompilerError, held_bytes, plan, program_of
+from onereward_jax.planning.cost import cost_of
+from onereward_jax.planning.plan import GIB, LEAST_EFFORT, CompilerError, held_bytes, plan, program_of
+from onereward_jax.planning.topology import Topology
 from onereward_jax.rl.update import computation
-from onereward_jax.topology import Topology
 from onereward_jax.train_state import Placement
 from onereward_jax.weights.official import official_module
 
