@@ -27,7 +27,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from benchmarks.timing import median_seconds
-from onereward_jax.cli import guarded
+from onereward_jax.cli.main import guarded
 from onereward_jax.data.proving_ground.tokenizers import write_qwen2_tokenizer
 from onereward_jax.judge.judge import QUESTION_BUCKET, Judge
 from onereward_jax.judge.reward import prefix_positions

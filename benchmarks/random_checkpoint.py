@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from onereward_jax.cli import guarded
+from onereward_jax.cli.main import guarded
 from onereward_jax.data.proving_ground import all_prompts
 from onereward_jax.data.proving_ground.tokenizers import write_clip_tokenizer, write_t5_tokenizer
 from onereward_jax.files import write_json

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from onereward_jax.cli import guarded, split_overrides
+from onereward_jax.cli.main import guarded, split_overrides
 from onereward_jax.configuration import load_config
 from onereward_jax.data.proving_ground import ProvingGround
 from onereward_jax.flow import conditioning, sampler

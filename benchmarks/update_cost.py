@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from onereward_jax.cli import guarded
+from onereward_jax.cli.main import guarded
 from onereward_jax.configuration import load_config
 from onereward_jax.data.proving_ground import ProvingGround
 from onereward_jax.flow.pipeline import FillPipeline

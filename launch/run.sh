@@ -71,7 +71,7 @@ options() {
 # The command that a slice or machine is to run has to be one of ours, before anything is made or installed for it.
 check_command() {
   [ $# -gt 0 ] || wrong "the command is missing, such as: train --config configs/tiny.py:quick --workdir runs/quick"
-  [ -f "onereward_jax/commands/${1//-/_}.py" ] || wrong "there is no command $1: choose one of \`onereward --help\`"
+  [ -f "onereward_jax/cli/commands/${1//-/_}.py" ] || wrong "there is no command $1: choose one of \`onereward --help\`"
   local word
   for word in "$@"; do
     case $word in

@@ -150,7 +150,7 @@ def cloud(tmp_path, monkeypatch):
     from hashlib import sha256
 
     laptop, tools, worker = (tmp_path / name for name in ("laptop", "tools", "worker/onereward"))
-    for name in ("launch", "onereward_jax/commands", "pyproject.toml", "constraints.txt", ".gitignore"):
+    for name in ("launch", "onereward_jax/cli/commands", "pyproject.toml", "constraints.txt", ".gitignore"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         (laptop / name).parent.mkdir(parents=True, exist_ok=True)
         copy(ROOT / name, laptop / name)

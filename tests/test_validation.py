@@ -6,7 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs.tiny import VARIANTS
-from onereward_jax import cli
+from onereward_jax.cli import main as cli
 from onereward_jax.configuration import LIST_FIELDS, fields, load_config
 from onereward_jax.errors import UserError
 from onereward_jax.validation import validate
@@ -118,7 +118,7 @@ def refused(tmp_path, capsys, monkeypatch):
 
     def run(command: str, *arguments: str) -> str:
         # A value that is let through fails the test, instead of training.
-        monkeypatch.setattr(f"onereward_jax.commands.{command.replace('-', '_')}.run", lambda args: 0)
+        monkeypatch.setattr(f"onereward_jax.cli.commands.{command.replace('-', '_')}.run", lambda args: 0)
         workdir = tmp_path / "run"
         assert cli.main([command, *arguments, "--workdir", str(workdir)]) == 2
         assert not workdir.exists()

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from onereward_jax import cli
+from onereward_jax.cli import main as cli
 from onereward_jax.evaluation import comparison
 from onereward_jax.evaluation.gsb import shares
 from onereward_jax.evaluation.record import write_evaluation

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from onereward_jax import cli
+from onereward_jax.cli import main as cli
 from tests.multiprocess.run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,7 +32,7 @@ OVERRIDES = {
 
 
 def start(name: str, variant: str, overrides: dict, workdir: Path, cache: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "onereward_jax.cli", name, "--config", f"configs/tiny.py:{variant}"]
+    command = [sys.executable, "-m", "onereward_jax.cli.main", name, "--config", f"configs/tiny.py:{variant}"]
     command += [f"--config.{field}={value}" for field, value in overrides.items()]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
@@ -114,7 +114,7 @@ def test_two_processes_take_the_steps_of_one(whole, tmp_path):
     """With what they do together besides: they look at the truth, and export."""
     watching = {"evaluation.every": STEPS, "evaluation.watched_scenes": 2, "evaluation.num_steps": 2}
     words = [f"--config.{field}={value}" for field, value in (OVERRIDES | watching).items()]
-    command = ["-m", "onereward_jax.cli", "train", "--config", "configs/tiny.py:fixed", *words]
+    command = ["-m", "onereward_jax.cli.main", "train", "--config", "configs/tiny.py:fixed", *words]
     with Run(*command, "--workdir", str(tmp_path / "two"), devices=2) as both:
         assert both.ended() == [0, 0], both.said
     assert f"step {STEPS}/{STEPS}" in both.said[0]

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onereward_jax import cli, processes
+from onereward_jax import processes
+from onereward_jax.cli import main as cli
 from onereward_jax.metrics import read_metrics
 from tests.multiprocess import trainer
 from tests.multiprocess.run import MEET, Run, newest
@@ -73,7 +74,14 @@ def test_a_wrong_input_is_said_once(tmp_path):
     """By processes that Slurm tells of each other."""
     slurm = {"SLURM_JOB_ID": "{port}", "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
     slurm |= {"SLURM_PROCID": "{index}", "SLURM_LOCALID": "{index}", "JAX_COORDINATOR_PORT": "{port}"}
-    command = ("-m", "onereward_jax.cli", "train", "--config", "configs/tiny.py:quick", "--config.train.num_step=3")
+    command = (
+        "-m",
+        "onereward_jax.cli.main",
+        "train",
+        "--config",
+        "configs/tiny.py:quick",
+        "--config.train.num_step=3",
+    )
     with Run(*command, "--workdir", str(tmp_path / "run"), meet=slurm) as both:
         assert both.ended() == [2, 2], both.said
     assert "".join(both.said).count("has no field train.num_step: did you mean train.num_steps?") == 1

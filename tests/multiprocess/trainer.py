@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from onereward_jax import processes, trainer
-from onereward_jax.cli import guarded
+from onereward_jax.cli.main import guarded
 from onereward_jax.configuration import claim_workdir
 from onereward_jax.train_state import create_state, make_optimizer, supervised_step
 

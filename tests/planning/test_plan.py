@@ -11,8 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from onereward_jax import cli, trainer
-from onereward_jax.commands.plan import DOES_NOT_FIT, mesh_axes
+from onereward_jax import trainer
+from onereward_jax.cli import main as cli
+from onereward_jax.cli.commands.plan import DOES_NOT_FIT, mesh_axes
 from onereward_jax.configuration import load_config
 from onereward_jax.errors import UserError
 from onereward_jax.mesh import make_mesh

@@ -6,8 +6,8 @@ import types
 import jax
 import pytest
 
-from onereward_jax import cli
-from onereward_jax.commands.plan import DOES_NOT_FIT
+from onereward_jax.cli import main as cli
+from onereward_jax.cli.commands.plan import DOES_NOT_FIT
 from onereward_jax.configuration import load_config
 from onereward_jax.planning import search as searching
 from onereward_jax.planning import topology

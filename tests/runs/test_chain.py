@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from onereward_jax import cli, lora, tree
+from onereward_jax import lora, tree
+from onereward_jax.cli import main as cli
 from onereward_jax.flow.pipeline import FillPipeline, load_transformer
 from onereward_jax.judge.judge import Judge
 from onereward_jax.tasks import CELLS, DIMENSIONS, TASKS

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from configs.finetune import get_config
-from onereward_jax import cli
+from onereward_jax.cli import main as cli
 from onereward_jax.data.captioned import Captioned
 from onereward_jax.flow.losses import fill_loss
 from onereward_jax.flow.pipeline import load_transformer

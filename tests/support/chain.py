@@ -8,7 +8,7 @@ A process of its own with two simulated devices: for eight, all the programs tak
 import sys
 from pathlib import Path
 
-from onereward_jax import cli
+from onereward_jax.cli import main as cli
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "tiny.py"
 SCENES = 2  # a task, in every evaluation

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from onereward_jax import cli
+from onereward_jax.cli import main as cli
 from tests.flow import tiny
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "finetune.py"

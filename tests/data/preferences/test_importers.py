@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from onereward_jax import cli
+from onereward_jax.cli import main as cli
 from onereward_jax.data.preferences.dataset import open_records
 from onereward_jax.data.preferences.importers import Imported
 from onereward_jax.data.preferences.record import Candidate, Preference, Vote

@@ -1,6 +1,6 @@
 """`onereward <command> --config configs/x.py[:variant] --config.a.b=value --workdir DIR`.
 
-Finds the commands in onereward_jax/commands/. What the user can put right is one sentence on stderr and exit code 2;
+Finds the commands in cli/commands/. What the user can put right is one sentence on stderr and exit code 2;
 what is a defect of the program keeps its traceback and exit code 1. Which is which is decided by who raised it, see
 `is_users_error`; what stopped a run from outside is one sentence and a code of its own, see `errors.Stopped`.
 ONEREWARD_TRACEBACK=1 shows the traceback of the first two.
@@ -24,7 +24,7 @@ from onereward_jax.configuration import did_you_mean, load_config
 from onereward_jax.errors import DISK_FULL, Fault, Hang, Stopped, UserError
 from onereward_jax.validation import validate
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 _CONFIG_PREFIX = "--config."
 # Of the operating system, what is wrong with a path that the user gave: checking the path puts it right.
 _WRONG_PATHS: dict[type[OSError], str] = {
@@ -94,7 +94,7 @@ def _say(text: str, code: int) -> int:
 def commands() -> dict[str, str]:
     """{command: the first line of its module's docstring}, read without importing anything."""
     found = {}
-    for path in sorted((PACKAGE / "commands").glob("[!_]*.py")):
+    for path in sorted((PACKAGE / "cli" / "commands").glob("[!_]*.py")):
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         found[path.stem.replace("_", "-")] = docstring.partition("\n")[0]
     return found
@@ -160,7 +160,7 @@ def _run(argv: list[str]) -> int | None:
         hint = did_you_mean(name, known) or f": choose one of {', '.join(known)}"
         raise UserError(f"there is no command {name}{hint}")
     name = name.replace("_", "-")
-    module = importlib.import_module(f"onereward_jax.commands.{name.replace('-', '_')}")
+    module = importlib.import_module(f"onereward_jax.cli.commands.{name.replace('-', '_')}")
 
     parser = _Parser(
         prog=f"onereward {name}",

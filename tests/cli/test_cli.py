@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from onereward_jax import cli
+from onereward_jax.cli import main as cli
 from onereward_jax.configuration import EVALUATION_FIELDS, FREE_FIELDS, claim_workdir, fields, load_config
 from onereward_jax.errors import Interrupted, UserError
 
@@ -32,7 +32,7 @@ def get_config(variant="fixed"):
     return config
 """
 
-# Stands in for a command, in the package's namespace as those in onereward_jax/commands/ are.
+# Stands in for a command, in the package's namespace as those in onereward_jax/cli/commands/ are.
 COMMAND = '''
 """Trains a thing.
 
@@ -57,19 +57,19 @@ def config_file(tmp_path) -> str:
 
 @pytest.fixture
 def command(tmp_path, monkeypatch):
-    """Adds a module to onereward_jax/commands/ for this test, without writing there."""
+    """Adds a module to onereward_jax/cli/commands/ for this test, without writing there."""
 
     def add(source: str) -> str:
         package = tmp_path / "package"
         (package / "commands").mkdir(parents=True)
         (package / "commands" / "try_it.py").write_text(textwrap.dedent(source))
         monkeypatch.setattr(cli, "PACKAGE", package)
-        monkeypatch.setattr("onereward_jax.commands.__path__", [str(package / "commands")])
-        monkeypatch.delitem(sys.modules, "onereward_jax.commands.try_it", raising=False)
+        monkeypatch.setattr("onereward_jax.cli.commands.__path__", [str(package / "commands")])
+        monkeypatch.delitem(sys.modules, "onereward_jax.cli.commands.try_it", raising=False)
         return "try-it"
 
     yield add
-    sys.modules.pop("onereward_jax.commands.try_it", None)
+    sys.modules.pop("onereward_jax.cli.commands.try_it", None)
 
 
 def one_sentence(capsys) -> str:
@@ -371,7 +371,7 @@ def test_the_commands_there_are_light_and_documented():
     """Each command's first docstring line is its help; its module imports nothing heavy."""
     known = cli.commands()
     assert all(len(summary) > 10 and summary.endswith(".") for summary in known.values()), known
-    modules = [f"onereward_jax.commands.{name.replace('-', '_')}" for name in known]
+    modules = [f"onereward_jax.cli.commands.{name.replace('-', '_')}" for name in known]
     code = (
         f"import importlib, sys\nfor name in {modules}:\n    importlib.import_module(name)\n"
         "print([name for name in ('jax', 'flax', 'numpy', 'grain', 'transformers') if name in sys.modules])"
@@ -380,7 +380,7 @@ def test_the_commands_there_are_light_and_documented():
     assert result.stdout.strip() == "[]"
 
 
-TINY = str(Path(__file__).parents[1] / "configs" / "tiny.py")
+TINY = str(Path(__file__).parents[2] / "configs" / "tiny.py")
 
 
 @pytest.fixture
@@ -414,8 +414,8 @@ def test_evaluate_otherwise_than_planned(evaluated, tmp_path, capsys):
 
 def test_fast_in_a_process_of_its_own(config_file):
     """Errors come before any heavy import: exit code 2, one line, well under a second of processor time."""
-    argv = [sys.executable, "-X", "importtime", "-m", "onereward_jax.cli"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[1])}
+    argv = [sys.executable, "-X", "importtime", "-m", "onereward_jax.cli.main"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2])}
     for words, code in ((["--help"], 0), (["wrong"], 2)):
         result = subprocess.run([*argv, *words], capture_output=True, text=True, env=environment)
         assert result.returncode == code

@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from onereward_jax.cli import is_users_error, sentence
+    from onereward_jax.cli.main import is_users_error, sentence
     from onereward_jax.errors import UserError
     from onereward_jax.files import check_writable
     from onereward_jax.flow.requests import output_files, read_requests
@@ -98,7 +98,7 @@ def _fill(args: argparse.Namespace, prompts: dict, files: dict, tried) -> None:
     import numpy as np
     from tqdm import tqdm
 
-    from onereward_jax.commands import use_compilation_cache
+    from onereward_jax.cli.commands import use_compilation_cache
     from onereward_jax.errors import in_memory
     from onereward_jax.flow.pipeline import FillPipeline
     from onereward_jax.inputs import keep_outside

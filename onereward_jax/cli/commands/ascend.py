@@ -2,7 +2,7 @@
 
 import argparse
 
-from onereward_jax.commands import config_arguments
+from onereward_jax.cli.commands import config_arguments
 from onereward_jax.configuration import claim_workdir
 
 

@@ -6,7 +6,7 @@ whose `data.task_weights` is 0 is left out.
 
 import argparse
 
-from onereward_jax.commands import config_arguments
+from onereward_jax.cli.commands import config_arguments
 from onereward_jax.configuration import claim_workdir
 
 

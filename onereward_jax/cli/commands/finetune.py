@@ -7,7 +7,7 @@ are drawn, or your own. docs/finetune.md has the details.
 import argparse
 from pathlib import Path
 
-from onereward_jax.commands import config_arguments, use_compilation_cache
+from onereward_jax.cli.commands import config_arguments, use_compilation_cache
 from onereward_jax.configuration import claim_workdir
 from onereward_jax.errors import UserError
 

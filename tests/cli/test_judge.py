@@ -6,7 +6,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from onereward_jax import cli
+from onereward_jax.cli import main as cli
 from onereward_jax.judge.judge import Judge
 from tests.judge import tiny
 

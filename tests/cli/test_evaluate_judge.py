@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from onereward_jax import cli
+from onereward_jax.cli import main as cli
 from onereward_jax.data.preferences.dataset import write_records
 from onereward_jax.data.preferences.record import Candidate, Preference, Record
 from onereward_jax.evaluation.asking import preference_records
