@@ -387,7 +387,7 @@ TINY = str(Path(__file__).parents[2] / "configs" / "tiny.py")
 def evaluated(monkeypatch) -> list:
     """What `onereward evaluate` was to evaluate: (configuration, workdir), without JAX."""
     calls: list = []
-    stand_in = types.ModuleType("onereward_jax.evaluation.run")
+    stand_in = types.ModuleType("onereward_jax.evaluation.evaluate")
     stand_in.evaluate = lambda *arguments: calls.append(arguments)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, stand_in.__name__, stand_in)
     return calls

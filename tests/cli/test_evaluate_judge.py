@@ -9,7 +9,7 @@ import pytest
 from onereward_jax.cli import main as cli
 from onereward_jax.data.preferences.dataset import write_records
 from onereward_jax.data.preferences.record import Candidate, Preference, Record
-from onereward_jax.evaluation.asking import preference_records
+from onereward_jax.evaluation.judge_predictions import preference_records
 from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.pairs import read_pairs
 from tests.data.preferences.examples import picture

@@ -8,7 +8,7 @@ import pytest
 from onereward_jax.cli import main as cli
 from onereward_jax.evaluation import comparison
 from onereward_jax.evaluation.gsb import shares
-from onereward_jax.evaluation.record import write_evaluation
+from onereward_jax.evaluation.results import write_evaluation
 from onereward_jax.tasks import TASKS
 
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from onereward_jax.evaluation.accuracy import accuracy_difference, judge_accuracy
-from onereward_jax.evaluation.judge_report import write_judge_report
+from onereward_jax.evaluation.report.judge_report import write_judge_report
 from onereward_jax.tasks import CELLS
 from tests.evaluation.test_report import Page
 

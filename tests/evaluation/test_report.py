@@ -9,7 +9,8 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from onereward_jax.evaluation import accuracy, gsb, plots, report
+from onereward_jax.evaluation import accuracy, gsb
+from onereward_jax.evaluation.report import plots, run_report
 from onereward_jax.tasks import CELLS, TASKS, dimensions_of
 
 VOID = {"meta", "link", "img", "br", "input"}
@@ -102,20 +103,20 @@ def metrics(tmp_path_factory):
     return path
 
 
-def example(task: str, prompt: str, seed: int = 0, size: int = 64) -> report.ExampleRow:
+def example(task: str, prompt: str, seed: int = 0, size: int = 64) -> run_report.ExampleRow:
     generator = np.random.default_rng(seed)
     source, base, reference, policy = generator.integers(0, 256, (4, size, size, 3), np.uint8)
     mask = np.zeros((size, size), np.uint8)
     mask[20:40, 10:30] = 1
     scores = dict.fromkeys(dimensions_of(task), (0.25, 0.75))
     p_yes = dict.fromkeys(scores, 0.31)
-    return report.ExampleRow(task, prompt, source, mask, base, reference, policy, scores, p_yes, "good")
+    return run_report.ExampleRow(task, prompt, source, mask, base, reference, policy, scores, p_yes, "good")
 
 
 def test_the_whole_page(tmp_path, evaluation, metrics):
     config = ConfigDict({"seed": 0, "rl": {"threshold": 0.9}, "note": "</pre><script>alert(1)</script>"})
     rows = [example(task, 'the word "<b>SUN</b>" & more') for task in TASKS]
-    path = report.write_report(
+    path = run_report.write_report(
         tmp_path / "report.html",
         metrics_jsonl=metrics,
         evaluation=evaluation,
@@ -161,7 +162,7 @@ def test_the_whole_page(tmp_path, evaluation, metrics):
 
 def test_pictures_in_the_page_are_the_pictures(tmp_path):
     row = example("object_removal", "remove")
-    text = report.write_report(tmp_path / "report.html", grids=[row]).read_text(encoding="utf-8")
+    text = run_report.write_report(tmp_path / "report.html", grids=[row]).read_text(encoding="utf-8")
     encoded = re.findall(r'src="data:image/png;base64,([^"]*)" alt="(\w+)"', text)
     assert [name for _, name in encoded] == ["source", "mask", "base", "reference", "policy"]
     shown = {name: np.array(Image.open(io.BytesIO(base64.b64decode(data)))) for data, name in encoded}
@@ -172,19 +173,19 @@ def test_pictures_in_the_page_are_the_pictures(tmp_path):
 
 def test_many_or_large_pictures_keep_the_page_small(tmp_path):
     rows = [example(task, "x", seed) for task in TASKS for seed in range(20)]
-    path = report.write_report(tmp_path / "many.html", grids=rows)
+    path = run_report.write_report(tmp_path / "many.html", grids=rows)
     assert path.stat().st_size < 3_000_000
     left_out = re.search(r"(\d+) of 80 rows were left out", path.read_text(encoding="utf-8"))
     assert left_out
     assert path.read_text(encoding="utf-8").count("<section") == 80 - int(left_out[1])
 
-    path = report.write_report(tmp_path / "large.html", grids=[example("image_fill", "x", size=512)])
+    path = run_report.write_report(tmp_path / "large.html", grids=[example("image_fill", "x", size=512)])
     assert path.read_text(encoding="utf-8").count("data:image/jpeg") == 5
     assert path.stat().st_size < 600_000
 
 
 def test_a_page_without_data_says_so(tmp_path):
-    words = Page(report.write_report(tmp_path / "report.html").read_text(encoding="utf-8")).words
+    words = Page(run_report.write_report(tmp_path / "report.html").read_text(encoding="utf-8")).words
     for sentence in (
         "have not been compared yet, so this page shows no result",
         "No reward was recorded",
@@ -197,22 +198,22 @@ def test_a_page_without_data_says_so(tmp_path):
 
 def test_a_page_with_the_required_keys_alone(tmp_path, evaluation):
     required = {key: evaluation[key] for key in ("algorithm", "judge_accuracy", "gsb", "seconds", "peak_memory_gib")}
-    words = Page(report.write_report(tmp_path / "r.html", evaluation=required).read_text(encoding="utf-8")).words
+    words = Page(run_report.write_report(tmp_path / "r.html", evaluation=required).read_text(encoding="utf-8")).words
     assert "The judge has not been asked about the evaluated pictures" in words
     assert "good − bad" in words
 
 
 def test_the_result_is_honest(evaluation):
-    text = report.summarize(evaluation, {}).replace(report.SPACE, " ")
+    text = run_report.summarize(evaluation, {}).replace(run_report.SPACE, " ")
     better, worse = text.index("is better than the base in image fill"), text.index("it is worse in text rendering")
     assert better < text.index("object removal (+") < worse
     assert re.search(r"In image extend \([^)]*\) the interval includes zero, so nothing is shown either way", text)
     assert "in text rendering the judge prefers the policy where by truth the policy is worse" in text
 
     nothing = {"gsb": {"image_fill": gsb.shares(10, 30, 10)}}
-    assert "shows no certain change" in report.summarize(nothing, {})
-    assert "better" not in report.summarize(nothing, {})
-    harm = report.summarize({"gsb": {"image_fill": gsb.shares(5, 10, 85)}}, {})
+    assert "shows no certain change" in run_report.summarize(nothing, {})
+    assert "better" not in run_report.summarize(nothing, {})
+    harm = run_report.summarize({"gsb": {"image_fill": gsb.shares(5, 10, 85)}}, {})
     assert "is worse than the base in image fill (−80" in harm
     assert "better" not in harm
 
@@ -221,7 +222,7 @@ def test_the_reward_is_told_as_it_went():
     steps = np.arange(100.0)
     for slope, word in ((0.002, "rose from"), (-0.002, "fell from"), (0.0, "stayed at")):
         curves = {"rewards/image_fill/structure": (steps, 0.5 + slope * steps)}
-        assert word in report.summarize({}, curves)
+        assert word in run_report.summarize({}, curves)
 
 
 def test_curves_are_read_without_gaps_or_nonsense(metrics, tmp_path):
@@ -250,10 +251,10 @@ def test_smoothing_keeps_a_line_and_removes_noise():
 def test_a_sheet_has_two_tasks_side_by_side(tmp_path):
     def row(task, colour):
         picture = np.full((64, 64, 3), (colour, 10, 200), np.uint8)
-        return report.ExampleRow(task, "", picture, np.zeros((64, 64)), picture, picture, picture)
+        return run_report.ExampleRow(task, "", picture, np.zeros((64, 64)), picture, picture, picture)
 
     rows = [row(task, 40 * number) for number, task in enumerate(TASKS) for _ in range(2)]
-    report.write_sheet(tmp_path / "sheet.png", rows, scenes=1)
+    run_report.write_sheet(tmp_path / "sheet.png", rows, scenes=1)
     with Image.open(tmp_path / "sheet.png") as image:
         sheet = np.asarray(image)
     fill, extend, removal, text = (np.argwhere((sheet == (40 * n, 10, 200)).all(axis=-1)) for n in range(4))

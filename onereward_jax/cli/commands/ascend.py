@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from onereward_jax.evaluation.ascent import measure_ascent
+    from onereward_jax.evaluation.reward_ascent import measure_ascent
 
     workdir = claim_workdir(args.workdir, args.config)
     print(f"{'task':<16} good  same  bad   95 % of good - bad   judge before, after")

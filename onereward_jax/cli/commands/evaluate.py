@@ -17,6 +17,6 @@ def run(args: argparse.Namespace) -> None:
     if not (Path(args.workdir) / "training.json").exists():
         raise UserError(f"{args.workdir} holds no trained policy: run `onereward train` with this --workdir first")
 
-    from onereward_jax.evaluation.run import evaluate
+    from onereward_jax.evaluation.evaluate import evaluate
 
     evaluate(args.config, claim_workdir(args.workdir, args.config, (*FREE_FIELDS, *EVALUATION_FIELDS)))

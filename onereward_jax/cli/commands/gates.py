@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from onereward_jax.evaluation.gates import measure_gates
+    from onereward_jax.evaluation.sanity_checks import measure_gates
 
     gates = measure_gates(args.config, claim_workdir(args.workdir, args.config))
     print(f"{'task':<16} {'dimension':<16} target  decoded   base    best of 4 against one")

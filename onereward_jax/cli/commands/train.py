@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from onereward_jax.evaluation.watch import watch_truth
+    from onereward_jax.evaluation.while_training import watch_truth
     from onereward_jax.runs.reward_feedback import train
 
     workdir = claim_workdir(args.workdir, args.config, (*FREE_FIELDS, *EVALUATION_FIELDS))

@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from onereward_jax.evaluation.asking import watch_held_out
+    from onereward_jax.evaluation.judge_predictions import watch_held_out
     from onereward_jax.runs.judge import train_judge
 
     workdir = claim_workdir(args.workdir, args.config)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from onereward_jax.evaluation.gsb import shares
-from onereward_jax.evaluation.record import read_evaluation, validate_evaluation, write_evaluation
+from onereward_jax.evaluation.results import read_evaluation, validate_evaluation, write_evaluation
 
 
 @pytest.fixture

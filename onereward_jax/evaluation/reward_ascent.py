@@ -17,9 +17,9 @@ from onereward_jax import tasks
 from onereward_jax.data.proving_ground import ProvingGround
 from onereward_jax.data.proving_ground.parallel import score_all
 from onereward_jax.evaluation import gsb
-from onereward_jax.evaluation.asking import batches_of, judge_views
-from onereward_jax.evaluation.run import pictures_of
-from onereward_jax.evaluation.watch import FIRST_SCENE
+from onereward_jax.evaluation.evaluate import pictures_of
+from onereward_jax.evaluation.judge_predictions import batches_of, judge_views
+from onereward_jax.evaluation.while_training import FIRST_SCENE
 from onereward_jax.files import write_json
 from onereward_jax.flow import conditioning
 from onereward_jax.flow.pipeline import FillPipeline

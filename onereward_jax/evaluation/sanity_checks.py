@@ -15,8 +15,8 @@ from onereward_jax import tasks
 from onereward_jax.data.proving_ground import ProvingGround, overall
 from onereward_jax.data.proving_ground.parallel import score_all
 from onereward_jax.evaluation import gsb
-from onereward_jax.evaluation.asking import batches_of
-from onereward_jax.evaluation.run import pictures_of
+from onereward_jax.evaluation.evaluate import pictures_of
+from onereward_jax.evaluation.judge_predictions import batches_of
 from onereward_jax.files import write_json
 from onereward_jax.flow import conditioning
 from onereward_jax.flow.pipeline import FillPipeline

@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from onereward_jax.evaluation import plots
-from onereward_jax.evaluation.plots import label
-from onereward_jax.evaluation.report import SPACE, percent, points, signed, svg, write_page
+from onereward_jax.evaluation.report import plots
+from onereward_jax.evaluation.report.plots import label
+from onereward_jax.evaluation.report.run_report import SPACE, percent, points, signed, svg, write_page
 
 NAMES = {"model": "judge", "untuned": "untuned", "one_a_task": "one a task"}
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from onereward_jax import pictures
 from onereward_jax.data.proving_ground.scorer import TIE_MARGIN
-from onereward_jax.evaluation import plots
-from onereward_jax.evaluation.plots import label
+from onereward_jax.evaluation.report import plots
+from onereward_jax.evaluation.report.plots import label
 from onereward_jax.files import write_text
 from onereward_jax.tasks import CELLS, DIMENSIONS, TASKS
 

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from onereward_jax import tasks
 from onereward_jax.data.proving_ground import ProvingGround, overall
 from onereward_jax.data.proving_ground.parallel import score_all
-from onereward_jax.evaluation.run import pictures_of
+from onereward_jax.evaluation.evaluate import pictures_of
 from onereward_jax.flow.pipeline import FillPipeline
 
 # Held-out scenes that the evaluation at the end does not use: nobody shall choose settings by those.

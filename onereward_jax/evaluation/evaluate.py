@@ -18,10 +18,11 @@ from onereward_jax.data.proving_ground import ProvingGround, Scene
 from onereward_jax.data.proving_ground.parallel import score_all
 from onereward_jax.data.proving_ground.scorer import TIE_MARGIN
 from onereward_jax.errors import UserError
-from onereward_jax.evaluation import accuracy, gsb, plots
-from onereward_jax.evaluation.asking import batches_of, judge_views, preference_records
-from onereward_jax.evaluation.record import write_evaluation
-from onereward_jax.evaluation.report import ExampleRow, write_report, write_sheet
+from onereward_jax.evaluation import accuracy, gsb
+from onereward_jax.evaluation.judge_predictions import batches_of, judge_views, preference_records
+from onereward_jax.evaluation.report import plots
+from onereward_jax.evaluation.report.run_report import ExampleRow, write_report, write_sheet
+from onereward_jax.evaluation.results import write_evaluation
 from onereward_jax.flow.pipeline import FillPipeline, latent_shape, load_transformer, sample_noise
 from onereward_jax.judge.ensemble import ensemble
 from onereward_jax.judge.judge import Judge
