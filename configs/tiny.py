@@ -354,7 +354,7 @@ def _task_judge(config: ConfigDict) -> None:
 
 
 def _preferences() -> ConfigDict:
-    """How candidates are made: see onereward_jax.judge.preferences."""
+    """How candidates are made: see onereward_jax.candidates.simulated."""
     return ConfigDict(
         {
             "base": "miniature/base",

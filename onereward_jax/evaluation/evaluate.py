@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from onereward_jax import tasks
+from onereward_jax.candidates.simulated import make_preferences
 from onereward_jax.data.proving_ground import ProvingGround, Scene
 from onereward_jax.data.proving_ground.parallel import score_all
 from onereward_jax.data.proving_ground.scorer import TIE_MARGIN
@@ -27,7 +28,6 @@ from onereward_jax.flow.pipeline import FillPipeline, latent_shape, load_transfo
 from onereward_jax.judge.ensemble import ensemble
 from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.pairs import read_pairs
-from onereward_jax.judge.preferences import make_preferences
 from onereward_jax.metrics import peak_memory_gib
 
 PACKAGES = ("onereward-jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")

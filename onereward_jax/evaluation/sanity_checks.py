@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from onereward_jax import tasks
+from onereward_jax.candidates.simulated import CANDIDATES
 from onereward_jax.data.proving_ground import ProvingGround, overall
 from onereward_jax.data.proving_ground.parallel import score_all
 from onereward_jax.evaluation import gsb
@@ -20,7 +21,6 @@ from onereward_jax.evaluation.judge_predictions import batches_of
 from onereward_jax.files import write_json
 from onereward_jax.flow import conditioning
 from onereward_jax.flow.pipeline import FillPipeline
-from onereward_jax.judge.preferences import CANDIDATES
 from onereward_jax.pictures import mask_overlay, picture_grid, write_png
 
 
