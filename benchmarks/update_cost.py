@@ -30,8 +30,8 @@ from onereward_jax.judge.judge import Judge
 from onereward_jax.mesh import batch_sharding, make_mesh
 from onereward_jax.planning import plan
 from onereward_jax.planning.cost import cost_of_program
+from onereward_jax.rl.build import computation, make_update
 from onereward_jax.rl.step import PARTS, StepConfig
-from onereward_jax.rl.update import computation, make_update
 from onereward_jax.runs.reward_feedback import encode_text, scene_record
 from onereward_jax.tasks import TASKS
 from onereward_jax.train_state import compile_step

@@ -30,8 +30,8 @@ from onereward_jax.mesh import HOST, batch_sharding, make_mesh, shardings
 from onereward_jax.planning.cost import Cost, cost_of_program
 from onereward_jax.planning.hlo import Collective, collectives_of
 from onereward_jax.planning.topology import Chip, Topology
+from onereward_jax.rl.build import Update, adapters_of, attention_of, batch_shapes, computation, make_update
 from onereward_jax.rl.step import PARTS, REFERENCE, ROLLOUT, StepConfig
-from onereward_jax.rl.update import Update, adapters_of, attention_of, batch_shapes, computation, make_update
 from onereward_jax.train_state import Placement, jit_step
 from onereward_jax.trainer import check_batch
 from onereward_jax.weights.load import param_shapes
@@ -63,7 +63,7 @@ class Program(NamedTuple):
     """An update without its weights; state, frozen and batch are `jax.ShapeDtypeStruct`s.
 
     Attributes:
-      update: see `rl.update`.
+      update: see `rl.build`.
       state, frozen, batch: what its step takes.
       trips: loops that end at a drawn index -> how often they run on average.
       shares: see `planning.cost.cost_of`.

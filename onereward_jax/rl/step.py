@@ -6,7 +6,7 @@
     4. judge, loss over the task's dimensions, optimiser step, EMA
 
 Reference images may come again, for another gradient of the same condition: with Algorithm 1 from a pool
-(`rl.pool`), with Algorithm 2 from the state.
+(`rl.reference_cache`), with Algorithm 2 from the state.
 
 Algorithm 1 reads `state.reference`; Algorithm 2 has none and reads `state.ema`. With LoRA all three parameter sets are
 adapters of one frozen base.
@@ -66,7 +66,7 @@ class StepConfig:
         update descends the mean of the predictions' losses. 1 is the paper.
       shared_prefix: the judge reads both images once and answers for all dimensions; off, it is called once a
         dimension. The answers are the same.
-      reference_pool: directory of reference images that are used again (Algorithm 1, see `rl.pool`); "" keeps none.
+      reference_pool: directory of reference images that are used again (Algorithm 1); "" keeps none.
       reference_max_age: for so many updates after the one that made them reference images are used again (Algorithm 2):
         batches repeat their conditions, with other noises of the policy and other t. 0 is the paper.
     """

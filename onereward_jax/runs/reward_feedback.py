@@ -18,9 +18,9 @@ from onereward_jax.judge.ensemble import ensemble
 from onereward_jax.judge.judge import Judge
 from onereward_jax.lora import attach
 from onereward_jax.metrics import peak_memory_gib, training_seconds
-from onereward_jax.rl.pool import open_pool
+from onereward_jax.rl.build import adapters_of, attention_of, computation, frozen_dtype, make_update
+from onereward_jax.rl.reference_cache import open_pool
 from onereward_jax.rl.step import StepConfig
-from onereward_jax.rl.update import adapters_of, attention_of, computation, frozen_dtype, make_update
 from onereward_jax.tasks import NEGATIVE_PROMPT
 from onereward_jax.train_state import TrainState
 from onereward_jax.weights.export import save_component

@@ -11,7 +11,7 @@ from configs.flux_fill import VARIANTS
 from onereward_jax import tree
 from onereward_jax.configuration import load_config
 from onereward_jax.errors import UserError
-from onereward_jax.rl import update as updates
+from onereward_jax.rl import build as updates
 from onereward_jax.rl.step import StepConfig
 from onereward_jax.validation import validate
 from onereward_jax.weights import flux, qwen2_5_vl, vae
