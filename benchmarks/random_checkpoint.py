@@ -25,7 +25,7 @@ from onereward_jax.cli.main import guarded
 from onereward_jax.data.proving_ground import all_prompts
 from onereward_jax.data.proving_ground.tokenizers import write_clip_tokenizer, write_t5_tokenizer
 from onereward_jax.files import write_json
-from onereward_jax.flow.pipeline import write_model_index
+from onereward_jax.fill.pipeline import write_model_index
 from onereward_jax.flow.schedule import Shift
 from onereward_jax.weights import flux, tables
 from onereward_jax.weights.bfl import save_bfl

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from onereward_jax.cli.main import guarded
 from onereward_jax.configuration import load_config
 from onereward_jax.data.proving_ground import ProvingGround
-from onereward_jax.flow.pipeline import FillPipeline
+from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.judge.judge import Judge
 from onereward_jax.mesh import batch_sharding, make_mesh
 from onereward_jax.planning import plan

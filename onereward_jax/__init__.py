@@ -4,11 +4,11 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from onereward_jax.flow.pipeline import FillPipeline as FillPipeline
+    from onereward_jax.fill.pipeline import FillPipeline as FillPipeline
     from onereward_jax.judge.judge import Judge as Judge
 
 # Read when they are asked for: `import onereward_jax` alone imports neither JAX nor transformers.
-_PUBLIC = {"FillPipeline": "onereward_jax.flow.pipeline", "Judge": "onereward_jax.judge.judge"}
+_PUBLIC = {"FillPipeline": "onereward_jax.fill.pipeline", "Judge": "onereward_jax.judge.judge"}
 
 
 def __getattr__(name: str) -> Any:

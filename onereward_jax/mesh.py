@@ -185,7 +185,7 @@ def keep_whole(x: jax.Array) -> jax.Array:
     """Pins (B, N, D) tokens to where their samples lie, undivided, where `stay_with_samples` divides them.
 
     For the two ends of a model that splits tokens. The partitioner would go on and split pictures in the autoencoder,
-    and there it made other pictures of them (jax 0.10.2, on CPU); tests/flow/test_fill.py would see it.
+    and there it made other pictures of them (jax 0.10.2, on CPU); tests/fill/test_fill.py would see it.
     """
     return stay_with_samples(x) if tokens_are_split(x) else x
 

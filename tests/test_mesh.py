@@ -8,7 +8,7 @@ from jax.sharding import AbstractMesh
 
 from onereward_jax import mesh as meshes
 from onereward_jax import tree
-from onereward_jax.flow.pipeline import FillPipeline
+from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.judge.judge import Judge
 from onereward_jax.weights import clip, flux, qwen2_5_vl, t5
 

@@ -30,8 +30,8 @@ from onereward_jax.data.proving_ground.annotator import annotate_scores
 from onereward_jax.data.proving_ground.parallel import score_all
 from onereward_jax.errors import UserError
 from onereward_jax.files import fingerprint, write_json
+from onereward_jax.fill.pipeline import FillPipeline, latent_shape, load_transformer, sample_noise
 from onereward_jax.flow import conditioning
-from onereward_jax.flow.pipeline import FillPipeline, latent_shape, load_transformer, sample_noise
 from onereward_jax.judge.planted import visible_kinds
 from onereward_jax.pictures import png
 from onereward_jax.tasks import TASKS

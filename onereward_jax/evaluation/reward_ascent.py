@@ -21,8 +21,8 @@ from onereward_jax.evaluation.evaluate import pictures_of
 from onereward_jax.evaluation.judge_predictions import batches_of, judge_views
 from onereward_jax.evaluation.while_training import FIRST_SCENE
 from onereward_jax.files import write_json
+from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.flow import conditioning
-from onereward_jax.flow.pipeline import FillPipeline
 from onereward_jax.judge.augment import noise_together, shift_together
 from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.ensemble import ensemble

@@ -19,8 +19,8 @@ from onereward_jax.evaluation import gsb
 from onereward_jax.evaluation.evaluate import pictures_of
 from onereward_jax.evaluation.judge_predictions import batches_of
 from onereward_jax.files import write_json
+from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.flow import conditioning
-from onereward_jax.flow.pipeline import FillPipeline
 from onereward_jax.pictures import mask_overlay, picture_grid, write_png
 
 

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from onereward_jax.configuration import OFFLOADABLE
 from onereward_jax.errors import UserError
 from onereward_jax.files import read_json
-from onereward_jax.flow.pipeline import latent_shape, read_shift
+from onereward_jax.fill.pipeline import latent_shape, read_shift
 from onereward_jax.flow.schedule import Shift
 from onereward_jax.judge import question as questions
 from onereward_jax.judge.judge import PREPROCESSOR_FILE, answer

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
-from onereward_jax.flow.pipeline import latent_shape
+from onereward_jax.fill.pipeline import latent_shape
 from onereward_jax.mesh import AXES, can_share, make_mesh, replicated, traced_for
 from onereward_jax.models.attention import LANES, attention
 from onereward_jax.planning.cost import cost_of

@@ -20,9 +20,9 @@ from onereward_jax.data.captioned import Captioned, draw_sample, hold_out, promp
 from onereward_jax.data.samples import Sample
 from onereward_jax.errors import UserError
 from onereward_jax.files import fingerprint, read_json, write_json
+from onereward_jax.fill.pipeline import FOLDERS, FillPipeline, latent_shape, sample_noise
+from onereward_jax.fill.prompts import prompt_reader
 from onereward_jax.flow.losses import fill_loss
-from onereward_jax.flow.pipeline import FOLDERS, FillPipeline, latent_shape, sample_noise
-from onereward_jax.flow.prompts import prompt_reader
 from onereward_jax.lora import LoRA
 from onereward_jax.mesh import batch_sharding, make_mesh, shardings, traced_for
 from onereward_jax.pictures import picture_grid, write_png

@@ -16,9 +16,9 @@ from tqdm import tqdm
 from onereward_jax import processes, tasks, trainer
 from onereward_jax.data.proving_ground import ProvingGround, all_prompts
 from onereward_jax.data.proving_ground.tokenizers import write_clip_tokenizer, write_t5_tokenizer
+from onereward_jax.fill.pipeline import FillPipeline, latent_shape
+from onereward_jax.fill.prompts import PromptEncoder, prompt_reader
 from onereward_jax.flow import conditioning, losses
-from onereward_jax.flow.pipeline import FillPipeline, latent_shape
-from onereward_jax.flow.prompts import PromptEncoder, prompt_reader
 from onereward_jax.flow.schedule import Shift
 from onereward_jax.lora import LoRA
 from onereward_jax.train_state import create_state, make_optimizer, supervised_step

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from onereward_jax import processes, trainer
 from onereward_jax.data.proving_ground import ProvingGround
 from onereward_jax.files import write_json
-from onereward_jax.flow.pipeline import FillPipeline, latent_shape
+from onereward_jax.fill.pipeline import FillPipeline, latent_shape
 from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.ensemble import ensemble
 from onereward_jax.judge.judge import Judge

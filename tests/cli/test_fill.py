@@ -13,7 +13,7 @@ from PIL import Image
 from onereward_jax import FillPipeline
 from onereward_jax.checkpoint import Checkpointer
 from onereward_jax.cli import main as cli
-from onereward_jax.flow.requests import Request, output_files
+from onereward_jax.fill.requests import Request, output_files
 from onereward_jax.runs.export import COMFYUI_FILE
 from onereward_jax.tasks import EXTEND_PROMPT, REMOVAL_PROMPT
 from onereward_jax.train_state import create_state, make_optimizer

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 
 from onereward_jax import lora, tree
 from onereward_jax.cli import main as cli
-from onereward_jax.flow.pipeline import FillPipeline, load_transformer
+from onereward_jax.fill.pipeline import FillPipeline, load_transformer
 from onereward_jax.judge.judge import Judge
 from onereward_jax.tasks import CELLS, DIMENSIONS, TASKS
 from onereward_jax.weights.load import load_component

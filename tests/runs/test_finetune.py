@@ -16,8 +16,8 @@ from safetensors.numpy import load_file
 from configs.finetune import get_config
 from onereward_jax.cli import main as cli
 from onereward_jax.data.captioned import Captioned
+from onereward_jax.fill.pipeline import load_transformer
 from onereward_jax.flow.losses import fill_loss
-from onereward_jax.flow.pipeline import load_transformer
 from onereward_jax.flow.schedule import Shift
 from onereward_jax.lora import LoRA, factors
 from onereward_jax.runs.finetune import Samples

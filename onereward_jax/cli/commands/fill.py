@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     from onereward_jax.cli.main import is_users_error, sentence
     from onereward_jax.errors import UserError
     from onereward_jax.files import check_writable
-    from onereward_jax.flow.requests import output_files, read_requests
+    from onereward_jax.fill.requests import output_files, read_requests
 
     # What the command line gets wrong is said before a model is loaded.
     image, out = Path(args.image), Path(args.out)
@@ -100,7 +100,7 @@ def _fill(args: argparse.Namespace, prompts: dict, files: dict, tried) -> None:
 
     from onereward_jax.cli.commands import use_compilation_cache
     from onereward_jax.errors import in_memory
-    from onereward_jax.flow.pipeline import FillPipeline
+    from onereward_jax.fill.pipeline import FillPipeline
     from onereward_jax.inputs import keep_outside
     from onereward_jax.mesh import make_mesh
     from onereward_jax.pictures import write_png

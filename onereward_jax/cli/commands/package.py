@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from onereward_jax.errors import UserError
-    from onereward_jax.flow.pipeline import FillPipeline
+    from onereward_jax.fill.pipeline import FillPipeline
     from onereward_jax.judge.judge import Judge
     from onereward_jax.tree import mean
 

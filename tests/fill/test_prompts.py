@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onereward_jax.flow.prompts import PromptEncoder
+from onereward_jax.fill.prompts import PromptEncoder
 from tests.flow import tiny
 from tests.flow.tiny import CLIP_LENGTH, PROMPTS, T5_LENGTH
 

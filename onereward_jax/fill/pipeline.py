@@ -15,8 +15,8 @@ from PIL import Image
 from onereward_jax import inputs, processes
 from onereward_jax.errors import UserError, in_memory
 from onereward_jax.files import read_json, whole_directory, write_json
+from onereward_jax.fill.prompts import PromptEncoder
 from onereward_jax.flow import conditioning, sampler
-from onereward_jax.flow.prompts import PromptEncoder
 from onereward_jax.flow.schedule import Shift, sigmas
 from onereward_jax.mesh import batch_sharding, batch_shards, traced_for
 from onereward_jax.weights.export import save_component

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from onereward_jax.fill.pipeline import FillPipeline, latent_shape, sample_noise
 from onereward_jax.flow import conditioning, sampler
-from onereward_jax.flow.pipeline import FillPipeline, latent_shape, sample_noise
 from onereward_jax.flow.schedule import sigmas
 from tests.flow import tiny
 

@@ -13,8 +13,8 @@ from PIL import Image
 from onereward_jax import FillPipeline, lora
 from onereward_jax.data.proving_ground import ProvingGround
 from onereward_jax.errors import UserError, in_memory
+from onereward_jax.fill import pipeline as flow_pipeline
 from onereward_jax.flow import conditioning
-from onereward_jax.flow import pipeline as flow_pipeline
 from onereward_jax.mesh import make_mesh
 from onereward_jax.weights.load import load_component
 from onereward_jax.weights.lora import load_adapters, save_adapter, with_adapters
@@ -202,7 +202,7 @@ def test_another_transformer(pipeline, directory, image, mask, tmp_path):
 
 
 def _noise_of(pipeline, seed):
-    from onereward_jax.flow.pipeline import latent_shape, sample_noise
+    from onereward_jax.fill.pipeline import latent_shape, sample_noise
 
     return sample_noise(jax.random.split(jax.random.key(seed))[0], [0], latent_shape(pipeline.vae, HEIGHT, WIDTH))
 
