@@ -23,11 +23,11 @@ from onereward_jax.flow import conditioning, sampler
 from onereward_jax.flow.schedule import sigmas
 from onereward_jax.judge.judge import Judge
 from onereward_jax.mesh import batch_sharding, make_mesh
-from onereward_jax.metrics import peak_memory_gib
 from onereward_jax.rl.step import Frozen, StepConfig, make_step
 from onereward_jax.runs.reward_feedback import encode_text, scene_record
 from onereward_jax.tasks import TASKS
-from onereward_jax.train_state import compile_step, create_state, make_optimizer
+from onereward_jax.training.metrics import peak_memory_gib
+from onereward_jax.training.state import compile_step, create_state, make_optimizer
 from onereward_jax.validation import validate
 
 

@@ -34,7 +34,7 @@ from onereward_jax.rl.build import computation, make_update
 from onereward_jax.rl.step import PARTS, StepConfig
 from onereward_jax.runs.reward_feedback import encode_text, scene_record
 from onereward_jax.tasks import TASKS
-from onereward_jax.train_state import compile_step
+from onereward_jax.training.state import compile_step
 from onereward_jax.validation import validate
 
 UPDATES, BATCH, CONDITIONS = 8000, 8, 10_000

@@ -74,7 +74,7 @@ class LoRA:
 
     def loss(self, loss: Callable) -> Callable:
         """`loss(params, frozen, batch, key)` as a function of what is trained, with the model's other parameters
-        frozen: what `train_state.supervised_step` descends."""
+        frozen: what `training.state.supervised_step` descends."""
         return lambda trained, frozen, batch, key: loss(self.whole(trained, frozen), None, batch, key)
 
 

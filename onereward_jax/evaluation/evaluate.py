@@ -28,7 +28,7 @@ from onereward_jax.fill.pipeline import FillPipeline, latent_shape, load_transfo
 from onereward_jax.judge.ensemble import ensemble
 from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.pairs import read_pairs
-from onereward_jax.metrics import peak_memory_gib
+from onereward_jax.training.metrics import peak_memory_gib
 
 PACKAGES = ("onereward-jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 

@@ -1,6 +1,6 @@
 """Losses of the generator's own training: the autoencoder, and flow matching.
 
-Both have the form that `train_state.supervised_step` takes: loss(params, frozen, batch, key) -> (value, metrics).
+Both have the form that `training.state.supervised_step` takes: loss(params, frozen, batch, key) -> (value, metrics).
 """
 
 from collections.abc import Callable

@@ -63,8 +63,8 @@ def preference_loss(apply: ApplyBothOrders, params: Any, batch: dict[str, jax.Ar
 def make_loss(
     apply: ApplyBothOrders, max_shift: int = 0, adversarial_radius: float = 0.0
 ) -> Callable[..., tuple[jax.Array, dict]]:
-    """`loss(params, frozen, batch, key)` for `train_state.supervised_step`; `frozen` are the judge's other parameters,
-    or None.
+    """`loss(params, frozen, batch, key)` for `training.state.supervised_step`; `frozen` are the judge's other
+    parameters, or None.
 
     With `max_shift`, the pairs are moved by `augment.shift_together`; with `adversarial_radius`, changed by
     `augment.perturb_against`; each by the randomness of its `index` in the batch.

@@ -32,8 +32,8 @@ from onereward_jax.planning.hlo import Collective, collectives_of
 from onereward_jax.planning.topology import Chip, Topology
 from onereward_jax.rl.build import Update, adapters_of, attention_of, batch_shapes, computation, make_update
 from onereward_jax.rl.step import PARTS, REFERENCE, ROLLOUT, StepConfig
-from onereward_jax.train_state import Placement, jit_step
-from onereward_jax.trainer import check_batch
+from onereward_jax.training.state import Placement, jit_step
+from onereward_jax.training.trainer import check_batch
 from onereward_jax.weights.load import param_shapes
 from onereward_jax.weights.official import official_module
 

@@ -28,7 +28,7 @@ from onereward_jax.judge.augment import noise_together, shift_together
 from onereward_jax.mesh import to_devices
 from onereward_jax.rl.objective import reward_loss
 from onereward_jax.tasks import CELLS
-from onereward_jax.train_state import TrainState, apply_gradient
+from onereward_jax.training.state import TrainState, apply_gradient
 
 # (judge parameters, {"first", "second", "question_ids", "question_lengths"}) -> log P(Yes), log P(No): (B, D, 2)
 JudgeApply = Callable[[Any, dict[str, jax.Array]], jax.Array]

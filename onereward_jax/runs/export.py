@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 
 import jax
 
-from onereward_jax.checkpoint import Checkpointer
 from onereward_jax.errors import UserError
 from onereward_jax.files import hold, read_json, whole_directory, write_json, write_text
 from onereward_jax.fill.pipeline import FOLDERS
 from onereward_jax.lora import LoRA, merge
 from onereward_jax.runs.finetune import PICTURES_FILE, SAMPLES
 from onereward_jax.tasks import NEGATIVE_PROMPT, REMOVAL_PROMPT
+from onereward_jax.training.checkpoint import Checkpointer
 from onereward_jax.weights.bfl import save_bfl
 from onereward_jax.weights.export import save_component
 from onereward_jax.weights.hub import model_directory, repository_of

@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from onereward_jax import processes, trainer
+from onereward_jax import processes
 from onereward_jax.data.buckets import BucketDraw, Size, aspect_distance, bucket_sizes, common_shapes
 from onereward_jax.data.captioned import Captioned, draw_sample, hold_out, prompt_of
 from onereward_jax.data.samples import Sample
@@ -26,7 +26,8 @@ from onereward_jax.flow.losses import fill_loss
 from onereward_jax.lora import LoRA
 from onereward_jax.mesh import batch_sharding, make_mesh, shardings, traced_for
 from onereward_jax.pictures import picture_grid, write_png
-from onereward_jax.train_state import TrainState, create_state, make_optimizer, supervised_step
+from onereward_jax.training import trainer
+from onereward_jax.training.state import TrainState, create_state, make_optimizer, supervised_step
 from onereward_jax.weights.export import save_component
 from onereward_jax.weights.hub import model_directory
 from onereward_jax.weights.load import stored_dtype

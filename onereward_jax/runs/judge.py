@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from onereward_jax import processes, trainer
+from onereward_jax import processes
 from onereward_jax.data.mixture import samples_of
 from onereward_jax.data.preferences.dataset import open_records
 from onereward_jax.data.proving_ground import ProvingGround, all_prompts
@@ -37,7 +37,8 @@ from onereward_jax.judge.pairs import (
 from onereward_jax.judge.planted import plant_pair
 from onereward_jax.lora import LoRA
 from onereward_jax.tasks import CELLS, dimensions_of, question
-from onereward_jax.train_state import TrainState, create_state, make_optimizer, supervised_step
+from onereward_jax.training import trainer
+from onereward_jax.training.state import TrainState, create_state, make_optimizer, supervised_step
 from onereward_jax.weights.lora import save_adapter
 
 # A judge and held-out pairs -> (its parameters -> {"accuracy": of all, "<task>/<dimension>": of each cell})

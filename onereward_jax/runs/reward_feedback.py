@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from onereward_jax import processes, trainer
+from onereward_jax import processes
 from onereward_jax.data.proving_ground import ProvingGround
 from onereward_jax.files import write_json
 from onereward_jax.fill.pipeline import FillPipeline, latent_shape
@@ -17,12 +17,13 @@ from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.ensemble import ensemble
 from onereward_jax.judge.judge import Judge
 from onereward_jax.lora import attach
-from onereward_jax.metrics import peak_memory_gib, training_seconds
 from onereward_jax.rl.build import adapters_of, attention_of, computation, frozen_dtype, make_update
 from onereward_jax.rl.reference_cache import open_pool
 from onereward_jax.rl.step import StepConfig
 from onereward_jax.tasks import NEGATIVE_PROMPT
-from onereward_jax.train_state import TrainState
+from onereward_jax.training import trainer
+from onereward_jax.training.metrics import peak_memory_gib, training_seconds
+from onereward_jax.training.state import TrainState
 from onereward_jax.weights.export import save_component
 from onereward_jax.weights.lora import save_adapter
 

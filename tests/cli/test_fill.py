@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from onereward_jax import FillPipeline
-from onereward_jax.checkpoint import Checkpointer
 from onereward_jax.cli import main as cli
 from onereward_jax.fill.requests import Request, output_files
 from onereward_jax.runs.export import COMFYUI_FILE
 from onereward_jax.tasks import EXTEND_PROMPT, REMOVAL_PROMPT
-from onereward_jax.train_state import create_state, make_optimizer
+from onereward_jax.training.checkpoint import Checkpointer
+from onereward_jax.training.state import create_state, make_optimizer
 from onereward_jax.weights import bfl, flux, tables
 from onereward_jax.weights.load import load_component
 from tests.flow import tiny

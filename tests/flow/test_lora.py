@@ -5,7 +5,7 @@ import numpy as np
 
 from onereward_jax import lora
 from onereward_jax.flow import losses
-from onereward_jax.train_state import create_state, make_optimizer, supervised_step
+from onereward_jax.training.state import create_state, make_optimizer, supervised_step
 from tests.flow import tiny
 
 ADAPTERS = lora.LoRA(rank=4, alpha=4.0)

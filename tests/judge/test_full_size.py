@@ -11,7 +11,7 @@ from configs.judge_7b import VARIANTS
 from onereward_jax import tasks, tree
 from onereward_jax.configuration import load_config
 from onereward_jax.runs.judge import model_config
-from onereward_jax.train_state import create_state, make_optimizer
+from onereward_jax.training.state import create_state, make_optimizer
 from onereward_jax.validation import validate
 from onereward_jax.weights import qwen2_5_vl as weights
 from onereward_jax.weights.tables import official_shapes

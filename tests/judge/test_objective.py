@@ -9,7 +9,7 @@ import pytest
 from onereward_jax import lora
 from onereward_jax.judge.objective import make_loss, preference_loss
 from onereward_jax.tasks import CELLS
-from onereward_jax.train_state import create_state, supervised_step
+from onereward_jax.training.state import create_state, supervised_step
 from tests.judge import tiny
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onereward_jax.metrics import read_metrics
+from onereward_jax.training.metrics import read_metrics
 
 TRAINER = Path(__file__).with_name("trainer.py")
 

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from onereward_jax import checkpoint, loop, metrics
 from onereward_jax.data.mixture import mixture
 from onereward_jax.errors import Interrupted
+from onereward_jax.training import checkpoint, loop, metrics
 
 NUM_STEPS = 24
 TASKS = {"image_fill": 3.0, "object_removal": 1.0}

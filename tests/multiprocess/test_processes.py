@@ -12,7 +12,7 @@ import pytest
 
 from onereward_jax import processes
 from onereward_jax.cli import main as cli
-from onereward_jax.metrics import read_metrics
+from onereward_jax.training.metrics import read_metrics
 from tests.multiprocess import trainer
 from tests.multiprocess.run import MEET, Run, newest
 

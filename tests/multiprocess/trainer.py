@@ -1,4 +1,4 @@
-"""A small real training through `trainer.train`, in one process or as one of several; slow enough to be disturbed.
+"""A small real training through `training.trainer.train`, in one process or one of several; slow enough to disturb.
 
 python tests/multiprocess/trainer.py WORKDIR DATA,FSDP,TENSOR [SECONDS_A_STEP]
 
@@ -14,10 +14,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from onereward_jax import processes, trainer
+from onereward_jax import processes
 from onereward_jax.cli.main import guarded
 from onereward_jax.configuration import claim_workdir
-from onereward_jax.train_state import create_state, make_optimizer, supervised_step
+from onereward_jax.training import trainer
+from onereward_jax.training.state import create_state, make_optimizer, supervised_step
 
 STEPS, PATIENCE = 24, 4.0
 

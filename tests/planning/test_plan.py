@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 
-from onereward_jax import trainer
 from onereward_jax.cli import main as cli
 from onereward_jax.cli.commands.plan import DOES_NOT_FIT, mesh_axes
 from onereward_jax.configuration import load_config
@@ -22,7 +21,8 @@ from onereward_jax.planning import topology
 from onereward_jax.planning.topology import Chip, Topology
 from onereward_jax.rl.step import JUDGEMENT, REFERENCE, ROLLOUT, StepConfig
 from onereward_jax.runs import reward_feedback
-from onereward_jax.train_state import Placement
+from onereward_jax.training import trainer
+from onereward_jax.training.state import Placement
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "tiny.py")

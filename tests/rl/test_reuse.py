@@ -12,15 +12,15 @@ import numpy as np
 import optax
 import pytest
 
-from onereward_jax import loop
 from onereward_jax.configuration import load_config
 from onereward_jax.data.mixture import mixture
 from onereward_jax.data.proving_ground import ProvingGround
 from onereward_jax.judge.batches import question_batch
-from onereward_jax.metrics import read_metrics
 from onereward_jax.rl.reference_cache import ReferencePool, open_pool
 from onereward_jax.rl.step import make_step
-from onereward_jax.train_state import create_state
+from onereward_jax.training import loop
+from onereward_jax.training.metrics import read_metrics
+from onereward_jax.training.state import create_state
 from tests.planning.test_plan import CONFIG, TINY
 from tests.rl import tiny
 from tests.rl.test_step import Linear

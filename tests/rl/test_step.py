@@ -15,7 +15,7 @@ from onereward_jax.flow.schedule import sigmas
 from onereward_jax.rl.objective import reward_loss
 from onereward_jax.rl.step import StepConfig, make_step, one_dimension_a_call
 from onereward_jax.tasks import CELLS
-from onereward_jax.train_state import create_state
+from onereward_jax.training.state import create_state
 from tests.rl import tiny
 
 TOKENS, WIDTH = 16, 8  # packed latents of a tiny sample: 8×8 latents of two channels

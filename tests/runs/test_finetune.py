@@ -21,7 +21,7 @@ from onereward_jax.flow.losses import fill_loss
 from onereward_jax.flow.schedule import Shift
 from onereward_jax.lora import LoRA, factors
 from onereward_jax.runs.finetune import Samples
-from onereward_jax.train_state import create_state, make_optimizer, supervised_step
+from onereward_jax.training.state import create_state, make_optimizer, supervised_step
 from onereward_jax.validation import validate
 from onereward_jax.weights import flux, vae
 from onereward_jax.weights.load import load_component, param_shapes

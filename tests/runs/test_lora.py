@@ -11,9 +11,9 @@ import pytest
 
 from onereward_jax import lora, tree
 from onereward_jax import mesh as meshes
-from onereward_jax.checkpoint import Checkpointer
 from onereward_jax.rl.step import make_step
-from onereward_jax.train_state import compile_step, create_state
+from onereward_jax.training.checkpoint import Checkpointer
+from onereward_jax.training.state import compile_step, create_state
 from tests.rl import tiny
 
 ADAPTERS = lora.LoRA(rank=4, alpha=8.0, targets="attn|ff|proj")

@@ -16,7 +16,7 @@ from onereward_jax.judge.judge import Judge
 from onereward_jax.rl.step import Frozen, StepConfig, make_step
 from onereward_jax.runs.reward_feedback import encode_text, scene_record
 from onereward_jax.tasks import TASKS
-from onereward_jax.train_state import compile_step, create_state
+from onereward_jax.training.state import compile_step, create_state
 
 
 def test_gradient_on_eight_devices_in_parts_equals_one():

@@ -9,11 +9,12 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from onereward_jax import loop, processes
+from onereward_jax import processes
 from onereward_jax.data import mixture
 from onereward_jax.errors import UserError
 from onereward_jax.mesh import batch_sharding, batch_shards, can_share, make_mesh
-from onereward_jax.train_state import Placement, TrainState, compile_step
+from onereward_jax.training import loop
+from onereward_jax.training.state import Placement, TrainState, compile_step
 
 Batch = dict[str, Any]
 Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
@@ -38,7 +39,7 @@ def train(
     around: Callable[[Step], Step] = lambda step: step,
     **options: Any,
 ) -> TrainState:
-    """Trains in `workdir`, or goes on there; see `loop.run`.
+    """Trains in `workdir`, or goes on there; see `training.loop.run`.
 
     Args:
       config: its `mesh`, `seed`, `data.task_weights`, `data.loader_threads`, `data.loader_timeout` and
@@ -54,13 +55,13 @@ def train(
       task_weights: of the tasks, if not `config.data.task_weights`.
       num_conditions, repeats: records that come again, see `data.mixture.mixture`.
       around: (state, batch) -> (state, metrics) as it was compiled -> as the loop calls it.
-      options: `progress`, `optional`, `evaluate` and `evaluate_every` of `loop.run`.
+      options: `progress`, `optional`, `evaluate` and `evaluate_every` of `training.loop.run`.
 
     Returns:
       The state at `config.train.num_steps`.
 
     Raises:
-      UserError: the batch can't be shared by the devices; and what `loop.run` raises.
+      UserError: the batch can't be shared by the devices; and what `training.loop.run` raises.
     """
     mesh = make_mesh(**config.mesh)
     check_batch(config, mesh)

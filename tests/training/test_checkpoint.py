@@ -11,9 +11,9 @@ import numpy as np
 import optax
 import pytest
 
-from onereward_jax import checkpoint
-from onereward_jax.checkpoint import Checkpointer, CheckpointWarning, SaveError
 from onereward_jax.errors import UserError
+from onereward_jax.training import checkpoint
+from onereward_jax.training.checkpoint import Checkpointer, CheckpointWarning, SaveError
 
 
 @flax.struct.dataclass

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from onereward_jax import checkpoint, tree
+from onereward_jax import tree
 from onereward_jax.configuration import OFFLOADABLE
 from onereward_jax.mesh import HOST, batch_sharding, make_mesh
-from onereward_jax.train_state import Placement, compile_step, create_state, make_optimizer, supervised_step
+from onereward_jax.training import checkpoint
+from onereward_jax.training.state import Placement, compile_step, create_state, make_optimizer, supervised_step
 
 OFFLOADED = Placement(offload=OFFLOADABLE)
 

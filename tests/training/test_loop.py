@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from onereward_jax import loop
 from onereward_jax.errors import Interrupted, UserError
-from onereward_jax.metrics import read_metrics
+from onereward_jax.training import loop
+from onereward_jax.training.metrics import read_metrics
 
 
 @flax.struct.dataclass

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from onereward_jax.metrics import MetricsWriter, read_metrics
+from onereward_jax.training.metrics import MetricsWriter, read_metrics
 
 
 def write(workdir, steps, resume_step=0, tensorboard=False):

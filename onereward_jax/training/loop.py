@@ -33,10 +33,10 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from onereward_jax import processes
-from onereward_jax.checkpoint import Checkpointer, CheckpointWarning, SaveError
 from onereward_jax.errors import Fault, Hang, Interrupted, UserError
 from onereward_jax.files import hold
-from onereward_jax.metrics import MetricsWriter
+from onereward_jax.training.checkpoint import Checkpointer, CheckpointWarning, SaveError
+from onereward_jax.training.metrics import MetricsWriter
 
 State = Any  # a pytree with an attribute `step`: int32 scalar, the number of updates done
 Batch = Any
