@@ -14,7 +14,7 @@ import numpy as np
 
 from onereward_jax import tree as trees
 from onereward_jax.errors import UserError
-from onereward_jax.judge import reward
+from onereward_jax.judge import scoring
 from onereward_jax.judge.judge import Judge, unit_range
 from onereward_jax.lora import attach
 from onereward_jax.weights.lora import load_adapters
@@ -34,7 +34,7 @@ class Ensemble(Judge):
         """See `Judge.apply`; `params` are the base's and, under "members", the stacked adapters."""
         base = {name: part for name, part in params.items() if name != MEMBERS}
         images = {
-            name: reward.encode_image(self.model, base, unit_range(batch[name]), self.settings)
+            name: scoring.encode_image(self.model, base, unit_range(batch[name]), self.settings)
             for name in ("first", "second")
         }
         answer = lambda adapter: super(Ensemble, self).apply(  # noqa: E731

@@ -12,8 +12,8 @@ import numpy as np
 from onereward_jax import tasks
 from onereward_jax.files import read_json, whole_directory, write_json
 from onereward_jax.judge import question as questions
-from onereward_jax.judge import reward
-from onereward_jax.judge.reward import ImageTokens
+from onereward_jax.judge import scoring
+from onereward_jax.judge.scoring import ImageTokens
 from onereward_jax.judge.vision import ImageSettings
 from onereward_jax.lora import detach, merge
 from onereward_jax.weights import qwen2_5_vl
@@ -83,9 +83,9 @@ class Judge:
         self._tokens = functools.lru_cache(maxsize=10_000)(functools.partial(questions.question_tokens, tokenizer))
         self._processor: Any = None
         self._encode_patches = jax.jit(
-            lambda params, patches, grid: reward.encode_patches(model, params, patches, grid), static_argnums=2
+            lambda params, patches, grid: scoring.encode_patches(model, params, patches, grid), static_argnums=2
         )
-        self._encode_pixels = jax.jit(lambda params, images: reward.encode_image(model, params, images, settings))
+        self._encode_pixels = jax.jit(lambda params, images: scoring.encode_image(model, params, images, settings))
         self._answer = jax.jit(self.apply)
 
     @classmethod
@@ -347,7 +347,7 @@ def answer(
     both_orders: bool = False,
 ) -> jax.Array:
     """`Judge.apply`, for those who have no tokenizer."""
-    log_p = reward.log_p_both_orders if both_orders else reward.log_p_answers
+    log_p = scoring.log_p_both_orders if both_orders else scoring.log_p_answers
     return log_p(
         model,
         params,

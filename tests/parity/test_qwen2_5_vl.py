@@ -15,7 +15,7 @@ pytest.importorskip("diffusers")
 import safetensors.torch  # noqa: E402
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil  # noqa: E402
 
-from onereward_jax.judge import question, reward  # noqa: E402
+from onereward_jax.judge import question, scoring  # noqa: E402
 from onereward_jax.judge.judge import Judge  # noqa: E402
 from onereward_jax.judge.vision import ImageSettings, grid_of, preprocess  # noqa: E402
 from onereward_jax.weights import qwen2_5_vl as weights  # noqa: E402
@@ -94,7 +94,7 @@ def test_logits_and_gradients_of_all_parameters(models, tied):
     ids[1, -9:-6] = ids[0, -12:-9]  # another question of the same length
     patches = [preprocess(jnp.asarray(image), SETTINGS)[0] for image in _images()]
     tokens = [(rows // 2, columns // 2) for rows, columns in grids]
-    positions = reward.prefix_positions(question.shared_prefix(tiny.tokenizer()), *tokens)
+    positions = scoring.prefix_positions(question.shared_prefix(tiny.tokenizer()), *tokens)
     length = ids.shape[1] - positions.shape[1] + 1
     positions = np.concatenate([positions[:, :-1], positions[:, -1:] + np.arange(length)], axis=1)
     mask = np.tril(np.ones((1, ids.shape[1], ids.shape[1]), bool))
@@ -149,12 +149,12 @@ def test_answers_and_gradient_of_the_pixels(models, sizes):
     @jax.jit
     def answers_and_gradient(*images):
         def functional(*images):
-            log_p = reward.log_p_answers(ours, params, *images, *asked, yes_no, SETTINGS)
+            log_p = scoring.log_p_answers(ours, params, *images, *asked, yes_no, SETTINGS)
             return (log_p * weight).sum(), log_p
 
         (_, log_p), gradient = jax.value_and_grad(functional, argnums=(0, 1), has_aux=True)(*images)
-        tokens = [reward.encode_image(ours, params, image, SETTINGS) for image in images]
-        return reward.answer_logits(ours, params, *tokens, *asked), log_p, gradient
+        tokens = [scoring.encode_image(ours, params, image, SETTINGS) for image in images]
+        return scoring.answer_logits(ours, params, *tokens, *asked), log_p, gradient
 
     with jax.default_matmul_precision("highest"):
         logits, log_p, gradients = answers_and_gradient(*(jnp.asarray(image / 255.0, jnp.float32) for image in images))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from onereward_jax.judge import reward
+from onereward_jax.judge import scoring
 from onereward_jax.judge.question import Prefix
 from tests.judge import tiny
 
@@ -98,14 +98,14 @@ def test_gradient_equals_finite_differences_through_the_resize(batch):
 
 
 def test_positions_of_images_and_text():
-    positions = reward.prefix_positions(Prefix((7, 7), (7,), (7,)), (2, 3), (1, 2))
+    positions = scoring.prefix_positions(Prefix((7, 7), (7,), (7,)), (2, 3), (1, 2))
     np.testing.assert_array_equal(positions[0], [0, 1, 2, 2, 2, 2, 2, 2, 5, 6, 6, 8, 9])
     np.testing.assert_array_equal(positions[1], [0, 1, 2, 2, 2, 3, 3, 3, 5, 6, 6, 8, 9])
     np.testing.assert_array_equal(positions[2], [0, 1, 2, 3, 4, 2, 3, 4, 5, 6, 7, 8, 9])
 
 
 def test_mask_of_two_questions():
-    mask = reward.packed_mask(2, 2, 2).astype(int)
+    mask = scoring.packed_mask(2, 2, 2).astype(int)
     np.testing.assert_array_equal(
         mask,
         [
