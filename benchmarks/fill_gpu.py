@@ -53,12 +53,12 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
     import numpy as np
 
     from onereward_jax import tree
-    from onereward_jax.data.proving_ground.tokenizers import write_clip_tokenizer, write_t5_tokenizer
     from onereward_jax.fill.pipeline import FillPipeline
     from onereward_jax.fill.prompts import PromptEncoder
     from onereward_jax.flow import conditioning
     from onereward_jax.flow.schedule import Shift
     from onereward_jax.planning.cost import cost_of
+    from onereward_jax.proving_ground.tokenizers import write_clip_tokenizer, write_t5_tokenizer
     from onereward_jax.weights.kinds import kind_of
     from onereward_jax.weights.load import param_shapes
 

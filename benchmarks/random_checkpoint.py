@@ -22,11 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from onereward_jax.cli.main import guarded
-from onereward_jax.data.proving_ground import all_prompts
-from onereward_jax.data.proving_ground.tokenizers import write_clip_tokenizer, write_t5_tokenizer
 from onereward_jax.files import write_json
 from onereward_jax.fill.pipeline import write_model_index
 from onereward_jax.flow.schedule import Shift
+from onereward_jax.proving_ground import all_prompts
+from onereward_jax.proving_ground.tokenizers import write_clip_tokenizer, write_t5_tokenizer
 from onereward_jax.weights import flux, tables
 from onereward_jax.weights.bfl import save_bfl
 from onereward_jax.weights.export import save_component

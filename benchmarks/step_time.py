@@ -17,12 +17,12 @@ import numpy as np
 
 from onereward_jax.cli.main import guarded, split_overrides
 from onereward_jax.configuration import load_config
-from onereward_jax.data.proving_ground import ProvingGround
 from onereward_jax.fill.pipeline import FillPipeline, latent_shape, sample_noise
 from onereward_jax.flow import conditioning, sampler
 from onereward_jax.flow.schedule import sigmas
 from onereward_jax.judge.judge import Judge
 from onereward_jax.mesh import batch_sharding, make_mesh
+from onereward_jax.proving_ground import ProvingGround
 from onereward_jax.rl.step import Frozen, StepConfig, make_step
 from onereward_jax.runs.reward_feedback import encode_text, scene_record
 from onereward_jax.tasks import TASKS

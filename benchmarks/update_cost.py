@@ -24,12 +24,12 @@ from ml_collections import ConfigDict
 
 from onereward_jax.cli.main import guarded
 from onereward_jax.configuration import load_config
-from onereward_jax.data.proving_ground import ProvingGround
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.judge.judge import Judge
 from onereward_jax.mesh import batch_sharding, make_mesh
 from onereward_jax.planning import plan
 from onereward_jax.planning.cost import cost_of_program
+from onereward_jax.proving_ground import ProvingGround
 from onereward_jax.rl.build import computation, make_update
 from onereward_jax.rl.step import PARTS, StepConfig
 from onereward_jax.runs.reward_feedback import encode_text, scene_record

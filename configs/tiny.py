@@ -223,7 +223,7 @@ def _judge(config: ConfigDict) -> None:
     config.judge.held_out_share = 0.0
     config.judge.evaluate_every = 0
     config.judge.keep_best = False
-    # Share of the pairs that are made while it trains, see onereward_jax.judge.planted; the others are preferences.
+    # Share of the pairs that are made while it trains, see proving_ground/synthetic_pairs.py; others are preferences.
     config.judge.planted_share = 0.0
     config.judge.questions_per_pair = 4
     # Of a task's dimensions each is drawn as often as the others, however few pairs are annotated in it.

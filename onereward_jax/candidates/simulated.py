@@ -25,15 +25,15 @@ from tqdm import tqdm
 from onereward_jax.data.preferences.dataset import COMPLETE, MADE_OF
 from onereward_jax.data.preferences.folder import PATTERN, write_folder
 from onereward_jax.data.preferences.record import Candidate, Record, Vote
-from onereward_jax.data.proving_ground import ProvingGround, Scene, defects
-from onereward_jax.data.proving_ground.annotator import annotate_scores
-from onereward_jax.data.proving_ground.parallel import score_all
 from onereward_jax.errors import UserError
 from onereward_jax.files import fingerprint, write_json
 from onereward_jax.fill.pipeline import FillPipeline, latent_shape, load_transformer, sample_noise
 from onereward_jax.flow import conditioning
-from onereward_jax.judge.planted import visible_kinds
 from onereward_jax.pictures import png
+from onereward_jax.proving_ground import ProvingGround, Scene, defects
+from onereward_jax.proving_ground.annotator import annotate_scores
+from onereward_jax.proving_ground.parallel import score_all
+from onereward_jax.proving_ground.synthetic_pairs import visible_kinds
 from onereward_jax.tasks import TASKS
 from onereward_jax.weights.load import load_component
 

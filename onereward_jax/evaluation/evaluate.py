@@ -15,9 +15,6 @@ from tqdm import tqdm
 
 from onereward_jax import tasks
 from onereward_jax.candidates.simulated import make_preferences
-from onereward_jax.data.proving_ground import ProvingGround, Scene
-from onereward_jax.data.proving_ground.parallel import score_all
-from onereward_jax.data.proving_ground.scorer import TIE_MARGIN
 from onereward_jax.errors import UserError
 from onereward_jax.evaluation import accuracy, gsb
 from onereward_jax.evaluation.judge_predictions import batches_of, judge_views, preference_records
@@ -28,6 +25,9 @@ from onereward_jax.fill.pipeline import FillPipeline, latent_shape, load_transfo
 from onereward_jax.judge.ensemble import ensemble
 from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.pairs import read_pairs
+from onereward_jax.proving_ground import ProvingGround, Scene
+from onereward_jax.proving_ground.parallel import score_all
+from onereward_jax.proving_ground.scorer import TIE_MARGIN
 from onereward_jax.training.metrics import peak_memory_gib
 
 PACKAGES = ("onereward-jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")

@@ -2,7 +2,7 @@
 
 How a scene becomes good, same or bad: the truth scores every dimension of the scene in [0, 1], for both models' images
 from the same noise; the plain mean over the scene's dimensions of policy − base is good above `TIE_MARGIN`, bad below
-−`TIE_MARGIN`, and same between: the rule and the margin of `data.proving_ground.scorer.verdict`.
+−`TIE_MARGIN`, and same between: the rule and the margin of `proving_ground.scorer.verdict`.
 """
 
 import dataclasses
@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from onereward_jax.data.proving_ground import scorer
 from onereward_jax.evaluation.statistics import good_minus_bad_interval, mean_interval
+from onereward_jax.proving_ground import scorer
 from onereward_jax.tasks import CELLS, TASKS
 
 VERDICTS = ("good", "same", "bad")

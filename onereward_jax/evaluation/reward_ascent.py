@@ -14,8 +14,6 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from onereward_jax import tasks
-from onereward_jax.data.proving_ground import ProvingGround
-from onereward_jax.data.proving_ground.parallel import score_all
 from onereward_jax.evaluation import gsb
 from onereward_jax.evaluation.evaluate import pictures_of
 from onereward_jax.evaluation.judge_predictions import batches_of, judge_views
@@ -28,6 +26,8 @@ from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.ensemble import ensemble
 from onereward_jax.judge.judge import Judge
 from onereward_jax.pictures import mask_overlay, picture_grid, write_png
+from onereward_jax.proving_ground import ProvingGround
+from onereward_jax.proving_ground.parallel import score_all
 from onereward_jax.rl.objective import reward_loss
 
 

@@ -13,8 +13,6 @@ from ml_collections import ConfigDict
 
 from onereward_jax import tasks
 from onereward_jax.candidates.simulated import CANDIDATES
-from onereward_jax.data.proving_ground import ProvingGround, overall
-from onereward_jax.data.proving_ground.parallel import score_all
 from onereward_jax.evaluation import gsb
 from onereward_jax.evaluation.evaluate import pictures_of
 from onereward_jax.evaluation.judge_predictions import batches_of
@@ -22,6 +20,8 @@ from onereward_jax.files import write_json
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.flow import conditioning
 from onereward_jax.pictures import mask_overlay, picture_grid, write_png
+from onereward_jax.proving_ground import ProvingGround, overall
+from onereward_jax.proving_ground.parallel import score_all
 
 
 def measure_gates(config: ConfigDict, workdir: Path) -> dict[str, Any]:

@@ -8,10 +8,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from onereward_jax import tasks
-from onereward_jax.data.proving_ground import ProvingGround, overall
-from onereward_jax.data.proving_ground.parallel import score_all
 from onereward_jax.evaluation.evaluate import pictures_of
 from onereward_jax.fill.pipeline import FillPipeline
+from onereward_jax.proving_ground import ProvingGround, overall
+from onereward_jax.proving_ground.parallel import score_all
 
 # Held-out scenes that the evaluation at the end does not use: nobody shall choose settings by those.
 FIRST_SCENE = 100_000

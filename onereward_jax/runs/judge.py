@@ -16,8 +16,6 @@ from ml_collections import ConfigDict
 from onereward_jax import processes
 from onereward_jax.data.mixture import samples_of
 from onereward_jax.data.preferences.dataset import open_records
-from onereward_jax.data.proving_ground import ProvingGround, all_prompts
-from onereward_jax.data.proving_ground.tokenizers import write_qwen2_tokenizer
 from onereward_jax.errors import UserError
 from onereward_jax.files import read_json, write_json
 from onereward_jax.judge.augment import flip_together, retone_together
@@ -34,8 +32,10 @@ from onereward_jax.judge.pairs import (
     read_pairs,
     text_free,
 )
-from onereward_jax.judge.planted import plant_pair
 from onereward_jax.lora import LoRA
+from onereward_jax.proving_ground import ProvingGround, all_prompts
+from onereward_jax.proving_ground.synthetic_pairs import plant_pair
+from onereward_jax.proving_ground.tokenizers import write_qwen2_tokenizer
 from onereward_jax.tasks import CELLS, dimensions_of, question
 from onereward_jax.training import trainer
 from onereward_jax.training.state import TrainState, create_state, make_optimizer, supervised_step

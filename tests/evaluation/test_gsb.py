@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from onereward_jax.data.proving_ground import scorer
-from onereward_jax.data.proving_ground.scorer import TIE_MARGIN
 from onereward_jax.evaluation.gsb import Comparison, good_same_bad, judge_view, truth_by_dimension, verdict
+from onereward_jax.proving_ground import scorer
+from onereward_jax.proving_ground.scorer import TIE_MARGIN
 from onereward_jax.tasks import dimensions_of
 
 

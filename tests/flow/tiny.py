@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from onereward_jax import lora, tree
-from onereward_jax.data.proving_ground import tokenizers
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.fill.prompts import PromptEncoder
 from onereward_jax.flow.schedule import Shift
+from onereward_jax.proving_ground import tokenizers
 from onereward_jax.weights import clip, flux, t5, vae
 from tests.random_params import random_params
 

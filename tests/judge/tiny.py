@@ -8,10 +8,10 @@ import tempfile
 from typing import Any
 
 from onereward_jax import tasks
-from onereward_jax.data.proving_ground.tokenizers import write_qwen2_tokenizer
 from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.question import IMAGE_TOKEN
 from onereward_jax.judge.vision import ImageSettings
+from onereward_jax.proving_ground.tokenizers import write_qwen2_tokenizer
 from onereward_jax.weights import qwen2_5_vl
 from tests.random_params import random_params
 

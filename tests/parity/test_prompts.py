@@ -9,8 +9,8 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 diffusers = pytest.importorskip("diffusers")
 
-from onereward_jax.data.proving_ground import tokenizers  # noqa: E402
 from onereward_jax.fill.prompts import PromptEncoder  # noqa: E402
+from onereward_jax.proving_ground import tokenizers  # noqa: E402
 from tests.parity import compare  # noqa: E402
 
 # One of the prompts is longer than CLIP reads, and than T5 does when it reads 8 tokens.

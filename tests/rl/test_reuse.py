@@ -14,8 +14,8 @@ import pytest
 
 from onereward_jax.configuration import load_config
 from onereward_jax.data.mixture import mixture
-from onereward_jax.data.proving_ground import ProvingGround
 from onereward_jax.judge.batches import question_batch
+from onereward_jax.proving_ground import ProvingGround
 from onereward_jax.rl.reference_cache import ReferencePool, open_pool
 from onereward_jax.rl.step import make_step
 from onereward_jax.training import loop

@@ -15,10 +15,10 @@ from markupsafe import Markup
 from PIL import Image
 
 from onereward_jax import pictures
-from onereward_jax.data.proving_ground.scorer import TIE_MARGIN
 from onereward_jax.evaluation.report import plots
 from onereward_jax.evaluation.report.plots import label
 from onereward_jax.files import write_text
+from onereward_jax.proving_ground.scorer import TIE_MARGIN
 from onereward_jax.tasks import CELLS, DIMENSIONS, TASKS
 
 CRISP_BELOW = 256  # pixels: smaller pictures are shown pixel by pixel, larger ones reduced to this and smoothed

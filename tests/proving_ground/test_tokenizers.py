@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, CLIPTokenizer, Qwen2Tokenizer, T5Tokenizer
 
 from onereward_jax import tasks
-from onereward_jax.data.proving_ground import tokenizers
+from onereward_jax.proving_ground import tokenizers
 
 PROMPTS = [
     *(f"a {size} {colour} circle" for size in ("small", "large") for colour in ("red", "dark blue", "sunny")),

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from onereward_jax.data.proving_ground import ProvingGround, score
-from onereward_jax.judge.planted import plant_pair
+from onereward_jax.proving_ground import ProvingGround, score
+from onereward_jax.proving_ground.synthetic_pairs import plant_pair
 from onereward_jax.tasks import TASKS, dimensions_of
 
 SCENES = 40

@@ -6,7 +6,7 @@ without an annotator's noise. What the base model gets wrong is learnt from anno
 
 import numpy as np
 
-from onereward_jax.data.proving_ground import Scene, defects
+from onereward_jax.proving_ground import Scene, defects
 
 # The judge sees no source: that the kept part has moved is nothing that it could know.
 _UNSEEN = ("outside",)

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from onereward_jax.data.preferences.record import Preference
-from onereward_jax.data.proving_ground.scorer import score
-from onereward_jax.data.proving_ground.truth import Scene
+from onereward_jax.proving_ground.scorer import score
+from onereward_jax.proving_ground.spec import Scene
 
 # Standard deviation of an annotator's error on a score in [0, 1], and the gap below which nothing is seen.
 NOISE = 0.08

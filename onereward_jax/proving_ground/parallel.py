@@ -14,9 +14,9 @@ from multiprocessing import resource_tracker
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from onereward_jax.data.proving_ground.scorer import score
-from onereward_jax.data.proving_ground.truth import Scene
 from onereward_jax.errors import Fault
+from onereward_jax.proving_ground.scorer import score
+from onereward_jax.proving_ground.spec import Scene
 
 _WORTH_A_PROCESS = 32  # images: below, starting the processes takes longer than they save
 _CHUNK = 4  # scenes that a process is given at a time

@@ -6,7 +6,7 @@ from scipy import ndimage
 from scipy.stats import spearmanr
 
 from onereward_jax import tasks
-from onereward_jax.data.proving_ground import ProvingGround, compare, defects, overall, score, scorer
+from onereward_jax.proving_ground import ProvingGround, compare, defects, overall, score, scorer
 
 SCENES = 10
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)

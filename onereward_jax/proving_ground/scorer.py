@@ -27,8 +27,8 @@ from PIL import Image
 from scipy import fft, ndimage
 
 from onereward_jax.data import masks
-from onereward_jax.data.proving_ground import drawing
-from onereward_jax.data.proving_ground.truth import PALETTE_CHROMA, Scene, chroma
+from onereward_jax.proving_ground import drawing
+from onereward_jax.proving_ground.spec import PALETTE_CHROMA, Scene, chroma
 
 SIDE = 64  # pixels: everything is measured at this size
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from onereward_jax.data.proving_ground import ProvingGround, annotate, annotate_scores, ceiling, defects
+from onereward_jax.proving_ground import ProvingGround, annotate, annotate_scores, ceiling, defects
 
 SCORES = [
     {"structure": 0.9, "aesthetics": 0.1},

@@ -11,10 +11,10 @@ import numpy as np
 
 from onereward_jax import tasks
 from onereward_jax.data import masks
-from onereward_jax.data.proving_ground import defects, drawing
-from onereward_jax.data.proving_ground import photos as photo_store
-from onereward_jax.data.proving_ground.truth import PALETTE_CHROMA, Scene, Spec, chroma, draw, shape_prompt, word_prompt
 from onereward_jax.data.samples import Sample
+from onereward_jax.proving_ground import defects, drawing
+from onereward_jax.proving_ground import photos as photo_store
+from onereward_jax.proving_ground.spec import PALETTE_CHROMA, Scene, Spec, chroma, draw, shape_prompt, word_prompt
 
 REFERENCE_RESOLUTION = 64
 # Two colours count as one when their chroma (see `chroma`) is this close.

@@ -1,4 +1,4 @@
-"""Draws a contact sheet: python -m onereward_jax.data.proving_ground --out scenes.png"""
+"""Draws a contact sheet: python -m onereward_jax.proving_ground --out scenes.png"""
 
 import argparse
 from pathlib import Path
@@ -7,8 +7,8 @@ import numpy as np
 from PIL import Image
 
 from onereward_jax import tasks
-from onereward_jax.data.proving_ground import defects, photos
-from onereward_jax.data.proving_ground.scenes import ProvingGround
+from onereward_jax.proving_ground import defects, photos
+from onereward_jax.proving_ground.scenes import ProvingGround
 
 
 def contact_sheet(ground: ProvingGround, rows: int, flaws: int, first: int = 0) -> np.ndarray:

@@ -4,10 +4,10 @@
 two images, `annotate` plays the human annotator. See docs/proving_ground.md.
 """
 
-from onereward_jax.data.proving_ground.annotator import Preference, annotate, annotate_scores, ceiling
-from onereward_jax.data.proving_ground.scenes import ProvingGround
-from onereward_jax.data.proving_ground.scorer import compare, overall, score, verdict
-from onereward_jax.data.proving_ground.truth import Scene, Spec, all_prompts
+from onereward_jax.proving_ground.annotator import Preference, annotate, annotate_scores, ceiling
+from onereward_jax.proving_ground.scenes import ProvingGround
+from onereward_jax.proving_ground.scorer import compare, overall, score, verdict
+from onereward_jax.proving_ground.spec import Scene, Spec, all_prompts
 
 __all__ = [
     "Preference",

@@ -9,8 +9,8 @@ import time
 import numpy as np
 import pytest
 
-from onereward_jax.data.proving_ground import ProvingGround, parallel, score
-from onereward_jax.data.proving_ground.parallel import score_all
+from onereward_jax.proving_ground import ProvingGround, parallel, score
+from onereward_jax.proving_ground.parallel import score_all
 from onereward_jax.tasks import TASKS
 
 

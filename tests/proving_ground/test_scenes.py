@@ -6,8 +6,8 @@ from PIL import Image
 
 from onereward_jax import tasks
 from onereward_jax.data import masks
-from onereward_jax.data.proving_ground import ProvingGround, all_prompts, defects, drawing, photos
 from onereward_jax.data.samples import Sample
+from onereward_jax.proving_ground import ProvingGround, all_prompts, defects, drawing, photos
 
 
 @pytest.fixture(scope="module")
