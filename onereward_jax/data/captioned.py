@@ -16,9 +16,9 @@ from tqdm import tqdm
 from onereward_jax import inputs
 from onereward_jax.configuration import did_you_mean
 from onereward_jax.data import masks
+from onereward_jax.data.bad_records import Skipped
 from onereward_jax.data.buckets import Size
-from onereward_jax.data.samples import Sample
-from onereward_jax.data.skipped import Skipped
+from onereward_jax.data.sample import Sample
 from onereward_jax.errors import UserError
 from onereward_jax.tasks import FIXED_PROMPTS, TASKS
 

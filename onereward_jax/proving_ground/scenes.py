@@ -11,7 +11,7 @@ import numpy as np
 
 from onereward_jax import tasks
 from onereward_jax.data import masks
-from onereward_jax.data.samples import Sample
+from onereward_jax.data.sample import Sample
 from onereward_jax.proving_ground import defects, drawing
 from onereward_jax.proving_ground import photos as photo_store
 from onereward_jax.proving_ground.spec import PALETTE_CHROMA, Scene, Spec, chroma, draw, shape_prompt, word_prompt

@@ -7,7 +7,7 @@ import numpy as np
 
 from onereward_jax import tasks
 from onereward_jax.data import masks
-from onereward_jax.data.samples import Sample
+from onereward_jax.data.sample import Sample
 from onereward_jax.proving_ground import drawing
 
 SIDE_PHRASES = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}

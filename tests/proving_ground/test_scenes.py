@@ -6,7 +6,7 @@ from PIL import Image
 
 from onereward_jax import tasks
 from onereward_jax.data import masks
-from onereward_jax.data.samples import Sample
+from onereward_jax.data.sample import Sample
 from onereward_jax.proving_ground import ProvingGround, all_prompts, defects, drawing, photos
 
 
