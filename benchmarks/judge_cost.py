@@ -33,7 +33,7 @@ from onereward_jax.judge.scoring import prefix_positions
 from onereward_jax.judge.vision import OFFICIAL_SETTINGS, grid_of
 from onereward_jax.proving_ground.tokenizers import write_qwen2_tokenizer
 from onereward_jax.tasks import dimensions_of, question
-from onereward_jax.weights import qwen2_5_vl
+from onereward_jax.weights.names import qwen2_5_vl
 
 OFFICIAL = Path(__file__).parents[1] / "tests" / "goldens" / "qwen2.5-vl-7b-instruct.json"
 LIMIT = 1.3

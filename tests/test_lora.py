@@ -7,7 +7,7 @@ import pytest
 
 from onereward_jax import lora, tree
 from onereward_jax.lora import LoRA
-from onereward_jax.weights import flux
+from onereward_jax.weights.names import flux
 from tests.flow import tiny
 
 

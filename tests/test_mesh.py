@@ -10,7 +10,7 @@ from onereward_jax import mesh as meshes
 from onereward_jax import tree
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.judge.judge import Judge
-from onereward_jax.weights import clip, flux, qwen2_5_vl, t5
+from onereward_jax.weights.names import clip, flux, qwen2_5_vl, t5
 
 
 def test_mesh_must_use_all_devices():

@@ -19,10 +19,10 @@ from onereward_jax.fill.prompts import PromptEncoder
 from onereward_jax.flow import conditioning, sampler
 from onereward_jax.flow.schedule import Shift, sigmas
 from onereward_jax.mesh import batch_sharding, batch_shards, traced_for
-from onereward_jax.weights.export import save_component
+from onereward_jax.weights.adapters import Adapters, is_adapter, with_adapters
 from onereward_jax.weights.hub import model_directory
 from onereward_jax.weights.load import PARAM_DTYPES, load_component, module_from_directory
-from onereward_jax.weights.lora import Adapters, is_adapter, with_adapters
+from onereward_jax.weights.save import save_component
 
 FOLDERS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 OUTPUT_TYPES = ("pil", "array", "np")

@@ -17,7 +17,7 @@ from onereward_jax.errors import UserError
 from onereward_jax.judge import scoring
 from onereward_jax.judge.judge import Judge, unit_range
 from onereward_jax.lora import attach
-from onereward_jax.weights.lora import load_adapters
+from onereward_jax.weights.adapters import load_adapters
 
 MEMBERS = "members"  # beside the base's parameters: adapters, stacked over a leading axis
 
@@ -52,7 +52,7 @@ def ensemble(judge: Judge, adapters: Sequence[str | Path]) -> Judge:
 
     Args:
       judge: the base that all adapters were trained on.
-      adapters: directories, files or repositories, as of `weights.lora.load_adapters`.
+      adapters: directories, files or repositories, as of `weights.adapters.load_adapters`.
 
     Raises:
       FileNotFoundError, ValueError: an adapter is missing, does not fit the judge, adapts other layers or has another

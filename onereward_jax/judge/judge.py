@@ -16,11 +16,11 @@ from onereward_jax.judge import scoring
 from onereward_jax.judge.scoring import ImageTokens
 from onereward_jax.judge.vision import ImageSettings
 from onereward_jax.lora import detach, merge
-from onereward_jax.weights import qwen2_5_vl
-from onereward_jax.weights.export import save_component
+from onereward_jax.weights.adapters import Adapters, with_adapters
 from onereward_jax.weights.hub import model_directory
 from onereward_jax.weights.load import load_component, module_from_directory
-from onereward_jax.weights.lora import Adapters, with_adapters
+from onereward_jax.weights.names import qwen2_5_vl
+from onereward_jax.weights.save import save_component
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 # How the judge was asked in training; an official release has none, and the words of `tasks` are taken.

@@ -28,10 +28,10 @@ from onereward_jax.mesh import batch_sharding, make_mesh, shardings, traced_for
 from onereward_jax.pictures import picture_grid, write_png
 from onereward_jax.training import trainer
 from onereward_jax.training.state import TrainState, create_state, make_optimizer, supervised_step
-from onereward_jax.weights.export import save_component
+from onereward_jax.weights.adapters import save_adapter
 from onereward_jax.weights.hub import model_directory
 from onereward_jax.weights.load import stored_dtype
-from onereward_jax.weights.lora import save_adapter
+from onereward_jax.weights.save import save_component
 
 PICTURES_FILE, HELD_OUT_FILE, SAMPLES = "pictures.json", "held_out.json", "samples"
 _ENCODED_AT_ONCE = 64  # captions

@@ -39,7 +39,7 @@ from onereward_jax.proving_ground.tokenizers import write_qwen2_tokenizer
 from onereward_jax.tasks import CELLS, dimensions_of, question
 from onereward_jax.training import trainer
 from onereward_jax.training.state import TrainState, create_state, make_optimizer, supervised_step
-from onereward_jax.weights.lora import save_adapter
+from onereward_jax.weights.adapters import save_adapter
 
 # A judge and held-out pairs -> (its parameters -> {"accuracy": of all, "<task>/<dimension>": of each cell})
 Watch = Callable[[Judge, Pairs], Callable[[Any], dict[str, float]]]

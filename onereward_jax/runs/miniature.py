@@ -23,10 +23,10 @@ from onereward_jax.proving_ground import ProvingGround, all_prompts
 from onereward_jax.proving_ground.tokenizers import write_clip_tokenizer, write_t5_tokenizer
 from onereward_jax.training import trainer
 from onereward_jax.training.state import create_state, make_optimizer, supervised_step
-from onereward_jax.weights import clip, flux, t5, vae
-from onereward_jax.weights.export import save_component
+from onereward_jax.weights.adapters import save_adapter
 from onereward_jax.weights.load import load_component
-from onereward_jax.weights.lora import save_adapter
+from onereward_jax.weights.names import clip, flux, t5, vae
+from onereward_jax.weights.save import save_component
 
 
 def train_vae(config: ConfigDict, workdir: Path) -> None:

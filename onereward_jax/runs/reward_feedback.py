@@ -24,8 +24,8 @@ from onereward_jax.tasks import NEGATIVE_PROMPT
 from onereward_jax.training import trainer
 from onereward_jax.training.metrics import peak_memory_gib, training_seconds
 from onereward_jax.training.state import TrainState
-from onereward_jax.weights.export import save_component
-from onereward_jax.weights.lora import save_adapter
+from onereward_jax.weights.adapters import save_adapter
+from onereward_jax.weights.save import save_component
 
 # A pipeline -> (parameters of its transformer -> {name: number})
 Watch = Callable[[FillPipeline], Callable[[Any], dict[str, float]]]

@@ -13,9 +13,9 @@ from jax.sharding import Mesh
 from onereward_jax import tree as trees
 from onereward_jax.files import read_json
 from onereward_jax.mesh import sharding_of
-from onereward_jax.weights import tables
 from onereward_jax.weights.kinds import Kind, kind_of
-from onereward_jax.weights.safetensors_file import DTYPES, Tensor, read_header
+from onereward_jax.weights.names import rules
+from onereward_jax.weights.safetensors import DTYPES, Tensor, read_header
 
 PARAM_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -53,9 +53,9 @@ def load_component(
     param_dtype = param_dtype_of(dtype)
     module = module_from_directory(directory, kind, fields)
     weights, shapes = component.module(), param_shapes(module, kind)
-    tensors = _checked(directory, component, tables.official_shapes(weights.TABLE, shapes))
+    tensors = _checked(directory, component, rules.official_shapes(weights.TABLE, shapes))
     place = None if mesh is None else functools.partial(_on_mesh, mesh)
-    return module, tables.from_official(weights.TABLE, shapes, lambda name: tensors[name].read(), param_dtype, place)
+    return module, rules.from_official(weights.TABLE, shapes, lambda name: tensors[name].read(), param_dtype, place)
 
 
 def _on_mesh(mesh: Mesh, path: str, shape: tuple[int, ...], part: Callable[[Any], np.ndarray]) -> jax.Array:

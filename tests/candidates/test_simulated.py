@@ -14,7 +14,7 @@ from onereward_jax.inputs import read_image
 from onereward_jax.judge.pairs import label_row, read_pairs
 from onereward_jax.proving_ground import ProvingGround, score
 from onereward_jax.tasks import TASKS, dimensions_of
-from onereward_jax.weights.export import save_component
+from onereward_jax.weights.save import save_component
 
 
 @pytest.fixture(scope="module")

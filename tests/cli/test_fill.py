@@ -17,8 +17,9 @@ from onereward_jax.runs.export import COMFYUI_FILE
 from onereward_jax.tasks import EXTEND_PROMPT, REMOVAL_PROMPT
 from onereward_jax.training.checkpoint import Checkpointer
 from onereward_jax.training.state import create_state, make_optimizer
-from onereward_jax.weights import bfl, flux, tables
+from onereward_jax.weights import bfl
 from onereward_jax.weights.load import load_component
+from onereward_jax.weights.names import flux, rules
 from tests.flow import tiny
 
 HEIGHT, WIDTH = 16, 24
@@ -226,9 +227,9 @@ def test_comfyui_gets_one_file_and_a_workflow(files, run, tmp_path):
         ["README.md", COMFYUI_FILE, "workflow.json", "reward.png"]
     )
     _, params = load_component(files / "model" / "transformer", "transformer")
-    shapes = tables.official_shapes(flux.TABLE, params)
+    shapes = rules.official_shapes(flux.TABLE, params)
     read = bfl.split(bfl.fused_names(shapes), shapes, load_file(out / COMFYUI_FILE).__getitem__)
-    for name, tensor in tables.official_tensors(flux.TABLE, params).items():
+    for name, tensor in rules.official_tensors(flux.TABLE, params).items():
         np.testing.assert_array_equal(read(name), tensor() + 1, err_msg=name)
     nodes = json.loads((out / "workflow.json").read_text())
     links = [value for node in nodes.values() for value in node["inputs"].values() if isinstance(value, list)]

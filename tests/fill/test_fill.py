@@ -16,8 +16,8 @@ from onereward_jax.fill import pipeline as flow_pipeline
 from onereward_jax.flow import conditioning
 from onereward_jax.mesh import make_mesh
 from onereward_jax.proving_ground import ProvingGround
+from onereward_jax.weights.adapters import load_adapters, save_adapter, with_adapters
 from onereward_jax.weights.load import load_component
-from onereward_jax.weights.lora import load_adapters, save_adapter, with_adapters
 from tests.flow import tiny
 
 HEIGHT, WIDTH = 16, 24
@@ -175,7 +175,7 @@ def test_text_encoders_can_go_once_the_prompts_are_encoded(directory, pipeline, 
 
 
 def test_another_transformer(pipeline, directory, image, mask, tmp_path):
-    from onereward_jax.weights.export import save_component
+    from onereward_jax.weights.save import save_component
 
     other = jax.tree.map(lambda x: x + 0.05, pipeline.params["transformer"])
     save_component(tmp_path / "policy", "transformer", pipeline.transformer, other)

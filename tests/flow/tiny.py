@@ -10,7 +10,7 @@ from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.fill.prompts import PromptEncoder
 from onereward_jax.flow.schedule import Shift
 from onereward_jax.proving_ground import tokenizers
-from onereward_jax.weights import clip, flux, t5, vae
+from onereward_jax.weights.names import clip, flux, t5, vae
 from tests.random_params import random_params
 
 PROMPTS = ["a small red circle", "remove", 'the word "SUN"', "a large blue square", ""]

@@ -9,7 +9,7 @@ from onereward_jax.errors import UserError
 from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.ensemble import ensemble
 from onereward_jax.judge.judge import Judge
-from onereward_jax.weights.lora import save_adapter
+from onereward_jax.weights.adapters import save_adapter
 from tests.judge import tiny
 
 LAYERS = "layers/(self_attn|mlp)/"

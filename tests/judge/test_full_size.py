@@ -13,8 +13,8 @@ from onereward_jax.configuration import load_config
 from onereward_jax.runs.judge import model_config
 from onereward_jax.training.state import create_state, make_optimizer
 from onereward_jax.validation import validate
-from onereward_jax.weights import qwen2_5_vl as weights
-from onereward_jax.weights.tables import official_shapes
+from onereward_jax.weights.names import qwen2_5_vl as weights
+from onereward_jax.weights.names.rules import official_shapes
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "goldens" / "qwen2.5-vl-7b-instruct.json"

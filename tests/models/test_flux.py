@@ -13,8 +13,8 @@ from onereward_jax import tree as trees
 from onereward_jax.mesh import activation_axes, make_mesh, shardings
 from onereward_jax.models import rope
 from onereward_jax.models.flux import modulate
-from onereward_jax.weights import flux, tables
 from onereward_jax.weights.load import param_shapes
+from onereward_jax.weights.names import flux, rules
 from tests.random_params import random_params
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "goldens" / "flux.1-fill-dev.transformer.json").read_text())
@@ -55,7 +55,7 @@ def inputs(batch=2, seed=0):
 def test_the_full_size_has_every_official_tensor():
     module = flux.module_from_config(GOLDEN["config"])
     shapes = param_shapes(module, "transformer")
-    official = tables.official_shapes(flux.TABLE, shapes)
+    official = rules.official_shapes(flux.TABLE, shapes)
     assert official == {name: tuple(shape) for name, shape in GOLDEN["tensors"].items()}
     assert trees.count(shapes) == GOLDEN["parameters"]
 

@@ -8,8 +8,8 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 safetensors_torch = pytest.importorskip("safetensors.torch")
 
-from onereward_jax.weights import flux  # noqa: E402
 from onereward_jax.weights.bfl import save_bfl  # noqa: E402
+from onereward_jax.weights.names import flux  # noqa: E402
 from tests.parity import compare, test_flux  # noqa: E402
 
 

@@ -11,8 +11,8 @@ pytest.importorskip("diffusers")
 
 import safetensors.numpy  # noqa: E402
 
-from onereward_jax.weights import clip as weights  # noqa: E402
-from onereward_jax.weights.tables import to_official  # noqa: E402
+from onereward_jax.weights.names import clip as weights  # noqa: E402
+from onereward_jax.weights.names.rules import to_official  # noqa: E402
 from tests.parity import compare  # noqa: E402
 
 LENGTH = 11

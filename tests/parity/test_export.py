@@ -8,9 +8,9 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-from onereward_jax.weights import flux, vae  # noqa: E402
-from onereward_jax.weights.export import save_component  # noqa: E402
 from onereward_jax.weights.load import load_component  # noqa: E402
+from onereward_jax.weights.names import flux, vae  # noqa: E402
+from onereward_jax.weights.save import save_component  # noqa: E402
 from tests.parity import compare, test_flux, test_vae  # noqa: E402
 
 CASES = {

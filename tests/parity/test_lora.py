@@ -17,9 +17,9 @@ from diffusers.loaders.lora_pipeline import FluxLoraLoaderMixin  # noqa: E402
 from onereward_jax import lora, tree  # noqa: E402
 from onereward_jax.judge import question  # noqa: E402
 from onereward_jax.judge.judge import Judge  # noqa: E402
-from onereward_jax.weights import flux, tables  # noqa: E402
+from onereward_jax.weights.adapters import load_adapters, save_adapter, with_adapters  # noqa: E402
 from onereward_jax.weights.load import param_shapes  # noqa: E402
-from onereward_jax.weights.lora import load_adapters, save_adapter, with_adapters  # noqa: E402
+from onereward_jax.weights.names import flux, rules  # noqa: E402
 from tests.judge import tiny  # noqa: E402
 from tests.parity import compare, test_flux, test_qwen2_5_vl  # noqa: E402
 
@@ -184,7 +184,7 @@ def assert_equals_conversion(adapter, converted):
     """The factors are diffusers', to the bit; it has a factor of its own in A and not in B."""
     for number, factor in enumerate(("lora_A", "lora_B")):
         kernels = tree.unflatten({f"{path}/kernel": ab[number] for path, ab in lora.factors(adapter).items()})
-        for name, array in tables.to_official(flux.TABLE, kernels):
+        for name, array in rules.to_official(flux.TABLE, kernels):
             key = f"transformer.{name.removesuffix('.weight')}.{factor}.weight"
             np.testing.assert_array_equal(array, converted.pop(key).numpy(), err_msg=key)
     assert not converted

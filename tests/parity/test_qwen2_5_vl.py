@@ -18,9 +18,9 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from onereward_jax.judge import question, scoring  # noqa: E402
 from onereward_jax.judge.judge import Judge  # noqa: E402
 from onereward_jax.judge.vision import ImageSettings, grid_of, preprocess  # noqa: E402
-from onereward_jax.weights import qwen2_5_vl as weights  # noqa: E402
-from onereward_jax.weights.export import save_component  # noqa: E402
 from onereward_jax.weights.load import load_component  # noqa: E402
+from onereward_jax.weights.names import qwen2_5_vl as weights  # noqa: E402
+from onereward_jax.weights.save import save_component  # noqa: E402
 from tests.judge import tiny  # noqa: E402
 from tests.parity import compare  # noqa: E402
 

@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-from onereward_jax.weights import vae  # noqa: E402
+from onereward_jax.weights.names import vae  # noqa: E402
 from tests.parity import compare  # noqa: E402
 
 CONFIG = {

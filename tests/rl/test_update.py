@@ -14,10 +14,10 @@ from onereward_jax.errors import UserError
 from onereward_jax.rl import build as updates
 from onereward_jax.rl.step import StepConfig
 from onereward_jax.validation import validate
-from onereward_jax.weights import flux, qwen2_5_vl, vae
 from onereward_jax.weights.load import param_shapes
+from onereward_jax.weights.names import flux, qwen2_5_vl, vae
+from onereward_jax.weights.names.rules import official_shapes
 from onereward_jax.weights.official import official_module
-from onereward_jax.weights.tables import official_shapes
 
 ROOT = Path(__file__).parents[2]
 FLUX_FILL = ROOT / "configs" / "flux_fill.py"

@@ -10,7 +10,7 @@ from onereward_jax.judge.batches import question_batch
 from onereward_jax.rl.step import Frozen, StepConfig, make_step
 from onereward_jax.tasks import TASKS
 from onereward_jax.training.state import TrainState, create_state, make_optimizer
-from onereward_jax.weights import flux, vae
+from onereward_jax.weights.names import flux, vae
 from tests.judge import tiny as tiny_judge
 from tests.random_params import random_params
 

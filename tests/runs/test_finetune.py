@@ -23,8 +23,8 @@ from onereward_jax.lora import LoRA, factors
 from onereward_jax.runs.finetune import Samples
 from onereward_jax.training.state import create_state, make_optimizer, supervised_step
 from onereward_jax.validation import validate
-from onereward_jax.weights import flux, vae
 from onereward_jax.weights.load import load_component, param_shapes
+from onereward_jax.weights.names import flux, vae
 
 WEIGHTS, LORA = "diffusion_pytorch_model.safetensors", "pytorch_lora_weights.safetensors"
 ROOT = Path(__file__).resolve().parents[2]

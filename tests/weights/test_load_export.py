@@ -14,10 +14,11 @@ from safetensors.numpy import load_file, save_file
 
 from onereward_jax import tree as trees
 from onereward_jax.mesh import make_mesh
-from onereward_jax.weights import clip, flux, load, qwen2_5_vl, t5, tables, vae
-from onereward_jax.weights.export import save_component
+from onereward_jax.weights import load
 from onereward_jax.weights.kinds import KINDS
 from onereward_jax.weights.load import load_component, module_from_directory
+from onereward_jax.weights.names import clip, flux, qwen2_5_vl, rules, t5, vae
+from onereward_jax.weights.save import save_component
 
 FLUX = flux.module_from_config(
     {
@@ -305,7 +306,7 @@ def test_every_mismatch_is_in_one_message(copy):
 
 def test_many_mismatches_are_counted(copy):
     save_file({"a": np.zeros(1, np.float32)}, copy / "diffusion_pytorch_model.safetensors")
-    total = len(tables.official_shapes(flux.TABLE, random_params("transformer")))
+    total = len(rules.official_shapes(flux.TABLE, random_params("transformer")))
     with pytest.raises(ValueError, match=f"and {total - 8} more; unexpected: a"):
         load_component(copy, "transformer")
 
@@ -446,7 +447,7 @@ def test_a_failed_export_leaves_the_earlier_one(copy, monkeypatch):
     def fail(*args, **kwargs):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("onereward_jax.weights.export.write", fail)
+    monkeypatch.setattr("onereward_jax.weights.save.write", fail)
     with pytest.raises(OSError, match="no space"):
         save_component(copy, "transformer", FLUX, random_params("transformer", seed=1))
     assert_equal_trees(load_component(copy, "transformer")[1], random_params("transformer"))

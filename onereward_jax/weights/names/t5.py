@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from onereward_jax.models.t5 import T5Encoder
-from onereward_jax.weights.tables import Rule, Table
+from onereward_jax.weights.names.rules import Rule, Table
 
 TABLE: Table = (
     Rule(r"shared/embedding", r"shared.weight"),

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from onereward_jax.models.vae import AutoencoderKL
-from onereward_jax.weights.tables import Layout, Rule, Table
+from onereward_jax.weights.names.rules import Layout, Rule, Table
 
 
 def _layer(path: str, name: str, layout: Layout) -> tuple[Rule, Rule]:

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from onereward_jax.models.clip import CLIPTextEncoder
-from onereward_jax.weights.tables import Rule, Table
+from onereward_jax.weights.names.rules import Rule, Table
 
 TABLE: Table = (
     Rule(r"embeddings/(\w+)/embedding", r"text_model.embeddings.\1.weight"),

@@ -9,10 +9,10 @@ import numpy as np
 
 from onereward_jax import tree as trees
 from onereward_jax.files import whole_directory, write_json
-from onereward_jax.weights import tables
 from onereward_jax.weights.kinds import kind_of
 from onereward_jax.weights.load import param_dtype_of, param_shapes
-from onereward_jax.weights.safetensors_file import write
+from onereward_jax.weights.names import rules
+from onereward_jax.weights.safetensors import write
 
 # diffusers asks for a version: the first whose configuration has all fields that we write.
 _DIFFUSERS_VERSION = "0.36.0"
@@ -63,12 +63,12 @@ def save_component(
 
 
 def _write_weights(
-    directory: Path, stem: str, table: tables.Table, params: trees.Tree, dtype: np.dtype, max_shard_bytes: int
+    directory: Path, stem: str, table: rules.Table, params: trees.Tree, dtype: np.dtype, max_shard_bytes: int
 ) -> None:
-    shapes = tables.official_shapes(table, params)
+    shapes = rules.official_shapes(table, params)
     sizes = {name: int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for name, shape in shapes.items()}
     shards = _split(sizes, max_shard_bytes)
-    tensors = tables.to_official(table, params)  # one iterator over all shards, in the order of shapes
+    tensors = rules.to_official(table, params)  # one iterator over all shards, in the order of shapes
     if len(shards) == 1:
         write(directory / f"{stem}.safetensors", shapes, tensors, dtype, {"format": "pt"})
         return

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from onereward_jax.models.qwen2_5_vl import Qwen2_5_VL, TextModel, VisionTransformer
-from onereward_jax.weights.tables import Rule, Table
+from onereward_jax.weights.names.rules import Rule, Table
 
 TABLE: Table = (
     Rule(r"visual/patch_embed/proj/kernel", r"visual.patch_embed.proj.weight", "linear"),

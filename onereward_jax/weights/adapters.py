@@ -15,11 +15,12 @@ import numpy as np
 from onereward_jax import lora
 from onereward_jax import tree as trees
 from onereward_jax.files import read_json, whole_directory, write_json
-from onereward_jax.weights import bfl, lora_names, tables
+from onereward_jax.weights import bfl
 from onereward_jax.weights.hub import model_directory
 from onereward_jax.weights.kinds import kind_of
 from onereward_jax.weights.load import listed
-from onereward_jax.weights.safetensors_file import DTYPES, Tensor, read_header, read_metadata, write
+from onereward_jax.weights.names import adapters, rules
+from onereward_jax.weights.safetensors import DTYPES, Tensor, read_header, read_metadata, write
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -103,7 +104,7 @@ def save_adapter(
     tensors: dict[str, np.ndarray] = {}
     for number, factor in enumerate(("lora_A", "lora_B")):
         kernels = trees.unflatten({f"{path}/kernel": ab[number] for path, ab in pairs.items()})
-        for name, array in tables.to_official(module.TABLE, kernels):
+        for name, array in rules.to_official(module.TABLE, kernels):
             name = f"{prefix}{peft_name(name.removesuffix('.weight'))}.{factor}.weight"
             shapes[name], tensors[name] = array.shape, array
     config = _peft_config(module.TABLE, pairs, peft_name)
@@ -125,12 +126,12 @@ def is_adapter(directory: str | Path) -> bool:
 # -------------------------------------------------------------------------------------------------------- writing
 
 
-def _peft_config(table: tables.Table, pairs: dict[str, tuple[np.ndarray, np.ndarray]], peft_name: Any) -> dict:
+def _peft_config(table: rules.Table, pairs: dict[str, tuple[np.ndarray, np.ndarray]], peft_name: Any) -> dict:
     """Fields of PEFT's `LoraConfig`, with regular expressions that match the adapter's layers and no others: PEFT would
     take a list's "proj_out" for every layer whose name ends so."""
     patterns, ranks = {}, {path: a.shape[-1] for path, (a, _) in pairs.items()}
     for path in pairs:
-        name = peft_name(tables.official_name(table, f"{path}/kernel").removesuffix(".weight"))
+        name = peft_name(rules.official_name(table, f"{path}/kernel").removesuffix(".weight"))
         patterns[path] = r"\d+".join(re.escape(part) for part in name.split("{layer}"))
     rank = collections.Counter(ranks.values()).most_common(1)[0][0]
     others = {f"^{patterns[path]}": other for path, other in ranks.items() if other != rank}
@@ -228,7 +229,7 @@ def _places(kind: str, params: trees.Tree) -> dict[str, _Place]:
     """{official name of a layer: its place}."""
     table, places = kind_of(kind).module().TABLE, {}
     for path, kernel in lora.layers(params).items():
-        name = tables.official_name(table, f"{path}/kernel").removesuffix(".weight")
+        name = rules.official_name(table, f"{path}/kernel").removesuffix(".weight")
         if "{layer}" in name:
             for layer in range(kernel.shape[0]):
                 places[name.format(layer=layer)] = _Place(path, layer, kernel.shape[1:])
@@ -242,7 +243,7 @@ def _names(kind: str, places: dict[str, _Place]) -> dict[str, tuple[list[_Place]
     names = {name: ([place], False) for name, place in places.items()}
     if kind == "transformer":
         layers = range(1 + max((place.layer or 0 for place in places.values()), default=0))
-        for theirs, ours in lora_names.FLUX.items():
+        for theirs, ours in adapters.FLUX.items():
             for layer in layers if "{layer}" in theirs else (0,):
                 official = [name.format(layer=layer) for name in ours]
                 if all(name in places for name in official):
@@ -311,7 +312,7 @@ def _scale(config: dict[str, Any], alpha: Tensor | None, rank: int, kind: str, p
     if "lora_alpha" not in config:
         return np.float32(1)
     module = kind_of(kind).module()
-    name = tables.official_name(module.TABLE, f"{place.path}/kernel").removesuffix(".weight").format(layer=place.layer)
+    name = rules.official_name(module.TABLE, f"{place.path}/kernel").removesuffix(".weight").format(layer=place.layer)
     name = getattr(module, "nested_name", lambda name: name)(name)
     # As `peft.utils.get_pattern_key`.
     patterns = config.get("alpha_pattern") or {}

@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from onereward_jax.models.flux import FluxTransformer
-from onereward_jax.weights.tables import Rule, Table
+from onereward_jax.weights.names.rules import Rule, Table
 
 
 def _linear(path: str, name: str) -> tuple[Rule, Rule]:

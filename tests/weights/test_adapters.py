@@ -6,7 +6,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from onereward_jax import lora
-from onereward_jax.weights.lora import is_adapter, load_adapters, save_adapter, with_adapters
+from onereward_jax.weights.adapters import is_adapter, load_adapters, save_adapter, with_adapters
 from tests.flow import tiny
 
 Q = "transformer.transformer_blocks.0.attn.to_q"
