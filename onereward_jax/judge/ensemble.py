@@ -16,7 +16,7 @@ from onereward_jax import tree as trees
 from onereward_jax.errors import UserError
 from onereward_jax.judge import scoring
 from onereward_jax.judge.judge import Judge, unit_range
-from onereward_jax.lora import attach
+from onereward_jax.models.lora import attach
 from onereward_jax.weights.adapters import load_adapters
 
 MEMBERS = "members"  # beside the base's parameters: adapters, stacked over a leading axis

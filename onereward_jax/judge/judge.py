@@ -15,7 +15,7 @@ from onereward_jax.judge import question as questions
 from onereward_jax.judge import scoring
 from onereward_jax.judge.scoring import ImageTokens
 from onereward_jax.judge.vision import ImageSettings
-from onereward_jax.lora import detach, merge
+from onereward_jax.models.lora import detach, merge
 from onereward_jax.weights.adapters import Adapters, with_adapters
 from onereward_jax.weights.hub import model_directory
 from onereward_jax.weights.load import load_component, module_from_directory

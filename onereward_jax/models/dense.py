@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from onereward_jax import lora
+from onereward_jax.models import lora
 
 
 class Dense(nn.Dense):
-    """`x·kernel + bias`, and `+ (x·lora_a)·lora_b` where `lora.attach` has put an adapter among the parameters."""
+    """`x·kernel + bias`, and `+ (x·lora_a)·lora_b` where `models.lora.attach` has put an adapter."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
         y = super().__call__(x)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from onereward_jax.flow.schedule import Shift
 from onereward_jax.judge.batches import MAX_DIMENSIONS
-from onereward_jax.lora import LoRA
+from onereward_jax.models.lora import LoRA
 from onereward_jax.rl.step import Frozen, JudgeApply, StepConfig, make_step
 from onereward_jax.training.state import TrainState, create_state, make_optimizer
 

@@ -10,7 +10,7 @@ import jax
 from onereward_jax.errors import UserError
 from onereward_jax.files import hold, read_json, whole_directory, write_json, write_text
 from onereward_jax.fill.pipeline import FOLDERS
-from onereward_jax.lora import LoRA, merge
+from onereward_jax.models.lora import LoRA, merge
 from onereward_jax.runs.finetune import PICTURES_FILE, SAMPLES
 from onereward_jax.tasks import NEGATIVE_PROMPT, REMOVAL_PROMPT
 from onereward_jax.training.checkpoint import Checkpointer

@@ -32,7 +32,7 @@ from onereward_jax.judge.pairs import (
     read_pairs,
     text_free,
 )
-from onereward_jax.lora import LoRA
+from onereward_jax.models.lora import LoRA
 from onereward_jax.proving_ground import ProvingGround, all_prompts
 from onereward_jax.proving_ground.synthetic_pairs import plant_pair
 from onereward_jax.proving_ground.tokenizers import write_qwen2_tokenizer

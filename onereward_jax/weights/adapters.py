@@ -1,6 +1,6 @@
 """Adapters in files: FLUX in the naming of diffusers/PEFT, kohya, XLabs and Black Forest Labs, the judge in PEFT's.
 
-`with_adapters` is for who loads a model, `load_adapters` with `lora.attach` or `lora.merge` for the rest.
+`with_adapters` is for who loads a model, `load_adapters` with `models.lora.attach` or `models.lora.merge` for the rest.
 """
 
 import collections
@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from onereward_jax import lora
 from onereward_jax import tree as trees
 from onereward_jax.files import read_json, whole_directory, write_json
+from onereward_jax.models import lora
 from onereward_jax.weights import bfl
 from onereward_jax.weights.hub import model_directory
 from onereward_jax.weights.kinds import kind_of
@@ -49,7 +49,7 @@ class _Place(NamedTuple):
 
 
 def load_adapters(kind: str, params: trees.Tree, adapters: Sequence[tuple[str | Path, float]]) -> trees.Tree:
-    """Several adapters as one, each by its weight, for `lora.attach` and `lora.merge`.
+    """Several adapters as one, each by its weight, for `models.lora.attach` and `models.lora.merge`.
 
     Args:
       kind: component that they are for: "transformer", "judge", "text_encoder" or "text_encoder_2". What a file holds
@@ -93,7 +93,7 @@ def save_adapter(
     Args:
       kind: "transformer": pytorch_lora_weights.safetensors, as diffusers' `load_lora_weights` takes it; "judge":
         adapter_model.safetensors and adapter_config.json, as PEFT takes them.
-      scale: of A·B, see `lora.attach`.
+      scale: of A·B, see `models.lora.attach`.
       base: the model that it is for, a note for PEFT.
     """
     module = kind_of(kind).module()

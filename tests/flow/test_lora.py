@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 
-from onereward_jax import lora
 from onereward_jax.flow import losses
+from onereward_jax.models import lora
 from onereward_jax.training.state import create_state, make_optimizer, supervised_step
 from tests.flow import tiny
 

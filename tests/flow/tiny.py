@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from onereward_jax import lora, tree
+from onereward_jax import tree
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.fill.prompts import PromptEncoder
 from onereward_jax.flow.schedule import Shift
+from onereward_jax.models import lora
 from onereward_jax.proving_ground import tokenizers
 from onereward_jax.weights.names import clip, flux, t5, vae
 from tests.random_params import random_params

@@ -4,11 +4,12 @@ import jax
 import numpy as np
 import pytest
 
-from onereward_jax import lora, tree
+from onereward_jax import tree
 from onereward_jax.errors import UserError
 from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.ensemble import ensemble
 from onereward_jax.judge.judge import Judge
+from onereward_jax.models import lora
 from onereward_jax.weights.adapters import save_adapter
 from tests.judge import tiny
 

@@ -6,8 +6,8 @@ import numpy as np
 import optax
 import pytest
 
-from onereward_jax import lora
 from onereward_jax.judge.objective import make_loss, preference_loss
+from onereward_jax.models import lora
 from onereward_jax.tasks import CELLS
 from onereward_jax.training.state import create_state, supervised_step
 from tests.judge import tiny

@@ -17,9 +17,10 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
-from onereward_jax import FillPipeline, lora  # noqa: E402
+from onereward_jax import FillPipeline  # noqa: E402
 from onereward_jax.fill.pipeline import latent_shape  # noqa: E402
 from onereward_jax.flow import conditioning, sampler  # noqa: E402
+from onereward_jax.models import lora  # noqa: E402
 from onereward_jax.weights.adapters import save_adapter  # noqa: E402
 from tests.flow import tiny  # noqa: E402
 from tests.parity import compare  # noqa: E402

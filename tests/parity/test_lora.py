@@ -14,9 +14,10 @@ import safetensors.torch  # noqa: E402
 from diffusers.loaders import lora_conversion_utils  # noqa: E402
 from diffusers.loaders.lora_pipeline import FluxLoraLoaderMixin  # noqa: E402
 
-from onereward_jax import lora, tree  # noqa: E402
+from onereward_jax import tree  # noqa: E402
 from onereward_jax.judge import question  # noqa: E402
 from onereward_jax.judge.judge import Judge  # noqa: E402
+from onereward_jax.models import lora  # noqa: E402
 from onereward_jax.weights.adapters import load_adapters, save_adapter, with_adapters  # noqa: E402
 from onereward_jax.weights.load import param_shapes  # noqa: E402
 from onereward_jax.weights.names import flux, rules  # noqa: E402

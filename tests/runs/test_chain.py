@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from onereward_jax import lora, tree
+from onereward_jax import tree
 from onereward_jax.cli import main as cli
 from onereward_jax.fill.pipeline import FillPipeline, load_transformer
 from onereward_jax.judge.judge import Judge
+from onereward_jax.models import lora
 from onereward_jax.tasks import CELLS, DIMENSIONS, TASKS
 from onereward_jax.weights.adapters import load_adapters
 from onereward_jax.weights.load import load_component

@@ -19,7 +19,7 @@ from onereward_jax.data.captioned import Captioned
 from onereward_jax.fill.pipeline import load_transformer
 from onereward_jax.flow.losses import fill_loss
 from onereward_jax.flow.schedule import Shift
-from onereward_jax.lora import LoRA, factors
+from onereward_jax.models.lora import LoRA, factors
 from onereward_jax.runs.finetune import Samples
 from onereward_jax.training.state import create_state, make_optimizer, supervised_step
 from onereward_jax.validation import validate

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from onereward_jax import lora
+from onereward_jax.models import lora
 from onereward_jax.weights.adapters import is_adapter, load_adapters, save_adapter, with_adapters
 from tests.flow import tiny
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from onereward_jax import lora, tree
-from onereward_jax.lora import LoRA
+from onereward_jax import tree
+from onereward_jax.models import lora
+from onereward_jax.models.lora import LoRA
 from onereward_jax.weights.names import flux
 from tests.flow import tiny
 
