@@ -13,13 +13,13 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from onereward_jax import inputs
 from onereward_jax.configuration import did_you_mean
 from onereward_jax.data import masks
 from onereward_jax.data.bad_records import Skipped
 from onereward_jax.data.buckets import Size
 from onereward_jax.data.sample import Sample
 from onereward_jax.errors import UserError
+from onereward_jax.images import reading
 from onereward_jax.tasks import FIXED_PROMPTS, TASKS
 
 METADATA = "metadata.jsonl"  # as of the `datasets` library's ImageFolder
@@ -65,7 +65,7 @@ def read_captioned(path: Path, caption: str = "", bad_share: float = 0.0, num_th
         raise FileNotFoundError(f"there is no folder {path} of pictures: check data.path")
     found: list[Captioned | str] = list(_listed(path, caption))
     if not found:
-        raise UserError(f"{path} holds no picture ({', '.join(inputs.PICTURES)}): give another data.path")
+        raise UserError(f"{path} holds no picture ({', '.join(reading.PICTURES)}): give another data.path")
     if all(isinstance(item, Captioned) and not item.caption and item.tasks == _ANY_TASK for item in found):
         raise UserError(
             f"no picture of {path} has a caption: write NAME.txt beside each, or {METADATA}, or one for all in"
@@ -93,9 +93,9 @@ def _checked(item: Captioned | str) -> Captioned | str:
     try:
         if not item.caption and not all(task in FIXED_PROMPTS for task in item.tasks):
             raise UserError(f"it has no caption: write {item.image.stem}.txt beside it, or set data.caption")
-        image = inputs.read_image(item.image)
+        image = reading.read_image(item.image)
         if item.mask is not None:
-            inputs.check_size(image, inputs.read_mask(item.mask), (str(item.image), str(item.mask)))
+            reading.check_size(image, reading.read_mask(item.mask), (str(item.image), str(item.mask)))
     except OSError as error:
         return f"{error.filename} can't be opened ({error.strerror}): check the path"
     except ValueError as error:
@@ -119,7 +119,7 @@ def _listed(path: Path, caption: str) -> Iterator[Captioned | str]:
         return
     if not path.is_dir():
         raise UserError(f"{path} is neither a folder of pictures nor a .jsonl file: give another data.path")
-    files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in inputs.PICTURES and file.is_file()]
+    files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in reading.PICTURES and file.is_file()]
     given = {file: mask for file in files if (mask := _mask_beside(file)) is not None}
     masks_there = set(given.values())
     for file in files:
@@ -138,7 +138,7 @@ def _text(file: Path) -> str:
 
 def _mask_beside(image: Path) -> Path | None:
     """NAME_mask.* beside the picture, or masks/NAME.* in its folder."""
-    for suffix in inputs.PICTURES:
+    for suffix in reading.PICTURES:
         for mask in (image.with_name(f"{image.stem}_mask{suffix}"), image.parent / "masks" / f"{image.stem}{suffix}"):
             if mask.is_file():
                 return mask
@@ -220,7 +220,7 @@ def _covering_size(source: Size, size: Size) -> Size:
 
 @functools.lru_cache(maxsize=_CACHED)
 def _covering(path: Path, size: Size) -> np.ndarray:
-    image = inputs.read_image(path)
+    image = reading.read_image(path)
     height, width = _covering_size(image.shape[:2], size)
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
 
@@ -228,7 +228,7 @@ def _covering(path: Path, size: Size) -> np.ndarray:
 @functools.lru_cache(maxsize=_CACHED)
 def _covering_mask(path: Path, size: Size) -> np.ndarray:
     """Every pixel is asked for that has a part in the mask: none of it may stay in sight."""
-    mask = inputs.read_mask(path)
+    mask = reading.read_mask(path)
     height, width = _covering_size(mask.shape[:2], size)
     shares = Image.fromarray(mask.astype(np.float32)).resize((width, height), Image.Resampling.BOX)
     return (np.asarray(shares) > 0).astype(np.uint8)

@@ -21,11 +21,11 @@ from onereward_jax.evaluation.while_training import FIRST_SCENE
 from onereward_jax.files import write_json
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.flow import conditioning
+from onereward_jax.images.image_grid import mask_overlay, picture_grid, write_png
 from onereward_jax.judge.augment import noise_together, shift_together
 from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.ensemble import ensemble
 from onereward_jax.judge.judge import Judge
-from onereward_jax.pictures import mask_overlay, picture_grid, write_png
 from onereward_jax.proving_ground import ProvingGround
 from onereward_jax.proving_ground.parallel import score_all
 from onereward_jax.rl.objective import reward_loss

@@ -19,7 +19,7 @@ from onereward_jax.evaluation.judge_predictions import batches_of
 from onereward_jax.files import write_json
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.flow import conditioning
-from onereward_jax.pictures import mask_overlay, picture_grid, write_png
+from onereward_jax.images.image_grid import mask_overlay, picture_grid, write_png
 from onereward_jax.proving_ground import ProvingGround, overall
 from onereward_jax.proving_ground.parallel import score_all
 

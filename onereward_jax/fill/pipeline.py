@@ -12,12 +12,13 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from PIL import Image
 
-from onereward_jax import inputs, processes
+from onereward_jax import processes
 from onereward_jax.errors import UserError, in_memory
 from onereward_jax.files import read_json, whole_directory, write_json
 from onereward_jax.fill.prompts import PromptEncoder
 from onereward_jax.flow import conditioning, sampler
 from onereward_jax.flow.schedule import Shift, sigmas
+from onereward_jax.images import reading
 from onereward_jax.mesh import batch_sharding, batch_shards, traced_for
 from onereward_jax.weights.adapters import Adapters, is_adapter, with_adapters
 from onereward_jax.weights.hub import model_directory
@@ -172,10 +173,10 @@ class FillPipeline:
         true_cfg_scale = true_cfg_scale if true_cfg is None else true_cfg
         if not np.isfinite([guidance_scale, true_cfg_scale]).all():
             raise UserError(f"guidance {guidance_scale} and true guidance {true_cfg_scale} have to be finite numbers")
-        many = inputs.broadcast(
+        many = reading.broadcast(
             {
-                "image": inputs.read_images(image),
-                "mask_image": inputs.read_masks(mask_image),
+                "image": reading.read_images(image),
+                "mask_image": reading.read_masks(mask_image),
                 "prompt": _texts(prompt),
                 "negative_prompt": _texts(negative_prompt),
             }
@@ -183,7 +184,7 @@ class FillPipeline:
         count, height, width = _check_pictures(many["image"], many["mask_image"])
         multiple = 2 * conditioning.vae_factor(self.vae)
         images, masks = (
-            np.stack([inputs.pad_to_multiple(array, multiple) for array in many[name]])
+            np.stack([reading.pad_to_multiple(array, multiple) for array in many[name]])
             for name in ("image", "mask_image")
         )
         shape = (count, *latent_shape(self.vae, *images.shape[1:3]))
@@ -349,7 +350,7 @@ def _check_pictures(images: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -
     """
     for number, (image, mask) in enumerate(zip(images, masks, strict=True)):
         one = len(images) == 1
-        inputs.check_size(image, mask, ("the image", "the mask") if one else (f"image {number}", f"mask {number}"))
+        reading.check_size(image, mask, ("the image", "the mask") if one else (f"image {number}", f"mask {number}"))
     sizes = {image.shape[:2] for image in images}
     if len(sizes) > 1:
         shown = ", ".join(f"{width}x{height}" for height, width in sorted(sizes))

@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from onereward_jax import inputs, tasks
+from onereward_jax import tasks
 from onereward_jax.errors import UserError
+from onereward_jax.images import reading
 
 _FIELDS = ("image", "mask", "prompt", "negative_prompt", "task", "extend")
 
@@ -48,7 +49,7 @@ class Request:
         if task not in tasks.TASKS:
             raise UserError(f"unknown task {task!r}: choose one of {', '.join(tasks.TASKS)}")
         if self.extend:
-            inputs.parse_sides(self.extend)
+            reading.parse_sides(self.extend)
         if (self.mask is None) == (self.extend is None):
             given = "both a mask and sides to extend" if self.mask else "neither a mask nor sides to extend"
             raise UserError(f"there are {given}: give one of --mask and --extend")
@@ -63,12 +64,12 @@ class Request:
         Raises:
           FileNotFoundError, UserError: a file is missing or can't be read, or they do not fit together.
         """
-        image = inputs.read_image(self.image)
+        image = reading.read_image(self.image)
         if self.extend:
-            return inputs.extend(image, inputs.parse_sides(self.extend))
+            return reading.extend(image, reading.parse_sides(self.extend))
         assert self.mask is not None, "a request has a mask or sides to extend"
-        mask = inputs.read_mask(self.mask)
-        inputs.check_size(image, mask, (str(self.image), str(self.mask)))
+        mask = reading.read_mask(self.mask)
+        reading.check_size(image, mask, (str(self.image), str(self.mask)))
         return image, mask
 
 
@@ -98,7 +99,7 @@ def read_requests(image: Path, mask: Path | None, **given: Any) -> list[Request]
         return [Request(image, mask, name=str(image), **given)]
     files = _pictures_in(image)
     if not files:
-        raise UserError(f"{image} holds no picture ({', '.join(inputs.PICTURES)}): give another folder")
+        raise UserError(f"{image} holds no picture ({', '.join(reading.PICTURES)}): give another folder")
     if mask is None or not mask.is_dir():
         return [Request(file, mask, name=str(file), **given) for file in files]
     masks = {file.stem: file for file in _pictures_in(mask)}
@@ -106,7 +107,7 @@ def read_requests(image: Path, mask: Path | None, **given: Any) -> list[Request]
 
 
 def _pictures_in(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in inputs.PICTURES)
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in reading.PICTURES)
 
 
 def _of_line(line: str, directory: Path, name: str, given: dict[str, Any]) -> Request:

@@ -16,7 +16,7 @@ from onereward_jax.data.buckets import BucketDraw, Size, common_shapes
 from onereward_jax.data.preferences.dataset import BAD_SHARE, Records, good_records, open_records
 from onereward_jax.data.preferences.record import Record
 from onereward_jax.errors import UserError
-from onereward_jax.inputs import read_image
+from onereward_jax.images.reading import read_image
 from onereward_jax.judge.batches import MAX_DIMENSIONS
 from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.vision import ImageSettings, smart_resize

@@ -23,9 +23,9 @@ from onereward_jax.files import fingerprint, read_json, write_json
 from onereward_jax.fill.pipeline import FOLDERS, FillPipeline, latent_shape, sample_noise
 from onereward_jax.fill.prompts import prompt_reader
 from onereward_jax.flow.losses import fill_loss
+from onereward_jax.images.image_grid import picture_grid, write_png
 from onereward_jax.mesh import batch_sharding, make_mesh, shardings, traced_for
 from onereward_jax.models.lora import LoRA
-from onereward_jax.pictures import picture_grid, write_png
 from onereward_jax.training import trainer
 from onereward_jax.training.state import TrainState, create_state, make_optimizer, supervised_step
 from onereward_jax.weights.adapters import save_adapter

@@ -9,7 +9,7 @@ import pytest
 from onereward_jax.data.preferences.dataset import write_records
 from onereward_jax.data.preferences.record import Candidate, Preference, Record
 from onereward_jax.errors import UserError
-from onereward_jax.inputs import read_image
+from onereward_jax.images.reading import read_image
 from onereward_jax.judge.pairs import PairDraw, check_record, class_balance, read_pairs, resized, seen_size
 from onereward_jax.judge.vision import ImageSettings
 from tests.data.preferences.examples import picture, records

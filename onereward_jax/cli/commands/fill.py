@@ -101,9 +101,9 @@ def _fill(args: argparse.Namespace, prompts: dict, files: dict, tried) -> None:
     from onereward_jax.cli.commands import use_compilation_cache
     from onereward_jax.errors import in_memory
     from onereward_jax.fill.pipeline import FillPipeline
-    from onereward_jax.inputs import keep_outside
+    from onereward_jax.images.image_grid import write_png
+    from onereward_jax.images.reading import keep_outside
     from onereward_jax.mesh import make_mesh
-    from onereward_jax.pictures import write_png
 
     use_compilation_cache()
     negatives = {request.negative_prompt for request in prompts} if args.true_cfg_scale != 1 else set()

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from onereward_jax import tasks
-    from onereward_jax.inputs import read_image
+    from onereward_jax.images.reading import read_image
     from onereward_jax.judge.judge import Judge
 
     # What the command line gets wrong is said before a model is loaded.

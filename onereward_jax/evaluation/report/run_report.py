@@ -14,10 +14,10 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
-from onereward_jax import pictures
 from onereward_jax.evaluation.report import plots
 from onereward_jax.evaluation.report.plots import label
 from onereward_jax.files import write_text
+from onereward_jax.images import image_grid
 from onereward_jax.proving_ground.scorer import TIE_MARGIN
 from onereward_jax.tasks import CELLS, DIMENSIONS, TASKS
 
@@ -66,7 +66,7 @@ class ExampleRow:
         """Heading -> picture."""
         found = {
             "source": self.source,
-            "mask": pictures.mask_overlay(self.source, self.mask),
+            "mask": image_grid.mask_overlay(self.source, self.mask),
             "base": self.base,
             "reference": self.reference,
             "policy": self.policy,
@@ -85,7 +85,7 @@ def write_sheet(path: str | Path, grids: Sequence[ExampleRow], scenes: int = 3) 
     rows = [[picture for row in pair if row for picture in row.columns.values()] for pair in zip_longest(left, right)]
     headings = [name for row in (left[:1] + right[:1]) for name in row.columns]
     height = max((row.source.shape[0] for row in grids), default=CRISP_BELOW)
-    pictures.write_png(path, pictures.picture_grid(rows, headings, scale=max(1, 128 // height)))
+    image_grid.write_png(path, image_grid.picture_grid(rows, headings, scale=max(1, 128 // height)))
 
 
 def write_report(
@@ -462,9 +462,9 @@ def _example(row: ExampleRow) -> dict[str, Any]:
 
 def _data_uri(picture: np.ndarray) -> tuple[str, bool]:
     """The picture inside an address, and whether the browser should show its pixels as squares."""
-    picture = pictures.to_uint8(picture)
+    picture = image_grid.to_uint8(picture)
     if max(picture.shape[:2]) < CRISP_BELOW:
-        return "data:image/png;base64," + base64.b64encode(pictures.png(picture)).decode(), True
+        return "data:image/png;base64," + base64.b64encode(image_grid.png(picture)).decode(), True
     small, buffer = Image.fromarray(picture), io.BytesIO()
     small.thumbnail((CRISP_BELOW, CRISP_BELOW), Image.Resampling.LANCZOS)
     small.save(buffer, format="JPEG", quality=88)

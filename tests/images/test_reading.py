@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from onereward_jax import inputs
 from onereward_jax.errors import UserError
+from onereward_jax.images import reading
 
 RGB = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
 GREY = RGB[..., 0]
@@ -14,15 +14,15 @@ GREY = RGB[..., 0]
 def test_an_image_is_the_same_from_a_file_pillow_or_an_array(tmp_path):
     Image.fromarray(RGB).save(tmp_path / "a.png")
     for source in (RGB, RGB / 255.0, Image.fromarray(RGB), tmp_path / "a.png", str(tmp_path / "a.png")):
-        read = inputs.read_image(source)
+        read = reading.read_image(source)
         assert read.dtype == np.uint8
         np.testing.assert_array_equal(read, RGB)
-    np.testing.assert_array_equal(inputs.read_image(GREY), np.stack([GREY] * 3, -1))
+    np.testing.assert_array_equal(reading.read_image(GREY), np.stack([GREY] * 3, -1))
 
 
 @pytest.mark.parametrize("form", [RGB, list(RGB[None]), np.stack([RGB, RGB]), [Image.fromarray(RGB), RGB]])
 def test_one_image_or_many(form):
-    read = inputs.read_images(form)
+    read = reading.read_images(form)
     assert len(read) == (len(form) if isinstance(form, list) or form.ndim == 4 else 1)
     for image in read:
         np.testing.assert_array_equal(image, RGB)
@@ -33,9 +33,9 @@ def test_a_camera_on_its_side(tmp_path):
     exif = turned.getexif()
     exif[0x0112] = 6  # ... and how it says so: turn clockwise
     turned.save(tmp_path / "turned.png", exif=exif)
-    np.testing.assert_array_equal(inputs.read_image(tmp_path / "turned.png"), RGB)
+    np.testing.assert_array_equal(reading.read_image(tmp_path / "turned.png"), RGB)
     with Image.open(tmp_path / "turned.png") as opened:
-        np.testing.assert_array_equal(inputs.read_image(opened), RGB)
+        np.testing.assert_array_equal(reading.read_image(opened), RGB)
 
 
 def test_kinds_of_pictures_without_a_loss_are_read_in_silence(tmp_path):
@@ -47,28 +47,28 @@ def test_kinds_of_pictures_without_a_loss_are_read_in_silence(tmp_path):
     }.items():
         image.save(tmp_path / name)
         expected = np.stack([few[..., 0]] * 3, -1) if name == "grey.png" else few
-        np.testing.assert_array_equal(inputs.read_image(tmp_path / name), expected, err_msg=name)
+        np.testing.assert_array_equal(reading.read_image(tmp_path / name), expected, err_msg=name)
 
 
 def test_transparent_pixels_are_white_and_warned_of(tmp_path):
     alpha = np.where(GREY > 127, 255, 0).astype(np.uint8)
     Image.fromarray(np.dstack([RGB, alpha])).save(tmp_path / "a.png")
     with pytest.warns(UserWarning, match=r"a\.png has transparent pixels: they are shown on white"):
-        read = inputs.read_image(tmp_path / "a.png")
+        read = reading.read_image(tmp_path / "a.png")
     np.testing.assert_array_equal(read, np.where(alpha[..., None], RGB, 255))
 
 
 def test_16_bits_become_8_and_are_warned_of(tmp_path):
     Image.fromarray(GREY.astype(np.uint16) * 257).save(tmp_path / "deep.png")
     with pytest.warns(UserWarning, match=r"deep\.png has 16 bits a channel"):
-        read = inputs.read_image(tmp_path / "deep.png")
+        read = reading.read_image(tmp_path / "deep.png")
     np.testing.assert_array_equal(read, np.stack([GREY] * 3, -1))
 
 
 def test_colours_of_print_are_warned_of(tmp_path):
     Image.new("CMYK", (3, 2), (0, 255, 255, 0)).save(tmp_path / "print.tif")
     with pytest.warns(UserWarning, match=r"print\.tif has the colours of print"):
-        read = inputs.read_image(tmp_path / "print.tif")
+        read = reading.read_image(tmp_path / "print.tif")
     np.testing.assert_array_equal(read, np.full((2, 3, 3), (255, 0, 0)))
 
 
@@ -99,7 +99,7 @@ def damaged(tmp_path_factory):
     ],
 )
 def test_what_can_not_be_read_is_one_sentence_with_the_files_name(damaged, name, message):
-    for read in (inputs.read_image, inputs.read_mask):
+    for read in (reading.read_image, reading.read_mask):
         with pytest.raises(UserError, match=message) as caught:
             read(damaged / name)
         assert str(damaged / name) in str(caught.value)
@@ -108,12 +108,12 @@ def test_what_can_not_be_read_is_one_sentence_with_the_files_name(damaged, name,
 
 def test_a_missing_file_and_arrays_of_other_kinds(tmp_path):
     with pytest.raises(FileNotFoundError):
-        inputs.read_image(tmp_path / "none.png")
+        reading.read_image(tmp_path / "none.png")
     for wrong in (np.zeros((2, 2, 4), np.uint8), np.zeros(3), RGB.astype(np.int32), np.zeros((1, 2, 2, 3))):
         with pytest.raises(UserError, match="the image can't be read: a picture"):
-            inputs.read_image(wrong)
+            reading.read_image(wrong)
     with pytest.raises(UserError, match="there is no image"):
-        inputs.read_images([])
+        reading.read_images([])
 
 
 def test_a_mask_is_the_same_in_every_form(tmp_path):
@@ -123,11 +123,11 @@ def test_a_mask_is_the_same_in_every_form(tmp_path):
     Image.fromarray(white).convert("RGBA").save(tmp_path / "rgba.png")
     forms = [hole, white, GREY, white[..., None], np.stack([white] * 3, -1), Image.fromarray(hole), white / 255.0]
     for source in (*forms, tmp_path / "mask.png", tmp_path / "rgba.png"):
-        read = inputs.read_mask(source)
+        read = reading.read_mask(source)
         assert read.dtype == np.uint8
         np.testing.assert_array_equal(read, hole)
     for many in (np.stack([white, white]), [white, hole], np.stack([white, white])[..., None]):
-        assert [mask.tolist() for mask in inputs.read_masks(many)] == [hole.tolist()] * 2
+        assert [mask.tolist() for mask in reading.read_masks(many)] == [hole.tolist()] * 2
 
 
 def test_masks_that_mark_nothing_or_nothing_sure_are_refused():
@@ -137,38 +137,38 @@ def test_masks_that_mark_nothing_or_nothing_sure_are_refused():
         (Image.new("RGBA", (3, 2), (255, 255, 255, 0)), "the mask has transparent pixels: give a black-and-white"),
     ):
         with pytest.raises(UserError, match=message):
-            inputs.read_mask(mask)
+            reading.read_mask(mask)
     with pytest.raises(UserError, match=r"the mask is 3x2 pixels, the image 6x4: give a mask of the image's size"):
-        inputs.check_size(RGB, np.ones((2, 3), np.uint8))
+        reading.check_size(RGB, np.ones((2, 3), np.uint8))
 
 
 def test_extending_adds_pixels_and_marks_them():
-    canvas, mask = inputs.extend(RGB, inputs.parse_sides("left=2,bottom=1, right=0"))
+    canvas, mask = reading.extend(RGB, reading.parse_sides("left=2,bottom=1, right=0"))
     assert canvas.shape == (5, 8, 3)
     np.testing.assert_array_equal(canvas[:4, 2:], RGB)
     np.testing.assert_array_equal(mask[:4, 2:], 0)
     assert mask.sum() == 5 * 8 - 4 * 6
     for text in ("left", "left=-1", "up=3", "left=1,left=2", ""):
         with pytest.raises(UserError, match="is no side to extend"):
-            inputs.parse_sides(text)
+            reading.parse_sides(text)
     with pytest.raises(UserError, match="adds nothing"):
-        inputs.parse_sides("left=0")
+        reading.parse_sides("left=0")
     with pytest.raises(UserError, match="too large"):
-        inputs.extend(RGB, {"left": 10**9})
+        reading.extend(RGB, {"left": 10**9})
 
 
 def test_padding_repeats_the_edge_and_composition_keeps_the_outside():
-    padded = inputs.pad_to_multiple(RGB, 4)
+    padded = reading.pad_to_multiple(RGB, 4)
     assert padded.shape == (4, 8, 3)
     np.testing.assert_array_equal(padded[:, :6], RGB)
     np.testing.assert_array_equal(padded[:, 6:], np.repeat(RGB[:, 5:], 2, axis=1))
     mask = (GREY >= 128).astype(np.uint8)
-    kept = inputs.keep_outside(RGB, mask, 255 - RGB)
+    kept = reading.keep_outside(RGB, mask, 255 - RGB)
     np.testing.assert_array_equal(kept[mask == 0], RGB[mask == 0])
     np.testing.assert_array_equal(kept[mask == 1], 255 - RGB[mask == 1])
 
 
 def test_numbers_that_do_not_fit_are_named():
-    assert inputs.broadcast({"image": [1], "prompt": ["a", "b"]}) == {"image": [1, 1], "prompt": ["a", "b"]}
+    assert reading.broadcast({"image": [1], "prompt": ["a", "b"]}) == {"image": [1, 1], "prompt": ["a", "b"]}
     with pytest.raises(UserError, match="2 of image, 3 of prompt"):
-        inputs.broadcast({"image": [1, 2], "prompt": ["a", "b", "c"]})
+        reading.broadcast({"image": [1, 2], "prompt": ["a", "b", "c"]})
