@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from onereward_jax.cli.main import guarded, split_overrides
-from onereward_jax.configuration import load_config
+from onereward_jax.config.load import load_config
+from onereward_jax.config.validation import validate
 from onereward_jax.fill.pipeline import FillPipeline, latent_shape, sample_noise
 from onereward_jax.flow import conditioning, sampler
 from onereward_jax.flow.schedule import sigmas
@@ -28,7 +29,6 @@ from onereward_jax.runs.reward_feedback import encode_text, scene_record
 from onereward_jax.tasks import TASKS
 from onereward_jax.training.metrics import peak_memory_gib
 from onereward_jax.training.state import compile_step, create_state, make_optimizer
-from onereward_jax.validation import validate
 
 
 def measure(name: str, function, *arguments, repeats: int, donated: int = 0) -> None:

@@ -23,7 +23,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from onereward_jax.cli.main import guarded
-from onereward_jax.configuration import load_config
+from onereward_jax.config.load import load_config
+from onereward_jax.config.validation import validate
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.judge.judge import Judge
 from onereward_jax.mesh import batch_sharding, make_mesh
@@ -35,7 +36,6 @@ from onereward_jax.rl.step import PARTS, StepConfig
 from onereward_jax.runs.reward_feedback import encode_text, scene_record
 from onereward_jax.tasks import TASKS
 from onereward_jax.training.state import compile_step
-from onereward_jax.validation import validate
 
 UPDATES, BATCH, CONDITIONS = 8000, 8, 10_000
 

@@ -14,7 +14,7 @@ from typing import Any
 from jax.sharding import AbstractMesh, AxisType
 
 from onereward_jax import tree as trees
-from onereward_jax.configuration import load_config
+from onereward_jax.config.load import load_config
 from onereward_jax.mesh import AXES, shardings
 from onereward_jax.planning.plan import Program, program_of
 

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from onereward_jax.configuration import did_you_mean
+from onereward_jax.config.load import did_you_mean
 from onereward_jax.data import masks
 from onereward_jax.data.bad_records import Skipped
 from onereward_jax.data.buckets import Size

@@ -18,7 +18,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from onereward_jax.configuration import OFFLOADABLE
+from onereward_jax.config.load import OFFLOADABLE
 from onereward_jax.errors import UserError
 from onereward_jax.files import read_json
 from onereward_jax.fill.pipeline import latent_shape, read_shift

@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from onereward_jax import processes
-from onereward_jax.configuration import fields
+from onereward_jax.config.load import fields
 from onereward_jax.files import check_writable, fingerprint, write_bytes
 from onereward_jax.proving_ground import ProvingGround
 from onereward_jax.tasks import NEGATIVE_PROMPT

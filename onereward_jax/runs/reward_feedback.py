@@ -34,8 +34,8 @@ Watch = Callable[[FillPipeline], Callable[[Any], dict[str, float]]]
 def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> TrainState:
     """Runs Algorithm 1 (`config.algorithm` = "fixed") or 2 ("dynamic") in `workdir`, or goes on with it.
 
-    The configuration is one that `validation.validate` has passed. Exports the transformers of policy and EMA, in
-    diffusers layout, to workdir/export/policy and workdir/export/ema; with `config.lora.rank`, their adapters.
+    The configuration is one that `config.validation.validate` has passed. Exports the transformers of policy and EMA,
+    in diffusers layout, to workdir/export/policy and workdir/export/ema; with `config.lora.rank`, their adapters.
 
     Args:
       watch: measures the policy every `config.evaluation.every` updates, for the metrics; nothing else depends on it.

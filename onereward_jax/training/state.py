@@ -59,7 +59,7 @@ class Placement(NamedTuple):
 
     Attributes:
       offload: parts of the state that wait in the hosts' memory until an update needs them, of
-        `configuration.OFFLOADABLE`; of those that the state has.
+        `config.load.OFFLOADABLE`; of those that the state has.
       max_unsharded_mib: a warning names the arrays of this size and more that no axis of a mesh splits.
     """
 

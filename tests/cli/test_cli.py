@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from onereward_jax.cli import main as cli
-from onereward_jax.configuration import EVALUATION_FIELDS, FREE_FIELDS, claim_workdir, fields, load_config
+from onereward_jax.config.load import EVALUATION_FIELDS, FREE_FIELDS, claim_workdir, fields, load_config
 from onereward_jax.errors import Interrupted, UserError
 
 CONFIG = """

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from onereward_jax import processes
 from onereward_jax.cli.main import guarded
-from onereward_jax.configuration import claim_workdir
+from onereward_jax.config.load import claim_workdir
 from onereward_jax.training import trainer
 from onereward_jax.training.state import create_state, make_optimizer, supervised_step
 

@@ -13,7 +13,7 @@ import pytest
 
 from onereward_jax.cli import main as cli
 from onereward_jax.cli.commands.plan import DOES_NOT_FIT, mesh_axes
-from onereward_jax.configuration import load_config
+from onereward_jax.config.load import load_config
 from onereward_jax.errors import UserError
 from onereward_jax.mesh import make_mesh
 from onereward_jax.planning import plan as plans

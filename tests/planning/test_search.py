@@ -8,7 +8,7 @@ import pytest
 
 from onereward_jax.cli import main as cli
 from onereward_jax.cli.commands.plan import DOES_NOT_FIT
-from onereward_jax.configuration import load_config
+from onereward_jax.config.load import load_config
 from onereward_jax.planning import search as searching
 from onereward_jax.planning import topology
 from onereward_jax.planning.plan import CompilerError

@@ -12,7 +12,7 @@ import numpy as np
 import optax
 import pytest
 
-from onereward_jax.configuration import load_config
+from onereward_jax.config.load import load_config
 from onereward_jax.data.mixture import mixture
 from onereward_jax.judge.batches import question_batch
 from onereward_jax.proving_ground import ProvingGround

@@ -9,11 +9,11 @@ import pytest
 
 from configs.flux_fill import VARIANTS
 from onereward_jax import tree
-from onereward_jax.configuration import load_config
+from onereward_jax.config.load import load_config
+from onereward_jax.config.validation import validate
 from onereward_jax.errors import UserError
 from onereward_jax.rl import build as updates
 from onereward_jax.rl.step import StepConfig
-from onereward_jax.validation import validate
 from onereward_jax.weights.load import param_shapes
 from onereward_jax.weights.names import flux, qwen2_5_vl, vae
 from onereward_jax.weights.names.rules import official_shapes

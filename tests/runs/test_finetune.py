@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 
 from configs.finetune import get_config
 from onereward_jax.cli import main as cli
+from onereward_jax.config.validation import validate
 from onereward_jax.data.captioned import Captioned
 from onereward_jax.fill.pipeline import load_transformer
 from onereward_jax.flow.losses import fill_loss
@@ -22,7 +23,6 @@ from onereward_jax.flow.schedule import Shift
 from onereward_jax.models.lora import LoRA, factors
 from onereward_jax.runs.finetune import Samples
 from onereward_jax.training.state import create_state, make_optimizer, supervised_step
-from onereward_jax.validation import validate
 from onereward_jax.weights.load import load_component, param_shapes
 from onereward_jax.weights.names import flux, vae
 

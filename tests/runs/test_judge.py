@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from onereward_jax.configuration import load_config
+from onereward_jax.config.load import load_config
 from onereward_jax.data.mixture import mixture
 from onereward_jax.data.preferences.dataset import write_records
 from onereward_jax.data.preferences.record import Candidate, Preference, Record

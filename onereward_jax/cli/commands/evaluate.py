@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from onereward_jax.cli.commands import config_arguments
-from onereward_jax.configuration import EVALUATION_FIELDS, FREE_FIELDS, claim_workdir
+from onereward_jax.config.load import EVALUATION_FIELDS, FREE_FIELDS, claim_workdir
 from onereward_jax.errors import UserError
 
 

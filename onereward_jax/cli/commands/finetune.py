@@ -8,7 +8,7 @@ import argparse
 from pathlib import Path
 
 from onereward_jax.cli.commands import config_arguments, use_compilation_cache
-from onereward_jax.configuration import claim_workdir
+from onereward_jax.config.load import claim_workdir
 from onereward_jax.errors import UserError
 
 IN_SEVERAL_PROCESSES = True

@@ -3,7 +3,7 @@
 import argparse
 
 from onereward_jax.cli.commands import config_arguments
-from onereward_jax.configuration import claim_workdir
+from onereward_jax.config.load import claim_workdir
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ml_collections import ConfigDict
 
 from onereward_jax.cli.commands import config_arguments
-from onereward_jax.configuration import fields
+from onereward_jax.config.load import fields
 from onereward_jax.errors import UserError
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ import argparse
 import functools
 
 from onereward_jax.cli.commands import config_arguments
-from onereward_jax.configuration import EVALUATION_FIELDS, FREE_FIELDS, claim_workdir
+from onereward_jax.config.load import EVALUATION_FIELDS, FREE_FIELDS, claim_workdir
 
 IN_SEVERAL_PROCESSES = True
 

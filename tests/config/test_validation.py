@@ -7,11 +7,11 @@ from ml_collections import ConfigDict
 
 from configs.tiny import VARIANTS
 from onereward_jax.cli import main as cli
-from onereward_jax.configuration import LIST_FIELDS, fields, load_config
+from onereward_jax.config.load import LIST_FIELDS, fields, load_config
+from onereward_jax.config.validation import validate
 from onereward_jax.errors import UserError
-from onereward_jax.validation import validate
 
-TINY = str(Path(__file__).parents[1] / "configs" / "tiny.py")
+TINY = str(Path(__file__).parents[2] / "configs" / "tiny.py")
 WEIGHTS = "data.task_weights"
 
 WRONG = [

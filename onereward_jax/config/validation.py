@@ -10,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from onereward_jax.configuration import OFFLOADABLE, did_you_mean, fields
+from onereward_jax.config.load import OFFLOADABLE, did_you_mean, fields
 from onereward_jax.errors import UserError
 from onereward_jax.tasks import TASKS
 
