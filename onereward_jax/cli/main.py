@@ -19,10 +19,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from onereward_jax import processes
 from onereward_jax.config.load import did_you_mean, load_config
 from onereward_jax.config.validation import validate
 from onereward_jax.errors import DISK_FULL, Fault, Hang, Stopped, UserError
+from onereward_jax.parallel import processes
 
 PACKAGE = Path(__file__).resolve().parents[1]
 _CONFIG_PREFIX = "--config."

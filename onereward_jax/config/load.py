@@ -16,9 +16,9 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
-from onereward_jax import processes
 from onereward_jax.errors import DISK_FULL, UserError
 from onereward_jax.files import fingerprint, hold, write_json
+from onereward_jax.parallel import processes
 
 # A run may be resumed with other values of these: they say how long it runs, on what, and what it writes, not what it
 # learns.

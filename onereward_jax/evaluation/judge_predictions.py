@@ -8,11 +8,12 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from onereward_jax import processes, tasks
+from onereward_jax import tasks
 from onereward_jax.evaluation.accuracy import Record, judge_accuracy, table
 from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.pairs import Pairs, Shape, seen_shape
+from onereward_jax.parallel import processes
 from onereward_jax.proving_ground import ProvingGround
 from onereward_jax.proving_ground.parallel import score_all
 

@@ -12,14 +12,14 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from PIL import Image
 
-from onereward_jax import processes
 from onereward_jax.errors import UserError, in_memory
 from onereward_jax.files import read_json, whole_directory, write_json
 from onereward_jax.fill.prompts import PromptEncoder
 from onereward_jax.flow import conditioning, sampler
 from onereward_jax.flow.schedule import Shift, sigmas
 from onereward_jax.images import reading
-from onereward_jax.mesh import batch_sharding, batch_shards, traced_for
+from onereward_jax.parallel import processes
+from onereward_jax.parallel.mesh import batch_sharding, batch_shards, traced_for
 from onereward_jax.weights.adapters import Adapters, is_adapter, with_adapters
 from onereward_jax.weights.hub import model_directory
 from onereward_jax.weights.load import PARAM_DTYPES, load_component, module_from_directory

@@ -14,7 +14,7 @@ import numpy as np
 
 from onereward_jax.judge.question import Prefix
 from onereward_jax.judge.vision import Grid, ImageSettings, preprocess
-from onereward_jax.mesh import stay_with_samples
+from onereward_jax.parallel.mesh import stay_with_samples
 
 
 @flax.struct.dataclass

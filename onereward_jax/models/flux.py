@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from onereward_jax.mesh import go_to_weights, keep_whole, stay_with_samples
 from onereward_jax.models.attention import BLOCKS, attention
 from onereward_jax.models.dense import Dense, DenseOfParts
 from onereward_jax.models.remat import remat
 from onereward_jax.models.rope import Rotation, rotate, rotation
+from onereward_jax.parallel.mesh import go_to_weights, keep_whole, stay_with_samples
 
 EPSILON = 1e-6
 TIME_FEATURES = 256

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from onereward_jax.mesh import go_to_weights, stay_with_samples
 from onereward_jax.models.attention import attention
 from onereward_jax.models.dense import Dense
 from onereward_jax.models.remat import remat
+from onereward_jax.parallel.mesh import go_to_weights, stay_with_samples
 
 Grid = tuple[int, int]  # rows and columns of patches, multiples of the merge size
 

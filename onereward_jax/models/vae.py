@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from onereward_jax.mesh import stay_with_samples
 from onereward_jax.models.attention import attention
 from onereward_jax.models.remat import remat
+from onereward_jax.parallel.mesh import stay_with_samples
 
 EPSILON = 1e-6
 

@@ -39,7 +39,7 @@ _NAME = re.compile(r"(?P<chip>[a-z0-9]+):(?P<shape>\d+(x\d+){1,2})")
 
 
 class Topology(NamedTuple):
-    """A slice: `devices` for `mesh.make_mesh`, and what each is."""
+    """A slice: `devices` for `parallel.mesh.make_mesh`, and what each is."""
 
     name: str
     chip: Chip

@@ -14,7 +14,6 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from onereward_jax import processes
 from onereward_jax.data.buckets import BucketDraw, Size, aspect_distance, bucket_sizes, common_shapes
 from onereward_jax.data.captioned import Captioned, draw_sample, hold_out, prompt_of
 from onereward_jax.data.sample import Sample
@@ -24,8 +23,9 @@ from onereward_jax.fill.pipeline import FOLDERS, FillPipeline, latent_shape, sam
 from onereward_jax.fill.prompts import prompt_reader
 from onereward_jax.flow.losses import fill_loss
 from onereward_jax.images.image_grid import picture_grid, write_png
-from onereward_jax.mesh import batch_sharding, make_mesh, shardings, traced_for
 from onereward_jax.models.lora import LoRA
+from onereward_jax.parallel import processes
+from onereward_jax.parallel.mesh import batch_sharding, make_mesh, shardings, traced_for
 from onereward_jax.training import trainer
 from onereward_jax.training.state import TrainState, create_state, make_optimizer, supervised_step
 from onereward_jax.weights.adapters import save_adapter

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from onereward_jax import processes
 from onereward_jax.data.mixture import samples_of
 from onereward_jax.data.preferences.dataset import open_records
 from onereward_jax.errors import UserError
@@ -33,6 +32,7 @@ from onereward_jax.judge.pairs import (
     text_free,
 )
 from onereward_jax.models.lora import LoRA
+from onereward_jax.parallel import processes
 from onereward_jax.proving_ground import ProvingGround, all_prompts
 from onereward_jax.proving_ground.synthetic_pairs import plant_pair
 from onereward_jax.proving_ground.tokenizers import write_qwen2_tokenizer

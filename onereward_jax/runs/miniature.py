@@ -13,12 +13,13 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from onereward_jax import processes, tasks
+from onereward_jax import tasks
 from onereward_jax.fill.pipeline import FillPipeline, latent_shape
 from onereward_jax.fill.prompts import PromptEncoder, prompt_reader
 from onereward_jax.flow import conditioning, losses
 from onereward_jax.flow.schedule import Shift
 from onereward_jax.models.lora import LoRA
+from onereward_jax.parallel import processes
 from onereward_jax.proving_ground import ProvingGround, all_prompts
 from onereward_jax.proving_ground.tokenizers import write_clip_tokenizer, write_t5_tokenizer
 from onereward_jax.training import trainer

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from onereward_jax import processes
 from onereward_jax.files import write_json
 from onereward_jax.fill.pipeline import FillPipeline, latent_shape
 from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.ensemble import ensemble
 from onereward_jax.judge.judge import Judge
 from onereward_jax.models.lora import attach
+from onereward_jax.parallel import processes
 from onereward_jax.proving_ground import ProvingGround
 from onereward_jax.rl.build import adapters_of, attention_of, computation, frozen_dtype, make_update
 from onereward_jax.rl.reference_cache import open_pool

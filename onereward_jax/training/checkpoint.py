@@ -27,8 +27,9 @@ from etils import epath
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
-from onereward_jax import processes, tree
+from onereward_jax import tree
 from onereward_jax.errors import UserError
+from onereward_jax.parallel import processes
 
 _STEP = re.compile(r"step_(\d{8,})")
 # "...: Failed to write 4096 bytes to file 17: No space left on device [os_error_code='28']"

@@ -10,7 +10,7 @@ with a metrics.jsonl that has every step once. What makes it so:
 What a run lives through (a checkpoint that can't be written, an update that is skipped) is a warning; what it does not
 (too many of them, the last checkpoint, data that does not come) ends it with the newest good state saved. See
 docs/running.md. Of several processes each runs this loop, on its own parts of state and batch; what one of them alone
-meets ends all, see `processes.together`.
+meets ends all, see `parallel.processes.together`.
 """
 
 import contextlib
@@ -32,9 +32,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from onereward_jax import processes
 from onereward_jax.errors import Fault, Hang, Interrupted, UserError
 from onereward_jax.files import hold
+from onereward_jax.parallel import processes
 from onereward_jax.training.checkpoint import Checkpointer, CheckpointWarning, SaveError
 from onereward_jax.training.metrics import MetricsWriter
 

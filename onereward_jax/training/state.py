@@ -11,8 +11,8 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from onereward_jax import processes
-from onereward_jax.mesh import (
+from onereward_jax.parallel import processes
+from onereward_jax.parallel.mesh import (
     any_on_hosts,
     is_on_host,
     on_hosts,
@@ -55,7 +55,7 @@ class TrainState:
 
 
 class Placement(NamedTuple):
-    """Where a run's state lies, beside what `mesh.TRANSFORMER_RULES` say.
+    """Where a run's state lies, beside what `parallel.mesh.TRANSFORMER_RULES` say.
 
     Attributes:
       offload: parts of the state that wait in the hosts' memory until an update needs them, of
@@ -218,7 +218,7 @@ def compile_step(
     """Places state and frozen parameters on the mesh and jits `step(state, frozen, batch)` for it.
 
     The state is donated; params, EMA, reference and optimiser state follow the same rules; batches come split over
-    their leading axis, as `mesh.batch_sharding` places them.
+    their leading axis, as `parallel.mesh.batch_sharding` places them.
 
     Args:
       create: pure, parameters -> the state before the first update; runs on the mesh, so that no device ever holds

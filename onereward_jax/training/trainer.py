@@ -9,10 +9,10 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from onereward_jax import processes
 from onereward_jax.data import mixture
 from onereward_jax.errors import UserError
-from onereward_jax.mesh import batch_sharding, batch_shards, can_share, make_mesh
+from onereward_jax.parallel import processes
+from onereward_jax.parallel.mesh import batch_sharding, batch_shards, can_share, make_mesh
 from onereward_jax.training import loop
 from onereward_jax.training.state import Placement, TrainState, compile_step
 

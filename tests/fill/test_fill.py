@@ -14,8 +14,8 @@ from onereward_jax import FillPipeline
 from onereward_jax.errors import UserError, in_memory
 from onereward_jax.fill import pipeline as flow_pipeline
 from onereward_jax.flow import conditioning
-from onereward_jax.mesh import make_mesh
 from onereward_jax.models import lora
+from onereward_jax.parallel.mesh import make_mesh
 from onereward_jax.proving_ground import ProvingGround
 from onereward_jax.weights.adapters import load_adapters, save_adapter, with_adapters
 from onereward_jax.weights.load import load_component

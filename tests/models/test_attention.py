@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 
-from onereward_jax.mesh import AXES, P, make_mesh
 from onereward_jax.models import attention as module
 from onereward_jax.models.attention import attention
+from onereward_jax.parallel.mesh import AXES, P, make_mesh
 from onereward_jax.planning.cost import cost_of, programs_in
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from onereward_jax import tree as trees
-from onereward_jax.mesh import activation_axes, make_mesh, shardings
 from onereward_jax.models import rope
 from onereward_jax.models.flux import modulate
+from onereward_jax.parallel.mesh import activation_axes, make_mesh, shardings
 from onereward_jax.weights.load import param_shapes
 from onereward_jax.weights.names import flux, rules
 from tests.random_params import random_params

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from onereward_jax import processes
 from onereward_jax.cli import main as cli
+from onereward_jax.parallel import processes
 from onereward_jax.training.metrics import read_metrics
 from tests.multiprocess import trainer
 from tests.multiprocess.run import MEET, Run, newest

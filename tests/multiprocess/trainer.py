@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from onereward_jax import processes
 from onereward_jax.cli.main import guarded
 from onereward_jax.config.load import claim_workdir
+from onereward_jax.parallel import processes
 from onereward_jax.training import trainer
 from onereward_jax.training.state import create_state, make_optimizer, supervised_step
 

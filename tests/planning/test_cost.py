@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from onereward_jax.mesh import make_mesh
 from onereward_jax.models.attention import attention
+from onereward_jax.parallel.mesh import make_mesh
 from onereward_jax.planning.cost import cost_of
 from onereward_jax.weights.load import param_shapes
 from onereward_jax.weights.names import flux, qwen2_5_vl, vae

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding
 
-from onereward_jax.mesh import P, make_mesh
+from onereward_jax.parallel.mesh import P, make_mesh
 from onereward_jax.planning.hlo import Collective, collectives_of
 
 LAYERS, WIDTH, ROWS = 5, 64, 1024

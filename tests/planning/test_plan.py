@@ -15,7 +15,7 @@ from onereward_jax.cli import main as cli
 from onereward_jax.cli.commands.plan import DOES_NOT_FIT, mesh_axes
 from onereward_jax.config.load import load_config
 from onereward_jax.errors import UserError
-from onereward_jax.mesh import make_mesh
+from onereward_jax.parallel.mesh import make_mesh
 from onereward_jax.planning import plan as plans
 from onereward_jax.planning import topology
 from onereward_jax.planning.topology import Chip, Topology

@@ -9,9 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from onereward_jax import mesh as meshes
 from onereward_jax import tree
 from onereward_jax.models import lora
+from onereward_jax.parallel import mesh as meshes
 from onereward_jax.rl.step import make_step
 from onereward_jax.training.checkpoint import Checkpointer
 from onereward_jax.training.state import compile_step, create_state

@@ -9,9 +9,9 @@ import numpy as np
 import optax
 
 from configs import tiny
-from onereward_jax import mesh as meshes
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.judge.judge import Judge
+from onereward_jax.parallel import mesh as meshes
 from onereward_jax.proving_ground import ProvingGround
 from onereward_jax.rl.step import Frozen, StepConfig, make_step
 from onereward_jax.runs.reward_feedback import encode_text, scene_record

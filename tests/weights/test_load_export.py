@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from onereward_jax import tree as trees
-from onereward_jax.mesh import make_mesh
+from onereward_jax.parallel.mesh import make_mesh
 from onereward_jax.weights import load
 from onereward_jax.weights.kinds import KINDS
 from onereward_jax.weights.load import load_component, module_from_directory

@@ -103,7 +103,7 @@ def _fill(args: argparse.Namespace, prompts: dict, files: dict, tried) -> None:
     from onereward_jax.fill.pipeline import FillPipeline
     from onereward_jax.images.image_grid import write_png
     from onereward_jax.images.reading import keep_outside
-    from onereward_jax.mesh import make_mesh
+    from onereward_jax.parallel.mesh import make_mesh
 
     use_compilation_cache()
     negatives = {request.negative_prompt for request in prompts} if args.true_cfg_scale != 1 else set()

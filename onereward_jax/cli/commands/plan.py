@@ -89,7 +89,7 @@ def _search(args: argparse.Namespace, config: ConfigDict, place: "Topology", fil
     from tqdm import tqdm
 
     from onereward_jax.files import read_json, write_json
-    from onereward_jax.mesh import make_mesh
+    from onereward_jax.parallel.mesh import make_mesh
     from onereward_jax.planning.plan import advice
     from onereward_jax.planning.search import (
         Choice,

@@ -1,9 +1,9 @@
 """Where every array of the update of configs/flux_fill.py lies, on a slice of each generation.
 
-    python -m tests.shardings > tests/goldens/shardings.txt
+    python -m tests.support.shardings > tests/goldens/shardings.txt
 
 A line an array of a MiB and more: its size, then for each slice the axes of its mesh that split it, and the MiB that a
-device holds. EMA, optimiser and reference lie as the parameters do (`tests/test_shardings.py`).
+device holds. EMA, optimiser and reference lie as the parameters do (`tests/parallel/test_shardings.py`).
 """
 
 import math
@@ -15,10 +15,10 @@ from jax.sharding import AbstractMesh, AxisType
 
 from onereward_jax import tree as trees
 from onereward_jax.config.load import load_config
-from onereward_jax.mesh import AXES, shardings
+from onereward_jax.parallel.mesh import AXES, shardings
 from onereward_jax.planning.plan import Program, program_of
 
-CONFIG = str(Path(__file__).parents[1] / "configs" / "flux_fill.py")
+CONFIG = str(Path(__file__).parents[2] / "configs" / "flux_fill.py")
 MIB = 2**20
 # Slices and their meshes.
 MESHES = {"v5p:2x2x4": (1, 8, 2), "v6e:4x8": (1, 8, 4), "v5e:8x8": (1, 8, 8), "tpu7x:2x2x1": (1, 8, 1)}

@@ -6,10 +6,10 @@ import jax
 import pytest
 from jax.sharding import AbstractMesh
 
-from onereward_jax import mesh as meshes
 from onereward_jax import tree
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.judge.judge import Judge
+from onereward_jax.parallel import mesh as meshes
 from onereward_jax.weights.names import clip, flux, qwen2_5_vl, t5
 
 

@@ -1,12 +1,12 @@
-"""The golden of `tests.shardings`, which says how to write it anew."""
+"""The golden of `tests.support.shardings`, which says how to write it anew."""
 
 from pathlib import Path
 
 from onereward_jax import tree as trees
-from onereward_jax.mesh import shardings
-from tests import shardings as golden
+from onereward_jax.parallel.mesh import shardings
+from tests.support import shardings as golden
 
-GOLDEN = Path(__file__).parents[0] / "goldens" / "shardings.txt"
+GOLDEN = Path(__file__).parents[1] / "goldens" / "shardings.txt"
 
 
 def test_every_array_at_full_size_lies_where_it_did():
