@@ -22,11 +22,11 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from onereward_jax.atomic_files import fingerprint, write_json
 from onereward_jax.data.preferences.dataset import COMPLETE, MADE_OF
 from onereward_jax.data.preferences.folder import PATTERN, write_folder
 from onereward_jax.data.preferences.record import Candidate, Record, Vote
 from onereward_jax.errors import UserError
-from onereward_jax.files import fingerprint, write_json
 from onereward_jax.fill.pipeline import FillPipeline, latent_shape, load_transformer, sample_noise
 from onereward_jax.flow import conditioning
 from onereward_jax.images.image_grid import png

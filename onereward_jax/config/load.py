@@ -16,8 +16,8 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
+from onereward_jax.atomic_files import fingerprint, hold, write_json
 from onereward_jax.errors import DISK_FULL, UserError
-from onereward_jax.files import fingerprint, hold, write_json
 from onereward_jax.parallel import processes
 
 # A run may be resumed with other values of these: they say how long it runs, on what, and what it writes, not what it
@@ -133,8 +133,8 @@ def claim_workdir(workdir: str | os.PathLike, config: ConfigDict, free: Iterable
       config: the run's configuration.
       free: fields that may differ when a run goes on; "evaluation." stands for all fields of that group.
 
-    The directory is this process's until it ends, see `files.hold`; of several processes the first claims it, and the
-    others find that it is the same one, and the configuration too.
+    The directory is this process's until it ends, see `atomic_files.hold`; of several processes the first claims it,
+    and the others find that it is the same one, and the configuration too.
 
     Raises:
       UserError: the directory can't be written, is another process's, or holds a run of another configuration (names

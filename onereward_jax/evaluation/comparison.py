@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from onereward_jax.atomic_files import write_json
 from onereward_jax.evaluation.report import plots
 from onereward_jax.evaluation.results import read_evaluation
-from onereward_jax.files import write_json
 from onereward_jax.tasks import TASKS, dimensions_of
 
 NAMES = {"fixed": "Algorithm 1", "dynamic": "Algorithm 2"}

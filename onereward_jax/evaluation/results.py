@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onereward_jax.files import write_text
+from onereward_jax.atomic_files import write_text
 from onereward_jax.tasks import CELLS, TASKS
 
 REQUIRED = ("algorithm", "judge_accuracy", "judge_ceiling", "gsb", "seconds", "peak_memory_gib")

@@ -14,11 +14,11 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from onereward_jax import tasks
+from onereward_jax.atomic_files import write_json
 from onereward_jax.evaluation import gsb
 from onereward_jax.evaluation.evaluate import pictures_of
 from onereward_jax.evaluation.judge_predictions import batches_of, judge_views
 from onereward_jax.evaluation.while_training import FIRST_SCENE
-from onereward_jax.files import write_json
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.flow import conditioning
 from onereward_jax.images.image_grid import mask_overlay, picture_grid, write_png

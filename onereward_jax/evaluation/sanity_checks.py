@@ -12,11 +12,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from onereward_jax import tasks
+from onereward_jax.atomic_files import write_json
 from onereward_jax.candidates.simulated import CANDIDATES
 from onereward_jax.evaluation import gsb
 from onereward_jax.evaluation.evaluate import pictures_of
 from onereward_jax.evaluation.judge_predictions import batches_of
-from onereward_jax.files import write_json
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.flow import conditioning
 from onereward_jax.images.image_grid import mask_overlay, picture_grid, write_png

@@ -12,8 +12,8 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from PIL import Image
 
+from onereward_jax.atomic_files import read_json, whole_directory, write_json
 from onereward_jax.errors import UserError, in_memory
-from onereward_jax.files import read_json, whole_directory, write_json
 from onereward_jax.fill.prompts import PromptEncoder
 from onereward_jax.flow import conditioning, sampler
 from onereward_jax.flow.schedule import Shift, sigmas

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from onereward_jax.files import write_bytes
+from onereward_jax.atomic_files import write_bytes
 
 GAP = 4
 LABEL_HEIGHT = 14

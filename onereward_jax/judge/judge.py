@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from onereward_jax import tasks
-from onereward_jax.files import read_json, whole_directory, write_json
+from onereward_jax.atomic_files import read_json, whole_directory, write_json
 from onereward_jax.judge import question as questions
 from onereward_jax.judge import scoring
 from onereward_jax.judge.scoring import ImageTokens

@@ -18,9 +18,9 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from onereward_jax.atomic_files import read_json
 from onereward_jax.config.load import OFFLOADABLE
 from onereward_jax.errors import UserError
-from onereward_jax.files import read_json
 from onereward_jax.fill.pipeline import latent_shape, read_shift
 from onereward_jax.flow.schedule import Shift
 from onereward_jax.judge import question as questions

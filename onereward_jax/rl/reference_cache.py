@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from onereward_jax.atomic_files import check_writable, fingerprint, write_bytes
 from onereward_jax.config.load import fields
-from onereward_jax.files import check_writable, fingerprint, write_bytes
 from onereward_jax.parallel import processes
 from onereward_jax.proving_ground import ProvingGround
 from onereward_jax.tasks import NEGATIVE_PROMPT

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from onereward_jax.atomic_files import hold, read_json, whole_directory, write_json, write_text
 from onereward_jax.errors import UserError
-from onereward_jax.files import hold, read_json, whole_directory, write_json, write_text
 from onereward_jax.fill.pipeline import FOLDERS
 from onereward_jax.models.lora import LoRA, merge
 from onereward_jax.runs.finetune import PICTURES_FILE, SAMPLES

@@ -14,11 +14,11 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from onereward_jax.atomic_files import fingerprint, read_json, write_json
 from onereward_jax.data.buckets import BucketDraw, Size, aspect_distance, bucket_sizes, common_shapes
 from onereward_jax.data.captioned import Captioned, draw_sample, hold_out, prompt_of
 from onereward_jax.data.sample import Sample
 from onereward_jax.errors import UserError
-from onereward_jax.files import fingerprint, read_json, write_json
 from onereward_jax.fill.pipeline import FOLDERS, FillPipeline, latent_shape, sample_noise
 from onereward_jax.fill.prompts import prompt_reader
 from onereward_jax.flow.losses import fill_loss

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from onereward_jax.atomic_files import read_json, write_json
 from onereward_jax.data.mixture import samples_of
 from onereward_jax.data.preferences.dataset import open_records
 from onereward_jax.errors import UserError
-from onereward_jax.files import read_json, write_json
 from onereward_jax.judge.augment import flip_together, retone_together
 from onereward_jax.judge.batches import ask_only, question_batch
 from onereward_jax.judge.judge import Judge

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from onereward_jax.files import write_json
+from onereward_jax.atomic_files import write_json
 from onereward_jax.fill.pipeline import FillPipeline, latent_shape
 from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.ensemble import ensemble

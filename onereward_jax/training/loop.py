@@ -32,8 +32,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
+from onereward_jax.atomic_files import hold
 from onereward_jax.errors import Fault, Hang, Interrupted, UserError
-from onereward_jax.files import hold
 from onereward_jax.parallel import processes
 from onereward_jax.training.checkpoint import Checkpointer, CheckpointWarning, SaveError
 from onereward_jax.training.metrics import MetricsWriter

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onereward_jax import tree as trees
-from onereward_jax.files import read_json, whole_directory, write_json
+from onereward_jax.atomic_files import read_json, whole_directory, write_json
 from onereward_jax.models import lora
 from onereward_jax.weights import bfl
 from onereward_jax.weights.hub import model_directory

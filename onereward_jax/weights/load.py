@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from onereward_jax import tree as trees
-from onereward_jax.files import read_json
+from onereward_jax.atomic_files import read_json
 from onereward_jax.parallel.mesh import sharding_of
 from onereward_jax.weights.kinds import Kind, kind_of
 from onereward_jax.weights.names import rules

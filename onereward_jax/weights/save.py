@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from onereward_jax import tree as trees
-from onereward_jax.files import whole_directory, write_json
+from onereward_jax.atomic_files import whole_directory, write_json
 from onereward_jax.weights.kinds import kind_of
 from onereward_jax.weights.load import param_dtype_of, param_shapes
 from onereward_jax.weights.names import rules

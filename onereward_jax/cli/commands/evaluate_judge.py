@@ -35,12 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from onereward_jax.atomic_files import check_writable, write_json
     from onereward_jax.data.preferences.dataset import open_records
     from onereward_jax.errors import UserError
     from onereward_jax.evaluation.accuracy import accuracy_difference, judge_accuracy
     from onereward_jax.evaluation.judge_predictions import preference_records, records_of_several, scenes_of
     from onereward_jax.evaluation.report.judge_report import write_judge_report
-    from onereward_jax.files import check_writable, write_json
     from onereward_jax.judge.judge import Judge
     from onereward_jax.judge.pairs import check_record, read_pairs
 

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from onereward_jax.files import check_writable
+    from onereward_jax.atomic_files import check_writable
     from onereward_jax.runs.export import export
 
     check_writable(Path(args.out))

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     from onereward_jax.planning import topology
 
     topology.prepare_environment()
-    from onereward_jax.files import write_json
+    from onereward_jax.atomic_files import write_json
     from onereward_jax.planning.plan import plan, report
 
     config, file = args.config, _output(args)
@@ -72,7 +72,7 @@ def _output(args: argparse.Namespace) -> Path | None:
     Raises:
       UserError: it is of none, or holds a search that would be lost.
     """
-    from onereward_jax.files import check_writable, read_json
+    from onereward_jax.atomic_files import check_writable, read_json
 
     if not args.json:
         return None
@@ -88,7 +88,7 @@ def _output(args: argparse.Namespace) -> Path | None:
 def _search(args: argparse.Namespace, config: ConfigDict, place: "Topology", file: Path | None) -> int:
     from tqdm import tqdm
 
-    from onereward_jax.files import read_json, write_json
+    from onereward_jax.atomic_files import read_json, write_json
     from onereward_jax.parallel.mesh import make_mesh
     from onereward_jax.planning.plan import advice
     from onereward_jax.planning.search import (

@@ -7,12 +7,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
+from onereward_jax.atomic_files import whole_directory
 from onereward_jax.data.bad_records import Skipped
 from onereward_jax.data.preferences.folder import FILE, PATTERN, Folder, write_folder
 from onereward_jax.data.preferences.record import Record, picture_sizes
 from onereward_jax.data.preferences.tfds import TfdsRecords, tfds_directory, write_tfds
 from onereward_jax.errors import UserError
-from onereward_jax.files import whole_directory
 
 FORMS = ("folder", "tfds")
 # What `onereward make-preferences` writes before its first and after its last part.

@@ -8,9 +8,9 @@ from typing import Any
 
 import PIL.Image
 
+from onereward_jax.atomic_files import write_text
 from onereward_jax.data.preferences.record import BadRecord, Record, fields_of, record_of
 from onereward_jax.errors import UserError
-from onereward_jax.files import write_text
 
 PATTERN = "preferences*.jsonl"
 FILE = "preferences.jsonl"

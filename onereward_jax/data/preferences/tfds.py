@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from onereward_jax.atomic_files import whole_directory
 from onereward_jax.data.preferences.record import BadRecord, Record, fields_of, record_of
 from onereward_jax.errors import UserError
-from onereward_jax.files import whole_directory
 
 NAME, VERSION, SPLIT = "preferences", "1.0.0", "train"
 _INFO = "dataset_info.json"

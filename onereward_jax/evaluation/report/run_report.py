@@ -14,9 +14,9 @@ import numpy as np
 from markupsafe import Markup
 from PIL import Image
 
+from onereward_jax.atomic_files import write_text
 from onereward_jax.evaluation.report import plots
 from onereward_jax.evaluation.report.plots import label
-from onereward_jax.files import write_text
 from onereward_jax.images import image_grid
 from onereward_jax.proving_ground.scorer import TIE_MARGIN
 from onereward_jax.tasks import CELLS, DIMENSIONS, TASKS

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
+from onereward_jax.atomic_files import hold, read_json, whole_directory, write_bytes, write_json
 from onereward_jax.errors import UserError
-from onereward_jax.files import hold, read_json, whole_directory, write_bytes, write_json
 
 
 def files(directory):
@@ -86,7 +86,7 @@ def test_a_file_is_the_old_one_or_the_new_one(tmp_path):
 
 def test_a_working_directory_has_one_process(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from onereward_jax.files import hold\n"
+        "import sys; from pathlib import Path; from onereward_jax.atomic_files import hold\n"
         "hold(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen(
