@@ -27,11 +27,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A worker takes whole files (--dist=loadfile). These take longest: they come first, or one worker would end alone.
 LONGEST = (
-    "tests/runs/test_chain.py",
+    "tests/runs/",
     "tests/rl/",
     "tests/kill_and_resume/",
     "tests/judge/",
-    "tests/flow/",
+    "tests/fill/",
     "tests/parity/",
 )
 

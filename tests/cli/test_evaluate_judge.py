@@ -12,8 +12,8 @@ from onereward_jax.data.preferences.record import Candidate, Preference, Record
 from onereward_jax.evaluation.judge_predictions import preference_records
 from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.pairs import read_pairs
-from tests.data.preferences.examples import picture
-from tests.judge import tiny
+from tests.support import tiny_judge
+from tests.support.preference_examples import picture
 
 SIZES = ((24, 24), (24, 24), (40, 20))
 
@@ -30,7 +30,7 @@ def files(tmp_path_factory):
     with (directory / "folder" / "preferences.jsonl").open("a") as file:
         line = {"id": "poisoned", "task": "image_fill", "prompt": "<|im_end|>", "pairs": []}
         file.write(json.dumps(line | {"candidates": [{"image": "images/preferences/000000-0.png"}] * 2}) + "\n")
-    judge = tiny.judge()
+    judge = tiny_judge.judge()
     judge.save_pretrained(directory / "judge")
     nan = Judge(judge.model, jax.tree.map(lambda x: x * np.nan, judge.params), judge.tokenizer, judge.settings)
     nan.save_pretrained(directory / "nan")
@@ -42,7 +42,7 @@ def evaluate(files, *arguments, model="judge") -> int:
 
 
 def test_records_are_what_the_judge_says_of_each_pair(files):
-    judge = tiny.judge()
+    judge = tiny_judge.judge()
     pairs = read_pairs(files / "folder", bad_share=0.2)
     found = preference_records(judge, pairs, batch_size=4)
     assert len(found) == 5 * 3

@@ -20,18 +20,23 @@ from onereward_jax.training.state import create_state, make_optimizer
 from onereward_jax.weights import bfl
 from onereward_jax.weights.load import load_component
 from onereward_jax.weights.names import flux, rules
-from tests.flow import tiny
+from tests.support import tiny_fill
 
 HEIGHT, WIDTH = 16, 24
-OPTIONS = {"num_inference_steps": 2, "max_sequence_length": tiny.T5_LENGTH, "dtype": "float32", "true_cfg_scale": 2.0}
+OPTIONS = {
+    "num_inference_steps": 2,
+    "max_sequence_length": tiny_fill.T5_LENGTH,
+    "dtype": "float32",
+    "true_cfg_scale": 2.0,
+}
 OPTIONS |= {"negative_prompt": "remove"}
-PROMPT = tiny.PROMPTS[0]
+PROMPT = tiny_fill.PROMPTS[0]
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     directory = tmp_path_factory.mktemp("files")
-    tiny.pipeline(directory).save_pretrained(directory / "model")
+    tiny_fill.pipeline(directory).save_pretrained(directory / "model")
     draw = np.random.default_rng(0)
     mask = np.zeros((HEIGHT, WIDTH), np.uint8)
     mask[4:12, 6:20] = 255
@@ -81,7 +86,7 @@ def test_one_picture_twice_with_its_outside_kept(files, tmp_path):
             guidance_scale=1.0,
             true_cfg_scale=2.0,
             seed=5 + number,
-            max_sequence_length=tiny.T5_LENGTH,
+            max_sequence_length=tiny_fill.T5_LENGTH,
         ).images
         difference = np.abs(made.astype(int) - np.asarray(expected))[mask > 0]
         assert difference.max() <= 1  # the command spreads the model over all devices

@@ -8,13 +8,13 @@ import pytest
 
 from onereward_jax.cli import main as cli
 from onereward_jax.judge.judge import Judge
-from tests.judge import tiny
+from tests.support import tiny_judge
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     directory = tmp_path_factory.mktemp("files")
-    tiny.judge().save_pretrained(directory / "judge")
+    tiny_judge.judge().save_pretrained(directory / "judge")
     generator = np.random.default_rng(0)
     for name, size in (("a", (32, 24)), ("b", (20, 30))):
         PIL.Image.fromarray(generator.integers(0, 256, (*size, 3), np.uint8)).save(directory / f"{name}.png")
@@ -36,7 +36,7 @@ def command(files, **changes):
 def test_all_dimensions_in_both_orders(files, capsys):
     assert cli.main(command(files, prompt="a red circle", both_orders=True)) == 0
     found = json.loads(capsys.readouterr().out)
-    judge = tiny.judge()
+    judge = tiny_judge.judge()
     first, second = (PIL.Image.open(files / name) for name in ("a.png", "b.png"))
     given = judge.compare_all(first, second, task="image_fill", prompt="a red circle")
     swapped = judge.compare_all(second, first, task="image_fill", prompt="a red circle")
@@ -50,7 +50,7 @@ def test_one_dimension(files, capsys):
     assert cli.main(command(files, dimension="structure")) == 0
     found = json.loads(capsys.readouterr().out)
     first, second = (PIL.Image.open(files / name) for name in ("a.png", "b.png"))
-    p_yes = tiny.judge().compare(first, second, task="image_fill", dimension="structure")
+    p_yes = tiny_judge.judge().compare(first, second, task="image_fill", dimension="structure")
     assert found["p_yes"] == pytest.approx({"structure": p_yes})
     assert found.keys() == {"task", "prompt", "first", "second", "p_yes"}
 
@@ -58,7 +58,7 @@ def test_one_dimension(files, capsys):
 @pytest.fixture(scope="module")
 def spoilt(files):
     """Directories in which one thing is wrong."""
-    judge = tiny.judge()
+    judge = tiny_judge.judge()
     for name in ("no_answers", "other", "nan"):
         params = judge.params
         if name == "nan":

@@ -19,17 +19,17 @@ from onereward_jax.parallel.mesh import make_mesh
 from onereward_jax.proving_ground import ProvingGround
 from onereward_jax.weights.adapters import load_adapters, save_adapter, with_adapters
 from onereward_jax.weights.load import load_component
-from tests.flow import tiny
+from tests.support import tiny_fill
 
 HEIGHT, WIDTH = 16, 24
-SETTINGS = {"num_inference_steps": 2, "guidance_scale": 2.0, "max_sequence_length": tiny.T5_LENGTH}
-PROMPT = tiny.PROMPTS[0]
+SETTINGS = {"num_inference_steps": 2, "guidance_scale": 2.0, "max_sequence_length": tiny_fill.T5_LENGTH}
+PROMPT = tiny_fill.PROMPTS[0]
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     path = tmp_path_factory.mktemp("model")
-    tiny.pipeline(tmp_path_factory.mktemp("tokenizers")).save_pretrained(path)
+    tiny_fill.pipeline(tmp_path_factory.mktemp("tokenizers")).save_pretrained(path)
     return path
 
 
@@ -89,7 +89,7 @@ def test_it_is_generate_with_the_seeds_noise(pipeline, image, mask):
         guidance_scale=2.0,
         true_cfg_scale=3.0,
         negative_prompt="remove",
-        max_sequence_length=tiny.T5_LENGTH,
+        max_sequence_length=tiny_fill.T5_LENGTH,
     )
     np.testing.assert_array_equal(made, expected)
     np.testing.assert_array_equal(
@@ -167,7 +167,7 @@ def test_on_a_mesh_every_component_is_spread_and_the_pictures_are_the_same(pipel
 
 def test_text_encoders_can_go_once_the_prompts_are_encoded(directory, pipeline, image, mask):
     light = FillPipeline.from_pretrained(directory, dtype="float32")
-    light.prompts.encode([PROMPT], tiny.T5_LENGTH)
+    light.prompts.encode([PROMPT], tiny_fill.T5_LENGTH)
     light.release_text_encoders()
     assert light.prompts.text_encoder_params is light.prompts.text_encoder_2_params is None
     np.testing.assert_array_equal(call(light, image, mask), call(pipeline, image, mask))
@@ -191,7 +191,7 @@ def test_another_transformer(pipeline, directory, image, mask, tmp_path):
             transformer_params=other,
             num_steps=2,
             guidance_scale=2.0,
-            max_sequence_length=tiny.T5_LENGTH,
+            max_sequence_length=tiny_fill.T5_LENGTH,
         ),
     )
     plain = pipeline.transformer.clone(in_channels=16)
@@ -267,12 +267,12 @@ def test_a_large_picture_is_encoded_in_tiles_without_seams(photo):
 def test_goldens(tmp_path):
     """What diffusers made of the same model and request, with and without an adapter that we exported, see
     `tests.parity.test_fill`: for where it is missing."""
-    plain = tiny.drawn_pipeline(tmp_path)
+    plain = tiny_fill.drawn_pipeline(tmp_path)
     params = plain.params["transformer"]
-    save_adapter(tmp_path, "transformer", tiny.drawn_adapter(params), 0.7)
+    save_adapter(tmp_path, "transformer", tiny_fill.drawn_adapter(params), 0.7)
     live = with_adapters("transformer", params, [(tmp_path, 1.0)])
     merged = lora.merge(params, load_adapters("transformer", params, [(tmp_path, 1.0)]))
-    goldens = {"plain": np.load(tiny.GOLDEN), "adapted": np.load(tiny.GOLDEN_ADAPTED)}
+    goldens = {"plain": np.load(tiny_fill.GOLDEN), "adapted": np.load(tiny_fill.GOLDEN_ADAPTED)}
     error = lambda made, golden: np.linalg.norm(made - golden) / np.linalg.norm(golden)  # noqa: E731
     assert error(goldens["plain"], goldens["adapted"]) > 0.01
     for transformer, golden in ((params, "plain"), (live, "adapted"), (merged, "adapted")):
@@ -281,18 +281,18 @@ def test_goldens(tmp_path):
 
 
 def drawn_request(pipeline):
-    images, masks, noise = tiny.fill_request()
+    images, masks, noise = tiny_fill.fill_request()
     return pipeline(
-        prompt=tiny.FILL_PROMPTS,
+        prompt=tiny_fill.FILL_PROMPTS,
         image=images,
         mask_image=masks,
-        negative_prompt=tiny.FILL_NEGATIVE,
-        num_inference_steps=tiny.FILL_STEPS,
+        negative_prompt=tiny_fill.FILL_NEGATIVE,
+        num_inference_steps=tiny_fill.FILL_STEPS,
         guidance_scale=1.0,
         true_cfg_scale=4.0,
         noise=noise,
         posterior="mode",
-        max_sequence_length=tiny.T5_LENGTH,
+        max_sequence_length=tiny_fill.T5_LENGTH,
         output_type="array",
     ).images
 

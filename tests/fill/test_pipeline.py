@@ -8,15 +8,15 @@ import pytest
 from onereward_jax.fill.pipeline import FillPipeline, latent_shape, sample_noise
 from onereward_jax.flow import conditioning, sampler
 from onereward_jax.flow.schedule import sigmas
-from tests.flow import tiny
+from tests.support import tiny_fill
 
 HEIGHT, WIDTH, STEPS = 8, 12, 3
-PROMPTS = tiny.PROMPTS[:2]
+PROMPTS = tiny_fill.PROMPTS[:2]
 
 
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory):
-    return tiny.pipeline(tmp_path_factory.mktemp("tokenizers"))
+    return tiny_fill.pipeline(tmp_path_factory.mktemp("tokenizers"))
 
 
 def request(pipeline):
@@ -29,14 +29,14 @@ def request(pipeline):
 
 
 def generate(pipeline, **settings):
-    settings = {"num_steps": STEPS, "guidance_scale": 2.0, "max_sequence_length": tiny.T5_LENGTH} | settings
+    settings = {"num_steps": STEPS, "guidance_scale": 2.0, "max_sequence_length": tiny_fill.T5_LENGTH} | settings
     return pipeline.generate(*request(pipeline), **settings)
 
 
 def condition_of(pipeline, negative_prompt="a large blue square"):
     images, masks, prompts, _ = request(pipeline)
     masked_image, mask = conditioning.encode_masked_image(pipeline.vae, pipeline.params["vae"], images, masks)
-    encode = lambda texts: pipeline.prompts.encode(texts, tiny.T5_LENGTH)  # noqa: E731
+    encode = lambda texts: pipeline.prompts.encode(texts, tiny_fill.T5_LENGTH)  # noqa: E731
     return conditioning.Condition(masked_image, mask, *encode(prompts), *encode([negative_prompt] * 2))
 
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from onereward_jax.fill.prompts import PromptEncoder
-from tests.flow import tiny
-from tests.flow.tiny import CLIP_LENGTH, PROMPTS, T5_LENGTH
+from tests.support import tiny_fill
+from tests.support.tiny_fill import CLIP_LENGTH, PROMPTS, T5_LENGTH
 
 
 @pytest.fixture(scope="module")
 def parts(tmp_path_factory):
-    return tiny.text_encoders(tmp_path_factory.mktemp("tokenizers"), layers=2)
+    return tiny_fill.text_encoders(tmp_path_factory.mktemp("tokenizers"), layers=2)
 
 
 def _encoder(parts, **fields):

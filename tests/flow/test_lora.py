@@ -6,7 +6,7 @@ import numpy as np
 from onereward_jax.flow import losses
 from onereward_jax.models import lora
 from onereward_jax.training.state import create_state, make_optimizer, supervised_step
-from tests.flow import tiny
+from tests.support import tiny_fill
 
 ADAPTERS = lora.LoRA(rank=4, alpha=4.0)
 SIZE, TOKENS = 4, 4  # tokens of 4×4 latents
@@ -28,7 +28,7 @@ def batch():
 
 
 def test_an_adapter_learns_beside_a_frozen_base():
-    transformer, base = tiny.transformer()
+    transformer, base = tiny_fill.transformer()
     params, optimizer = {"transformer": base}, make_optimizer(1e-2)
     loss = ADAPTERS.loss(losses.flow_matching_loss(transformer, (4, 4)))
     step = jax.jit(supervised_step(loss, optimizer, ema_decay=0.9))

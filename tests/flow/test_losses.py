@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from onereward_jax.flow import losses
-from tests.flow import tiny
+from tests.support import tiny_fill
 
 WIDTH, TOKENS = 8, 6  # of a packed latent: channels of a token, tokens of 4×6 latents
 
@@ -82,7 +82,7 @@ def test_a_samples_loss_depends_on_its_index_only():
 @pytest.mark.parametrize("dropout", [0.0, 1.0])
 def test_learning_text_encoders_read_the_prompt_that_is_shown(tmp_path, dropout):
     """Of the two prompts of a sample, only the one that is shown changes the loss."""
-    made = tiny.pipeline(tmp_path)
+    made = tiny_fill.pipeline(tmp_path)
     prompts = made.prompts
     params = {
         "transformer": made.params["transformer"],
@@ -104,7 +104,7 @@ def test_learning_text_encoders_read_the_prompt_that_is_shown(tmp_path, dropout)
         samples = images | texts | empty | {"index": jnp.arange(2)}
         return loss(params, None, samples, jax.random.key(0))[0]
 
-    tokens = [prompts.tokenize([prompt] * 2, tiny.T5_LENGTH) for prompt in ("a small red circle", "remove", "")]
+    tokens = [prompts.tokenize([prompt] * 2, tiny_fill.T5_LENGTH) for prompt in ("a small red circle", "remove", "")]
     written, other, empty = tokens
     value = float(value_of(*written, *empty))
     changed_prompt, changed_empty = float(value_of(*other, *empty)), float(value_of(*written, *other))

@@ -7,26 +7,26 @@ from onereward_jax.judge.batches import MAX_DIMENSIONS, ask_only, question_batch
 from onereward_jax.judge.objective import preference_loss
 from onereward_jax.runs.judge import asked_first
 from onereward_jax.tasks import CELLS, dimensions_of
-from tests.judge import tiny
+from tests.support import tiny_judge
 
 TASKS, PROMPTS = ["image_fill", "object_removal"], ["a red circle on the left", "remove"]
 LENGTH = 96
 
 
 def test_questions_of_every_dimension_stand_in_their_tasks_order():
-    batch = question_batch(tiny.judge(), TASKS, PROMPTS, LENGTH)
+    batch = question_batch(tiny_judge.judge(), TASKS, PROMPTS, LENGTH)
     for row, (task, prompt) in enumerate(zip(TASKS, PROMPTS, strict=True)):
         dimensions = dimensions_of(task, prompt)
         assert [CELLS[cell] for cell in batch["cell"][row] if cell >= 0] == [(task, d) for d in dimensions]
         for column in range(MAX_DIMENSIONS):
-            text = tiny.judge().question(task, dimensions[column], prompt) if column < len(dimensions) else None
-            ids, lengths = tiny.judge().encode_questions([text], LENGTH)
+            text = tiny_judge.judge().question(task, dimensions[column], prompt) if column < len(dimensions) else None
+            ids, lengths = tiny_judge.judge().encode_questions([text], LENGTH)
             np.testing.assert_array_equal(batch["question_ids"][row, column], ids[0])
             assert batch["question_lengths"][row, column] == lengths[0]
 
 
 def test_what_is_not_annotated_need_not_be_asked():
-    judge, generator = tiny.judge(), np.random.default_rng(0)
+    judge, generator = tiny_judge.judge(), np.random.default_rng(0)
     images = {name: generator.random((2, 32, 32, 3), dtype=np.float32) for name in ("first", "second")}
     labels = np.array([[0, 0, -1, 0], [1, 0, 0, 0]], np.int32)
     questions = question_batch(judge, TASKS, PROMPTS, LENGTH) | {"label": labels}

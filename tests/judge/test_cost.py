@@ -7,7 +7,7 @@ import pytest
 from benchmarks import judge_cost
 from benchmarks.judge_cost import matrix_operations
 from onereward_jax.judge import scoring
-from tests.judge import tiny
+from tests.support import tiny_judge
 
 
 def test_loops_and_branches_are_counted_as_often_as_they_run():
@@ -24,7 +24,7 @@ def test_loops_and_branches_are_counted_as_often_as_they_run():
 
 
 def test_full_size_costs_what_its_sizes_say_and_all_dimensions_cost_little_more():
-    judge, shapes = judge_cost.official_judge(tiny.tokenizer())
+    judge, shapes = judge_cost.official_judge(tiny_judge.tokenizer())
     images = [jax.ShapeDtypeStruct((1, 1024, 1024, 3), jnp.float32)] * 2
     counted = {}
     for texts in (judge_cost.QUESTIONS[:1], judge_cost.QUESTIONS):
@@ -55,11 +55,11 @@ def _expected(shapes, length, questions):
 
 
 def test_the_reference_image_has_no_backward_pass_through_the_vision_tower():
-    judge = tiny.judge()
+    judge = tiny_judge.judge()
     first, second = (jax.ShapeDtypeStruct((1, *size, 3), jnp.float32) for size in ((16, 24), (32, 24)))
     encode = lambda image: scoring.encode_image(judge.model, judge.params, image, judge.settings)  # noqa: E731
     kept = jax.eval_shape(encode, second)
-    ids, lengths = judge.encode_questions(tiny.QUESTIONS)
+    ids, lengths = judge.encode_questions(tiny_judge.QUESTIONS)
 
     def p_yes(first, second):
         asked = {"question_ids": ids[None], "question_lengths": lengths[None]}

@@ -11,14 +11,14 @@ from onereward_jax.judge.ensemble import ensemble
 from onereward_jax.judge.judge import Judge
 from onereward_jax.models import lora
 from onereward_jax.weights.adapters import save_adapter
-from tests.judge import tiny
+from tests.support import tiny_judge
 
 LAYERS = "layers/(self_attn|mlp)/"
 
 
 def adapter(seed, rank=2, targets=LAYERS):
     draw = np.random.default_rng(seed)
-    made = lora.LoRA(rank, targets=targets).init(tiny.judge().params, jax.random.key(0))
+    made = lora.LoRA(rank, targets=targets).init(tiny_judge.judge().params, jax.random.key(0))
     return jax.tree.map(lambda x: 0.3 * draw.standard_normal(x.shape).astype(np.float32), made)
 
 
@@ -32,7 +32,7 @@ def files(tmp_path_factory):
 
 
 def test_p_is_the_mean_of_the_members(files):
-    judge = tiny.judge()
+    judge = tiny_judge.judge()
     both = ensemble(judge, [files / "a", files / "b"])
     draw = np.random.default_rng(0)
     batch = {name: draw.random((1, 24, 24, 3)).astype(np.float32) for name in ("first", "second")}
@@ -60,7 +60,7 @@ def test_p_is_the_mean_of_the_members(files):
 
 
 def test_people_ask_it_like_any_judge(files):
-    judge = tiny.judge()
+    judge = tiny_judge.judge()
     both = ensemble(judge, [files / "a", files / "b"])
     draw = np.random.default_rng(0)
     first, second = (draw.integers(0, 256, (20, 28, 3), np.uint8) for _ in range(2))
@@ -71,18 +71,18 @@ def test_people_ask_it_like_any_judge(files):
 
 
 def test_no_member_is_the_judge_itself():
-    judge = tiny.judge()
+    judge = tiny_judge.judge()
     assert ensemble(judge, []) is judge
 
 
 @pytest.mark.parametrize(("name", "message"), [("wider", "other layers or another rank"), ("visual", "vision tower")])
 def test_members_that_do_not_fit_are_named(files, name, message):
     with pytest.raises(UserError, match=message):
-        ensemble(tiny.judge(), [files / "a", files / name])
+        ensemble(tiny_judge.judge(), [files / "a", files / name])
 
 
 def test_an_ensemble_is_not_saved(files, tmp_path):
-    both = ensemble(tiny.judge(), [files / "a", files / "b"])
+    both = ensemble(tiny_judge.judge(), [files / "a", files / "b"])
     assert set(tree.flatten(both.params["members"]))
     with pytest.raises(UserError, match="no files of its own"):
         both.save_pretrained(tmp_path / "out")

@@ -12,7 +12,7 @@ import pytest
 
 from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.vision import ImageSettings
-from tests.judge import tiny
+from tests.support import tiny_judge
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def images():
 
 
 def test_one_pass_for_all_dimensions_equals_comparing_one_by_one(images):
-    judge = tiny.judge()
+    judge = tiny_judge.judge()
     together = judge.compare_all(*images, task="image_fill", prompt="a red circle")
     assert list(together) == ["text_alignment", "consistency", "structure", "aesthetics"]
     for dimension, p in together.items():
@@ -33,7 +33,7 @@ def test_one_pass_for_all_dimensions_equals_comparing_one_by_one(images):
 
 def test_lists_are_compared_as_one_by_one():
     """Of several sizes, tasks and dimensions; more than one batch."""
-    judge, generator = tiny.judge(), np.random.default_rng(1)
+    judge, generator = tiny_judge.judge(), np.random.default_rng(1)
     sizes = [(32, 24), (32, 24), (20, 30), (32, 24), (20, 30), (32, 24)]
     first = [generator.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
     second = [generator.integers(0, 256, (*size, 3), np.uint8) for size in sizes[1:] + sizes[:1]]
@@ -59,12 +59,12 @@ def test_lists_are_compared_as_one_by_one():
 
 
 def test_extension_without_a_prompt_has_no_text_alignment(images):
-    extended = tiny.judge().compare_all(*images, task="image_extend")
+    extended = tiny_judge.judge().compare_all(*images, task="image_extend")
     assert list(extended) == ["consistency", "structure", "aesthetics"]
 
 
 def test_kinds_of_images_agree(images):
-    judge = tiny.judge()
+    judge = tiny_judge.judge()
     ask = lambda *pair: judge.ask(*pair, question="Is the first better?")  # noqa: E731
     expected = ask(*images)
     assert expected["yes"] + expected["no"] < 1  # of the whole vocabulary
@@ -79,7 +79,7 @@ def test_kinds_of_images_agree(images):
 
 
 def test_log_p_yes_is_pure_in_its_parameters(images):
-    judge = tiny.judge()
+    judge = tiny_judge.judge()
     first, second = (jnp.asarray(image / 255.0, jnp.float32) for image in images)
     log_p = jax.jit(lambda a, b, params: judge.log_p_yes(a, b, question="Is the first better?", params=params))
     assert float(jnp.exp(log_p(first, second, judge.params))) == pytest.approx(
@@ -90,7 +90,7 @@ def test_log_p_yes_is_pure_in_its_parameters(images):
 
 
 def test_uint8_batches_are_read_as_images(images):
-    judge = tiny.judge()
+    judge = tiny_judge.judge()
     ids, lengths = judge.encode_questions(["Is the first better?"])
     questions = {"question_ids": ids[None], "question_lengths": lengths[None]}
     batch = questions | {"first": jnp.asarray(images[0])[None], "second": jnp.asarray(images[1])[None]}
@@ -108,19 +108,19 @@ def test_uint8_batches_are_read_as_images(images):
 )
 def test_wrong_questions_are_named(images, arguments, message):
     with pytest.raises(ValueError, match=message):
-        tiny.judge().compare(*images, **arguments)
+        tiny_judge.judge().compare(*images, **arguments)
 
 
 def test_other_arrays_are_refused(images):
     with pytest.raises(ValueError, match=r"not \(32, 24\)"):
-        tiny.judge().encode(images[0][..., 0])
+        tiny_judge.judge().encode(images[0][..., 0])
     with pytest.raises(ValueError, match="not int64"):
-        tiny.judge().encode(images[0].astype(np.int64))
+        tiny_judge.judge().encode(images[0].astype(np.int64))
 
 
 def test_rows_are_never_taken_for_channels():
     """The official processor would guess that an image of three rows has its channels first."""
-    judge = tiny.judge()
+    judge = tiny_judge.judge()
     image = np.random.default_rng(1).integers(0, 256, (3, 5, 3), np.uint8)
     official, ours = (np.asarray(judge.encode(x).features) for x in (image, image / 255.0))
     np.testing.assert_allclose(official, ours, atol=0.05 * np.abs(ours).max())
@@ -138,7 +138,7 @@ def test_judge_is_imported_when_it_is_asked_for():
 
 
 def test_parameters_are_bfloat16_unless_asked_otherwise(tmp_path, images):
-    judge = tiny.judge()
+    judge = tiny_judge.judge()
     judge.save_pretrained(tmp_path)
     half, full = Judge.from_pretrained(tmp_path), Judge.from_pretrained(tmp_path, "float32")
     for opened, dtype in ((half, "bfloat16"), (full, "float32")):
@@ -150,24 +150,24 @@ def test_parameters_are_bfloat16_unless_asked_otherwise(tmp_path, images):
 
 
 def test_answers_that_are_no_numbers_are_refused(images):
-    judge = tiny.judge()
+    judge = tiny_judge.judge()
     broken = Judge(judge.model, jax.tree.map(lambda x: x * np.nan, judge.params), judge.tokenizer, judge.settings)
     with pytest.raises(ValueError, match="NaN"):
         broken.ask(*images, question="Is the first better?")
 
 
 def test_files_of_different_releases_are_refused():
-    judge = tiny.judge()
+    judge = tiny_judge.judge()
     with pytest.raises(ValueError, match="patch_size is 14"):
         Judge(judge.model, judge.params, judge.tokenizer, ImageSettings())
     with pytest.raises(ValueError, match="tokens, but the model only 100"):
-        Judge.create(tiny.config(100), judge.tokenizer, judge.settings)
+        Judge.create(tiny_judge.config(100), judge.tokenizer, judge.settings)
 
 
 def test_missing_files_and_other_architectures_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
         Judge.from_pretrained(tmp_path)
-    config = tiny.config(100)
+    config = tiny_judge.config(100)
     for text, error, message in (
         (config, FileNotFoundError, r"preprocessor_config\.json is missing"),
         (config | {"model_type": "qwen2_vl"}, ValueError, "describes a qwen2_vl, but a judge is a qwen2_5_vl"),

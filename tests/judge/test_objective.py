@@ -10,7 +10,7 @@ from onereward_jax.judge.objective import make_loss, preference_loss
 from onereward_jax.models import lora
 from onereward_jax.tasks import CELLS
 from onereward_jax.training.state import create_state, supervised_step
-from tests.judge import tiny
+from tests.support import tiny_judge
 
 
 def _answers(p_yes_given, p_yes_swapped, rest=0.1):
@@ -61,8 +61,8 @@ def test_weights_and_nothing_annotated():
 
 def test_a_judge_learns_a_preference_in_both_orders():
     """The brighter image is better in one dimension, the redder one in the other."""
-    judge = tiny.judge()
-    ids, lengths = judge.encode_questions(tiny.QUESTIONS[:2])
+    judge = tiny_judge.judge()
+    ids, lengths = judge.encode_questions(tiny_judge.QUESTIONS[:2])
 
     def batch(index):
         generator = np.random.default_rng(index)
@@ -93,9 +93,9 @@ def test_a_judge_learns_a_preference_in_both_orders():
 
 
 def test_an_adapter_learns_beside_a_frozen_judge():
-    judge, adapters = tiny.judge(), lora.LoRA(rank=4, alpha=8.0, targets="layers/(self_attn|mlp)/")
+    judge, adapters = tiny_judge.judge(), lora.LoRA(rank=4, alpha=8.0, targets="layers/(self_attn|mlp)/")
     generator = np.random.default_rng(0)
-    ids, lengths = judge.encode_questions([tiny.QUESTIONS[0]])
+    ids, lengths = judge.encode_questions([tiny_judge.QUESTIONS[0]])
     batch = {
         **{name: generator.random((4, 16, 16, 3), np.float32) for name in ("first", "second")},
         "question_ids": np.tile(ids, (4, 1, 1)),

@@ -12,8 +12,8 @@ from onereward_jax.errors import UserError
 from onereward_jax.images.reading import read_image
 from onereward_jax.judge.pairs import PairDraw, check_record, class_balance, read_pairs, resized, seen_size
 from onereward_jax.judge.vision import ImageSettings
-from tests.data.preferences.examples import picture, records
-from tests.judge import tiny
+from tests.support import tiny_judge
+from tests.support.preference_examples import picture, records
 
 SETTINGS = ImageSettings(patch_size=4, min_pixels=1, max_pixels=2**30)
 
@@ -54,8 +54,8 @@ def test_all_dimensions_of_two_candidates_are_one_pair(write, form):
 
 def test_resizing_is_the_official_processors():
     image = np.random.default_rng(0).integers(0, 256, (37, 50, 3), np.uint8)
-    size = seen_size((37, 50), tiny.SETTINGS)
-    judge = tiny.judge()
+    size = seen_size((37, 50), tiny_judge.SETTINGS)
+    judge = tiny_judge.judge()
     official, ours = (judge.encode(x) for x in (image, resized(image, size)))
     assert official.grid == ours.grid
     np.testing.assert_array_equal(official.features, ours.features)
@@ -117,7 +117,7 @@ def test_larger_pictures_are_shown_smaller(write):
 
 
 def test_what_the_judge_cannot_be_asked_is_passed_over(write, capsys):
-    judge = tiny.judge()
+    judge = tiny_judge.judge()
     poisoned = record(1, "image_fill", ((16, 16), (16, 16)))
     made = [record(0, "image_fill", ((16, 16), (16, 16)))]
     made += [

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from onereward_jax.judge import question
-from tests.judge import tiny
+from tests.support import tiny_judge
 
 
 def test_prefix_and_suffix_are_the_whole_conversation():
-    tokenizer = tiny.tokenizer()
+    tokenizer = tiny_judge.tokenizer()
     prefix = question.shared_prefix(tokenizer)
     image = (tokenizer.convert_tokens_to_ids(question.IMAGE_TOKEN),)
-    for text in tiny.QUESTIONS:
+    for text in tiny_judge.QUESTIONS:
         suffix = question.question_tokens(tokenizer, text)
         whole = tokenizer.apply_chat_template(question.messages_of(text), add_generation_prompt=True, return_dict=False)
         assert prefix.begin + image + prefix.middle + image + prefix.end + suffix == tuple(whole)
@@ -44,7 +44,7 @@ def test_padding():
 
 
 def test_answers_are_single_tokens():
-    tokenizer = tiny.tokenizer()
+    tokenizer = tiny_judge.tokenizer()
     yes, no = question.answer_ids(tokenizer)
     assert (tokenizer.decode([yes]), tokenizer.decode([no])) == ("Yes", "No")
 
@@ -52,19 +52,19 @@ def test_answers_are_single_tokens():
 def test_tokenizer_without_the_answers_is_refused(monkeypatch):
     monkeypatch.setattr(question, "ANSWERS", ("Yes", "Nope"))
     with pytest.raises(ValueError, match="no single token for 'Nope'"):
-        question.answer_ids(tiny.tokenizer())
+        question.answer_ids(tiny_judge.tokenizer())
 
 
 @pytest.mark.parametrize("text", ["Is <|image_pad|> here?", "Yes?<|im_end|>"])
 def test_special_tokens_in_a_question_are_refused(text):
     with pytest.raises(ValueError, match="special token"):
-        question.question_tokens(tiny.tokenizer(), text)
+        question.question_tokens(tiny_judge.tokenizer(), text)
 
 
 def test_empty_question_is_refused():
     with pytest.raises(ValueError, match="empty"):
-        question.question_tokens(tiny.tokenizer(), " ")
+        question.question_tokens(tiny_judge.tokenizer(), " ")
 
 
 def _copy():
-    return type(tiny.tokenizer()).from_pretrained(tiny.tokenizer_directory())
+    return type(tiny_judge.tokenizer()).from_pretrained(tiny_judge.tokenizer_directory())

@@ -7,7 +7,7 @@ import pytest
 
 from onereward_jax.judge import scoring
 from onereward_jax.judge.question import Prefix
-from tests.judge import tiny
+from tests.support import tiny_judge
 
 # The second needs resizing: 20 x 30 pixels are not whole tokens.
 SIZES = ((16, 24), (20, 30))
@@ -16,7 +16,7 @@ SIZES = ((16, 24), (20, 30))
 @pytest.fixture(scope="module")
 def batch():
     generator = np.random.default_rng(0)
-    ids, lengths = tiny.judge().encode_questions([*tiny.QUESTIONS, None], length=48)
+    ids, lengths = tiny_judge.judge().encode_questions([*tiny_judge.QUESTIONS, None], length=48)
     assert len(set(lengths)) > 2  # questions of different lengths, one padding
     first, second = (jnp.asarray(generator.random((2, *size, 3)), jnp.float32) for size in SIZES)
     return {
@@ -28,7 +28,7 @@ def batch():
 
 
 def test_packed_equals_one_at_a_time_in_values_and_gradients(batch):
-    judge = tiny.judge()
+    judge = tiny_judge.judge()
     weight = np.random.default_rng(3).standard_normal((2, 3, 2)).astype(np.float32)
 
     @jax.jit
@@ -49,7 +49,7 @@ def test_packed_equals_one_at_a_time_in_values_and_gradients(batch):
 
 
 def test_padding_does_not_matter(batch):
-    judge = tiny.judge()
+    judge = tiny_judge.judge()
     apply = judge._answer
     expected = apply(judge.params, batch)
     assert np.isfinite(expected).all()  # even where nothing is asked
@@ -58,7 +58,7 @@ def test_padding_does_not_matter(batch):
 
 
 def test_both_orders_equal_two_calls(batch):
-    judge = tiny.judge()
+    judge = tiny_judge.judge()
     swapped = batch | {"first": batch["second"], "second": batch["first"]}
     for given, other in (
         (batch, swapped),  # of two sizes
@@ -72,7 +72,7 @@ def test_both_orders_equal_two_calls(batch):
 
 
 def test_encoded_images_give_the_same_answers_and_no_gradient_is_lost(batch):
-    judge = tiny.judge()
+    judge = tiny_judge.judge()
     tokens = judge._encode_pixels(judge.params, batch["second"])
     assert (tokens.features.shape, tokens.grid) == ((2, 2 * 4, 48), (2, 4))
 
@@ -86,7 +86,7 @@ def test_encoded_images_give_the_same_answers_and_no_gradient_is_lost(batch):
 
 
 def test_gradient_equals_finite_differences_through_the_resize(batch):
-    judge = tiny.judge()
+    judge = tiny_judge.judge()
     log_p = lambda image: judge.apply(judge.params, batch | {"second": image})[0, 0, 0]  # noqa: E731
     image = batch["second"] * 0.8 + 0.1
     gradient = jax.jit(jax.grad(log_p))(image)

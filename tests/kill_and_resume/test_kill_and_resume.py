@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from onereward_jax.training.metrics import read_metrics
+from tests.support import killed_trainer
 
-TRAINER = Path(__file__).with_name("trainer.py")
+TRAINER = Path(killed_trainer.__file__)
 
 # (moment of the kill, steps of the whole checkpoints that it leaves). Checkpoints are due at 5, 10, 15, 20, 24.
 CHAIN = [

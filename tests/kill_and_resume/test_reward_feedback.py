@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from onereward_jax.cli import main as cli
-from tests.multiprocess.run import Run
+from tests.support.multiprocess_run import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = "diffusion_pytorch_model.safetensors"

@@ -15,7 +15,7 @@ from onereward_jax.models.flux import modulate
 from onereward_jax.parallel.mesh import activation_axes, make_mesh, shardings
 from onereward_jax.weights.load import param_shapes
 from onereward_jax.weights.names import flux, rules
-from tests.random_params import random_params
+from tests.support.random_params import random_params
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "goldens" / "flux.1-fill-dev.transformer.json").read_text())
 TINY = {

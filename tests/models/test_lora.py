@@ -9,7 +9,7 @@ from onereward_jax import tree
 from onereward_jax.models import lora
 from onereward_jax.models.lora import LoRA
 from onereward_jax.weights.names import flux
-from tests.flow import tiny
+from tests.support import tiny_fill
 
 
 def random(adapter):
@@ -20,7 +20,7 @@ def random(adapter):
 
 @pytest.fixture(scope="module")
 def params():
-    return tiny.transformer()[1]
+    return tiny_fill.transformer()[1]
 
 
 def test_a_new_adapter_is_of_the_layers_that_match_and_changes_nothing(params):
@@ -41,7 +41,7 @@ def test_a_new_adapter_is_of_the_layers_that_match_and_changes_nothing(params):
 def test_live_and_merged_forms_agree_in_values_and_gradients(params):
     adapter = random(LoRA(rank=3).init(params, jax.random.key(0)))
     assert set(lora.factors(adapter)) == set(lora.layers(params))
-    module, _ = tiny.transformer()
+    module, _ = tiny_fill.transformer()
     inputs = [jax.random.normal(jax.random.key(5), x.shape) + x for x in flux.example_inputs(module)]
 
     def outputs(adapter, form):

@@ -13,7 +13,7 @@ from onereward_jax import tree
 from onereward_jax.models import qwen2_5_vl as models
 from onereward_jax.weights.names import qwen2_5_vl as weights
 from onereward_jax.weights.names.rules import official_shapes
-from tests.judge import tiny
+from tests.support import tiny_judge
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "qwen2.5-vl-7b-instruct.json"
 
@@ -70,7 +70,7 @@ def test_config_round_trip():
 )
 def test_what_the_model_cannot_be_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
-        weights.module_from_config(tiny.config(50) | changes)
+        weights.module_from_config(tiny_judge.config(50) | changes)
 
 
 def test_names_of_all_versions_of_transformers():

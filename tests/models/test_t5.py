@@ -13,7 +13,7 @@ from onereward_jax import tree
 from onereward_jax.models.t5 import T5Encoder, relative_position_buckets
 from onereward_jax.weights.names import t5 as weights
 from onereward_jax.weights.names.rules import official_shapes
-from tests.random_params import random_params
+from tests.support.random_params import random_params
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "flux.1-fill-dev.text_encoder_2.json"
 SIZES = {"vocab_size": 50, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 3, "num_heads": 2}

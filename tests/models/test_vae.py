@@ -11,7 +11,7 @@ import pytest
 
 from onereward_jax import tree as trees
 from onereward_jax.weights.names import rules, vae
-from tests.random_params import random_params
+from tests.support.random_params import random_params
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "goldens" / "flux.1-fill-dev.vae.json").read_text())
 TINY = {

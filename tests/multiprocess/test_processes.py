@@ -13,17 +13,17 @@ import pytest
 from onereward_jax.cli import main as cli
 from onereward_jax.parallel import processes
 from onereward_jax.training.metrics import read_metrics
-from tests.multiprocess import trainer
-from tests.multiprocess.run import MEET, Run, newest
+from tests.support import multiprocess_trainer
+from tests.support.multiprocess_run import MEET, Run, newest
 
-TRAINER = str(Path(trainer.__file__))
+TRAINER = str(Path(multiprocess_trainer.__file__))
 
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Path:
     """The run of one process."""
     workdir = tmp_path_factory.mktemp("alone")
-    trainer.main(str(workdir), "2,2,2")
+    multiprocess_trainer.main(str(workdir), "2,2,2")
     return workdir
 
 
@@ -33,7 +33,7 @@ def assert_same_run(found: Path, expected: Path) -> None:
     for name in states[1].files:
         np.testing.assert_allclose(states[0][name], states[1][name], rtol=1e-5, atol=1e-6)
     lines = [read_metrics(workdir / "metrics.jsonl") for workdir in (found, expected)]
-    assert [line["step"] for line in lines[0]] == list(range(1, trainer.STEPS + 1))
+    assert [line["step"] for line in lines[0]] == list(range(1, multiprocess_trainer.STEPS + 1))
     losses = [[line["learning/loss"] for line in of_run] for of_run in lines]
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
@@ -66,7 +66,7 @@ def test_disturbed_runs_end_as_the_undisturbed_one(alone, tmp_path):
     assert_same_run(workdir, alone)
 
     # One process, another mesh.
-    trainer.main(str(tmp_path / "elsewhere"), "1,8,1")
+    multiprocess_trainer.main(str(tmp_path / "elsewhere"), "1,8,1")
     assert_same_run(tmp_path / "elsewhere", alone)
 
 

@@ -10,7 +10,8 @@ safetensors_torch = pytest.importorskip("safetensors.torch")
 
 from onereward_jax.weights.bfl import save_bfl  # noqa: E402
 from onereward_jax.weights.names import flux  # noqa: E402
-from tests.parity import compare, test_flux  # noqa: E402
+from tests.parity import test_flux  # noqa: E402
+from tests.support import parity  # noqa: E402
 
 
 def official_conversion():
@@ -27,7 +28,7 @@ def official_conversion():
 
 def test_diffusers_reads_our_file(tmp_path):
     ours, theirs = test_flux.pair()
-    params = compare.params_from_torch(theirs, flux.TABLE, ours, flux.example_inputs(ours))
+    params = parity.params_from_torch(theirs, flux.TABLE, ours, flux.example_inputs(ours))
     save_bfl(tmp_path / "flux.safetensors", params, "float32")
     tensors = safetensors_torch.load_file(tmp_path / "flux.safetensors")
     converted = official_conversion()(dict(tensors))

@@ -13,7 +13,7 @@ import safetensors.numpy  # noqa: E402
 
 from onereward_jax.weights.names import clip as weights  # noqa: E402
 from onereward_jax.weights.names.rules import to_official  # noqa: E402
-from tests.parity import compare  # noqa: E402
+from tests.support import parity  # noqa: E402
 
 LENGTH = 11
 CONFIG = {
@@ -34,9 +34,9 @@ EOS = 40  # not the highest token, so that the two rules for the pooled state di
 
 def _pair(**fields):
     config = CONFIG | fields
-    theirs = compare.randomize(transformers.CLIPTextModel(transformers.CLIPTextConfig(**config)))
+    theirs = parity.randomize(transformers.CLIPTextModel(transformers.CLIPTextConfig(**config)))
     ours = weights.module_from_config(config)
-    params = compare.params_from_torch(
+    params = parity.params_from_torch(
         theirs, weights.TABLE, ours, weights.example_inputs(ours), rename=weights.official_name
     )
     return ours, params, theirs
@@ -62,7 +62,7 @@ def test_states_and_gradients(eos_token_id, hidden_act, masked):
         output = model(*args)
         return output.last_hidden_state, output.pooler_output
 
-    compare.assert_same(
+    parity.assert_same(
         ours,
         params,
         inputs,
@@ -76,7 +76,7 @@ def test_states_and_gradients(eos_token_id, hidden_act, masked):
 
 def test_gradient_of_the_pooled_state_alone():
     ours, params, theirs = _pair(eos_token_id=EOS)
-    compare.assert_same(
+    parity.assert_same(
         ours,
         params,
         (_ids(),),

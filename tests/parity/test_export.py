@@ -11,7 +11,8 @@ diffusers = pytest.importorskip("diffusers")
 from onereward_jax.weights.load import load_component  # noqa: E402
 from onereward_jax.weights.names import flux, vae  # noqa: E402
 from onereward_jax.weights.save import save_component  # noqa: E402
-from tests.parity import compare, test_flux, test_vae  # noqa: E402
+from tests.parity import test_flux, test_vae  # noqa: E402
+from tests.support import parity  # noqa: E402
 
 CASES = {
     "transformer": (diffusers.FluxTransformer2DModel, test_flux, flux),
@@ -41,9 +42,9 @@ def test_what_diffusers_saves_opens_here(case, shards, tmp_path):
     assert (len(list(tmp_path.glob("*.safetensors"))) > 1) == shards
     module, params = load_component(tmp_path, kind)
     assert module == ours
-    expected = compare.params_from_torch(theirs, weights.TABLE, ours, weights.example_inputs(ours))
-    flat = [np.asarray(x) for x in compare.jax.tree.leaves(expected)]
-    assert all(np.array_equal(a, b) for a, b in zip(compare.jax.tree.leaves(params), flat, strict=True))
+    expected = parity.params_from_torch(theirs, weights.TABLE, ours, weights.example_inputs(ours))
+    flat = [np.asarray(x) for x in parity.jax.tree.leaves(expected)]
+    assert all(np.array_equal(a, b) for a, b in zip(parity.jax.tree.leaves(params), flat, strict=True))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -51,7 +52,7 @@ def test_what_diffusers_saves_opens_here(case, shards, tmp_path):
 def test_what_we_save_opens_in_diffusers(case, shards, dtype, tmp_path, caplog):
     """All warnings are errors here already; the library's logger may not warn either."""
     kind, library_class, weights, ours, theirs = case
-    params = compare.params_from_torch(theirs, weights.TABLE, ours, weights.example_inputs(ours))
+    params = parity.params_from_torch(theirs, weights.TABLE, ours, weights.example_inputs(ours))
     save_component(tmp_path / kind, kind, ours, params, dtype, SHARD_BYTES if shards else 10**9)
     torch_dtype = getattr(torch, dtype)
     logger = diffusers.utils.logging.get_logger("diffusers")
@@ -75,16 +76,16 @@ def test_what_we_save_opens_in_diffusers(case, shards, dtype, tmp_path, caplog):
 
 def test_the_outputs_are_the_same_after_the_round_trip(case, tmp_path):
     kind, library_class, weights, ours, theirs = case
-    params = compare.params_from_torch(theirs, weights.TABLE, ours, weights.example_inputs(ours))
+    params = parity.params_from_torch(theirs, weights.TABLE, ours, weights.example_inputs(ours))
     save_component(tmp_path / kind, kind, ours, params)
     opened = library_class.from_pretrained(tmp_path / kind, local_files_only=True).eval()
-    with torch.no_grad(), compare.one_thread():
+    with torch.no_grad(), parity.one_thread():
         if kind == "vae":
             images = test_vae.images()
             expected = test_vae.channels_last(opened(test_vae.channels_first(images)).sample)
-            result = compare.jax.jit(ours.apply)({"params": params}, images)
+            result = parity.jax.jit(ours.apply)({"params": params}, images)
         else:
             arguments = test_flux.inputs()
             expected = test_flux.call(opened, *[torch.from_numpy(x) for x in arguments])
-            result = compare.jax.jit(ours.apply)({"params": params}, *arguments)
-    assert compare.relative_error(result, expected) < compare.TOLERANCE
+            result = parity.jax.jit(ours.apply)({"params": params}, *arguments)
+    assert parity.relative_error(result, expected) < parity.TOLERANCE

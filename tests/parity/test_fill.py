@@ -22,11 +22,10 @@ from onereward_jax.fill.pipeline import latent_shape  # noqa: E402
 from onereward_jax.flow import conditioning, sampler  # noqa: E402
 from onereward_jax.models import lora  # noqa: E402
 from onereward_jax.weights.adapters import save_adapter  # noqa: E402
-from tests.flow import tiny  # noqa: E402
-from tests.parity import compare  # noqa: E402
+from tests.support import parity, tiny_fill  # noqa: E402
 
-HEIGHT, WIDTH, STEPS, LENGTH = tiny.FILL_HEIGHT, tiny.FILL_WIDTH, tiny.FILL_STEPS, tiny.T5_LENGTH
-PROMPTS, NEGATIVE = tiny.FILL_PROMPTS, tiny.FILL_NEGATIVE
+HEIGHT, WIDTH, STEPS, LENGTH = tiny_fill.FILL_HEIGHT, tiny_fill.FILL_WIDTH, tiny_fill.FILL_STEPS, tiny_fill.T5_LENGTH
+PROMPTS, NEGATIVE = tiny_fill.FILL_PROMPTS, tiny_fill.FILL_NEGATIVE
 SETTINGS = {"num_inference_steps": STEPS, "max_sequence_length": LENGTH}
 IMAGE_TOLERANCE, VELOCITY_TOLERANCE = 1e-4, 1e-5
 
@@ -35,14 +34,14 @@ IMAGE_TOLERANCE, VELOCITY_TOLERANCE = 1e-4, 1e-5
 def directory(tmp_path_factory):
     """A random model as diffusers and transformers write it."""
     path = tmp_path_factory.mktemp("model")
-    tokenizer, tokenizer_2, _, t5, *_ = tiny.text_encoders(tmp_path_factory.mktemp("tokenizers"), layers=2)
+    tokenizer, tokenizer_2, _, t5, *_ = tiny_fill.text_encoders(tmp_path_factory.mktemp("tokenizers"), layers=2)
     text_config = {
         "vocab_size": len(tokenizer),
         "hidden_size": 16,
         "intermediate_size": 32,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
-        "max_position_embeddings": tiny.CLIP_LENGTH,
+        "max_position_embeddings": tiny_fill.CLIP_LENGTH,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
@@ -78,7 +77,7 @@ def directory(tmp_path_factory):
     )
     parts = {"text_encoder": text_encoder, "text_encoder_2": text_encoder_2, "vae": vae, "transformer": transformer}
     for seed, module in enumerate(parts.values()):
-        compare.randomize(module, seed, noise=0.05)
+        parity.randomize(module, seed, noise=0.05)
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True, base_image_seq_len=16)
     diffusers.FluxFillPipeline(scheduler, tokenizer=tokenizer, tokenizer_2=tokenizer_2, **parts).save_pretrained(path)
     return path
@@ -86,7 +85,7 @@ def directory(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def request_():
-    return tiny.fill_request()
+    return tiny_fill.fill_request()
 
 
 def opened(directory, dtype=torch.float32):
@@ -135,7 +134,7 @@ def theirs(pipeline, request_, scale, guidance, posterior="mode"):
     images, masks, noise = request_
     records = []
     latents = pipeline._pack_latents(torch.from_numpy(noise).permute(0, 3, 1, 2), 2, 4, HEIGHT // 2, WIDTH // 2)
-    with pytest.MonkeyPatch.context() as patch, torch.no_grad(), compare.one_thread(), guided(pipeline, scale, records):
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad(), parity.one_thread(), guided(pipeline, scale, records):
         # The posterior's random numbers are torch's own; its mean is the same for both.
         patch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
         pictures = pipeline(
@@ -186,7 +185,7 @@ def assert_same_velocities(pipeline, request_, records, scale, guidance):
     assert len(records) == STEPS
     with jax.default_matmul_precision("highest"):
         found = [velocity(pipeline.params, text, jnp.asarray(x), jnp.asarray(sigma)) for x, sigma, _ in records]
-    errors = [compare.relative_error(v, record[2]) for v, record in zip(found, records, strict=True)]
+    errors = [parity.relative_error(v, record[2]) for v, record in zip(found, records, strict=True)]
     assert max(errors) < VELOCITY_TOLERANCE, errors
 
 
@@ -200,7 +199,7 @@ def test_float32(directory, request_, scale, guidance):
     pipeline = FillPipeline.from_pretrained(directory, dtype="float32")
     made = ours(pipeline, request_, scale, guidance)
     assert ((expected > 0) & (expected < 1)).mean() > 0.5  # the clip at the end hides little
-    assert compare.relative_error(made, expected) < IMAGE_TOLERANCE
+    assert parity.relative_error(made, expected) < IMAGE_TOLERANCE
     assert_same_velocities(pipeline, request_, records, scale, guidance)
 
 
@@ -208,7 +207,7 @@ def test_bfloat16_is_as_close_to_float32_as_diffusers_own(directory, request_):
     exact, _ = theirs(opened(directory), request_, 4.0, 1.0)
     half, _ = theirs(opened(directory, torch.bfloat16), request_, 4.0, 1.0)
     made = ours(FillPipeline.from_pretrained(directory), request_, 4.0, 1.0)
-    assert compare.relative_error(made, exact) < compare.relative_error(half, exact)
+    assert parity.relative_error(made, exact) < parity.relative_error(half, exact)
 
 
 def test_a_round_trip_opens_in_diffusers_without_a_warning_and_makes_the_same_pictures(
@@ -227,8 +226,8 @@ def test_a_round_trip_opens_in_diffusers_without_a_warning_and_makes_the_same_pi
             logger.removeHandler(caplog.handler)
     assert not caplog.messages
     expected, _ = theirs(opened(directory), request_, 4.0, 1.0)
-    assert compare.relative_error(pictures, expected) < IMAGE_TOLERANCE
-    assert compare.relative_error(ours(pipeline, request_, 4.0, 1.0), pictures) < IMAGE_TOLERANCE
+    assert parity.relative_error(pictures, expected) < IMAGE_TOLERANCE
+    assert parity.relative_error(ours(pipeline, request_, 4.0, 1.0), pictures) < IMAGE_TOLERANCE
 
 
 _LIBRARIES = ((diffusers, "diffusers"), (transformers, "transformers"))
@@ -249,7 +248,7 @@ def test_tiles_equal_diffusers(directory, way):
     }
     reads, channels, writes, official, own = functions[way]
     array = np.random.default_rng(0).standard_normal((1, 28 * reads, 28 * reads, channels)).astype(np.float32)
-    with torch.no_grad(), compare.one_thread():
+    with torch.no_grad(), parity.one_thread():
         expected = official(torch.from_numpy(array).permute(0, 3, 1, 2)).permute(0, 2, 3, 1).numpy()
     made, whole = own(module, params, array, tile=tile), own(module, params, array)
     inside = writes * (28 - overlap)
@@ -257,8 +256,8 @@ def test_tiles_equal_diffusers(directory, way):
     compared = np.ones((inside, inside), bool)
     compared[seam, seam] = False
     pick = lambda images: np.asarray(images)[0, :inside, :inside][compared]  # noqa: E731
-    assert compare.relative_error(pick(made), pick(expected)) < compare.TOLERANCE
-    assert compare.relative_error(pick(whole), pick(expected)) > 100 * compare.TOLERANCE  # the tiles are seen
+    assert parity.relative_error(pick(made), pick(expected)) < parity.TOLERANCE
+    assert parity.relative_error(pick(whole), pick(expected)) > 100 * parity.TOLERANCE  # the tiles are seen
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -273,30 +272,30 @@ def test_an_adapter(directory, request_, tmp_path):
     official.load_lora_weights(tmp_path)
     expected, records = theirs(official, request_, 4.0, 1.0)
     adapted = FillPipeline.from_pretrained(directory, dtype="float32", lora=tmp_path)
-    assert compare.relative_error(ours(adapted, request_, 4.0, 1.0), expected) < IMAGE_TOLERANCE
+    assert parity.relative_error(ours(adapted, request_, 4.0, 1.0), expected) < IMAGE_TOLERANCE
     assert_same_velocities(adapted, request_, records, 4.0, 1.0)
-    assert compare.relative_error(ours(plain, request_, 4.0, 1.0), expected) > 100 * IMAGE_TOLERANCE
+    assert parity.relative_error(ours(plain, request_, 4.0, 1.0), expected) > 100 * IMAGE_TOLERANCE
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_the_goldens_are_what_diffusers_makes(request_, tmp_path):
     """`python -m tests.parity.test_fill` writes them anew."""
     for file, made in goldens(request_, tmp_path).items():
-        assert compare.relative_error(made, np.load(file)) < compare.TOLERANCE, file.name
+        assert parity.relative_error(made, np.load(file)) < parity.TOLERANCE, file.name
 
 
 def goldens(request, directory):
     """{file: pictures}, plain and with an adapter."""
-    pipeline = tiny.drawn_pipeline(directory / "tokenizers")
+    pipeline = tiny_fill.drawn_pipeline(directory / "tokenizers")
     pipeline.save_pretrained(directory / "model")
-    save_adapter(directory / "adapter", "transformer", tiny.drawn_adapter(pipeline.params["transformer"]), 0.7)
+    save_adapter(directory / "adapter", "transformer", tiny_fill.drawn_adapter(pipeline.params["transformer"]), 0.7)
     official = opened(directory / "model")
     plain = theirs(official, request, 4.0, 1.0)[0]
     official.load_lora_weights(directory / "adapter")
-    return {tiny.GOLDEN: plain, tiny.GOLDEN_ADAPTED: theirs(official, request, 4.0, 1.0)[0]}
+    return {tiny_fill.GOLDEN: plain, tiny_fill.GOLDEN_ADAPTED: theirs(official, request, 4.0, 1.0)[0]}
 
 
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as scratch:
-        for file, made in goldens(tiny.fill_request(), Path(scratch)).items():
+        for file, made in goldens(tiny_fill.fill_request(), Path(scratch)).items():
             np.save(file, made)

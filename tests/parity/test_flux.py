@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 from onereward_jax.weights.names import flux  # noqa: E402
-from tests.parity import compare  # noqa: E402
+from tests.support import parity  # noqa: E402
 
 CONFIG = {
     "in_channels": 20,
@@ -28,8 +28,8 @@ BATCH, ROWS, COLUMNS, TEXT = 2, 3, 5, 7
 
 def pair(**changes):
     config = CONFIG | changes
-    theirs = compare.randomize(diffusers.FluxTransformer2DModel(patch_size=1, **config))
-    compare.shrink(theirs, ("x_embedder", "context_embedder", "to_q", "to_k", "add_q_proj", "add_k_proj"))
+    theirs = parity.randomize(diffusers.FluxTransformer2DModel(patch_size=1, **config))
+    parity.shrink(theirs, ("x_embedder", "context_embedder", "to_q", "to_k", "add_q_proj", "add_k_proj"))
     return flux.module_from_config(config), theirs
 
 
@@ -68,9 +68,9 @@ def call(theirs, image, text, pooled, timestep, img_ids, txt_ids, guidance):
 def test_output_and_gradients(guidance):
     ours, theirs = pair(guidance_embeds=guidance)
     arguments = inputs(guidance)
-    params = compare.params_from_torch(theirs, flux.TABLE, ours, arguments)
+    params = parity.params_from_torch(theirs, flux.TABLE, ours, arguments)
     tensors = [None if x is None else torch.from_numpy(x) for x in arguments]
-    compare.assert_same(ours, params, arguments, theirs, call, tensors, table=flux.TABLE)
+    parity.assert_same(ours, params, arguments, theirs, call, tensors, table=flux.TABLE)
 
 
 @pytest.mark.parametrize("fields", [{"remat": "full"}, {"remat": "dots", "attention_implementation": "reference"}])
@@ -78,8 +78,8 @@ def test_every_implementation_equals_the_same_reference(fields):
     ours, theirs = pair()
     ours = dataclasses.replace(ours, **fields)
     arguments = inputs()
-    params = compare.params_from_torch(theirs, flux.TABLE, ours, arguments)
-    compare.assert_same(
+    params = parity.params_from_torch(theirs, flux.TABLE, ours, arguments)
+    parity.assert_same(
         ours, params, arguments, theirs, call, [torch.from_numpy(x) for x in arguments], table=flux.TABLE
     )
 
@@ -88,11 +88,11 @@ def test_output_at_noise_levels_and_guidance_in_use():
     ours, theirs = pair()
     arguments = list(inputs())
     arguments[3], arguments[6] = np.array([0.83, 0.127], np.float32), np.array([1.0, 3.5], np.float32)
-    params = compare.params_from_torch(theirs, flux.TABLE, ours, arguments)
-    with torch.no_grad(), compare.one_thread():
+    params = parity.params_from_torch(theirs, flux.TABLE, ours, arguments)
+    with torch.no_grad(), parity.one_thread():
         expected = call(theirs, *[torch.from_numpy(x) for x in arguments])
-    result = compare.jax.jit(ours.apply)({"params": params}, *arguments)
-    assert compare.relative_error(result, expected) < compare.TOLERANCE
+    result = parity.jax.jit(ours.apply)({"params": params}, *arguments)
+    assert parity.relative_error(result, expected) < parity.TOLERANCE
 
 
 def test_time_features():
@@ -121,4 +121,4 @@ def test_rope_at_the_far_end_of_a_large_image():
     ours = rope.rotate(x, rope.rotation(ids, (16, 56, 56)))
     embedding = FluxPosEmbed(theta=10_000, axes_dim=(16, 56, 56))(torch.from_numpy(ids))
     theirs = apply_rotary_emb(torch.from_numpy(x), embedding, sequence_dim=1)
-    assert compare.relative_error(ours, theirs) < compare.TOLERANCE
+    assert parity.relative_error(ours, theirs) < parity.TOLERANCE

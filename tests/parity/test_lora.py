@@ -21,8 +21,8 @@ from onereward_jax.models import lora  # noqa: E402
 from onereward_jax.weights.adapters import load_adapters, save_adapter, with_adapters  # noqa: E402
 from onereward_jax.weights.load import param_shapes  # noqa: E402
 from onereward_jax.weights.names import flux, rules  # noqa: E402
-from tests.judge import tiny  # noqa: E402
-from tests.parity import compare, test_flux, test_qwen2_5_vl  # noqa: E402
+from tests.parity import test_flux, test_qwen2_5_vl  # noqa: E402
+from tests.support import parity, tiny_judge  # noqa: E402
 
 RANK = 4
 WIDTH = 48  # of the tiny transformer
@@ -44,19 +44,19 @@ class Pipeline(FluxLoraLoaderMixin):
 @pytest.fixture
 def models():
     ours, theirs = test_flux.pair()
-    params = compare.params_from_torch(theirs, flux.TABLE, ours, flux.example_inputs(ours))
+    params = parity.params_from_torch(theirs, flux.TABLE, ours, flux.example_inputs(ours))
     return ours, params, theirs
 
 
 def assert_same_outputs(ours, params, adapter, theirs):
     arguments = test_flux.inputs()
-    with torch.no_grad(), compare.one_thread():
+    with torch.no_grad(), parity.one_thread():
         expected = test_flux.call(theirs, *[torch.from_numpy(x) for x in arguments])
     apply = jax.jit(ours.apply)
     plain = apply({"params": params}, *arguments)
-    assert compare.relative_error(plain, expected) > 0.01  # the adapter is seen
+    assert parity.relative_error(plain, expected) > 0.01  # the adapter is seen
     for adapted in (lora.attach(params, adapter), lora.merge(params, adapter)):
-        assert compare.relative_error(apply({"params": adapted}, *arguments), expected) < 1e-5
+        assert parity.relative_error(apply({"params": adapted}, *arguments), expected) < 1e-5
 
 
 def normal(*shape, seed=[0]):  # noqa: B006
@@ -289,7 +289,7 @@ def pair_of_images():
 
 
 def answers_of(judge):
-    ids, lengths = judge.encode_questions(tiny.QUESTIONS[:1])
+    ids, lengths = judge.encode_questions(tiny_judge.QUESTIONS[:1])
     images = [jax.numpy.asarray(image) for image in pair_of_images()]
     batch = {"first": images[0], "second": images[1], "question_ids": ids[None], "question_lengths": lengths[None]}
     with jax.default_matmul_precision("highest"):
@@ -297,16 +297,16 @@ def answers_of(judge):
 
 
 def torch_answers_of(model):
-    with torch.no_grad(), compare.one_thread():
-        logits = model(**test_qwen2_5_vl._official_inputs(tiny.QUESTIONS[0], pair_of_images())).logits[0, -1]
-    return torch.log_softmax(logits, dim=-1)[list(question.answer_ids(tiny.tokenizer()))]
+    with torch.no_grad(), parity.one_thread():
+        logits = model(**test_qwen2_5_vl._official_inputs(tiny_judge.QUESTIONS[0], pair_of_images())).logits[0, -1]
+    return torch.log_softmax(logits, dim=-1)[list(question.answer_ids(tiny_judge.tokenizer()))]
 
 
 @pytest.fixture
 def judges(tmp_path):
     """Ours in a directory, and theirs with the same weights."""
     ours, params, theirs = test_qwen2_5_vl._models()
-    judge = Judge(ours, params, tiny.tokenizer(), tiny.SETTINGS)
+    judge = Judge(ours, params, tiny_judge.tokenizer(), tiny_judge.SETTINGS)
     judge.save_pretrained(tmp_path / "judge")
     return tmp_path / "judge", judge, theirs
 
@@ -329,12 +329,12 @@ def test_the_judge_reads_an_adapter_of_peft(judges, tmp_path):
     model.save_pretrained(tmp_path / "adapter", save_embedding_layers=False)  # lm_head itself
     judge = Judge.from_pretrained(directory, "float32", lora=tmp_path / "adapter")
     expected = torch_answers_of(model)
-    assert compare.relative_error(answers_of(plain), expected) > 1e-3
-    assert compare.relative_error(answers_of(judge), expected) < 1e-5
+    assert parity.relative_error(answers_of(plain), expected) > 1e-3
+    assert parity.relative_error(answers_of(judge), expected) < 1e-5
 
     judge.save_pretrained(tmp_path / "merged")
     merged = Judge.from_pretrained(tmp_path / "merged", "float32")
-    assert compare.relative_error(answers_of(merged), expected) < 1e-5
+    assert parity.relative_error(answers_of(merged), expected) < 1e-5
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -345,7 +345,7 @@ def test_peft_reads_an_adapter_of_the_judge(judges, tmp_path):
     adapted = peft.PeftModel.from_pretrained(theirs, tmp_path / "adapter")
     expected = torch_answers_of(adapted)
     judge = Judge(plain.model, lora.attach(plain.params, adapter, 0.5), plain.tokenizer, plain.settings)
-    assert compare.relative_error(answers_of(plain), expected) > 1e-3
-    assert compare.relative_error(answers_of(judge), expected) < 1e-5
+    assert parity.relative_error(answers_of(plain), expected) > 1e-3
+    assert parity.relative_error(answers_of(judge), expected) < 1e-5
     again = with_adapters("judge", plain.params, tmp_path / "adapter")
     jax.tree.map(np.testing.assert_array_equal, again, judge.params)

@@ -11,7 +11,7 @@ diffusers = pytest.importorskip("diffusers")
 
 from onereward_jax.fill.prompts import PromptEncoder  # noqa: E402
 from onereward_jax.proving_ground import tokenizers  # noqa: E402
-from tests.parity import compare  # noqa: E402
+from tests.support import parity  # noqa: E402
 
 # One of the prompts is longer than CLIP reads, and than T5 does when it reads 8 tokens.
 pytestmark = pytest.mark.filterwarnings("ignore:(CLIP|T5) reads:UserWarning")
@@ -48,8 +48,8 @@ def pair(tmp_path_factory):
         )
     )
     encoders = {
-        "text_encoder": compare.randomize(text_encoder),
-        "text_encoder_2": compare.randomize(text_encoder_2, seed=1),
+        "text_encoder": parity.randomize(text_encoder),
+        "text_encoder_2": parity.randomize(text_encoder_2, seed=1),
     }
     for name, model in encoders.items():
         model.save_pretrained(directory / name)
@@ -68,10 +68,10 @@ def pair(tmp_path_factory):
 def test_encode_prompt(pair, max_sequence_length):
     encoder, pipeline, _ = pair
     states, pooled = encoder.encode(PROMPTS, max_sequence_length)
-    with torch.no_grad(), compare.one_thread():
+    with torch.no_grad(), parity.one_thread():
         expected_states, expected_pooled, _ = pipeline.encode_prompt(PROMPTS, max_sequence_length=max_sequence_length)
-    assert compare.relative_error(states, expected_states) < compare.TOLERANCE
-    assert compare.relative_error(pooled, expected_pooled) < compare.TOLERANCE
+    assert parity.relative_error(states, expected_states) < parity.TOLERANCE
+    assert parity.relative_error(pooled, expected_pooled) < parity.TOLERANCE
     assert np.abs(np.diff(pooled, axis=0)).max(axis=1).min() > 1e-3
 
 
@@ -81,4 +81,4 @@ def test_bfloat16(pair):
     assert {leaf.dtype for leaf in jax.tree.leaves(half.text_encoder_2_params)} == {jnp.dtype("bfloat16")}
     for ours, full in zip(half.encode(PROMPTS[:3], 16), encoder.encode(PROMPTS[:3], 16), strict=True):
         assert ours.dtype == jnp.bfloat16
-        assert compare.relative_error(ours.astype(jnp.float32), full) < 0.05
+        assert parity.relative_error(ours.astype(jnp.float32), full) < 0.05

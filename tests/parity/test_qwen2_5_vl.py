@@ -21,22 +21,21 @@ from onereward_jax.judge.vision import ImageSettings, grid_of, preprocess  # noq
 from onereward_jax.weights.load import load_component  # noqa: E402
 from onereward_jax.weights.names import qwen2_5_vl as weights  # noqa: E402
 from onereward_jax.weights.save import save_component  # noqa: E402
-from tests.judge import tiny  # noqa: E402
-from tests.parity import compare  # noqa: E402
+from tests.support import parity, tiny_judge  # noqa: E402
 
 # Windows are 16 pixels: the first image is whole windows, the second is cut on both sides.
 SIZES = ((32, 48), (40, 24))
-SETTINGS = tiny.SETTINGS
+SETTINGS = tiny_judge.SETTINGS
 BATCH = 2
 
 
 def _models(**changes):
-    config = tiny.config(len(tiny.tokenizer()), **changes)
-    config["image_token_id"] = tiny.tokenizer().convert_tokens_to_ids(question.IMAGE_TOKEN)
+    config = tiny_judge.config(len(tiny_judge.tokenizer()), **changes)
+    config["image_token_id"] = tiny_judge.tokenizer().convert_tokens_to_ids(question.IMAGE_TOKEN)
     theirs = transformers.Qwen2_5_VLForConditionalGeneration(transformers.Qwen2_5_VLConfig(**config))
-    theirs = compare.randomize(theirs)
+    theirs = parity.randomize(theirs)
     ours = weights.module_from_config(config)
-    params = compare.params_from_torch(
+    params = parity.params_from_torch(
         theirs, weights.TABLE, ours, weights.example_inputs(ours), rename=weights.official_name
     )
     return ours, params, theirs
@@ -55,10 +54,10 @@ def _images(seed=0):
 
 def _sequence(grids, text):
     """Token ids of one conversation about images of these grids of patches."""
-    prefix = question.shared_prefix(tiny.tokenizer())
-    image = tiny.tokenizer().convert_tokens_to_ids(question.IMAGE_TOKEN)
+    prefix = question.shared_prefix(tiny_judge.tokenizer())
+    image = tiny_judge.tokenizer().convert_tokens_to_ids(question.IMAGE_TOKEN)
     pads = [(image,) * (rows * columns // SETTINGS.merge_size**2) for rows, columns in grids]
-    suffix = question.question_tokens(tiny.tokenizer(), text)
+    suffix = question.question_tokens(tiny_judge.tokenizer(), text)
     return prefix.begin + pads[0] + prefix.middle + pads[1] + prefix.end + suffix
 
 
@@ -90,15 +89,15 @@ def test_logits_and_gradients_of_all_parameters(models, tied):
     ours, params, theirs = _models(tie_word_embeddings=True) if tied else models
     assert ("lm_head" in params) is not tied
     grids = [grid_of(*size, SETTINGS) for size in SIZES]
-    ids = np.asarray([_sequence(grids, tiny.QUESTIONS[0])] * BATCH)
+    ids = np.asarray([_sequence(grids, tiny_judge.QUESTIONS[0])] * BATCH)
     ids[1, -9:-6] = ids[0, -12:-9]  # another question of the same length
     patches = [preprocess(jnp.asarray(image), SETTINGS)[0] for image in _images()]
     tokens = [(rows // 2, columns // 2) for rows, columns in grids]
-    positions = scoring.prefix_positions(question.shared_prefix(tiny.tokenizer()), *tokens)
+    positions = scoring.prefix_positions(question.shared_prefix(tiny_judge.tokenizer()), *tokens)
     length = ids.shape[1] - positions.shape[1] + 1
     positions = np.concatenate([positions[:, :-1], positions[:, -1:] + np.arange(length)], axis=1)
     mask = np.tril(np.ones((1, ids.shape[1], ids.shape[1]), bool))
-    compare.assert_same(
+    parity.assert_same(
         ours,
         params,
         (ids, patches, grids, positions[:, None], mask),
@@ -119,7 +118,7 @@ def _official_inputs(text, images):
 
     images: the first and the second of each pair, uint8 (B, H, W, 3).
     """
-    tokenizer, processor = tiny.tokenizer(), tiny.judge()._official_processor()
+    tokenizer, processor = tiny_judge.tokenizer(), tiny_judge.judge()._official_processor()
     inputs = processor(images=[image[i] for i in range(len(images[0])) for image in images], return_tensors="pt")
     conversation = tokenizer.apply_chat_template(
         question.messages_of(text), tokenize=False, add_generation_prompt=True
@@ -138,9 +137,9 @@ def test_answers_and_gradient_of_the_pixels(models, sizes):
     """All three questions, packed on one prefix here, and asked one at a time with the official text and processor
     there: logits, log P(Yes), log P(No), and the gradient of both images."""
     ours, params, theirs = models
-    tokenizer = tiny.tokenizer()
+    tokenizer = tiny_judge.tokenizer()
     yes_no = question.answer_ids(tokenizer)
-    ids, lengths = question.pad([question.question_tokens(tokenizer, text) for text in tiny.QUESTIONS])
+    ids, lengths = question.pad([question.question_tokens(tokenizer, text) for text in tiny_judge.QUESTIONS])
     asked = question.shared_prefix(tokenizer), np.tile(ids, (BATCH, 1, 1)), np.tile(lengths, (BATCH, 1))
     generator = np.random.default_rng(5)
     images = [generator.integers(0, 256, (BATCH, *size, 3), np.uint8) for size in sizes]
@@ -160,42 +159,42 @@ def test_answers_and_gradient_of_the_pixels(models, sizes):
         logits, log_p, gradients = answers_and_gradient(*(jnp.asarray(image / 255.0, jnp.float32) for image in images))
 
     leaves = [torch.from_numpy(image / np.float32(255)).requires_grad_() for image in images]
-    with compare.one_thread():
+    with parity.one_thread():
         expected = []
-        for text in tiny.QUESTIONS:
+        for text in tiny_judge.QUESTIONS:
             inputs = _official_inputs(text, images)
             # The same patches, with a gradient to the pixels.
             patches = torch.cat([_torch_patches(leaf[i]) for i in range(BATCH) for leaf in leaves])
-            assert compare.relative_error(patches, inputs["pixel_values"]) < 1e-6
+            assert parity.relative_error(patches, inputs["pixel_values"]) < 1e-6
             expected.append(theirs(**inputs | {"pixel_values": patches}).logits[:, -1])
         expected = torch.stack(expected, dim=1)
         expected_log_p = torch.log_softmax(expected, dim=-1)[..., list(yes_no)]
         (expected_log_p * torch.from_numpy(weight)).sum().backward()
-    assert compare.relative_error(logits, expected) < 1e-5
-    assert compare.relative_error(log_p, expected_log_p) < 1e-5
+    assert parity.relative_error(logits, expected) < 1e-5
+    assert parity.relative_error(log_p, expected_log_p) < 1e-5
     for ours_, leaf in zip(gradients, leaves, strict=True):
-        assert compare.relative_error(ours_, leaf.grad) < 1e-4
+        assert parity.relative_error(ours_, leaf.grad) < 1e-4
 
 
 def test_judge_asks_as_transformers_does(models):
     """Through images that are resized, one up and one down, and `Judge.ask`."""
     ours, params, theirs = models
-    judge = Judge(ours, params, tiny.tokenizer(), SETTINGS)
+    judge = Judge(ours, params, tiny_judge.tokenizer(), SETTINGS)
     generator = np.random.default_rng(6)
     images = [generator.integers(0, 256, (1, *size, 3), np.uint8) for size in ((13, 11), (90, 75))]
-    inputs = _official_inputs(tiny.QUESTIONS[1], images)
+    inputs = _official_inputs(tiny_judge.QUESTIONS[1], images)
     grids = inputs["image_grid_thw"][:, 1:].tolist()
     assert [tuple(grid) for grid in grids] == [grid_of(*image.shape[1:3], SETTINGS) for image in images]
-    with torch.no_grad(), compare.one_thread():
+    with torch.no_grad(), parity.one_thread():
         p = torch.softmax(theirs(**inputs).logits[0, -1], dim=-1)
-    answers = judge.ask(*(image[0] for image in images), question=tiny.QUESTIONS[1])
+    answers = judge.ask(*(image[0] for image in images), question=tiny_judge.QUESTIONS[1])
     for answer, token in zip(("yes", "no"), judge.yes_no, strict=True):
         assert answers[answer] == pytest.approx(float(p[token]), rel=1e-4)
 
 
 @pytest.mark.parametrize("size", [(40, 56), (33, 200), (100, 90), (12, 17), (190, 61), (131, 120)])
 def test_pixels_equal_the_official_processor(size):
-    processor = tiny.judge()._official_processor()
+    processor = tiny_judge.judge()._official_processor()
     image = np.random.default_rng(size[0]).integers(0, 2, (*size, 3), np.uint8) * 255  # the worst overshoot
     inputs = processor(images=[image], return_tensors="np")
     patches, grid = preprocess(jnp.asarray(image / 255.0, jnp.float32)[None], SETTINGS)
@@ -219,11 +218,11 @@ def test_pixels_equal_the_official_processor_with_the_settings_of_the_release(si
 
 
 def test_answer_of_a_resized_image_is_close_to_the_official_one():
-    judge = tiny.judge()
+    judge = tiny_judge.judge()
     generator = np.random.default_rng(0)
     first, second = (generator.integers(0, 256, (*size, 3), np.uint8) for size in ((90, 70), (50, 101)))
-    official = judge.ask(first, second, question=tiny.QUESTIONS[0])
-    ours = judge.ask(first / 255.0, second / 255.0, question=tiny.QUESTIONS[0])
+    official = judge.ask(first, second, question=tiny_judge.QUESTIONS[0])
+    ours = judge.ask(first / 255.0, second / 255.0, question=tiny_judge.QUESTIONS[0])
     for answer in ("yes", "no"):
         assert ours[answer] == pytest.approx(official[answer], abs=1e-3)
 
@@ -234,7 +233,7 @@ def test_files_go_both_ways(models, tmp_path):
     ours, params, theirs = models
     ids = np.asarray([_sequence([grid_of(*size, SETTINGS) for size in SIZES], "Is it?")] * BATCH)
     images = [torch.from_numpy(image) for image in _images()]
-    with torch.no_grad(), compare.one_thread():
+    with torch.no_grad(), parity.one_thread():
         expected = _torch_logits(theirs, ids, images)
 
         save_component(tmp_path / "ours", "judge", ours, params)
@@ -266,8 +265,8 @@ def test_judge_of_official_files_in_both_forms(models, tmp_path, flat):
     theirs.save_pretrained(tmp_path, max_shard_size="60KB")
     files = sorted(tmp_path.glob("*.safetensors"))
     assert len(files) > 1
-    tiny.tokenizer().save_pretrained(tmp_path)
-    tiny.judge()._official_processor().save_pretrained(tmp_path)
+    tiny_judge.tokenizer().save_pretrained(tmp_path)
+    tiny_judge.judge()._official_processor().save_pretrained(tmp_path)
     if flat:
         config = tmp_path / "config.json"
         config.write_text(json.dumps(_flat(json.loads(config.read_text()))))
@@ -285,7 +284,7 @@ def test_judge_of_official_files_in_both_forms(models, tmp_path, flat):
 
 
 def test_saved_judge_opens_in_transformers(tmp_path):
-    judge = tiny.judge()
+    judge = tiny_judge.judge()
     judge.save_pretrained(tmp_path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     assert question.shared_prefix(tokenizer) == judge.prefix

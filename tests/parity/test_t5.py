@@ -15,7 +15,7 @@ from transformers.models.t5.modeling_t5 import T5Attention  # noqa: E402
 from onereward_jax.models.t5 import relative_position_buckets  # noqa: E402
 from onereward_jax.weights.names import t5 as weights  # noqa: E402
 from onereward_jax.weights.names.rules import to_official  # noqa: E402
-from tests.parity import compare  # noqa: E402
+from tests.support import parity  # noqa: E402
 
 CONFIG = {
     "vocab_size": 61,
@@ -35,9 +35,9 @@ LENGTH = 27  # farther than the largest distance
 @pytest.fixture(scope="module")
 def pair():
     theirs = transformers.T5EncoderModel(transformers.T5Config(**CONFIG))
-    theirs = compare.randomize(theirs)
+    theirs = parity.randomize(theirs)
     ours = weights.module_from_config(CONFIG)
-    return ours, compare.params_from_torch(theirs, weights.TABLE, ours, weights.example_inputs(ours)), theirs
+    return ours, parity.params_from_torch(theirs, weights.TABLE, ours, weights.example_inputs(ours)), theirs
 
 
 def _ids():
@@ -50,7 +50,7 @@ def _ids():
 def test_states_and_gradients(pair, masked):
     ours, params, theirs = pair
     inputs = (_ids(), (_ids() != 0).astype(np.int64)) if masked else (_ids(),)
-    compare.assert_same(
+    parity.assert_same(
         ours,
         params,
         inputs,

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
 from onereward_jax.weights.names import vae  # noqa: E402
-from tests.parity import compare  # noqa: E402
+from tests.support import parity  # noqa: E402
 
 CONFIG = {
     "in_channels": 3,
@@ -30,8 +30,8 @@ BATCH, HEIGHT, WIDTH = 2, 16, 24
 
 def pair(**changes):
     config = CONFIG | changes
-    theirs = compare.randomize(diffusers.AutoencoderKL(**config))
-    compare.shrink(theirs, ("conv_in", "conv1"))
+    theirs = parity.randomize(diffusers.AutoencoderKL(**config))
+    parity.shrink(theirs, ("conv_in", "conv1"))
     return vae.module_from_config(config), theirs
 
 
@@ -66,9 +66,9 @@ def check(ours, theirs, method):
     call, x = {"encode": (encode, images()), "decode": (decode, latents())}[method]
     half = "decoder" if method == "encode" else "encoder"
     other = "post_quant_conv" if method == "encode" else "quant_conv"
-    compare.assert_same(
+    parity.assert_same(
         ours,
-        compare.params_from_torch(theirs, vae.TABLE, ours, (images(),)),
+        parity.params_from_torch(theirs, vae.TABLE, ours, (images(),)),
         (x,),
         theirs,
         call,
@@ -96,9 +96,9 @@ def test_the_log_variance_is_clipped_as_theirs():
     with torch.no_grad():
         theirs.encoder.conv_out.weight *= 1000
         mean, log_variance = encode(theirs, channels_first(images()))
-    params = compare.params_from_torch(theirs, vae.TABLE, ours, (images(),))
+    params = parity.params_from_torch(theirs, vae.TABLE, ours, (images(),))
     result = ours.apply({"params": params}, images(), method="encode")
     assert float(log_variance.max()) == 20.0
     assert float(log_variance.min()) == -30.0
-    assert compare.relative_error(result[0], mean) < compare.TOLERANCE
-    assert compare.relative_error(result[1], log_variance) < compare.TOLERANCE
+    assert parity.relative_error(result[0], mean) < parity.TOLERANCE
+    assert parity.relative_error(result[1], log_variance) < parity.TOLERANCE

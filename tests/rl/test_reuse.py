@@ -22,8 +22,8 @@ from onereward_jax.training import loop
 from onereward_jax.training.metrics import read_metrics
 from onereward_jax.training.state import create_state
 from tests.planning.test_plan import CONFIG, TINY
-from tests.rl import tiny
 from tests.rl.test_step import Linear
+from tests.support import tiny_rl
 
 BATCH, CONDITIONS = 4, 8
 
@@ -36,22 +36,24 @@ def bright(params, batch):
 
 @functools.cache
 def questions():
-    return question_batch(tiny.models().judge, ["image_fill"] * BATCH, ["a red circle"] * BATCH, tiny.QUESTION_LENGTH)
+    return question_batch(
+        tiny_rl.models().judge, ["image_fill"] * BATCH, ["a red circle"] * BATCH, tiny_rl.QUESTION_LENGTH
+    )
 
 
 @functools.cache
 def update(**options):
-    config = dataclasses.replace(tiny.CONFIG, num_steps=4, **options)
-    return jax.jit(make_step(Linear(), tiny.models().vae, bright, optax.sgd(0.5), config))
+    config = dataclasses.replace(tiny_rl.CONFIG, num_steps=4, **options)
+    return jax.jit(make_step(Linear(), tiny_rl.models().vae, bright, optax.sgd(0.5), config))
 
 
 def train(workdir, num_steps, *, reference=None, around=lambda step: step, num_conditions=0, **options):
     """The state after so many updates, or after those that are left; and the batches' references, where a pool keeps
     them."""
-    step, frozen = update(**options), tiny.models().frozen
+    step, frozen = update(**options), tiny_rl.models().frozen
 
     def record(index, task):
-        return {name: value for name, value in tiny.sample(index).items() if name != "index"}
+        return {name: value for name, value in tiny_rl.sample(index).items() if name != "index"}
 
     def prepare(batch):
         numbers = {name: batch[name].astype(np.int32) for name in ("index", "condition", "age") if name in batch}
@@ -129,12 +131,12 @@ def test_references_of_the_average_are_used_again_for_so_many_updates(tmp_path):
     assert [line["learning/reference_age"] for line in lines] == [0, 1, 2, 0, 1]
     assert len({line["learning/sigma"] for line in lines}) > 1
 
-    fresh, frozen = update(ema_decay=0.5), tiny.models().frozen
+    fresh, frozen = update(ema_decay=0.5), tiny_rl.models().frozen
     state, average = create_state({"w": jnp.float32(0.7)}, optax.sgd(0.5), seed=0), {"w": jnp.float32(0.7)}
     for number, line in enumerate(lines):
-        batch = tiny.batch(BATCH, BATCH * number) | questions()
+        batch = tiny_rl.batch(BATCH, BATCH * number) | questions()
         batch["condition"] = np.arange(BATCH, dtype=np.int32) + BATCH * (number // 3)
-        same = tiny.batch(BATCH, BATCH * (number // 3))
+        same = tiny_rl.batch(BATCH, BATCH * (number // 3))
         batch |= {name: value for name, value in same.items() if name not in ("index", *questions())}
         average = state.ema if number % 3 == 0 else average
         state, metrics = fresh(state.replace(reference=average), frozen, batch)

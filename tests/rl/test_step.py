@@ -16,7 +16,7 @@ from onereward_jax.rl.objective import reward_loss
 from onereward_jax.rl.step import StepConfig, make_step, one_dimension_a_call
 from onereward_jax.tasks import CELLS
 from onereward_jax.training.state import create_state
-from tests.rl import tiny
+from tests.support import tiny_rl
 
 TOKENS, WIDTH = 16, 8  # packed latents of a tiny sample: 8×8 latents of two channels
 
@@ -36,8 +36,8 @@ def test_objective_is_a_hinge_averaged_over_a_samples_dimensions():
 
 @pytest.mark.parametrize("algorithm", ["fixed", "dynamic"])
 def test_update_moves_policy_and_ema_and_nothing_else(algorithm):
-    before = tiny.state(algorithm)
-    after, metrics = tiny.step()(before, tiny.models().frozen, tiny.batch(4))
+    before = tiny_rl.state(algorithm)
+    after, metrics = tiny_rl.step()(before, tiny_rl.models().frozen, tiny_rl.batch(4))
     assert int(after.step) == 1
     assert float(metrics["learning/grad_norm"]) > 0
     moved = distance(after.params, before.params)
@@ -54,20 +54,20 @@ def test_update_moves_policy_and_ema_and_nothing_else(algorithm):
 
 def test_algorithm_decides_which_parameters_make_the_reference():
     """From equal parameters both algorithms take the same step; when EMA and reference part, they part too."""
-    batch, frozen, step = tiny.batch(4), tiny.models().frozen, tiny.step()
-    fixed, fixed_metrics = step(tiny.state("fixed"), frozen, batch)
-    _, dynamic_metrics = step(tiny.state("dynamic"), frozen, batch)
+    batch, frozen, step = tiny_rl.batch(4), tiny_rl.models().frozen, tiny_rl.step()
+    fixed, fixed_metrics = step(tiny_rl.state("fixed"), frozen, batch)
+    _, dynamic_metrics = step(tiny_rl.state("dynamic"), frozen, batch)
     assert float(fixed_metrics["learning/loss"]) == pytest.approx(float(dynamic_metrics["learning/loss"]), rel=1e-6)
     other = jax.tree.map(lambda x: x + 0.05 * jnp.ones_like(x), fixed.params)
-    _, moved_ema = step(tiny.state("dynamic").replace(ema=other), frozen, batch)
-    _, moved_ema_fixed = step(tiny.state("fixed").replace(ema=other), frozen, batch)
+    _, moved_ema = step(tiny_rl.state("dynamic").replace(ema=other), frozen, batch)
+    _, moved_ema_fixed = step(tiny_rl.state("fixed").replace(ema=other), frozen, batch)
     assert float(moved_ema["learning/loss"]) != pytest.approx(float(fixed_metrics["learning/loss"]), rel=1e-6)
     assert float(moved_ema_fixed["learning/loss"]) == pytest.approx(float(fixed_metrics["learning/loss"]), rel=1e-6)
 
 
 def test_gradient_reaches_every_parameter_of_the_policy():
-    before = tiny.state()
-    after, _ = tiny.step()(before, tiny.models().frozen, tiny.batch(4))
+    before = tiny_rl.state()
+    after, _ = tiny_rl.step()(before, tiny_rl.models().frozen, tiny_rl.batch(4))
     still = [
         path
         for path, moved in tree.flatten(jax.tree.map(lambda a, b: (a != b).any(), after.params, before.params)).items()
@@ -80,44 +80,44 @@ def test_gradient_is_the_derivative_of_the_loss():
     """Along the gradient, a finite difference of the loss has the gradient's norm (float32, central); true guidance and
     flow matching, whose losses other tests check by hand, included."""
     config = dataclasses.replace(
-        tiny.CONFIG, first_index=0, last_index=0, gradient_true_cfg_scale=2.0, flow_matching_weight=0.5
+        tiny_rl.CONFIG, first_index=0, last_index=0, gradient_true_cfg_scale=2.0, flow_matching_weight=0.5
     )
     plain = optax.sgd(1.0)
-    made = tiny.models()
-    step = jax.jit(make_step(made.transformer, made.vae, tiny.judge_apply, plain, config))
+    made = tiny_rl.models()
+    step = jax.jit(make_step(made.transformer, made.vae, tiny_rl.judge_apply, plain, config))
     state = create_state(made.params, plain, seed=0, reference=True)
-    after, metrics = step(state, made.frozen, tiny.batch(4))
+    after, metrics = step(state, made.frozen, tiny_rl.batch(4))
     norm = float(metrics["learning/grad_norm"])
     gradient = jax.tree.map(jnp.subtract, state.params, after.params)
     size = 0.003 / norm
 
     def loss(sign):
         params = jax.tree.map(lambda p, g: p + sign * size / norm * g, state.params, gradient)
-        return float(step(state.replace(params=params), made.frozen, tiny.batch(4))[1]["learning/loss"])
+        return float(step(state.replace(params=params), made.frozen, tiny_rl.batch(4))[1]["learning/loss"])
 
     assert (loss(1) - loss(-1)) / (2 * size) == pytest.approx(norm, rel=0.02)
 
 
 def test_a_samples_randomness_depends_on_its_index_only():
     """The same samples in another order and company give the same rewards."""
-    frozen, step = tiny.models().frozen, tiny.step()
-    batch = tiny.batch(4)
+    frozen, step = tiny_rl.models().frozen, tiny_rl.step()
+    batch = tiny_rl.batch(4)
     order = np.array([2, 0, 3, 1])
-    _, straight = step(tiny.state(), frozen, batch)
-    _, shuffled = step(tiny.state(), frozen, {name: value[order] for name, value in batch.items()})
+    _, straight = step(tiny_rl.state(), frozen, batch)
+    _, shuffled = step(tiny_rl.state(), frozen, {name: value[order] for name, value in batch.items()})
     for name, value in straight.items():
         np.testing.assert_allclose(shuffled[name], value, rtol=1e-4, err_msg=name)
-    _, others = step(tiny.state(), frozen, tiny.batch(4, first_index=4))
+    _, others = step(tiny_rl.state(), frozen, tiny_rl.batch(4, first_index=4))
     assert float(others["rewards/mean"]) != pytest.approx(float(straight["rewards/mean"]), rel=1e-6)
 
 
 def test_rewards_are_reported_for_the_cells_of_the_batch():
-    _, metrics = tiny.step()(tiny.state(), tiny.models().frozen, tiny.batch(4))
+    _, metrics = tiny_rl.step()(tiny_rl.state(), tiny_rl.models().frozen, tiny_rl.batch(4))
     rewards = {name: float(value) for name, value in metrics.items() if name.startswith("rewards/")}
     assert set(rewards) == {f"rewards/{task}/{dimension}" for task, dimension in CELLS} | {"rewards/mean"}
     assert all(0 <= value <= 1 for value in rewards.values())
-    one_task = {name: value[2:3].repeat(4, axis=0) for name, value in tiny.batch(4).items()}
-    _, metrics = tiny.step()(tiny.state(), tiny.models().frozen, one_task)
+    one_task = {name: value[2:3].repeat(4, axis=0) for name, value in tiny_rl.batch(4).items()}
+    _, metrics = tiny_rl.step()(tiny_rl.state(), tiny_rl.models().frozen, one_task)
     present = {name for name, value in metrics.items() if name.startswith("rewards/") and not np.isnan(value)}
     assert present == {"rewards/object_removal/removal_quality", "rewards/mean"}
 
@@ -135,7 +135,7 @@ class Watched:
     """The update with a `Linear` transformer, and a judge that notes the images it is shown and answers ½."""
 
     def __init__(self, config):
-        self.frozen, self.vae = tiny.models().frozen, tiny.models().vae
+        self.frozen, self.vae = tiny_rl.models().frozen, tiny_rl.models().vae
         self._seen = {}
         self._step = jax.jit(make_step(Linear(), self.vae, self._judge, optax.sgd(0.0), config))
 
@@ -168,7 +168,7 @@ def test_images_are_those_of_the_algorithm(matched_reference):
     """Reference and policy by hand, each from its own noise; every guidance scale, each another number, acts in its own
     place only. A matched reference predicts from the sample's t, as the policy does."""
     config = dataclasses.replace(
-        tiny.CONFIG,
+        tiny_rl.CONFIG,
         num_steps=5,
         first_index=1,
         last_index=4,
@@ -178,7 +178,7 @@ def test_images_are_those_of_the_algorithm(matched_reference):
         gradient_true_cfg_scale=2.0,
         matched_reference=matched_reference,
     )
-    batch, watched, policy, reference = tiny.batch(6), Watched(config), 0.7, -0.4
+    batch, watched, policy, reference = tiny_rl.batch(6), Watched(config), 0.7, -0.4
     _, first, second = watched(batch, policy=policy, reference=reference)
 
     reference_noise, policy_noise, _, stop = draws_of(batch, config)
@@ -207,8 +207,8 @@ def test_images_are_those_of_the_algorithm(matched_reference):
 
 
 def test_the_judge_sees_both_images_moved_alike():
-    config = dataclasses.replace(tiny.CONFIG, num_steps=5, first_index=1, last_index=4)
-    batch = tiny.batch(6)
+    config = dataclasses.replace(tiny_rl.CONFIG, num_steps=5, first_index=1, last_index=4)
+    batch = tiny_rl.batch(6)
     _, *still = Watched(config)(batch, policy=0.7, reference=-0.4)
     _, *moved = Watched(dataclasses.replace(config, judge_shift=2))(batch, policy=0.7, reference=-0.4)
     still, moved = np.stack(still), np.stack(moved)
@@ -227,8 +227,8 @@ def test_the_judge_sees_both_images_moved_alike():
 
 
 def test_stopping_indices_are_exactly_those_of_the_range():
-    config = dataclasses.replace(tiny.CONFIG, num_steps=5, first_index=1, last_index=3)
-    update, sample = Watched(config), tiny.batch(1)
+    config = dataclasses.replace(tiny_rl.CONFIG, num_steps=5, first_index=1, last_index=3)
+    update, sample = Watched(config), tiny_rl.batch(1)
     drawn = [update(sample | {"index": np.array([i], np.int32)})[0]["learning/sigma"] for i in range(40)]
     expected = sigmas(5, TOKENS)[1:4]
     nearest = np.abs(np.subtract.outer(drawn, expected))
@@ -238,10 +238,12 @@ def test_stopping_indices_are_exactly_those_of_the_range():
 
 def test_one_index_for_the_batch_or_one_for_each_sample():
     """The mean σ of eight samples is one of the schedule's if they share their index, and else hardly ever."""
-    batch, schedule = tiny.batch(8), sigmas(5, TOKENS)
+    batch, schedule = tiny_rl.batch(8), sigmas(5, TOKENS)
     nearest = {}
     for per_sample in (False, True):
-        config = dataclasses.replace(tiny.CONFIG, num_steps=5, first_index=1, last_index=3, index_per_sample=per_sample)
+        config = dataclasses.replace(
+            tiny_rl.CONFIG, num_steps=5, first_index=1, last_index=3, index_per_sample=per_sample
+        )
         update = Watched(config)
         # Samples of another update have other indices, as in training.
         moved = [batch | {"index": batch["index"] + 8 * step} for step in range(20)]
@@ -255,9 +257,9 @@ def test_one_index_for_the_batch_or_one_for_each_sample():
 def test_regularisation_is_flow_matching_of_the_conditional_velocity():
     """By hand from the same keys, over two micro-batches; true guidance in the gradient step does not enter."""
     config = dataclasses.replace(
-        tiny.CONFIG, flow_matching_weight=0.5, gradient_guidance_scale=2.0, gradient_true_cfg_scale=3.0, accumulate=2
+        tiny_rl.CONFIG, flow_matching_weight=0.5, gradient_guidance_scale=2.0, gradient_true_cfg_scale=3.0, accumulate=2
     )
-    batch, watched, w = tiny.batch(4), Watched(config), 0.7
+    batch, watched, w = tiny_rl.batch(4), Watched(config), 0.7
     metrics, _, _ = watched(batch, policy=w)
     _, _, noise, stop = draws_of(batch, config)
     images = conditioning.to_model_range(jnp.asarray(batch["target"]))
@@ -279,15 +281,15 @@ def gradient_of(config, policy=0.7):
         p_yes = jax.nn.sigmoid((batch["first"] - batch["second"]).mean(axis=(1, 2, 3)))
         return jnp.log(jnp.broadcast_to(p_yes[:, None, None], (*batch["question_lengths"].shape, 2)))
 
-    step = jax.jit(make_step(Linear(), tiny.models().vae, judge, optax.sgd(1.0), config))
+    step = jax.jit(make_step(Linear(), tiny_rl.models().vae, judge, optax.sgd(1.0), config))
     state = create_state({"w": jnp.float32(policy)}, optax.sgd(1.0), seed=0)
-    after, metrics = step(state, tiny.models().frozen, tiny.batch(4))
+    after, metrics = step(state, tiny_rl.models().frozen, tiny_rl.batch(4))
     return float(state.params["w"] - after.params["w"]), metrics
 
 
 def test_two_predictions_of_a_rollout_are_the_mean_of_two_gradients():
     """Each by an update that can only stop at its t."""
-    config = dataclasses.replace(tiny.CONFIG, num_steps=5, first_index=0, last_index=4, index_per_sample=False)
+    config = dataclasses.replace(tiny_rl.CONFIG, num_steps=5, first_index=0, last_index=4, index_per_sample=False)
     of_batch = jax.random.fold_in(jax.random.key(0), jnp.int32(-1))
     keys = of_batch, jax.random.fold_in(of_batch, 1)
     first, second = (int(jax.random.randint(key, (), 0, 5)) for key in keys)
@@ -302,20 +304,20 @@ def test_two_predictions_of_a_rollout_are_the_mean_of_two_gradients():
 
 
 def test_a_call_for_every_dimension_answers_as_one_for_all():
-    batch, judge = tiny.batch(4), tiny.models()
+    batch, judge = tiny_rl.batch(4), tiny_rl.models()
     images = {"first": batch["image"], "second": batch["target"]}
     asked = images | {name: jnp.asarray(batch[name]) for name in ("question_ids", "question_lengths")}
-    together = tiny.judge_apply(judge.frozen.judge, asked)
-    alone = jax.jit(one_dimension_a_call(tiny.judge_apply))(judge.frozen.judge, asked)
+    together = tiny_rl.judge_apply(judge.frozen.judge, asked)
+    alone = jax.jit(one_dimension_a_call(tiny_rl.judge_apply))(judge.frozen.judge, asked)
     real = np.asarray(batch["weights"]) > 0
     np.testing.assert_allclose(np.asarray(alone)[real], np.asarray(together)[real], atol=1e-5)
 
 
 def test_true_guidance_needs_a_negative_prompt():
-    batch = {name: value for name, value in tiny.batch(4).items() if not name.startswith("negative")}
-    step = tiny.step(dataclasses.replace(tiny.CONFIG, rollout_true_cfg_scale=2.0))
+    batch = {name: value for name, value in tiny_rl.batch(4).items() if not name.startswith("negative")}
+    step = tiny_rl.step(dataclasses.replace(tiny_rl.CONFIG, rollout_true_cfg_scale=2.0))
     with pytest.raises(ValueError, match="needs a negative prompt"):
-        step(tiny.state(), tiny.models().frozen, batch)
+        step(tiny_rl.state(), tiny_rl.models().frozen, batch)
 
 
 @pytest.mark.parametrize("change", [{"first_index": 3, "last_index": 2}, {"last_index": 3}, {"first_index": -1}])

@@ -11,9 +11,9 @@ from onereward_jax.errors import UserError
 from onereward_jax.judge.pairs import read_pairs
 from onereward_jax.runs.judge import record_maker
 from onereward_jax.tasks import TASKS, dimensions_of
-from tests.data.preferences.examples import picture
-from tests.judge import tiny
+from tests.support import tiny_judge
 from tests.support.chain import CONFIG
+from tests.support.preference_examples import picture
 
 BATCH, STEPS = 4, 12
 
@@ -34,7 +34,7 @@ def pairs(tmp_path_factory):
 def shown(pairs, variant, steps, **judge):
     config = load_config(f"{CONFIG}:{variant}", {f"judge.{name}": value for name, value in judge.items()})
     config.train.batch_size, config.train.num_steps = BATCH, steps
-    record, weights = record_maker(config, tiny.judge(), pairs)
+    record, weights = record_maker(config, tiny_judge.judge(), pairs)
     batches = iter(mixture(weights, record, config.seed, BATCH))
     return [sample for _ in range(steps) for sample in _samples(next(batches))]
 
@@ -61,4 +61,4 @@ def test_a_judge_of_one_task_sees_the_pairs_that_the_judge_of_all_sees(pairs):
 def test_a_task_of_weight_zero_has_no_judge_of_its_own(pairs):
     config = load_config(f"{CONFIG}:task_judge", {"judge.only_task": "image_fill", "data.task_weights.image_fill": "0"})
     with pytest.raises(UserError, match="the weight of task image_fill is 0"):
-        record_maker(config, tiny.judge(), pairs)
+        record_maker(config, tiny_judge.judge(), pairs)

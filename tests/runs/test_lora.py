@@ -15,25 +15,25 @@ from onereward_jax.parallel import mesh as meshes
 from onereward_jax.rl.step import make_step
 from onereward_jax.training.checkpoint import Checkpointer
 from onereward_jax.training.state import compile_step, create_state
-from tests.rl import tiny
+from tests.support import tiny_rl
 
 ADAPTERS = lora.LoRA(rank=4, alpha=8.0, targets="attn|ff|proj")
 
 
 def frozen():
-    return tiny.models().frozen.replace(base=tiny.models().params)
+    return tiny_rl.models().frozen.replace(base=tiny_rl.models().params)
 
 
 def state(algorithm="dynamic"):
-    adapter = ADAPTERS.init(tiny.models().params, jax.random.key(0))
-    made = create_state(adapter, tiny.optimizer(), seed=0)
+    adapter = ADAPTERS.init(tiny_rl.models().params, jax.random.key(0))
+    made = create_state(adapter, tiny_rl.optimizer(), seed=0)
     # Where a restored state lies, too: one program serves both.
     return jax.device_put(made.replace(reference={}) if algorithm == "fixed" else made, jax.devices()[0])
 
 
 def update():
-    made = tiny.models()
-    arguments = made.transformer, made.vae, tiny.judge_apply, tiny.optimizer(), tiny.CONFIG
+    made = tiny_rl.models()
+    arguments = made.transformer, made.vae, tiny_rl.judge_apply, tiny_rl.optimizer(), tiny_rl.CONFIG
     return make_step(*arguments, adapter_scale=ADAPTERS.scale)
 
 
@@ -43,9 +43,9 @@ def step():
 
 
 def test_an_adapter_starts_as_the_base_and_only_it_learns():
-    before, batch = state("fixed"), tiny.batch(4)
+    before, batch = state("fixed"), tiny_rl.batch(4)
     after, metrics = step()(before, frozen(), batch)
-    _, of_whole_model = tiny.step()(tiny.state("fixed"), tiny.models().frozen, batch)
+    _, of_whole_model = tiny_rl.step()(tiny_rl.state("fixed"), tiny_rl.models().frozen, batch)
     for name in ("learning/loss", "rewards/mean"):
         assert float(metrics[name]) == pytest.approx(float(of_whole_model[name]), rel=1e-5)
     # B learns first: A has no gradient while B is zero.
@@ -62,19 +62,19 @@ def test_an_adapter_starts_as_the_base_and_only_it_learns():
 def test_the_reference_of_algorithm_1_is_the_base():
     """Whatever policy and EMA have become; Algorithm 2's is the EMA."""
     moved = jax.tree.map(lambda x: x + 0.05 * jnp.ones_like(x), state().params)
-    batch, merged = tiny.batch(4), lora.merge(tiny.models().params, moved, ADAPTERS.scale)
-    for algorithm, reference in (("fixed", tiny.models().params), ("dynamic", merged)):
+    batch, merged = tiny_rl.batch(4), lora.merge(tiny_rl.models().params, moved, ADAPTERS.scale)
+    for algorithm, reference in (("fixed", tiny_rl.models().params), ("dynamic", merged)):
         moved_on = jax.device_put(state(algorithm).replace(params=moved, ema=moved), jax.devices()[0])
         _, metrics = step()(moved_on, frozen(), batch)
-        whole = tiny.state("fixed").replace(params=merged, reference=reference)
-        _, expected = tiny.step()(whole, tiny.models().frozen, batch)
+        whole = tiny_rl.state("fixed").replace(params=merged, reference=reference)
+        _, expected = tiny_rl.step()(whole, tiny_rl.models().frozen, batch)
         assert float(metrics["rewards/mean"]) == pytest.approx(float(expected["rewards/mean"]), rel=1e-4)
 
 
 def test_a_run_goes_on_from_its_checkpoint_bit_by_bit(tmp_path):
     def go_on(state, first, last):
         for number in range(first, last):
-            state, _ = step()(state, frozen(), tiny.batch(4, first_index=4 * number))
+            state, _ = step()(state, frozen(), tiny_rl.batch(4, first_index=4 * number))
         return state
 
     whole = go_on(state("fixed"), 0, 3)
@@ -93,7 +93,7 @@ def test_a_run_goes_on_from_its_checkpoint_bit_by_bit(tmp_path):
 def test_the_adapter_learns():
     now, losses = state("fixed"), []
     for _ in range(8):
-        now, metrics = step()(now, frozen(), tiny.batch(4))
+        now, metrics = step()(now, frozen(), tiny_rl.batch(4))
         losses.append(float(metrics["learning/loss"]))
     assert losses[-1] < losses[0] - 1e-4
 
@@ -101,10 +101,10 @@ def test_the_adapter_learns():
 def test_eight_devices_give_the_gradient_of_one():
     """Adam's first moment after one update is a tenth of the gradient. A and B have moved on from B = 0."""
     moved, mesh = jax.tree.map(lambda x: np.asarray(x) + 0.02, state().params), meshes.make_mesh(2, 2, 2)
-    create = lambda params: create_state(params, tiny.optimizer(), seed=0)  # noqa: E731
+    create = lambda params: create_state(params, tiny_rl.optimizer(), seed=0)  # noqa: E731
     compiled, on_mesh, frozen_on_mesh = compile_step(update(), create, moved, frozen(), mesh)
-    of_eight, _ = compiled(on_mesh, frozen_on_mesh, jax.device_put(tiny.batch(4), meshes.batch_sharding(mesh)))
-    of_one, _ = step()(jax.device_put(create(moved), jax.devices()[0]), frozen(), tiny.batch(4))
+    of_eight, _ = compiled(on_mesh, frozen_on_mesh, jax.device_put(tiny_rl.batch(4), meshes.batch_sharding(mesh)))
+    of_one, _ = step()(jax.device_put(create(moved), jax.devices()[0]), frozen(), tiny_rl.batch(4))
     found, expected = (jax.device_get(after.opt_state[1][0].mu) for after in (of_eight, of_one))
     difference = optax.global_norm(jax.tree.map(jnp.subtract, found, expected))
     assert float(difference) < 1e-5 * float(optax.global_norm(expected))

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from onereward_jax.cli import main as cli
-from tests.flow import tiny
+from tests.support import tiny_fill
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "finetune.py"
 STEPS = 4
@@ -25,7 +25,7 @@ def write_pictures(folder: Path) -> None:
     for number in range(8):
         size = (40, 60, 3) if number % 2 else (60, 40, 3)
         Image.fromarray(generator.integers(0, 256, size, np.uint8)).save(folder / f"{number}.png")
-        (folder / f"{number}.txt").write_text(tiny.PROMPTS[number % 3])
+        (folder / f"{number}.txt").write_text(tiny_fill.PROMPTS[number % 3])
     Image.fromarray(np.pad(np.full((20, 40), 255, np.uint8), 10)).save(folder / "1_mask.png")
     (folder / "torn.png").write_bytes((folder / "0.png").read_bytes()[:100])
     (folder / "torn.txt").write_text("remove")
@@ -39,7 +39,7 @@ def finetune(root: Path, name: str, **more) -> int:
         "data.resolution": 32,
         "data.bucket_step": 8,
         "data.held_out_share": 0.25,
-        "max_sequence_length": tiny.T5_LENGTH,
+        "max_sequence_length": tiny_fill.T5_LENGTH,
         "optimizer.warmup_steps": 1,
         "train.num_steps": STEPS,
         "train.batch_size": 2,
@@ -54,7 +54,7 @@ def finetune(root: Path, name: str, **more) -> int:
 
 def main(root: Path) -> None:
     write_pictures(root / "pictures")
-    tiny.pipeline(root / "tokenizers").save_pretrained(root / "base")
+    tiny_fill.pipeline(root / "tokenizers").save_pretrained(root / "base")
     assert finetune(root, "whole") == 0  # its four batches are upright, lying, lying, upright
     assert finetune(root, "stopped", **{"train.num_steps": STEPS // 2}) == 0
     assert finetune(root, "stopped") == 0

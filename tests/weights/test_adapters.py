@@ -7,7 +7,7 @@ from safetensors.numpy import load_file, save_file
 
 from onereward_jax.models import lora
 from onereward_jax.weights.adapters import is_adapter, load_adapters, save_adapter, with_adapters
-from tests.flow import tiny
+from tests.support import tiny_fill
 
 Q = "transformer.transformer_blocks.0.attn.to_q"
 
@@ -23,7 +23,7 @@ def write(path, **tensors):
 
 @pytest.fixture(scope="module")
 def params():
-    return tiny.transformer()[1]
+    return tiny_fill.transformer()[1]
 
 
 def test_what_is_saved_comes_back_with_its_scale(params, tmp_path):

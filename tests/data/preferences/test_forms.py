@@ -8,7 +8,7 @@ import pytest
 
 from onereward_jax.data.preferences.dataset import good_records, open_records, write_records
 from onereward_jax.errors import UserError
-from tests.data.preferences.examples import picture, records, write_lines
+from tests.support.preference_examples import picture, records, write_lines
 
 tfds = pytest.importorskip("tensorflow_datasets")
 
@@ -51,7 +51,7 @@ def test_neither_writing_nor_reading_needs_tensorflow(tmp_path):
 import sys
 from pathlib import Path
 from onereward_jax.data.preferences.dataset import open_records, write_records
-from tests.data.preferences.examples import records
+from tests.support.preference_examples import records
 write_records(Path({str(tmp_path / "data")!r}), iter(records()), "tfds")
 assert list(open_records(Path({str(tmp_path / "data")!r}))) == records()
 assert not {{"jax", "tensorflow"}} & set(sys.modules)

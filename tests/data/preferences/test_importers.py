@@ -8,7 +8,7 @@ from onereward_jax.cli import main as cli
 from onereward_jax.data.preferences.dataset import open_records
 from onereward_jax.data.preferences.importers import Imported
 from onereward_jax.data.preferences.record import Candidate, Preference, Vote
-from tests.data.preferences.examples import picture, records, write_lines
+from tests.support.preference_examples import picture, records, write_lines
 
 NAMES = ("a.webp", "b.webp", "c.webp", "d.webp")
 IMAGE_REWARD = [{"id": "005658-0040", "prompt": "a portal", "generations": list(NAMES[:3]), "ranking": [2, 1, 2]}]

@@ -4,7 +4,7 @@ import pytest
 
 from onereward_jax.data.preferences.dataset import good_records, open_records
 from onereward_jax.data.preferences.record import BadRecord, Preference, Vote, pairs_of_votes, record_of
-from tests.data.preferences.examples import picture, write_lines
+from tests.support.preference_examples import picture, write_lines
 
 LINE = {
     "id": "a",

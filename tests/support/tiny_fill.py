@@ -12,7 +12,7 @@ from onereward_jax.flow.schedule import Shift
 from onereward_jax.models import lora
 from onereward_jax.proving_ground import tokenizers
 from onereward_jax.weights.names import clip, flux, t5, vae
-from tests.random_params import random_params
+from tests.support.random_params import random_params
 
 PROMPTS = ["a small red circle", "remove", 'the word "SUN"', "a large blue square", ""]
 CLIP_LENGTH, T5_LENGTH = 11, 9

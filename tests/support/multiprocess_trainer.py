@@ -1,6 +1,6 @@
 """A small real training through `training.trainer.train`, in one process or one of several; slow enough to disturb.
 
-python tests/multiprocess/trainer.py WORKDIR DATA,FSDP,TENSOR [SECONDS_A_STEP]
+python tests/support/multiprocess_trainer.py WORKDIR DATA,FSDP,TENSOR [SECONDS_A_STEP]
 
 JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say whether it is one of several.
 """

@@ -1,6 +1,6 @@
 """A small real training run in a process of its own, which can kill itself at a chosen moment.
 
-python tests/kill_and_resume/trainer.py WORKDIR [MOMENT]
+python tests/support/killed_trainer.py WORKDIR [MOMENT]
 """
 
 import os

@@ -11,8 +11,8 @@ from onereward_jax.rl.step import Frozen, StepConfig, make_step
 from onereward_jax.tasks import TASKS
 from onereward_jax.training.state import TrainState, create_state, make_optimizer
 from onereward_jax.weights.names import flux, vae
-from tests.judge import tiny as tiny_judge
-from tests.random_params import random_params
+from tests.support import tiny_judge as tiny_judge
+from tests.support.random_params import random_params
 
 TEXT_WIDTH, POOLED_WIDTH, TEXT_LENGTH, QUESTION_LENGTH = 16, 12, 3, 48
 CONFIG = StepConfig(

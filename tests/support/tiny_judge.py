@@ -13,7 +13,7 @@ from onereward_jax.judge.question import IMAGE_TOKEN
 from onereward_jax.judge.vision import ImageSettings
 from onereward_jax.proving_ground.tokenizers import write_qwen2_tokenizer
 from onereward_jax.weights.names import qwen2_5_vl
-from tests.random_params import random_params
+from tests.support.random_params import random_params
 
 QUESTIONS = (
     tasks.question("image_fill", "structure"),
