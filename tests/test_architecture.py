@@ -1,4 +1,4 @@
-"""The house stands as the table in docs/architecture.md says."""
+"""The house stands as the table in docs/reference/architecture.md says."""
 
 import ast
 import re
@@ -8,7 +8,7 @@ import pytest
 
 TOP = Path(__file__).resolve().parents[1]
 PACKAGE = TOP / "onereward_jax"
-TABLE = (TOP / "docs" / "architecture.md").read_text().partition("| room |")[2]
+TABLE = (TOP / "docs" / "reference" / "architecture.md").read_text().partition("| room |")[2]
 # Names of rooms, and of loose modules in the first row, from the top of the house to its bottom.
 ROWS = [re.findall(r"`(\w+)`", line.split("|")[1]) for line in TABLE.splitlines() if line.startswith("| `")]
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.name != "__init__.py")
