@@ -183,5 +183,5 @@ def encoded_scenes(
 
 
 def init_params(module: Any, weights: Any, seed: int) -> Any:
-    """Fresh parameters of a module; `weights` is its file in `onereward_jax.weights`."""
+    """Fresh parameters of a module; `weights` is its file in `onereward_jax.weights.names`."""
     return jax.jit(module.init)(jax.random.key(seed), *weights.example_inputs(module))["params"]

@@ -14,13 +14,13 @@ class Kind(NamedTuple):
       official_name(name): a tensor's name in a file -> its name in the table, where some files differ.
     """
 
-    weights: str  # module beside this file
+    weights: str  # module in names/
     type_field: str  # the field of config.json that tells the architecture
     type_name: str  # and its value
     stem: str  # name of the weight files
 
     def module(self) -> ModuleType:
-        return importlib.import_module(f"onereward_jax.weights.{self.weights}")
+        return importlib.import_module(f"onereward_jax.weights.names.{self.weights}")
 
     def aliases(self, expected: dict[str, Any]) -> dict[str, str]:
         """Second names, but not those that are tensors of their own in this model."""

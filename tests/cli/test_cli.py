@@ -38,7 +38,7 @@ COMMAND = '''
 
 Longer words about it.
 """
-from onereward_jax.commands import config_arguments
+from onereward_jax.cli.commands import config_arguments
 
 def add_arguments(parser):
     config_arguments(parser)
@@ -61,10 +61,11 @@ def command(tmp_path, monkeypatch):
 
     def add(source: str) -> str:
         package = tmp_path / "package"
-        (package / "commands").mkdir(parents=True)
-        (package / "commands" / "try_it.py").write_text(textwrap.dedent(source))
+        folder = package / "cli" / "commands"
+        folder.mkdir(parents=True)
+        (folder / "try_it.py").write_text(textwrap.dedent(source))
         monkeypatch.setattr(cli, "PACKAGE", package)
-        monkeypatch.setattr("onereward_jax.cli.commands.__path__", [str(package / "commands")])
+        monkeypatch.setattr("onereward_jax.cli.commands.__path__", [str(folder)])
         monkeypatch.delitem(sys.modules, "onereward_jax.cli.commands.try_it", raising=False)
         return "try-it"
 

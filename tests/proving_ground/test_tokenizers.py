@@ -175,7 +175,7 @@ warnings.simplefilter("error")
 sys.modules["torch"] = None
 from transformers.utils import logging
 logging.set_verbosity_warning()
-from onereward_jax.data.proving_ground import tokenizers
+from onereward_jax.proving_ground import tokenizers
 for write in (tokenizers.write_t5_tokenizer, tokenizers.write_clip_tokenizer, tokenizers.write_qwen2_tokenizer):
     tokenizer = write({str(tmp_path)!r} + "/" + write.__name__, ["a red circle"])
     print(tokenizer("a red circle", padding="max_length", max_length=9, return_tensors="np")["input_ids"].shape)

@@ -14,7 +14,7 @@ def random_params(module: Any, weights: Any, deviation: float = 0.05) -> Any:
     near their usual start, 1 for scales and 0 else, but none at it: a gate at 0 would hide what is behind it.
 
     Args:
-      weights: the module's file of `onereward_jax.weights`, for the inputs that shapes are traced with.
+      weights: the module's file of `onereward_jax.weights.names`, for the inputs that shapes are traced with.
       deviation: of the parameters that are not drawn with unit gain.
     """
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *weights.example_inputs(module)))["params"]

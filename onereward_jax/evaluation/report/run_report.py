@@ -164,7 +164,7 @@ def write_report(
         "config": _config_text(config) if config else "",
         "credits": list(credits),
     }
-    write_page(path, "report.html.jinja", context)
+    write_page(path, "run_report.html.jinja", context)
     return path
 
 
