@@ -1,1 +1,1 @@
-"""What a run has reached: accuracy of the judge, Good–Same–Bad by ground truth, and the report that shows both."""
+"""Evaluation of a run: accuracy of the judge, Good–Same–Bad by ground truth, and the report that shows both."""

@@ -1,4 +1,4 @@
-"""Several evaluated runs beside each other, such as three seeds of both algorithms: a table and curves."""
+"""Comparison of evaluated runs, such as three seeds of both algorithms: a table and curves."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -20,13 +20,14 @@ class Run(NamedTuple):
     """An evaluated working directory of `onereward train`."""
 
     name: str
-    group: str  # runs of one group differ in their seed alone
+    group: str  # runs of one group differ only in their seed
     evaluation: Mapping[str, Any]
     curves: plots.Curves
 
 
 def read_run(workdir: Path) -> Run:
-    """
+    """Read the evaluation and training curves of a run.
+
     Raises:
       FileNotFoundError: the run was not evaluated yet.
       ValueError: its evaluation is not valid.
@@ -37,8 +38,8 @@ def read_run(workdir: Path) -> Run:
 
 
 def table(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """A row a group and task: good − bad of every run with its 95 % interval, their mean, and how many are clearly
-    above zero."""
+    """Return one row per group and task: good − bad of every run with its 95 % interval, their mean, and the number of
+    runs whose interval lies above zero."""
     rows = []
     for group, members in grouped(runs).items():
         for task in TASKS:
@@ -67,11 +68,13 @@ def grouped(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return dict(sorted(groups.items()))
 
 
-def curves_of(runs: Sequence[Run], task: str) -> tuple[plots.Lines, plots.Lines]:
-    """(reward, truth's gain) of a task against the update, for every group a line for every run; the reward is the
-    mean over the task's dimensions at each update that drew the task."""
+def task_curves(runs: Sequence[Run], task: str) -> tuple[plots.Lines, plots.Lines]:
+    """Return the (reward, ground-truth gain) curves of a task, by group, one per run.
+
+    The reward is the mean over the task's dimensions at each step that drew the task.
+    """
     rewards: plots.Lines = {}
-    truths: plots.Lines = {}
+    gains: plots.Lines = {}
     for group, members in grouped(runs).items():
         for run in members:
             by_step = defaultdict(list)
@@ -82,13 +85,15 @@ def curves_of(runs: Sequence[Run], task: str) -> tuple[plots.Lines, plots.Lines]
                 steps = np.array(sorted(by_step))
                 means = np.array([np.mean(by_step[step]) for step in steps])
                 rewards.setdefault(group, []).append(plots.smooth(steps, means))
-            if plots.truth_key(task) in run.curves:
-                truths.setdefault(group, []).append(plots.from_zero(*run.curves[plots.truth_key(task)]))
-    return rewards, truths
+            if plots.ground_truth_key(task) in run.curves:
+                gains.setdefault(group, []).append(plots.from_zero(*run.curves[plots.ground_truth_key(task)]))
+    return rewards, gains
 
 
 def write_comparison(out: Path, runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Writes out/comparison.json and out/comparison.png: the table, and rewards above the truth, a column a task.
+    """Write the table to out/comparison.json and the curves to out/comparison.png.
+
+    The figure has a column per task, with rewards above ground-truth gains.
 
     Returns:
       the table.
@@ -96,15 +101,15 @@ def write_comparison(out: Path, runs: Sequence[Run]) -> list[dict[str, Any]]:
     rows, theme = table(runs), plots.PRINT
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "comparison.json", rows)
-    drawn = [curves_of(runs, task) for task in TASKS]
+    drawn = [task_curves(runs, task) for task in TASKS]
     tasks = [(task, *lines) for task, lines in zip(TASKS, drawn, strict=True)]
     rewards = [
         (plots.label(task), partial(plots.draw_lines, lines=reward, level=0.5, title="P(Yes)", theme=theme))
         for task, reward, _ in tasks
     ]
-    truths = [
-        ("", partial(plots.draw_lines, lines=truth, level=0.0, title="truth, policy − base", theme=theme))
-        for _, _, truth in tasks
+    gains = [
+        ("", partial(plots.draw_lines, lines=gain, level=0.0, title="ground truth, policy − base", theme=theme))
+        for _, _, gain in tasks
     ]
-    plots.save_png(out / "comparison.png", rewards + truths, theme, columns=len(TASKS))
+    plots.save_png(out / "comparison.png", rewards + gains, theme, columns=len(TASKS))
     return rows

@@ -19,7 +19,7 @@ from onereward_jax.errors import UserError
 from onereward_jax.evaluation import accuracy, gsb
 from onereward_jax.evaluation.judge_predictions import batches_of, judge_views, preference_records
 from onereward_jax.evaluation.report import plots
-from onereward_jax.evaluation.report.run_report import ExampleRow, write_report, write_sheet
+from onereward_jax.evaluation.report.run_report import ExampleRow, Setting, write_examples, write_report
 from onereward_jax.evaluation.results import write_evaluation
 from onereward_jax.fill.pipeline import FillPipeline, latent_shape, load_transformer, sample_noise
 from onereward_jax.judge.ensemble import ensemble
@@ -103,21 +103,23 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         "peak_memory_gib": max(training["peak_memory_gib"], peak_memory_gib()),
         "tie_margin": TIE_MARGIN,
         "judge": judged,
-        "truth": gsb.truth_by_dimension(comparisons),
-        "judge_view": gsb.judge_view(comparisons),
+        "truth": gsb.scores_by_dimension(comparisons),
+        "judge_view": gsb.judge_preferences(comparisons),
     }
     write_evaluation(workdir / "evaluation.json", evaluation)
     plots.save_figures(workdir / "figures", workdir / "metrics.jsonl", evaluation)
-    write_sheet(workdir / "figures" / "pictures.png", examples)
+    write_examples(workdir / "figures" / "examples.png", examples)
     write_report(
         workdir / "report.html",
         metrics_jsonl=workdir / "metrics.jsonl",
         evaluation=evaluation,
-        grids=examples,
-        config=config.to_dict(),
-        versions=_versions(),
-        credits=[f"{photo.name}: {photo.credit}" for photo in ground.photos],
+        examples=examples,
         examples_note=f"The first {settings.pictures_per_task} held-out scenes of each task, not chosen.",
+        setting=Setting(
+            config=config.to_dict(),
+            versions=_versions(),
+            credits=[f"{photo.name}: {photo.credit}" for photo in ground.photos],
+        ),
     )
     return evaluation
 

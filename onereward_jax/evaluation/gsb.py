@@ -1,8 +1,8 @@
 """Good–Same–Bad of the policy against the base, scene by scene, by ground truth (the paper's Fig. 7).
 
-How a scene becomes good, same or bad: the truth scores every dimension of the scene in [0, 1], for both models' images
-from the same noise; the plain mean over the scene's dimensions of policy − base is good above `TIE_MARGIN`, bad below
-−`TIE_MARGIN`, and same between: the rule and the margin of `proving_ground.scorer.verdict`.
+Both models' images, made from the same noise, get a ground-truth score in [0, 1] in every dimension of the scene. A
+scene is good if policy − base, averaged over dimensions, is above `TIE_MARGIN`, bad if it is below −`TIE_MARGIN`, and
+same otherwise: the rule of `proving_ground.scorer.verdict`.
 """
 
 import dataclasses
@@ -21,13 +21,13 @@ VERDICTS = ("good", "same", "bad")
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Both models' images of one scene, as the truth and the judge see them.
+    """Scores of both models' images of one scene, by ground truth and by the judge.
 
     Attributes:
       task: one of `tasks.TASKS`.
-      base: truth of the base's image, dimension -> [0, 1].
-      policy: truth of the policy's image, the same dimensions.
-      p_yes: the judge's P(Yes | policy, base) of each dimension; may be empty.
+      base: ground-truth score of the base's image, dimension -> [0, 1].
+      policy: ground-truth score of the policy's image, in the same dimensions.
+      p_yes: the judge's P(Yes | policy, base) in each dimension; may be empty.
       p_yes_swapped: P(Yes | base, policy), the other order; may be empty.
     """
 
@@ -48,24 +48,24 @@ class Comparison:
 
     @property
     def gain(self) -> float:
-        """Truth of the policy minus truth of the base, mean over dimensions."""
+        """Ground-truth score of the policy minus that of the base, mean over dimensions."""
         return float(np.mean([self.policy[dimension] - self.base[dimension] for dimension in self.base]))
 
     @property
     def preference(self) -> float | None:
-        """The judge's P(policy better), mean over dimensions, and over both orders where both were asked."""
+        """The judge's P(policy better), mean over dimensions and over the orders that were asked."""
         sides = [list(self.p_yes.values()), [1 - p for p in self.p_yes_swapped.values()]]
         means = [float(np.mean(side)) for side in sides if side]
         return float(np.mean(means)) if means else None
 
 
 def verdict(comparison: Comparison) -> str:
-    """ "good", "same" or "bad": the policy's image against the base's, by the scorer's rule."""
+    """Return "good", "same" or "bad" for the policy's image against the base's, by the scorer's rule."""
     return scorer.verdict(comparison.policy, comparison.base)
 
 
 def good_same_bad(comparisons: Iterable[Comparison]) -> dict[str, dict[str, Any]]:
-    """{task: {"good", "same", "bad" (shares), "n", "ci95" (of good − bad)}}, for the tasks that occur."""
+    """Return {task: {"good", "same", "bad" (shares), "n", "ci95" (of good − bad)}} for the tasks that occur."""
     counts: dict[str, Counter[str]] = {task: Counter() for task in TASKS}
     for comparison in comparisons:
         counts[comparison.task][verdict(comparison)] += 1
@@ -73,10 +73,10 @@ def good_same_bad(comparisons: Iterable[Comparison]) -> dict[str, dict[str, Any]
 
 
 def shares(good: int, same: int, bad: int) -> dict[str, Any]:
-    """Counts to shares, with the 95 % interval of good − bad.
+    """Turn counts into shares, with the 95 % interval of good − bad.
 
     Raises:
-      ValueError: there is no scene.
+      ValueError: all counts are zero.
     """
     n = good + same + bad
     if n == 0:
@@ -85,8 +85,12 @@ def shares(good: int, same: int, bad: int) -> dict[str, Any]:
     return {"good": good / n, "same": same / n, "bad": bad / n, "n": n, "ci95": interval}
 
 
-def truth_by_dimension(comparisons: Iterable[Comparison]) -> dict[str, dict[str, dict[str, Any]]]:
-    """{task: {dimension: {"base", "policy" (mean truth), "difference", "ci95" (of the difference, paired), "n"}}}."""
+def scores_by_dimension(comparisons: Iterable[Comparison]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Average the ground-truth scores of each task and dimension.
+
+    Returns:
+      {task: {dimension: {"base", "policy" (means), "difference", "ci95" (of the paired difference), "n"}}}.
+    """
     pairs: dict[tuple[str, str], list[tuple[float, float]]] = {cell: [] for cell in CELLS}
     for comparison in comparisons:
         for dimension in comparison.base:
@@ -106,13 +110,13 @@ def truth_by_dimension(comparisons: Iterable[Comparison]) -> dict[str, dict[str,
     return result
 
 
-def judge_view(comparisons: Iterable[Comparison]) -> dict[str, dict[str, Any]]:
-    """What the judge says of the same scenes, and where it parts from the truth.
+def judge_preferences(comparisons: Iterable[Comparison]) -> dict[str, dict[str, Any]]:
+    """Average the judge's preferences and count where they contradict the ground truth.
 
     Returns:
-      {task: {"p_yes" (mean preference for the policy), "ci95", "n", "fooled" (share of all scenes: the judge prefers
-      the policy's image, the truth says bad), "missed" (the judge prefers the base's image, the truth says good)}},
-      for the tasks where the judge was asked.
+      {task: {"p_yes" (mean preference for the policy), "ci95", "n", "fooled" (reward hacking, share of all scenes: the
+      judge prefers the policy's image, the ground truth says bad), "missed" (the judge prefers the base's image, the
+      ground truth says good)}}, for the tasks where the judge was asked.
     """
     asked: dict[str, list[tuple[float, str]]] = {task: [] for task in TASKS}
     for comparison in comparisons:
@@ -123,8 +127,8 @@ def judge_view(comparisons: Iterable[Comparison]) -> dict[str, dict[str, Any]]:
             "p_yes": float(np.mean([preference for preference, _ in scenes])),
             "ci95": list(mean_interval([preference for preference, _ in scenes], (0.0, 1.0))),
             "n": len(scenes),
-            "fooled": float(np.mean([preference > 0.5 and truth == "bad" for preference, truth in scenes])),
-            "missed": float(np.mean([preference < 0.5 and truth == "good" for preference, truth in scenes])),
+            "fooled": float(np.mean([preference > 0.5 and by_score == "bad" for preference, by_score in scenes])),
+            "missed": float(np.mean([preference < 0.5 and by_score == "good" for preference, by_score in scenes])),
         }
         for task, scenes in asked.items()
         if scenes

@@ -1,4 +1,4 @@
-"""`evaluation.json`: the numbers of an evaluation, for programs; the report shows the same to people."""
+"""`evaluation.json`: the numbers of an evaluation, for programs; the report shows them to people."""
 
 import json
 import math
@@ -15,19 +15,19 @@ REQUIRED = ("algorithm", "judge_accuracy", "judge_ceiling", "gsb", "seconds", "p
 
 
 def validate_evaluation(evaluation: Mapping[str, Any]) -> None:
-    """Checks the record: required keys, known tasks and dimensions, shares that are shares.
+    """Check an evaluation: required keys, known tasks and dimensions, shares in range.
 
     {"algorithm": str, "judge_accuracy": {task: {dimension: share}}, "judge_ceiling": the same,
     "gsb": {task: {"good", "same", "bad": shares that add up to 1, "n": scenes, "ci95": [lo, hi] of good − bad}},
     "seconds": {"train", "evaluate"}, "peak_memory_gib": float}, and any further keys. "train" and
-    "peak_memory_gib" may be None where they were not measured.
+    "peak_memory_gib" are None where they were not measured.
 
     Raises:
-      ValueError: names everything that is wrong, in one message.
+      ValueError: the evaluation is not valid; the message names everything that is wrong.
     """
     wrong = [f"{key} is missing" for key in REQUIRED if key not in evaluation]
     if "algorithm" in evaluation and not (isinstance(evaluation["algorithm"], str) and evaluation["algorithm"]):
-        wrong.append("algorithm is no name")
+        wrong.append("algorithm is not a name")
     for key in ("judge_accuracy", "judge_ceiling"):
         for task, dimensions in _items(evaluation, key, wrong):
             for dimension, share in _items({task: dimensions}, task, wrong):
@@ -55,10 +55,10 @@ def validate_evaluation(evaluation: Mapping[str, Any]) -> None:
 
 
 def write_evaluation(path: str | Path, evaluation: Mapping[str, Any]) -> None:
-    """Validates and writes the record; a reader sees the old file or the new one, never a part.
+    """Validate the evaluation and write it atomically.
 
     Raises:
-      ValueError: the record is not valid, or holds a number that JSON has not (NaN, infinity).
+      ValueError: it is not valid, or holds a number that JSON has no form for (NaN, infinity).
     """
     validate_evaluation(evaluation)
     path = Path(path)
@@ -71,11 +71,11 @@ def write_evaluation(path: str | Path, evaluation: Mapping[str, Any]) -> None:
 
 
 def read_evaluation(path: str | Path) -> dict[str, Any]:
-    """Reads and validates the record.
+    """Read and validate an evaluation.
 
     Raises:
-      FileNotFoundError: there is none yet.
-      ValueError: it is no JSON, or not valid.
+      FileNotFoundError: the file does not exist.
+      ValueError: it is not JSON, or not valid.
     """
     path = Path(path)
     if not path.exists():
@@ -120,11 +120,11 @@ def _number(value: Any, low: float, high: float) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's numbers and arrays, and paths, as JSON has them."""
+    """Convert NumPy numbers, arrays and paths to JSON types."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, Mapping):
         return dict(value)
-    raise TypeError(f"{type(value).__name__} has no place in evaluation.json")
+    raise TypeError(f"{type(value).__name__} cannot be written to evaluation.json")

@@ -1,4 +1,4 @@
-"""Intervals of confidence. Shares are in [0, 1], differences of shares in [−1, 1]."""
+"""Confidence intervals. Shares are in [0, 1], differences of shares in [−1, 1]."""
 
 import math
 from collections.abc import Hashable, Sequence
@@ -10,10 +10,10 @@ CONFIDENCE = 0.95
 
 
 def wilson_interval(successes: float, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Interval of a share of `n` independent trials (Wilson 1927, the score interval).
+    """Return the score interval of a share of `n` independent trials (Wilson 1927).
 
-    `successes` may be fractional, for trials that count half: the interval is then on the safe side, since
-    a quantity in [0, 1] with mean m varies at most as much as a yes/no trial with that mean.
+    `successes` may be fractional, for trials that count half: the interval is then conservative, since a quantity in
+    [0, 1] with mean m varies at most as much as a yes/no trial with that mean.
 
     Raises:
       ValueError: `successes` is not in [0, n].
@@ -31,11 +31,11 @@ def wilson_interval(successes: float, n: int, confidence: float = CONFIDENCE) ->
 
 
 def good_minus_bad_interval(good: int, bad: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """Interval of the share of good minus the share of bad, over `n` scenes that two models both answered.
+    """Return the interval of the share of good minus the share of bad over `n` scenes answered by two models.
 
-    Good, same and bad are one multinomial draw per scene, so Var(g − b) = (g + b − (g − b)²) / n. Used plainly that
-    gives a width of zero when all scenes agree; adding one scene to the good and one to the bad repairs it
-    (adjusted Wald interval for paired shares, Bonett & Price 2012, J. Educ. Behav. Stat. 37:479–488).
+    Each scene is one multinomial draw, so Var(g − b) = (g + b − (g − b)²) / n. By itself that gives a width of zero
+    when all scenes agree; adding one scene to the good and one to the bad repairs it (adjusted Wald interval for paired
+    shares, Bonett & Price 2012, J. Educ. Behav. Stat. 37:479–488).
 
     Raises:
       ValueError: the counts do not fit into `n`.
@@ -50,16 +50,16 @@ def good_minus_bad_interval(good: int, bad: int, n: int, confidence: float = CON
 def paired_difference_interval(
     differences: Sequence[float] | np.ndarray, groups: Sequence[Hashable] | None = None, confidence: float = CONFIDENCE
 ) -> tuple[float, float]:
-    """Interval of the mean of differences in [−1, 1] between two models' answers to the same questions.
+    """Return the interval of the mean difference, in [−1, 1], between two models' answers to the same questions.
 
-    `good_minus_bad_interval` for answers that may also be half right, and for questions that hang together: a group's
-    questions, such as all about one scene, count as one draw (the sandwich estimate of a mean over clusters).
+    Generalises `good_minus_bad_interval` to answers that may be half right and to correlated questions: a group of
+    questions, such as all about one scene, counts as one draw (the sandwich estimate of a mean over clusters).
 
     Args:
-      groups: of each difference, which group it is of; by default each is one of its own.
+      groups: the group of each difference; by default each difference is a group of its own.
 
     Raises:
-      ValueError: a difference is not in [−1, 1], or the groups are not as many.
+      ValueError: a difference is not in [−1, 1], or there are not as many groups as differences.
     """
     values = np.asarray(differences, np.float64)
     if not np.all(np.abs(values) <= 1):
@@ -80,9 +80,9 @@ def paired_difference_interval(
 def mean_interval(
     values: Sequence[float] | np.ndarray, bounds: tuple[float, float], confidence: float = CONFIDENCE
 ) -> tuple[float, float]:
-    """Student's interval of the mean of independent values, cut at the bounds that they cannot leave.
+    """Return Student's interval of the mean of independent values, clipped to `bounds`, which they cannot leave.
 
-    With fewer than two values nothing is known: the bounds themselves.
+    With fewer than two values nothing is known, and the interval is `bounds`.
     """
     values = np.asarray(values, np.float64)
     if values.size < 2:
@@ -96,5 +96,5 @@ def mean_interval(
 
 def _normal_quantile(confidence: float) -> float:
     if not 0 < confidence < 1:
-        raise ValueError(f"a confidence of {confidence} is impossible: give a number between 0 and 1, as 0.95")
+        raise ValueError(f"a confidence of {confidence} is impossible: give a number between 0 and 1, such as 0.95")
     return float(special.ndtri((1 + confidence) / 2))

@@ -1,4 +1,4 @@
-"""Several runs beside each other."""
+"""Comparison of several runs."""
 
 import json
 
@@ -54,14 +54,14 @@ def test_command_writes_table_and_figure(runs, tmp_path, capsys):
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_curves_are_means_over_dimensions_and_start_at_nothing_gained(runs):
-    rewards, truths = comparison.curves_of([comparison.read_run(run) for run in runs], "image_fill")
+def test_curves_are_means_over_dimensions_and_start_at_zero(runs):
+    rewards, gains_by_group = comparison.task_curves([comparison.read_run(run) for run in runs], "image_fill")
     assert {group: len(lines) for group, lines in rewards.items()} == {"Algorithm 1": 2, "Algorithm 2": 1}
     np.testing.assert_allclose(rewards["Algorithm 1"][1][1], 0.65)
-    steps, gains = truths["Algorithm 2"][0]
+    steps, gains = gains_by_group["Algorithm 2"][0]
     np.testing.assert_allclose(steps, [0, 5, 10])
     np.testing.assert_allclose(gains, [0, 0.05, 0.1])
-    assert comparison.curves_of([comparison.read_run(runs[0])], "image_extend") == ({}, {})
+    assert comparison.task_curves([comparison.read_run(runs[0])], "image_extend") == ({}, {})
 
 
 def test_a_run_that_was_not_evaluated_is_named(tmp_path, capsys):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from onereward_jax.evaluation.gsb import Comparison, good_same_bad, judge_view, truth_by_dimension, verdict
+from onereward_jax.evaluation.gsb import Comparison, good_same_bad, judge_preferences, scores_by_dimension, verdict
 from onereward_jax.proving_ground import scorer
 from onereward_jax.proving_ground.scorer import TIE_MARGIN
 from onereward_jax.tasks import dimensions_of
@@ -48,31 +48,31 @@ def test_shares_add_up_and_are_antisymmetric():
     assert swapped["ci95"] == pytest.approx([-shares["ci95"][1], -shares["ci95"][0]])
 
 
-def test_truth_by_dimension_is_paired():
+def test_scores_by_dimension_are_paired():
     # Scenes differ far more than models: only the pairing shows the gain.
     scenes = [removal(i / 20, i / 20 + 0.05 + 0.01 * (i % 2)) for i in range(18)]
-    cell = truth_by_dimension(scenes)["object_removal"]["removal_quality"]
+    cell = scores_by_dimension(scenes)["object_removal"]["removal_quality"]
     assert cell["n"] == 18
     assert cell["difference"] == pytest.approx(0.055)
     assert cell["policy"] - cell["base"] == pytest.approx(cell["difference"])
     assert 0.05 < cell["ci95"][0] < 0.055 < cell["ci95"][1] < 0.06
 
 
-def test_judge_view_averages_orders_and_finds_where_it_parts():
+def test_judge_preferences_average_orders_and_find_contradictions():
     scenes = [
         removal(0.2, 0.8, 0.9, 0.3),  # good, and the judge agrees: (0.9 + 0.7) / 2
-        removal(0.8, 0.2, 0.9, 0.3),  # bad, and the judge is fooled
-        removal(0.2, 0.8, 0.4, 0.6),  # good, and the judge misses it
+        removal(0.8, 0.2, 0.9, 0.3),  # bad, though the judge prefers it
+        removal(0.2, 0.8, 0.4, 0.6),  # good, though the judge prefers the base
         removal(0.2, 0.8),  # not asked
     ]
-    view = judge_view(scenes)["object_removal"]
+    view = judge_preferences(scenes)["object_removal"]
     assert view["n"] == 3
     assert view["p_yes"] == pytest.approx((0.8 + 0.8 + 0.4) / 3)
     assert (view["fooled"], view["missed"]) == (pytest.approx(1 / 3), pytest.approx(1 / 3))
-    assert judge_view([removal(0, 1)]) == {}
+    assert judge_preferences([removal(0, 1)]) == {}
 
 
-def test_what_cannot_be_compared():
+def test_invalid_comparisons_are_refused():
     with pytest.raises(ValueError, match="unknown task"):
         Comparison("image_fil", {"structure": 1}, {"structure": 1})
     with pytest.raises(ValueError, match="same dimensions"):

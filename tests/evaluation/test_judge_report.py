@@ -1,4 +1,4 @@
-"""The page of `onereward evaluate-judge`."""
+"""Report of `onereward evaluate-judge`."""
 
 import numpy as np
 import pytest
@@ -39,8 +39,8 @@ def test_one_judge_beside_others(tmp_path, found):
     page = Page((tmp_path / "report.html").read_text())
     overall, apart = found["model"]["overall"], found["differences"]["one_a_task"]["overall"]
     assert f"one judge {100 * overall['accuracy']:.1f}" in page.words
-    assert f"one judge − one a task: +{100 * apart['difference']:.0f} points" in page.words
-    assert f"{len(CELLS)} cells it is certainly more often right in" in page.words
+    assert f"one judge − one per task: +{100 * apart['difference']:.0f} points" in page.words
+    assert f"{len(CELLS)} cells it is clearly more often right in" in page.words
     assert "<mine>" in page.words
     assert page.tags.count("svg") == 4
     assert all(address.startswith(("data:", "#")) for address in page.addresses)

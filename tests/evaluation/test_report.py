@@ -44,8 +44,8 @@ def evaluation():
         "seconds": {"train": 200.0, "evaluate": 50.0},
         "peak_memory_gib": 2.5,
         "judge": judged,
-        "truth": gsb.truth_by_dimension(scenes),
-        "judge_view": gsb.judge_view(scenes),
+        "truth": gsb.scores_by_dimension(scenes),
+        "judge_view": gsb.judge_preferences(scenes),
     }
 
 
@@ -58,7 +58,7 @@ def metrics(tmp_path_factory):
         task = TASKS[step % 4]
         line |= {plots.reward_key(task, dimension): 0.5 + step / 200 for dimension in dimensions_of(task)}
         if step % 20 == 0:
-            line |= {plots.truth_key(task): step / 300 for task in TASKS}
+            line |= {plots.ground_truth_key(task): step / 300 for task in TASKS}
         lines.append(json.dumps(line))
     path.write_text("\n".join(lines) + '\n{"step": 61, "learn')
     return path
@@ -81,10 +81,8 @@ def test_the_whole_page(tmp_path, evaluation, metrics):
         tmp_path / "report.html",
         metrics_jsonl=metrics,
         evaluation=evaluation,
-        grids=rows,
-        config=config,
-        versions={"jax": "0.10"},
-        credits=["Photographs: <somebody>"],
+        examples=rows,
+        setting=run_report.Setting(config, {"jax": "0.10"}, ["Photographs: <somebody>"]),
     )
     text = path.read_text(encoding="utf-8")
     page = Page(text)
@@ -103,27 +101,27 @@ def test_the_whole_page(tmp_path, evaluation, metrics):
     assert references
     assert set(references) <= set(page.ids)
 
-    # 4 rewards, the truth meanwhile, 2 comparisons, 1 calibration, 3 training curves, and a bullet a cell.
+    # 4 rewards, the ground truth, 2 comparisons, 1 calibration, 3 training curves, and a bullet a cell.
     assert page.tags.count("svg") == 4 + 1 + 2 + 1 + 3 + len(CELLS)
     assert page.tags.count("img") == 5 * len(TASKS)
     for words in ("text alignment 25 → 75 · P(Yes) 0.31", "judge differs", "rl.threshold = 0.9", "3.3 min", "2.50 GiB"):
         assert words in page.words
     headings = re.findall(r"<h2>([^<]*)", text)
     assert headings == [
-        "The judge’s reward in training",
-        "How often the judge is right",
+        "Reward during training",
+        "Accuracy of the judge",
         "Policy against base, by ground truth",
-        "The judge’s view beside the truth",
-        "Pictures",
+        "Judge against ground truth",
+        "Images",
         "Training",
         "Setting",
         "Credits",
     ]
 
 
-def test_pictures_in_the_page_are_the_pictures(tmp_path):
+def test_images_in_the_page_are_unchanged(tmp_path):
     row = example("object_removal", "remove")
-    text = run_report.write_report(tmp_path / "report.html", grids=[row]).read_text(encoding="utf-8")
+    text = run_report.write_report(tmp_path / "report.html", examples=[row]).read_text(encoding="utf-8")
     encoded = re.findall(r'src="data:image/png;base64,([^"]*)" alt="(\w+)"', text)
     assert [name for _, name in encoded] == ["source", "mask", "base", "reference", "policy"]
     shown = {name: np.array(Image.open(io.BytesIO(base64.b64decode(data)))) for data, name in encoded}
@@ -132,15 +130,15 @@ def test_pictures_in_the_page_are_the_pictures(tmp_path):
     assert (shown["mask"][row.mask == 1] != row.source[row.mask == 1]).any(axis=-1).all()
 
 
-def test_many_or_large_pictures_keep_the_page_small(tmp_path):
+def test_many_or_large_images_keep_the_page_small(tmp_path):
     rows = [example(task, "x", seed) for task in TASKS for seed in range(20)]
-    path = run_report.write_report(tmp_path / "many.html", grids=rows)
+    path = run_report.write_report(tmp_path / "many.html", examples=rows)
     assert path.stat().st_size < 3_000_000
     left_out = re.search(r"(\d+) of 80 rows were left out", path.read_text(encoding="utf-8"))
     assert left_out
     assert path.read_text(encoding="utf-8").count("<section") == 80 - int(left_out[1])
 
-    path = run_report.write_report(tmp_path / "large.html", grids=[example("image_fill", "x", size=512)])
+    path = run_report.write_report(tmp_path / "large.html", examples=[example("image_fill", "x", size=512)])
     assert path.read_text(encoding="utf-8").count("data:image/jpeg") == 5
     assert path.stat().st_size < 600_000
 
@@ -151,7 +149,7 @@ def test_a_page_without_data_says_so(tmp_path):
         "have not been compared yet, so this page shows no result",
         "No reward was recorded",
         "The judge has not been evaluated yet",
-        "No pictures were drawn",
+        "No images were made",
         "No training curves were recorded",
     ):
         assert sentence in words
@@ -160,7 +158,7 @@ def test_a_page_without_data_says_so(tmp_path):
 def test_a_page_with_the_required_keys_alone(tmp_path, evaluation):
     required = {key: evaluation[key] for key in ("algorithm", "judge_accuracy", "gsb", "seconds", "peak_memory_gib")}
     words = Page(run_report.write_report(tmp_path / "r.html", evaluation=required).read_text(encoding="utf-8")).words
-    assert "The judge has not been asked about the evaluated pictures" in words
+    assert "The judge has not been asked about the evaluated images" in words
     assert "good − bad" in words
 
 
@@ -168,8 +166,8 @@ def test_the_result_is_honest(evaluation):
     text = run_report.summarize(evaluation, {}).replace(run_report.SPACE, " ")
     better, worse = text.index("is better than the base in image fill"), text.index("it is worse in text rendering")
     assert better < text.index("object removal (+") < worse
-    assert re.search(r"In image extend \([^)]*\) the interval includes zero, so nothing is shown either way", text)
-    assert "in text rendering the judge prefers the policy where by truth the policy is worse" in text
+    assert re.search(r"In image extend \([^)]*\) the interval includes zero, so the result is open", text)
+    assert "in text rendering the judge prefers the policy where by ground truth the policy is worse" in text
 
     nothing = {"gsb": {"image_fill": gsb.shares(10, 30, 10)}}
     assert "shows no certain change" in run_report.summarize(nothing, {})
@@ -179,7 +177,7 @@ def test_the_result_is_honest(evaluation):
     assert "better" not in harm
 
 
-def test_the_reward_is_told_as_it_went():
+def test_the_summary_says_how_the_reward_changed():
     steps = np.arange(100.0)
     for slope, word in ((0.002, "rose from"), (-0.002, "fell from"), (0.0, "stayed at")):
         curves = {"rewards/image_fill/structure": (steps, 0.5 + slope * steps)}
@@ -209,16 +207,16 @@ def test_smoothing_keeps_a_line_and_removes_noise():
     assert (list(where), list(smoothed)) == ([5.0], [2.0])
 
 
-def test_a_sheet_has_two_tasks_side_by_side(tmp_path):
+def test_the_image_grid_has_two_tasks_side_by_side(tmp_path):
     def row(task, colour):
         picture = np.full((64, 64, 3), (colour, 10, 200), np.uint8)
         return run_report.ExampleRow(task, "", picture, np.zeros((64, 64)), picture, picture, picture)
 
     rows = [row(task, 40 * number) for number, task in enumerate(TASKS) for _ in range(2)]
-    run_report.write_sheet(tmp_path / "sheet.png", rows, scenes=1)
-    with Image.open(tmp_path / "sheet.png") as image:
-        sheet = np.asarray(image)
-    fill, extend, removal, text = (np.argwhere((sheet == (40 * n, 10, 200)).all(axis=-1)) for n in range(4))
+    run_report.write_examples(tmp_path / "examples.png", rows, scenes=1)
+    with Image.open(tmp_path / "examples.png") as image:
+        grid = np.asarray(image)
+    fill, extend, removal, text = (np.argwhere((grid == (40 * n, 10, 200)).all(axis=-1)) for n in range(4))
     for found in (fill, extend, removal, text):
         assert len(found) == 5 * 128 * 128
     assert fill[:, 0].max() < extend[:, 0].min()
@@ -230,11 +228,11 @@ def test_figures_for_the_documents(tmp_path, evaluation, metrics):
     written = plots.save_figures(tmp_path, metrics, evaluation)
     assert {path.stem for path in written} == {
         "reward_curves",
-        "truth_while_training",
+        "ground_truth_while_training",
         "training",
         "judge_accuracy",
         "good_same_bad",
-        "judge_and_truth",
+        "judge_and_ground_truth",
         "calibration",
     }
     for path in written:

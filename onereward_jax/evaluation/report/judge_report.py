@@ -1,5 +1,4 @@
-"""The page of `onereward evaluate-judge`: how often judges are right about the same pairs, how sure they are, and what
-sets them apart."""
+"""Report of `onereward evaluate-judge`: accuracy and calibration of judges on the same pairs, and their differences."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -10,16 +9,16 @@ from onereward_jax.evaluation.report import plots
 from onereward_jax.evaluation.report.plots import label
 from onereward_jax.evaluation.report.run_report import SPACE, percent, points, signed, svg, write_page
 
-NAMES = {"model": "judge", "untuned": "untuned", "one_a_task": "one a task"}
+NAMES = {"model": "judge", "untuned": "untuned", "one_a_task": "one per task"}
 
 
 def write_judge_report(directory: Path, found: Mapping[str, Any], facts: Sequence[tuple[str, str]] = ()) -> None:
-    """Writes directory/report.html, and its figures as PNG files in directory/figures.
+    """Write directory/report.html, and its figures as PNG files in directory/figures.
 
     Args:
-      found: "model", and "untuned" or "one_a_task" if they were asked: what `accuracy.judge_accuracy` says of each;
-        "differences": {one of the others: `accuracy.accuracy_difference` of the model and it}.
-      facts: more to say of where it comes from, name and value.
+      found: results of `accuracy.judge_accuracy` under "model" and, where evaluated, "untuned" and "one_a_task";
+        "differences": {name of another judge: `accuracy.accuracy_difference` of the model and that judge}.
+      facts: further rows of the table of settings, name and value.
     """
     judges = {_name(key, found): found[key] for key in NAMES if key in found}
     differences = {NAMES[key]: difference for key, difference in found.get("differences", {}).items()}
@@ -27,18 +26,18 @@ def write_judge_report(directory: Path, found: Mapping[str, Any], facts: Sequenc
     cells = [*plots.cells_of(judges), None]
     reliability = partial(plots.draw_reliability, judges=judges)
     accuracy = partial(plots.draw_judges, judges=judges)
-    parted = {
+    compared = {
         f"{first} − {name}": partial(plots.draw_judge_difference, difference=difference)
         for name, difference in differences.items()
     }
     context = {
-        "title": "How often the judge is right" if len(judges) == 1 else "Judges beside each other",
+        "title": "Accuracy of the judge" if len(judges) == 1 else "Judges compared",
         "result": " ".join([_sentence(judges), *(_difference(first, name, d) for name, d in differences.items())]),
         "names": list(judges),
-        "parted": list(parted),
+        "compared": list(compared),
         "rows": [_row(cell, judges, differences) for cell in cells],
         "accuracy": svg(accuracy, "accuracy of every cell", (5.4, 5.2)),
-        "differences": [(name, svg(draw, name, (5.4, 4.2))) for name, draw in parted.items()],
+        "differences": [(name, svg(draw, name, (5.4, 4.2))) for name, draw in compared.items()],
         "calibration": svg(reliability, "calibration", (3.8, 3.4)),
         "details": [_details(*judge, cell) for cell in cells for judge in judges.items()],
         "facts": list(facts),
@@ -47,8 +46,8 @@ def write_judge_report(directory: Path, found: Mapping[str, Any], facts: Sequenc
     figures = directory / "figures"
     figures.mkdir(parents=True, exist_ok=True)
     drawings = {"judges": [("", accuracy)], "calibration": [("", reliability)]}
-    if parted:
-        drawings["judge_difference"] = list(parted.items())
+    if compared:
+        drawings["judge_difference"] = list(compared.items())
     for name, panels in drawings.items():
         themed = [(title, partial(draw, theme=plots.PRINT)) for title, draw in panels]
         plots.save_png(figures / f"{name}.png", themed, plots.PRINT, columns=2)
@@ -59,7 +58,7 @@ def _name(key: str, found: Mapping[str, Any]) -> str:
 
 
 def _cell(found: Mapping[str, Any], cell: tuple[str, str] | None) -> Mapping[str, Any]:
-    """What is said of a cell, or of all if it is None."""
+    """Return the summary of a cell, or of all pairs if the cell is None."""
     return found["overall"] if cell is None else found["cells"][cell[0]][cell[1]]
 
 
@@ -104,12 +103,12 @@ def _details(name: str, found: Mapping[str, Any], cell: Any) -> tuple[str, ...]:
 
 
 def _sentence(judges: Mapping[str, Any]) -> str:
-    called = [
+    accuracies = [
         f"{name} {percent(found['overall']['accuracy'])} (95{SPACE}% interval {_interval(found['overall'], '.1f')})"
         for name, found in judges.items()
     ]
     number = next(iter(judges.values()))["overall"]["n"]
-    return f"Of {number} annotated winners, in both orders of the pictures, are called right: {', '.join(called)}."
+    return f"Share of {number} annotated pairs judged correctly, mean of both image orders: {', '.join(accuracies)}."
 
 
 def _difference(first: str, other: str, difference: Mapping[str, Any]) -> str:
@@ -123,7 +122,7 @@ def _difference(first: str, other: str, difference: Mapping[str, Any]) -> str:
     cells = sum(len(dimensions) for dimensions in difference["cells"].values())
     text = (
         f"{first} − {other}: {points(overall['difference'])} points, paired 95{SPACE}% interval {points(low)} to"
-        f" {points(high)}; of {cells} cells it is certainly more often right in {len(certain['more'])}, less often in"
+        f" {points(high)}; of {cells} cells it is clearly more often right in {len(certain['more'])}, less often in"
         f" {len(certain['less'])}"
     )
     named = [*certain["more"], *certain["less"]]

@@ -1,7 +1,7 @@
-"""The figures of the report, drawn once for two uses: SVG inside the page, and PNG files for the documents.
+"""Figures of the report, as SVG inside the page and as PNG files.
 
-In the page the colours are CSS variables, so that one drawing serves light and dark: matplotlib draws with stand-in
-colours, and `svg` puts the variables in their place. No pyplot, no global state.
+In the page the colours are CSS variables, so that one drawing serves light and dark mode: matplotlib draws with
+stand-in colours, which `svg` replaces by the variables. No pyplot, no global state.
 """
 
 import io
@@ -21,7 +21,7 @@ from onereward_jax.tasks import CELLS, TASKS, dimensions_of
 
 Curve = tuple[np.ndarray, np.ndarray]  # steps, values, both (N,)
 Curves = dict[str, Curve]
-Lines = dict[str, list[Curve]]  # of runs, by the group that they belong to
+Lines = dict[str, list[Curve]]  # group -> a curve for each of its runs
 
 # Okabe & Ito's palette, safe for colour-blind readers; dashes tell the lines apart without any colour.
 PRINT = {
@@ -42,7 +42,7 @@ PRINT = {
     "object_removal": "#009e73",
     "text_rendering": "#b0578d",
 }
-# A stand-in is a colour nobody draws with; `svg` writes var(--name) instead.
+# Colours that no figure uses otherwise; `svg` writes var(--name) instead.
 STAND_IN = {name: f"#0102{number:02x}" for number, name in enumerate(PRINT)}
 DASHES: dict[str, Any] = {
     "text_alignment": "-",
@@ -57,21 +57,21 @@ DASHES: dict[str, Any] = {
 }
 
 PANEL = (4.6, 2.9)  # inches: legible on a phone, two abreast on a desktop
-POINTS = 160  # of a smoothed line
+POINTS = 160  # on a smoothed line
 RAW_POINTS = 300
-BANDWIDTH = 0.03  # of the run, for smoothing
+BANDWIDTH = 0.03  # of the smoothing, as a share of the run
 
 
 def label(name: str) -> str:
-    """image_fill -> image fill."""
+    """Turn image_fill into "image fill"."""
     return name.replace("_", " ")
 
 
 def read_curves(metrics_jsonl: str | Path | None) -> Curves:
-    """Every metric of the file against "step": key -> (steps, values), both (N,), steps ascending.
+    """Read every metric of the file as key -> (steps, values), both (N,), steps ascending.
 
-    A line that is cut off (the run was killed while it wrote), and values that are no finite numbers, are left out; of
-    a step that occurs twice the later line counts. No file gives no curves.
+    Skips truncated lines (the run was killed while it wrote) and values that are not finite numbers; when a step occurs
+    twice, the later line counts. A missing file gives no curves.
     """
     if metrics_jsonl is None or not Path(metrics_jsonl).exists():
         return {}
@@ -94,10 +94,10 @@ def read_curves(metrics_jsonl: str | Path | None) -> Curves:
 
 
 def smooth(steps: np.ndarray, values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Gaussian-weighted local mean at `POINTS` places; the weight falls off over `BANDWIDTH` of the run."""
+    """Return the Gaussian-weighted local mean at `POINTS` steps; the weight falls off over `BANDWIDTH` of the run."""
     where = np.linspace(steps[0], steps[-1], min(POINTS, len(steps)))
     width = max(BANDWIDTH * (steps[-1] - steps[0]), 1e-9)
-    # Distances beyond the nearest point's are what matter: subtracting it keeps exp() away from 0/0.
+    # Only distances beyond the nearest point's matter: subtracting it avoids 0/0 when all weights underflow.
     distance = ((where[:, None] - steps[None]) / width) ** 2 / 2
     weights = np.exp(distance.min(axis=1, keepdims=True) - distance)
     return where, weights @ values / weights.sum(axis=1)
@@ -112,7 +112,7 @@ def has_rewards(curves: Curves, task: str) -> bool:
 
 
 def reward_limits(curves: Curves) -> tuple[float, float]:
-    """One range for all tasks' panels: all smoothed lines, ½, and most of the raw points."""
+    """Return one range for all tasks' panels, which holds all smoothed lines, ½, and most raw points."""
     lows, highs = [0.45], [0.55]
     for task, dimension in CELLS:
         if (key := reward_key(task, dimension)) in curves:
@@ -125,7 +125,7 @@ def reward_limits(curves: Curves) -> tuple[float, float]:
 
 
 def draw_rewards(axes: Axes, curves: Curves, task: str, theme: Mapping[str, str]) -> None:
-    """The judge's P(Yes) of a task's dimensions against the step (the paper's Fig. 6)."""
+    """Draw the judge's P(Yes) in each dimension of a task against the step (the paper's Fig. 6)."""
     axes.axhline(0.5, color=theme["muted"], linewidth=0.8, dashes=(2, 2))
     for dimension in dimensions_of(task):
         if reward_key(task, dimension) not in curves:
@@ -142,37 +142,37 @@ def draw_rewards(axes: Axes, curves: Curves, task: str, theme: Mapping[str, str]
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handlelength=2.4, columnspacing=1.2)
 
 
-def truth_key(task: str) -> str:
+def ground_truth_key(task: str) -> str:
     return f"evaluation/{task}/truth_gain"
 
 
-def has_truth(curves: Curves) -> bool:
-    return any(truth_key(task) in curves for task in TASKS)
+def has_ground_truth(curves: Curves) -> bool:
+    return any(ground_truth_key(task) in curves for task in TASKS)
 
 
-def draw_truth(axes: Axes, curves: Curves, theme: Mapping[str, str]) -> None:
-    """How much better than the base the policy is by truth, against the step: a line a task, from 0 at the start."""
+def draw_ground_truth(axes: Axes, curves: Curves, theme: Mapping[str, str]) -> None:
+    """Draw the policy's ground-truth gain over the base against the step: a line per task, from 0 at the start."""
     axes.axhline(0, color=theme["muted"], linewidth=0.8, dashes=(2, 2))
     for task in TASKS:
-        if truth_key(task) in curves:
-            steps, gains = from_zero(*curves[truth_key(task)])
+        if ground_truth_key(task) in curves:
+            steps, gains = from_zero(*curves[ground_truth_key(task)])
             axes.plot(steps, gains, color=theme[task], linewidth=1.9, linestyle=DASHES[task], label=label(task))
     axes.set_xlabel("step")
-    axes.set_ylabel("truth, policy − base")
+    axes.set_ylabel("ground truth, policy − base")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handlelength=2.4, columnspacing=1.2)
 
 
 def from_zero(steps: np.ndarray, values: np.ndarray) -> Curve:
-    """The curve with the point (0, 0) before it: at the start the policy is the base."""
+    """Prepend the point (0, 0) to a curve: at the start the policy is the base."""
     return np.concatenate([[0.0], steps]), np.concatenate([[0.0], values])
 
 
 def draw_lines(axes: Axes, lines: Lines, level: float, title: str, theme: Mapping[str, str]) -> None:
-    """Runs against the step, those of a group in one colour: each run thin, and their mean thick.
+    """Draw runs against the step, a colour per group: each run as a thin line, their mean as a thick one.
 
     Args:
-      level: of a dotted line, where nothing is gained.
-      title: of the vertical axis.
+      level: height of a dotted line that marks "no gain".
+      title: title of the vertical axis.
     """
     axes.axhline(level, color=theme["muted"], linewidth=0.8, dashes=(2, 2))
     colours = [theme[name] for name in ("good", "bad", "judge", "structure")]
@@ -191,7 +191,7 @@ def draw_lines(axes: Axes, lines: Lines, level: float, title: str, theme: Mappin
 
 
 def draw_training(axes: Axes, curves: Curves, key: str, title: str, theme: Mapping[str, str]) -> None:
-    """One metric of the optimisation against the step."""
+    """Draw one training metric against the step."""
     steps, values = curves[key]
     shown = np.unique(np.linspace(0, len(steps) - 1, min(RAW_POINTS, len(steps))).astype(int))
     axes.plot(steps[shown], values[shown], color=theme["good"], linewidth=0.7, alpha=0.25)
@@ -203,7 +203,7 @@ def draw_training(axes: Axes, curves: Curves, key: str, title: str, theme: Mappi
 
 
 def draw_good_same_bad(axes: Axes, gsb: Mapping[str, Any], theme: Mapping[str, str]) -> None:
-    """Shares of good, same and bad, a bar a task (the paper's Fig. 7)."""
+    """Draw the shares of good, same and bad, a bar per task (the paper's Fig. 7)."""
     tasks = [task for task in TASKS if task in gsb]
     for row, task in enumerate(tasks):
         left = 0.0
@@ -225,9 +225,9 @@ def draw_good_same_bad(axes: Axes, gsb: Mapping[str, Any], theme: Mapping[str, s
 
 
 def draw_difference(axes: Axes, evaluation: Mapping[str, Any], theme: Mapping[str, str]) -> None:
-    """Good − bad in points with its 95 % interval, and beside it what the judge says, on the same scale.
+    """Draw good − bad in points with its 95 % interval, and beside it the judge's preference on the same scale.
 
-    The judge's mean P(policy better) = p stands for a net preference of 2p − 1.
+    A mean P(policy better) of p is drawn as the net preference 2p − 1.
     """
     gsb, views = evaluation.get("gsb", {}), evaluation.get("judge_view") or {}
     tasks = [task for task in TASKS if task in gsb]
@@ -235,7 +235,7 @@ def draw_difference(axes: Axes, evaluation: Mapping[str, Any], theme: Mapping[st
     offset = 0.15 if any(task in views for task in tasks) else 0.0
     for row, task in enumerate(tasks):
         difference = gsb[task]["good"] - gsb[task]["bad"]
-        marks = [(row - offset, difference, gsb[task]["ci95"], "good", "o", "truth: good − bad")]
+        marks = [(row - offset, difference, gsb[task]["ci95"], "good", "o", "ground truth: good − bad")]
         if task in views:
             view = views[task]
             interval = [2 * limit - 1 for limit in view["ci95"]]
@@ -251,7 +251,7 @@ def draw_difference(axes: Axes, evaluation: Mapping[str, Any], theme: Mapping[st
 
 
 def draw_accuracy(axes: Axes, evaluation: Mapping[str, Any], theme: Mapping[str, str]) -> None:
-    """Accuracy of the judge in every cell, its interval, and the ceiling that the labels' noise sets."""
+    """Draw the judge's accuracy in every cell, with its interval and the ceiling set by label noise."""
     accuracy, ceiling = evaluation.get("judge_accuracy", {}), evaluation.get("judge_ceiling", {})
     details = (evaluation.get("judge") or {}).get("cells", {})
     cells = [(task, dimension) for task, dimension in CELLS if dimension in accuracy.get(task, {})]
@@ -272,7 +272,7 @@ def draw_accuracy(axes: Axes, evaluation: Mapping[str, Any], theme: Mapping[str,
 
 
 def draw_calibration(axes: Axes, bins: list[dict[str, float]], theme: Mapping[str, str]) -> None:
-    """How often the first image had won, against what the judge said; a point's area is its number of answers."""
+    """Draw how often the first image had won against P(Yes); a point's area is its number of answers."""
     _draw_reliability(axes, bins, theme["judge"], theme)
 
 
@@ -287,15 +287,15 @@ def _draw_reliability(
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="judge's P(Yes)", ylabel="share that had won")
 
 
-# Of several judges, in their order: colour, mark, line.
+# Colour, marker and line style of the first, second and third judge.
 JUDGE_STYLES = (("good", "o", "-"), ("bad", "D", (0, (5, 1.5))), ("structure", "s", (0, (1.5, 1.5))))
 
 
 def draw_judges(axes: Axes, judges: Mapping[str, Mapping[str, Any]], theme: Mapping[str, str]) -> None:
-    """Accuracy of several judges in every cell, side by side, with its interval.
+    """Draw the accuracy of several judges in every cell, side by side, with intervals.
 
     Args:
-      judges: name -> what `accuracy.judge_accuracy` says of it.
+      judges: name -> result of `accuracy.judge_accuracy`.
     """
     cells = cells_of(judges)
     axes.axvline(50, color=theme["muted"], linewidth=0.9, dashes=(2, 2))
@@ -316,10 +316,10 @@ def draw_judges(axes: Axes, judges: Mapping[str, Mapping[str, Any]], theme: Mapp
 
 
 def draw_judge_difference(axes: Axes, difference: Mapping[str, Any], theme: Mapping[str, str]) -> None:
-    """How much more often one judge is right than another, in points, with its paired interval.
+    """Draw how much more often one judge is right than another, in points, with paired intervals.
 
     Args:
-      difference: what `accuracy.accuracy_difference` says.
+      difference: result of `accuracy.accuracy_difference`.
     """
     cells = [(task, dimension) for task, dimension in CELLS if dimension in difference["cells"].get(task, {})]
     axes.axvline(0, color=theme["muted"], linewidth=0.9, dashes=(2, 2))
@@ -335,7 +335,7 @@ def draw_judge_difference(axes: Axes, difference: Mapping[str, Any], theme: Mapp
 
 
 def draw_reliability(axes: Axes, judges: Mapping[str, Mapping[str, Any]], theme: Mapping[str, str]) -> None:
-    """`draw_calibration` of several judges, name -> what `accuracy.judge_accuracy` says of it."""
+    """Draw the calibration of several judges, name -> result of `accuracy.judge_accuracy`."""
     for place, (name, found) in enumerate(judges.items()):
         colour, _, line = JUDGE_STYLES[place]
         _draw_reliability(axes, found["overall"]["calibration"], theme[colour], theme, linestyle=line, label=name)
@@ -343,7 +343,7 @@ def draw_reliability(axes: Axes, judges: Mapping[str, Mapping[str, Any]], theme:
 
 
 def cells_of(judges: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """The cells in which the judges were asked, the same for all."""
+    """Return the cells in which the judges were asked, the same for all."""
     found = next(iter(judges.values()))["cells"]
     return [(task, dimension) for task, dimension in CELLS if dimension in found.get(task, {})]
 
@@ -355,7 +355,7 @@ def _cell_rows(axes: Axes, cells: Sequence[tuple[str, str]]) -> None:
 
 
 def figure(draw: Callable[[Axes], None], theme: Mapping[str, str], size: tuple[float, float] = PANEL) -> Figure:
-    """One panel in the house style. `draw` puts the data in."""
+    """Draw one panel in the style of the report; `draw` adds the data."""
     with mpl.rc_context(_style(theme)):
         result = Figure(figsize=size, layout="constrained")
         draw(result.subplots())
@@ -363,7 +363,7 @@ def figure(draw: Callable[[Axes], None], theme: Mapping[str, str], size: tuple[f
 
 
 def svg(draw: Callable[[Axes], None], title: str, size: tuple[float, float] = PANEL) -> str:
-    """The panel as an <svg> element for the page; `title` is what a screen reader says."""
+    """Return the panel as an <svg> element for the page; a screen reader reads out `title`."""
     drawing = figure(draw, STAND_IN, size)
     buffer = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": title}):
@@ -372,7 +372,7 @@ def svg(draw: Callable[[Axes], None], title: str, size: tuple[float, float] = PA
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)
-    # Group names repeat from figure to figure, and nothing refers to them.
+    # Group ids repeat from figure to figure, and nothing refers to them.
     text = re.sub(r'<g id="[^"]*"/>', "", text)
     text = re.sub(r'<g id="[^"]*">', "<g>", text)
     text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
@@ -383,10 +383,10 @@ def svg(draw: Callable[[Axes], None], title: str, size: tuple[float, float] = PA
 
 
 def save_figures(directory: str | Path, metrics_jsonl: str | Path | None, evaluation: Mapping[str, Any]) -> list[Path]:
-    """Writes the report's main figures as PNG files, those for which there are data.
+    """Write the report's main figures as PNG files, leaving out those without data.
 
-    reward_curves.png, truth_while_training.png, judge_accuracy.png, good_same_bad.png, judge_and_truth.png,
-    calibration.png, training.png.
+    reward_curves.png, ground_truth_while_training.png, judge_accuracy.png, good_same_bad.png,
+    judge_and_ground_truth.png, calibration.png, training.png.
 
     Returns:
       the files written.
@@ -399,7 +399,9 @@ def save_figures(directory: str | Path, metrics_jsonl: str | Path | None, evalua
             for task in TASKS
             if has_rewards(curves, task)
         ],
-        "truth_while_training": [("", partial(draw_truth, curves=curves, theme=theme))] if has_truth(curves) else [],
+        "ground_truth_while_training": [("", partial(draw_ground_truth, curves=curves, theme=theme))]
+        if has_ground_truth(curves)
+        else [],
         "training": [
             ("", partial(draw_training, curves=curves, key=key, title=title, theme=theme))
             for key, title in TRAINING_CURVES.items()
@@ -410,7 +412,7 @@ def save_figures(directory: str | Path, metrics_jsonl: str | Path | None, evalua
         panels["judge_accuracy"] = [("", partial(draw_accuracy, evaluation=evaluation, theme=theme))]
     if evaluation.get("gsb"):
         panels["good_same_bad"] = [("", partial(draw_good_same_bad, gsb=evaluation["gsb"], theme=theme))]
-        panels["judge_and_truth"] = [("", partial(draw_difference, evaluation=evaluation, theme=theme))]
+        panels["judge_and_ground_truth"] = [("", partial(draw_difference, evaluation=evaluation, theme=theme))]
     overall = (evaluation.get("judge") or {}).get("overall")
     if overall:
         panels["calibration"] = [("", partial(draw_calibration, bins=overall["calibration"], theme=theme))]
@@ -428,20 +430,25 @@ TRAINING_CURVES = {
 }
 
 
-# Sizes of panels in pictures of these names.
-SHEETS = {"judge_accuracy": (6.4, 4.2), "calibration": (3.4, 3.0), "judges": (6.4, 5.6), "judge_difference": (6.4, 4.2)}
+# Panel sizes, inches, of figures with these names; all others have PANEL.
+PANEL_SIZES = {
+    "judge_accuracy": (6.4, 4.2),
+    "calibration": (3.4, 3.0),
+    "judges": (6.4, 5.6),
+    "judge_difference": (6.4, 4.2),
+}
 
 
 def save_png(
     path: Path, panels: Sequence[tuple[str, Callable[[Axes], None]]], theme: Mapping[str, str], columns: int
 ) -> Path:
-    """Panels, each a title and what draws it, on one sheet of so many columns."""
+    """Write panels, each a title and a drawing function, into one PNG with `columns` columns."""
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
-    width, height = SHEETS.get(path.stem, PANEL)
+    width, height = PANEL_SIZES.get(path.stem, PANEL)
     with mpl.rc_context(_style(theme)):
-        sheet = Figure(figsize=(width * columns, height * rows), layout="constrained", facecolor="white")
-        grid = sheet.subplots(rows, columns, squeeze=False).ravel()
+        image = Figure(figsize=(width * columns, height * rows), layout="constrained", facecolor="white")
+        grid = image.subplots(rows, columns, squeeze=False).ravel()
         for axes, (title, draw) in zip(grid, panels, strict=False):
             draw(axes)
             if title:
@@ -449,7 +456,7 @@ def save_png(
                 axes.set_title(title, loc="left", fontweight="bold", pad=34)
         for axes in grid[len(panels) :]:
             axes.set_visible(False)
-        sheet.savefig(path, dpi=150, metadata={"Software": None})
+        image.savefig(path, dpi=150, metadata={"Software": None})
     return path
 
 

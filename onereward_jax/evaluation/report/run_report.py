@@ -1,4 +1,4 @@
-"""`report.html`: what a run was, what it reached and where it failed, in one file that needs no network."""
+"""`report.html`: a run's setting, results and failures, in one file that needs no network."""
 
 import base64
 import dataclasses
@@ -21,31 +21,31 @@ from onereward_jax.images import image_grid
 from onereward_jax.proving_ground.scorer import TIE_MARGIN
 from onereward_jax.tasks import CELLS, DIMENSIONS, TASKS
 
-CRISP_BELOW = 256  # pixels: smaller pictures are shown pixel by pixel, larger ones reduced to this and smoothed
+CRISP_BELOW = 256  # pixels: smaller images are shown pixel by pixel, larger ones reduced to this and smoothed
 SPACE = "\N{NO-BREAK SPACE}"
-PICTURE_BUDGET = 2_200_000  # bytes of encoded pictures in the page, so that it stays below 3 MB
+IMAGE_BUDGET = 2_200_000  # bytes of encoded images in the page, so that it stays below 3 MB
 
 ALGORITHMS = {
     "fixed": "Algorithm 1: the reference is the frozen pre-trained model",
     "dynamic": "Algorithm 2: the reference is the moving average (EMA) of the policy",
 }
 REWARD_NOTES = {
-    "fixed": "The reference stays the same, so a rising line means that the judge likes the policy’s pictures better.",
+    "fixed": "The reference stays the same, so a rising line means that the judge likes the policy’s images better.",
     "dynamic": "The reference is the policy’s own moving average and improves with it: a line that stays above ½ means "
-    "steady progress in the judge’s eyes, and it need not rise.",
+    "steady progress by the judge’s measure, and it need not rise.",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class ExampleRow:
-    """One held-out scene in pictures, all uint8 (H, W, 3), mask (H, W).
+    """Images of one held-out scene, all uint8 (H, W, 3), mask (H, W).
 
     Attributes:
-      task, prompt: of the scene.
-      source, mask: what the models were given.
-      base, policy: what they made of it.
-      reference: picture of the reference at the end of training; None leaves the column out.
-      scores: truth of base and policy, dimension -> (base, policy), in [0, 1].
+      task, prompt: the scene's task and prompt.
+      source, mask: inputs of the models.
+      base, policy: their outputs.
+      reference: output of the reference at the end of training; None leaves the column out.
+      scores: ground-truth scores, dimension -> (base, policy), in [0, 1].
       p_yes: the judge's P(policy better), dimension -> [0, 1]; may be empty.
       verdict: "good", "same", "bad", or "" if it was not decided.
     """
@@ -63,7 +63,7 @@ class ExampleRow:
 
     @property
     def columns(self) -> dict[str, np.ndarray]:
-        """Heading -> picture."""
+        """Heading -> image."""
         found = {
             "source": self.source,
             "mask": image_grid.mask_overlay(self.source, self.mask),
@@ -71,21 +71,36 @@ class ExampleRow:
             "reference": self.reference,
             "policy": self.policy,
         }
-        return {name: picture for name, picture in found.items() if picture is not None}
+        return {name: image for name, image in found.items() if image is not None}
 
 
-def write_sheet(path: str | Path, grids: Sequence[ExampleRow], scenes: int = 3) -> None:
-    """Writes a PNG of the first scenes of every task, a row each and two tasks side by side.
+def write_examples(path: str | Path, examples: Sequence[ExampleRow], scenes: int = 3) -> None:
+    """Write a PNG with the first scenes of every task, a row each, two tasks side by side.
 
     Raises:
-      ValueError: there is no row.
+      ValueError: there is no example.
     """
-    of_tasks = [[row for row in grids if row.task == task][:scenes] for task in TASKS]
-    left, right = ([row for rows in half for row in rows] for half in (of_tasks[:2], of_tasks[2:]))
-    rows = [[picture for row in pair if row for picture in row.columns.values()] for pair in zip_longest(left, right)]
+    by_task = [[row for row in examples if row.task == task][:scenes] for task in TASKS]
+    left, right = ([row for rows in half for row in rows] for half in (by_task[:2], by_task[2:]))
+    rows = [[image for row in pair if row for image in row.columns.values()] for pair in zip_longest(left, right)]
     headings = [name for row in (left[:1] + right[:1]) for name in row.columns]
-    height = max((row.source.shape[0] for row in grids), default=CRISP_BELOW)
+    height = max((row.source.shape[0] for row in examples), default=CRISP_BELOW)
     image_grid.write_png(path, image_grid.picture_grid(rows, headings, scale=max(1, 128 // height)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Where the numbers of a report come from.
+
+    Attributes:
+      config: nested configuration, a dict or ConfigDict.
+      versions: name -> version, or another fact about the machine (device, host, commit).
+      credits: authors of photographs, models and ideas in the page, one sentence each.
+    """
+
+    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    versions: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    credits: Sequence[str] = ()
 
 
 def write_report(
@@ -93,46 +108,38 @@ def write_report(
     *,
     metrics_jsonl: str | Path | None = None,
     evaluation: Mapping[str, Any] | None = None,
-    grids: Sequence[ExampleRow] = (),
-    config: Mapping[str, Any] | None = None,
-    versions: Mapping[str, Any] | None = None,
-    credits: Sequence[str] = (),
-    title: str = "OneReward: reward feedback learning with one judge",
-    algorithm: str = "",
+    examples: Sequence[ExampleRow] = (),
     examples_note: str = "",
+    setting: Setting = Setting(),
 ) -> Path:
-    """Writes the page, whole or not at all. Whatever is missing is said to be missing.
+    """Write the page atomically. It says what is missing.
 
     Args:
-      path: of the page.
-      metrics_jsonl: the training's metrics, a JSON object with "step" a line.
-      evaluation: as `record.validate_evaluation` has it, with these further keys where known: "judge" (from
-        `accuracy.judge_accuracy`), "truth" (`gsb.truth_by_dimension`), "judge_view" (`gsb.judge_view`).
-      grids: pictures, shown in this order within each task, until `PICTURE_BUDGET` is spent.
-      config: nested configuration, a dict or ConfigDict.
-      versions: name -> version or any other fact about where it ran (device, host, commit).
-      credits: whose photographs, models and ideas stand in the page, one sentence each.
-      title: of the page.
-      algorithm: "fixed", "dynamic" or another name; by default the evaluation's.
-      examples_note: how the pictures were chosen, in a sentence.
+      path: file of the page.
+      metrics_jsonl: training metrics, one JSON object with "step" per line.
+      evaluation: see `results.validate_evaluation`, with these further keys where known: "judge" (from
+        `accuracy.judge_accuracy`), "truth" (`gsb.scores_by_dimension`), "judge_view" (`gsb.judge_preferences`).
+      examples: rows of images, shown in this order within each task until `IMAGE_BUDGET` is spent.
+      examples_note: how the examples were chosen, in a sentence.
+      setting: configuration, versions and credits.
 
     Returns:
       the path.
     """
     path, evaluation = Path(path), evaluation or {}
-    algorithm = algorithm or evaluation.get("algorithm", "")
+    algorithm = evaluation.get("algorithm", "")
     curves = plots.read_curves(metrics_jsonl)
-    examples, dropped = _examples(grids)
+    shown, dropped = _examples(examples)
     note = f"{examples_note} " if examples_note else ""
     note += (
-        "The mask is tinted: there the model paints. Arrows lead from the base’s score to the policy’s (truth, 0 to "
-        "100). Good, same and bad are the truth’s verdict on policy against base; “judge differs” marks scenes where "
-        "the judge prefers the picture that is worse in truth."
+        "The model paints where the mask is tinted. Arrows lead from the base’s ground-truth score to the policy’s "
+        "(0 to 100). Good, same and bad compare policy with base by ground truth; “judge differs” marks scenes where "
+        "the judge prefers the image with the lower ground-truth score."
     )
     if dropped:
-        note += f" {dropped} of {len(grids)} rows were left out to keep the page small."
+        note += f" {dropped} of {len(examples)} rows were left out to keep the page small."
     context = {
-        "title": title,
+        "title": "OneReward: reward feedback learning with one judge",
         "subtitle": ALGORITHMS.get(algorithm, algorithm or "algorithm not named"),
         "result": summarize(evaluation, curves),
         "tiles": _tiles(evaluation, curves),
@@ -141,7 +148,9 @@ def write_report(
             for task in TASKS
             if plots.has_rewards(curves, task)
         ],
-        "truth_curves": svg(partial(plots.draw_truth, curves=curves), "truth") if plots.has_truth(curves) else "",
+        "ground_truth_curves": svg(partial(plots.draw_ground_truth, curves=curves), "ground truth")
+        if plots.has_ground_truth(curves)
+        else "",
         "reward_note": REWARD_NOTES.get(algorithm, ""),
         "bandwidth": f"{100 * plots.BANDWIDTH:.0f}{SPACE}%",
         "margin": f"{100 * evaluation.get('tie_margin', TIE_MARGIN):g}{SPACE}%",
@@ -149,10 +158,10 @@ def write_report(
         "orders": _orders(evaluation),
         "calibration": _calibration(evaluation),
         "gsb": _gsb(evaluation),
-        "truth": _truth(evaluation),
-        "views": _views(evaluation),
-        "views_text": _views_text(evaluation),
-        "examples": examples,
+        "scores": _scores(evaluation),
+        "preferences": _preferences(evaluation),
+        "contradictions": _contradictions(evaluation),
+        "examples": shown,
         "examples_note": note,
         "training": [
             svg(partial(plots.draw_training, curves=curves, key=key, title=name), name, (3.3, 2.3))
@@ -160,16 +169,16 @@ def write_report(
             if key in curves
         ],
         "cost": _cost(evaluation, curves),
-        "versions": [(name, str(value)) for name, value in (versions or {}).items()],
-        "config": _config_text(config) if config else "",
-        "credits": list(credits),
+        "versions": [(name, str(value)) for name, value in setting.versions.items()],
+        "config": _config_text(setting.config) if setting.config else "",
+        "credits": list(setting.credits),
     }
     write_page(path, "run_report.html.jinja", context)
     return path
 
 
 def write_page(path: Path, template: str, context: Mapping[str, Any]) -> None:
-    """Renders a template of this directory, with `css` for its style, and writes the page, whole or not at all."""
+    """Render a template of this directory with `css`, its stylesheet, and write the page atomically."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -184,7 +193,7 @@ def write_page(path: Path, template: str, context: Mapping[str, Any]) -> None:
 
 
 def summarize(evaluation: Mapping[str, Any], curves: plots.Curves) -> str:
-    """The result in a paragraph of plain words, good or bad, computed from the numbers."""
+    """State the result, good or bad, in one paragraph computed from the numbers."""
     shares_of, sentences = evaluation.get("gsb") or {}, []
     better: list[str] = []
     worse: list[str] = []
@@ -197,7 +206,7 @@ def summarize(evaluation: Mapping[str, Any], curves: plots.Curves) -> str:
     if shares_of:
         counts = sorted({shares["n"] for shares in shares_of.values()})
         number = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        start = f"By ground truth, on {number} held-out scenes a task, the policy"
+        start = f"By ground truth, on {number} held-out scenes per task, the policy"
         claims = []
         if better:
             claims.append(f"is better than the base in {_list(better)}")
@@ -208,7 +217,7 @@ def summarize(evaluation: Mapping[str, Any], curves: plots.Curves) -> str:
         if open_:
             sentences.append(
                 ("In " if claims else f"{start} shows no certain change: in ")
-                + f"{_list(open_)} the interval includes zero, so nothing is shown either way"
+                + f"{_list(open_)} the interval includes zero, so the result is open"
                 + (" there." if claims else ".")
             )
         sentences.append("Numbers are points of good − bad.")
@@ -224,44 +233,44 @@ def summarize(evaluation: Mapping[str, Any], curves: plots.Curves) -> str:
     cells = _cells(evaluation.get("judge_accuracy"))
     if cells:
         (worst_task, worst_dimension), worst = min(cells.items(), key=lambda item: item[1])
-        sentence = f"The judge calls {percent(float(np.mean(list(cells.values()))))} of held-out pairs right on average"
+        sentence = f"The judge gets {percent(float(np.mean(list(cells.values()))))} of held-out pairs right on average"
         if len(cells) > 1:
             sentence += f", {percent(worst)} in its weakest cell ({label(worst_task)}, {label(worst_dimension)})"
         sentences.append(f"{sentence}; chance is 50{SPACE}%.")
-    parted = [text for task in TASKS if (text := _parting(evaluation, task))]
-    if parted:
-        sentences.append(f"Judge and truth part: {'; '.join(parted)}.")
+    contradictions = [text for task in TASKS if (text := _contradiction(evaluation, task))]
+    if contradictions:
+        sentences.append(f"Judge and ground truth disagree: {'; '.join(contradictions)}.")
     return " ".join(sentences)
 
 
-def _parting(evaluation: Mapping[str, Any], task: str) -> str:
-    """Where the judge's interval and the truth's lie on different sides of zero, or only one is clear of it."""
+def _contradiction(evaluation: Mapping[str, Any], task: str) -> str:
+    """Say so if the intervals of judge and ground truth lie on different sides of zero, or just one includes it."""
     shares = (evaluation.get("gsb") or {}).get(task)
     view = (evaluation.get("judge_view") or {}).get(task)
     if not shares or not view:
         return ""
-    judge, truth = _side(*(limit - 0.5 for limit in view["ci95"])), _side(*shares["ci95"])
-    if judge == truth:
+    judge, ground_truth = _side(*(limit - 0.5 for limit in view["ci95"])), _side(*shares["ci95"])
+    if judge == ground_truth:
         return ""
     words = {1: "prefers the policy", 0: "is undecided", -1: "prefers the base"}
     says = {1: "the policy is better", 0: "nothing is certain", -1: "the policy is worse"}
-    return f"in {label(task)} the judge {words[judge]} where by truth {says[truth]}"
+    return f"in {label(task)} the judge {words[judge]} where by ground truth {says[ground_truth]}"
 
 
 def _side(low: float, high: float) -> int:
     return 1 if low > 0 else -1 if high < 0 else 0
 
 
-def _views_text(evaluation: Mapping[str, Any]) -> str:
-    parted = [text for task in TASKS if (text := _parting(evaluation, task))]
-    if not parted:
-        return "In no task do judge and truth disagree about the direction of the change."
-    text = "; ".join(parted)
+def _contradictions(evaluation: Mapping[str, Any]) -> str:
+    found = [text for task in TASKS if (text := _contradiction(evaluation, task))]
+    if not found:
+        return "Judge and ground truth agree on the direction of the change in every task."
+    text = "; ".join(found)
     return f"{text[0].upper()}{text[1:]}."
 
 
 def _reward_change(curves: plots.Curves) -> tuple[float, float] | None:
-    """Mean over cells of the smoothed reward, in the first and in the last tenth of the run."""
+    """Return the smoothed reward, mean over cells, in the first and in the last tenth of the run."""
     ends = []
     for task, dimension in CELLS:
         if (key := plots.reward_key(task, dimension)) in curves and len(curves[key][0]) > 1:
@@ -323,7 +332,7 @@ def _accuracy_table(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _bullet(value: float, interval: Sequence[float] | None, ceiling: float | None) -> Markup:
-    """A tiny picture of a cell, from 40 to 100 %: interval as a bar, accuracy as a dot, chance and ceiling as ticks."""
+    """Draw a cell from 40 to 100 %: interval as a bar, accuracy as a dot, chance and ceiling as ticks."""
 
     def x(share: float) -> float:
         return round(4 + 92 * min(max((share - 0.4) / 0.6, 0), 1), 1)
@@ -337,7 +346,7 @@ def _bullet(value: float, interval: Sequence[float] | None, ceiling: float | Non
         parts.append(f'<line x1="{low}" x2="{high}" y1="5" y2="5" stroke="var(--good)" stroke-width="3"/>')
     if ceiling is not None:
         parts.append(f'<line x1="{x(ceiling)}" x2="{x(ceiling)}" y1="0" y2="10" stroke="var(--ink)" stroke-width="2"/>')
-    # The picture stretches to its cell, and a line of no length with round caps stays a round dot.
+    # The drawing stretches to its cell, and a line of no length with round caps stays a round dot.
     parts.append(f'<path d="M{x(value)} 5h0" stroke="var(--good)" stroke-width="8" stroke-linecap="round"/>')
     body = "".join(part.replace("/>", ' vector-effect="non-scaling-stroke"/>') for part in parts)
     return Markup(
@@ -392,10 +401,10 @@ def _gsb(evaluation: Mapping[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def _truth(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
-    truth, rows = evaluation.get("truth") or {}, []
+def _scores(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
+    scores, rows = evaluation.get("truth") or {}, []
     for task, dimension in CELLS:
-        if cell := truth.get(task, {}).get(dimension):
+        if cell := scores.get(task, {}).get(dimension):
             low, high = cell["ci95"]
             rows.append(
                 {
@@ -410,7 +419,7 @@ def _truth(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
     return rows
 
 
-def _views(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
+def _preferences(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
     views, shares_of = evaluation.get("judge_view") or {}, evaluation.get("gsb") or {}
     return [
         {
@@ -418,7 +427,7 @@ def _views(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
             "p_yes": f"{view['p_yes']:.3f}",
             "interval": f"{view['ci95'][0]:.3f} to {view['ci95'][1]:.3f}",
             "difference": points(shares_of[task]["good"] - shares_of[task]["bad"]) if task in shares_of else "–",
-            "fooled": percent(view["fooled"]),
+            "hacked": percent(view["fooled"]),
             "missed": percent(view["missed"]),
         }
         for task in TASKS
@@ -426,21 +435,21 @@ def _views(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
     ]
 
 
-def _examples(grids: Sequence[ExampleRow]) -> tuple[list[tuple[str, list[dict[str, Any]]]], int]:
-    """The rows by task, as many as the budget holds, taken in turn from the tasks; and how many were left out."""
-    by_task = {task: [row for row in grids if row.task == task] for task in TASKS}
+def _examples(examples: Sequence[ExampleRow]) -> tuple[list[tuple[str, list[dict[str, Any]]]], int]:
+    """Group rows by task, taking them from the tasks in turn until the budget is spent; also count those left out."""
+    by_task = {task: [row for row in examples if row.task == task] for task in TASKS}
     kept: dict[str, list[dict[str, Any]]] = {task: [] for task in TASKS}
-    budget = PICTURE_BUDGET
+    budget = IMAGE_BUDGET
     for turn in range(max((len(rows) for rows in by_task.values()), default=0)):
         for task, rows in by_task.items():
             if turn >= len(rows) or budget <= 0:
                 continue
             example = _example(rows[turn])
-            budget -= sum(len(uri) for _, uri, _ in example["pictures"])
+            budget -= sum(len(uri) for _, uri, _ in example["images"])
             if budget > 0:
                 kept[task].append(example)
     shown = [(label(task), rows) for task, rows in kept.items() if rows]
-    return shown, len(grids) - sum(len(rows) for _, rows in shown)
+    return shown, len(examples) - sum(len(rows) for _, rows in shown)
 
 
 def _example(row: ExampleRow) -> dict[str, Any]:
@@ -454,18 +463,18 @@ def _example(row: ExampleRow) -> dict[str, Any]:
     return {
         "prompt": row.prompt,
         "verdict": row.verdict,
-        "parts": (row.verdict == "bad" and preferred > 0.5) or (row.verdict == "good" and preferred < 0.5),
-        "pictures": [(name, *_data_uri(picture)) for name, picture in row.columns.items()],
+        "judge_differs": (row.verdict == "bad" and preferred > 0.5) or (row.verdict == "good" and preferred < 0.5),
+        "images": [(name, *_data_uri(image)) for name, image in row.columns.items()],
         "scores": scores,
     }
 
 
-def _data_uri(picture: np.ndarray) -> tuple[str, bool]:
-    """The picture inside an address, and whether the browser should show its pixels as squares."""
-    picture = image_grid.to_uint8(picture)
-    if max(picture.shape[:2]) < CRISP_BELOW:
-        return "data:image/png;base64," + base64.b64encode(image_grid.png(picture)).decode(), True
-    small, buffer = Image.fromarray(picture), io.BytesIO()
+def _data_uri(image: np.ndarray) -> tuple[str, bool]:
+    """Return the image as a data URI, and whether the browser should show its pixels as squares."""
+    image = image_grid.to_uint8(image)
+    if max(image.shape[:2]) < CRISP_BELOW:
+        return "data:image/png;base64," + base64.b64encode(image_grid.png(image)).decode(), True
+    small, buffer = Image.fromarray(image), io.BytesIO()
     small.thumbnail((CRISP_BELOW, CRISP_BELOW), Image.Resampling.LANCZOS)
     small.save(buffer, format="JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode(), False
@@ -487,7 +496,7 @@ def _cost(evaluation: Mapping[str, Any], curves: plots.Curves) -> list[tuple[str
 
 
 def _config_text(config: Mapping[str, Any]) -> str:
-    """One `path = value` a line, the paths as `--config.path=value` takes them."""
+    """Write one `path = value` per line, with paths as `--config.path=value` takes them."""
     lines = []
 
     def walk(node: Any, path: str) -> None:
@@ -522,7 +531,7 @@ def percent(share: float) -> str:
 
 
 def points(difference: float) -> str:
-    """0.213 -> +21; limits that round to zero keep a decimal, since their sign matters."""
+    """Format 0.213 as +21; limits that round to zero keep a decimal, since their sign matters."""
     value = 100 * difference
     return signed(value, ".1f" if abs(value) < 1 else ".0f")
 
