@@ -22,11 +22,9 @@ from onereward_jax.fill.pipeline import FillPipeline, latent_shape, sample_noise
 from onereward_jax.flow import conditioning, sampler
 from onereward_jax.flow.schedule import sigmas
 from onereward_jax.judge.judge import Judge
-from onereward_jax.parallel.activations import batch_sharding
-from onereward_jax.parallel.mesh import make_mesh
-from onereward_jax.proving_ground import ProvingGround
+from onereward_jax.parallel.mesh import batch_sharding, make_mesh
 from onereward_jax.rl.step import Frozen, StepConfig, make_step
-from onereward_jax.runs.reward_feedback import encode_text, scene_record
+from onereward_jax.runs.reward_feedback import encode_text, open_requests, sample_fields
 from onereward_jax.tasks import TASKS
 from onereward_jax.training.metrics import peak_memory_gib
 from onereward_jax.training.state import compile_step, create_state, make_optimizer
@@ -66,9 +64,10 @@ def main() -> None:
     pipeline = FillPipeline.from_pretrained(config.model.base, dtype="float32")
     judge = Judge.from_pretrained(config.model.judge, "float32")
     pipeline.transformer = pipeline.transformer.clone(dtype=config.model.dtype, remat=config.model.remat)
-    ground = ProvingGround("train", config.data.resolution, config.data.seed, config.data.photos or None)
+    source, fields = open_requests(config), sample_fields(config)
     size = config.train.batch_size
-    records = [scene_record(config, ground, i, TASKS[i % len(TASKS)]) | {"index": np.int32(i)} for i in range(size)]
+    samples = [source.sample(i, TASKS[i % len(TASKS)]) for i in range(size)]
+    records = [sample.arrays(*fields) | {"index": np.int32(i)} for i, sample in enumerate(samples)]
     raw = {name: np.stack([record[name] for record in records]) for name in records[0]}
     batch = encode_text(raw, pipeline, judge, config.max_sequence_length, config.question_length, step_config)
 

@@ -27,14 +27,12 @@ from onereward_jax.config.load import load_config
 from onereward_jax.config.validation import validate
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.judge.judge import Judge
-from onereward_jax.parallel.activations import batch_sharding
-from onereward_jax.parallel.mesh import make_mesh
+from onereward_jax.parallel.mesh import batch_sharding, make_mesh
 from onereward_jax.planning import plan
 from onereward_jax.planning.cost import cost_of_program
-from onereward_jax.proving_ground import ProvingGround
 from onereward_jax.rl.build import computation, make_update
 from onereward_jax.rl.step import PARTS, StepConfig
-from onereward_jax.runs.reward_feedback import encode_text, scene_record
+from onereward_jax.runs.reward_feedback import encode_text, open_requests, sample_fields
 from onereward_jax.tasks import TASKS
 from onereward_jax.training.state import compile_step
 
@@ -120,8 +118,8 @@ class Miniature:
         self.config = configuration("miniature", "fixed", {})
         self.pipeline = FillPipeline.from_pretrained(self.config.model.base, dtype="float32")
         self.judge = Judge.from_pretrained(self.config.model.judge, "float32", fields=computation(self.config))
-        ground = ProvingGround("train", self.config.data.resolution)
-        records = [scene_record(self.config, ground, i, TASKS[i % len(TASKS)]) for i in range(BATCH)]
+        source, fields = open_requests(self.config), sample_fields(self.config)
+        records = [source.sample(i, TASKS[i % len(TASKS)]).arrays(*fields) for i in range(BATCH)]
         self.records = {name: np.stack([record[name] for record in records]) for name in records[0]}
 
     def seconds(self, config: ConfigDict, updates: int) -> float:

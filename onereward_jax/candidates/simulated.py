@@ -26,13 +26,15 @@ from onereward_jax.atomic_files import fingerprint, write_json
 from onereward_jax.data.preferences.dataset import COMPLETE, MADE_OF
 from onereward_jax.data.preferences.folder import PATTERN, write_folder
 from onereward_jax.data.preferences.record import Candidate, Record, Vote
+from onereward_jax.data.sample import Sample
+from onereward_jax.data.source import ground_truth_of, samples_from
 from onereward_jax.errors import UserError
 from onereward_jax.fill.pipeline import FillPipeline, latent_shape, load_transformer, sample_noise
 from onereward_jax.flow import conditioning
 from onereward_jax.images.image_grid import png
 from onereward_jax.proving_ground import ProvingGround, Scene, defects
 from onereward_jax.proving_ground.annotator import annotate_scores
-from onereward_jax.proving_ground.parallel import score_all
+from onereward_jax.proving_ground.source import open_source, proving_ground_of
 from onereward_jax.proving_ground.synthetic_pairs import visible_kinds
 from onereward_jax.tasks import TASKS
 from onereward_jax.weights.load import load_component
@@ -72,12 +74,14 @@ def make_preferences(
     """
     settings = config.preferences
     first, policy_paths = settings.first_scene, settings.policies if split == "train" else ()
-    ground = ProvingGround(split, config.data.resolution, config.data.seed, config.data.photos or None)
+    source = open_source(config, split)
+    truth = ground_truth_of(source, "a simulated annotator")
     makers: list[tuple[str, int, range, Callable]] = []
     if planted:
+        ground = proving_ground_of(source, "planting defects")
         autoencoder, params = load_component(Path(model) / "vae", "vae", "float32")
         indices = range(first, first + planted)
-        makers.append(("planted", 0, indices, functools.partial(_planted, autoencoder, params)))
+        makers.append(("planted", 0, indices, functools.partial(_planted, ground, autoencoder, params)))
     if base:
         pipeline = FillPipeline.from_pretrained(model, dtype="float32")
         policies = {path: load_transformer(path, pipeline.params["transformer"]) for path in policy_paths}
@@ -86,17 +90,19 @@ def make_preferences(
     weights = {path: fingerprint(Path(path)) for path in (model, *policy_paths)}
     made_of = {"seed": config.seed, "weights": weights, "planted": planted, "base": base, "tasks": list(tasks)}
     _claim(directory, made_of, config, replace)
-    for source, source_seed, indices, make in makers:
+    for kind, kind_seed, indices, make in makers:
         parts = [(task, start) for start in indices[:: settings.part_size] for task in tasks]
-        for number, (task, start) in enumerate(tqdm(parts, desc=f"preferences ({split}, {source})", mininterval=5)):
-            name = f"preferences-{source}-{number:05d}.jsonl"
+        for number, (task, start) in enumerate(tqdm(parts, desc=f"preferences ({split}, {kind})", mininterval=5)):
+            name = f"preferences-{kind}-{number:05d}.jsonl"
             if (directory / name).exists():
                 continue
-            generator = np.random.default_rng((config.seed, ("train", "test").index(split), source_seed, number))
+            generator = np.random.default_rng((config.seed, ("train", "test").index(split), kind_seed, number))
             rows = range(start, min(start + settings.part_size, indices.stop))
-            scenes = [ground.scene(index, task) for index in rows]
-            candidates, made_by = make(scenes, config, generator)
-            write_folder(directory, _records(source, rows, scenes, candidates, made_by, settings, generator), file=name)
+            samples = samples_from(source, task, rows.start, len(rows))
+            candidates, made_by = make(samples, config, generator)
+            scores = truth.score_images(samples, candidates)
+            records = _records(kind, rows, samples, candidates, scores, made_by, settings, generator)
+            write_folder(directory, records, file=name)
     write_json(directory / COMPLETE, {"parts": len(list(directory.glob(PATTERN)))})
 
 
@@ -118,41 +124,47 @@ def _claim(directory: Path, made_of: dict[str, Any], config: ConfigDict, replace
 
 
 def _records(
-    source: str,
+    kind: str,
     indices: Sequence[int],
-    scenes: Sequence[Scene],
+    samples: Sequence[Sample],
     candidates: np.ndarray,
+    scores: list[list[dict[str, float]]],
     made_by: list[list[dict]],
     settings: ConfigDict,
     generator: np.random.Generator,
 ) -> list[Record]:
     records = []
-    scores = score_all(scenes, candidates)
-    for row, scene in enumerate(scenes):
+    for row, sample in enumerate(samples):
         pairs = annotate_scores(scores[row], generator, settings.annotator_noise, settings.annotator_margin)
         records.append(
             Record(
-                id=f"{source}-{scene.sample.task}-{indices[row]}",
-                task=scene.sample.task,
-                prompt=scene.sample.prompt,
+                id=f"{kind}-{sample.task}-{indices[row]}",
+                task=sample.task,
+                prompt=sample.prompt,
                 candidates=tuple(
                     Candidate(png(image), note) for image, note in zip(candidates[row], made_by[row], strict=True)
                 ),
                 votes=tuple(Vote(pair.dimension, ANNOTATOR, pair.winner, pair.loser) for pair in pairs),
                 pairs=tuple(pairs),
-                image=png(scene.sample.image),
-                mask=png(scene.sample.mask * 255),
-                notes={"scene": indices[row], "source": source},
+                image=png(sample.image),
+                mask=png(sample.mask * 255),
+                notes={"scene": indices[row], "source": kind},
             )
         )
     return records
 
 
 def _planted(
-    autoencoder: Any, params: Any, scenes: list[Scene], config: ConfigDict, generator: np.random.Generator
+    ground: ProvingGround,
+    autoencoder: Any,
+    params: Any,
+    samples: list[Sample],
+    config: ConfigDict,
+    generator: np.random.Generator,
 ) -> tuple[np.ndarray, list[list[dict]]]:
     """The right answer with up to two random defects each; most scenes through the autoencoder."""
     settings = config.preferences
+    scenes = [ground.scene_of(sample) for sample in samples]
     pictures, made_by = [], []
     for scene in scenes:
         kinds = visible_kinds(scene)
@@ -206,20 +218,20 @@ def _latent_noise(scene: Scene, shape: tuple[int, ...], generator: np.random.Gen
 def _generated(
     pipeline: FillPipeline,
     policies: dict[str, Any],
-    scenes: list[Scene],
+    samples: list[Sample],
     config: ConfigDict,
     generator: np.random.Generator,
 ) -> tuple[np.ndarray, list[list[dict]]]:
-    """Pictures of the base model, or of a policy, under random settings, the same for all scenes of a part."""
-    images = np.stack([scene.sample.image for scene in scenes])
-    masks = np.stack([scene.sample.mask for scene in scenes])
-    prompts = [scene.sample.prompt for scene in scenes]
+    """Pictures of the base model, or of a policy, under random settings, the same for all samples of a part."""
+    images = np.stack([sample.image for sample in samples])
+    masks = np.stack([sample.mask for sample in samples])
+    prompts = [sample.prompt for sample in samples]
     pictures, notes = [], []
     for _ in range(CANDIDATES):
         note = draw_settings(config.preferences, generator)
         by = str(generator.choice(list(policies))) if policies and generator.random() < _POLICY_SHARE else ""
         seed = int(generator.integers(2**31))
-        noise = sample_noise(jax.random.key(seed), range(len(scenes)), latent_shape(pipeline.vae, *images.shape[1:3]))
+        noise = sample_noise(jax.random.key(seed), range(len(samples)), latent_shape(pipeline.vae, *images.shape[1:3]))
         made = pipeline.generate(
             images,
             masks,
@@ -231,7 +243,7 @@ def _generated(
         )
         pictures.append(np.round(made * 255).astype(np.uint8))
         notes.append(note | {"seed": seed} | ({"policy": by} if by else {}))
-    return np.stack(pictures, axis=1), [notes] * len(scenes)
+    return np.stack(pictures, axis=1), [notes] * len(samples)
 
 
 _POLICY_SHARE = 0.5  # so that most scenes set a policy's pictures against the base's

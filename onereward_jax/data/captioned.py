@@ -4,20 +4,24 @@ import dataclasses
 import functools
 import hashlib
 import json
+import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
+from onereward_jax.atomic_files import fingerprint
 from onereward_jax.config.load import did_you_mean
 from onereward_jax.data import masks
 from onereward_jax.data.bad_records import Skipped
-from onereward_jax.data.buckets import Size
+from onereward_jax.data.buckets import BucketDraw, Size, aspect_distance, bucket_sizes, common_shapes
 from onereward_jax.data.sample import Sample
+from onereward_jax.data.source import Source
 from onereward_jax.errors import UserError
 from onereward_jax.images import reading
 from onereward_jax.tasks import FIXED_PROMPTS, TASKS
@@ -178,6 +182,86 @@ def _of_line(line: str, directory: Path, caption: str) -> Captioned:
 
 
 # ----------------------------------------------------------------------------------------------------------- samples
+
+
+class CaptionedFolder(Source):
+    """An endless source: images cut to the sizes of batches, at random places, under masks of their own or drawn ones.
+
+    The target of a sample is its image.
+
+    Attributes:
+      images: of which samples are made.
+      sizes: of which there are batches.
+      weights: {task: weight} of the tasks that an image has.
+    """
+
+    def __init__(self, config: ConfigDict, images: Sequence[Captioned]):
+        """
+        Args:
+          config: its `seed`, `train.batch_size` and `data`: `task_weights`, `resolution`, `bucket_step`, `max_aspect`,
+            `min_hole` and `max_hole`.
+          images: at least one. Sizes that few of them have are left to the nearest others.
+
+        Raises:
+          UserError: no task that an image has has a weight.
+        """
+        data = config.data
+        self.images = tuple(images)
+        there = {task for image in images for task in image.tasks}
+        self.weights = {task: weight for task, weight in data.task_weights.items() if weight and task in there}
+        if not self.weights:
+            raise UserError(f"the pictures are of {', '.join(sorted(there))}, whose data.task_weights are 0: raise one")
+        self.tasks = tuple(self.weights)
+        sizes = bucket_sizes(data.resolution, data.bucket_step, data.max_aspect)
+        nearest = [_nearest(image.size, sizes) for image in images]
+        self.sizes = tuple(sorted(set(common_shapes(nearest, config.train.batch_size, aspect_distance).values())))
+        self._seed, self._hole = config.seed, (data.min_hole, data.max_hole)
+        items = [(self.size_of(image), task, image) for image in images for task in image.tasks if task in self.tasks]
+        self._drawn: BucketDraw[Size, Captioned] = BucketDraw(items, config.train.batch_size, self.weights)
+
+    @property
+    def drawn_sizes(self) -> tuple[Size, ...]:
+        """Sizes of which there are samples of a task that has a weight, in the order of the images."""
+        return self._drawn.shapes
+
+    def size_of(self, image: Captioned) -> Size:
+        """At which an image is shown."""
+        return _nearest(image.size, self.sizes)
+
+    def sample(self, index: int, task: str) -> Sample:
+        """Sample `index` of the run; all of a batch have one size, and where there are several, it draws the task."""
+        generator = np.random.default_rng((self._seed, index))
+        _, task, image = self._drawn.draw(generator, self._seed, index, task)
+        return self._cut(image, task, generator)
+
+    def fixed_sample(self, image: Captioned, *stream: int) -> Sample:
+        """The same in every run: task, place and mask are chosen by the image and the numbers of `stream`.
+
+        Args:
+          image: one of the source's own or another, such as one that is held out.
+        """
+        generator = np.random.default_rng((self._seed, zlib.crc32(image.id.encode()), *stream))
+        tasks = [task for task in image.tasks if task in self.tasks] or image.tasks
+        return self._cut(image, tasks[generator.integers(len(tasks))], generator)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"images": fingerprint_of(self.images)}
+
+    def _cut(self, image: Captioned, task: str, generator: np.random.Generator) -> Sample:
+        sample = draw_sample(image, self.size_of(image), task, generator, self._hole)
+        return dataclasses.replace(sample, target=sample.image)
+
+
+def _nearest(size: Size, sizes: Sequence[Size]) -> Size:
+    return min(sizes, key=lambda other: aspect_distance(size, other))
+
+
+def fingerprint_of(images: Sequence[Captioned]) -> str:
+    """Digest of image files, masks, captions and tasks."""
+    described = [
+        (x.id, fingerprint(x.image), x.mask and fingerprint(x.mask), x.caption, x.tasks, x.size) for x in images
+    ]
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
 
 def prompt_of(picture: Captioned, task: str) -> str:

@@ -13,12 +13,10 @@ from typing import Any
 import grain
 import numpy as np
 
+from onereward_jax.data.source import ENDLESS
 from onereward_jax.errors import UserError
 
 Record = Mapping[str, Any]
-
-# grain's indices are signed 64-bit; no run sees 2^48 samples.
-_ENDLESS = 1 << 48
 
 
 def mixture(
@@ -80,7 +78,7 @@ def mixture(
     threads = max(num_threads, 0)
     read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch or threads, threads))
     return (
-        grain.MapDataset.range(_ENDLESS)
+        grain.MapDataset.range(ENDLESS)
         .map(record_of)
         .batch(len(made), drop_remainder=True, batch_fn=_stack)
         .to_iter_dataset(read_options)

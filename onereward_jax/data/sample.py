@@ -1,10 +1,12 @@
-"""The record that every data source yields and every policy reads."""
+"""The request that every source yields and every policy answers."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
 from onereward_jax import tasks
+from onereward_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +19,7 @@ class Sample:
       prompt: what the hole should show; the fixed prompts are in `tasks`.
       task: one of `tasks.TASKS`.
       id: unique within its source, and stable from run to run.
+      target: a right answer, uint8 (H, W, 3), for flow matching; None where there is none.
     """
 
     image: np.ndarray
@@ -24,6 +27,7 @@ class Sample:
     prompt: str
     task: str
     id: str
+    target: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.image.ndim != 3 or self.image.shape[-1] != 3 or self.image.dtype != np.uint8:
@@ -35,8 +39,23 @@ class Sample:
                 f"sample {self.id!r}: mask is {self.mask.dtype} {self.mask.shape}: "
                 f"give uint8 {self.image.shape[:2]} with 1 where to generate"
             )
+        if self.target is not None and (self.target.shape, self.target.dtype) != (self.image.shape, np.uint8):
+            raise ValueError(
+                f"sample {self.id!r}: target is {self.target.dtype} {self.target.shape}: give uint8 {self.image.shape}"
+            )
         if self.task not in tasks.TASKS:
             raise ValueError(f"sample {self.id!r}: unknown task {self.task!r}: choose one of {', '.join(tasks.TASKS)}")
+
+    def arrays(self, *names: str) -> dict[str, Any]:
+        """The named fields, to be stacked into a batch: arrays as they are, text as NumPy's.
+
+        Raises:
+          UserError: `target` is asked for, and there is none.
+        """
+        fields = {name: getattr(self, name) for name in names}
+        if "target" in fields and self.target is None:
+            raise UserError("these data have no right answers (targets) to learn from: use others")
+        return {name: np.str_(value) if isinstance(value, str) else value for name, value in fields.items()}
 
     @property
     def dimensions(self) -> tuple[str, ...]:

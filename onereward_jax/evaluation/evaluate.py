@@ -1,4 +1,4 @@
-"""The evaluation of a run on held-out scenes: pictures, truth, judge, evaluation.json, report.html."""
+"""Evaluate a run on held-out samples: images, ground-truth scores, judge, evaluation.json, report.html."""
 
 import json
 import platform
@@ -15,6 +15,8 @@ from tqdm import tqdm
 
 from onereward_jax import tasks
 from onereward_jax.candidates.simulated import make_preferences
+from onereward_jax.data.sample import Sample
+from onereward_jax.data.source import ground_truth_of, samples_from
 from onereward_jax.errors import UserError
 from onereward_jax.evaluation import accuracy, gsb
 from onereward_jax.evaluation.judge_predictions import batches_of, judge_views, preference_records
@@ -25,9 +27,8 @@ from onereward_jax.fill.pipeline import FillPipeline, latent_shape, load_transfo
 from onereward_jax.judge.ensemble import ensemble
 from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.pairs import read_pairs
-from onereward_jax.proving_ground import ProvingGround, Scene
-from onereward_jax.proving_ground.parallel import score_all
 from onereward_jax.proving_ground.scorer import TIE_MARGIN
+from onereward_jax.proving_ground.source import open_source
 from onereward_jax.training.metrics import peak_memory_gib
 
 PACKAGES = ("onereward-jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
@@ -39,7 +40,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     Writes workdir/evaluation.json, workdir/report.html and its figures as pictures in workdir/figures.
 
     Raises:
-      FileNotFoundError, UserError: the run has not ended, or a model is missing.
+      FileNotFoundError, UserError: the run has not ended, a model is missing, or the data have no ground truth.
     """
     started = time.perf_counter()
     trained = workdir / "export"
@@ -51,6 +52,8 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             f"the policy in {workdir} is of step {training['step']}, not of train.num_steps {config.train.num_steps}:"
             " run `onereward train` to its end, or give the number of steps that it has"
         )
+    source = open_source(config, "test")
+    truth = ground_truth_of(source, "`onereward evaluate`")
     pipeline = FillPipeline.from_pretrained(config.model.base, dtype="float32")
     judge = ensemble(Judge.from_pretrained(config.model.judge, "float32"), config.model.get("judge_adapters", ()))
     settings = config.evaluation
@@ -59,20 +62,19 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     reference = base if config.algorithm == "fixed" else load_transformer(trained / "ema", own)
 
     comparisons, examples = [], []
-    ground = ProvingGround("test", config.data.resolution, config.data.seed, config.data.photos or None)
-    for task in tasks.TASKS:
-        scenes = [ground.scene(index, task) for index in range(settings.scenes_per_task)]
-        before, after = (pictures_of(pipeline, params, scenes, config) for params in (base, policy))
-        shown = pictures_of(pipeline, reference, scenes[: settings.pictures_per_task], config)
-        texts = [(task, scene.sample.prompt) for scene in scenes]
+    for task in source.tasks:
+        samples = samples_from(source, task, 0, settings.scenes_per_task)
+        before, after = (generate_images(pipeline, params, samples, config) for params in (base, policy))
+        shown = generate_images(pipeline, reference, samples[: settings.pictures_per_task], config)
+        texts = [(task, sample.prompt) for sample in samples]
         p_yes, p_yes_swapped = judge_views(judge, texts, after, before, settings.batch_size, config.question_length)
-        scores = score_all(scenes, zip(before, after, strict=True))
-        for row, scene in enumerate(scenes):
+        scores = truth.score_images(samples, zip(before, after, strict=True))
+        for row, sample in enumerate(samples):
             of_base, of_policy = scores[row]
             comparison = gsb.Comparison(task, of_base, of_policy, p_yes[row], p_yes_swapped[row])
             comparisons.append(comparison)
             if row < settings.pictures_per_task:
-                examples.append(_example(scene, before[row], shown[row], after[row], comparison))
+                examples.append(_example(sample, before[row], shown[row], after[row], comparison))
 
     pairs = workdir / "preferences"
     make_preferences(
@@ -90,7 +92,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             read_pairs(pairs),
             batch_size=settings.batch_size,
             question_length=config.question_length,
-            ground=ground,
+            source=source,
         )
     )
     evaluation = {
@@ -118,38 +120,47 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         setting=Setting(
             config=config.to_dict(),
             versions=_versions(),
-            credits=[f"{photo.name}: {photo.credit}" for photo in ground.photos],
+            credits=source.credits,
         ),
     )
     return evaluation
 
 
-def pictures_of(
+def generate_images(
     pipeline: FillPipeline,
     params: Any,
-    scenes: Sequence[Scene],
+    samples: Sequence[Sample],
     config: ConfigDict,
     candidate: int = 0,
     batch_size: int | None = None,
     quiet: bool = False,
 ) -> np.ndarray:
-    """The model's answers to scenes of one task, uint8 (S, H, W, 3), as `config.evaluation` says.
+    """Answer samples with the model, as `config.evaluation` says.
 
-    The noise of a scene is the same for every parameter set; `candidate` numbers different ones. `params` are of the
-    transformer, the pipeline's own if None.
+    The noise of a sample is the same for every parameter set.
+
+    Args:
+      params: of the transformer; the pipeline's own if None.
+      samples: S of one task and one size (H, W), from any source.
+      candidate: number of the answer; each has other noise.
+      batch_size: instead of `config.evaluation.batch_size`.
+      quiet: show no progress bar.
+
+    Returns:
+      uint8 (S, H, W, 3).
     """
     settings = config.evaluation
-    batches = list(batches_of(len(scenes), batch_size or settings.batch_size))
-    task = scenes[0].sample.task
+    batches = list(batches_of(len(samples), batch_size or settings.batch_size))
+    task = samples[0].task
     key = jax.random.fold_in(jax.random.key(config.seed), tasks.TASKS.index(task) + len(tasks.TASKS) * candidate)
-    pictures = []
+    answers = []
     for rows in tqdm(batches, desc=f"{task}", leave=False, disable=quiet):
-        batch = [scenes[row] for row in rows]
-        images = np.stack([scene.sample.image for scene in batch])
+        batch = [samples[row] for row in rows]
+        images = np.stack([sample.image for sample in batch])
         made = pipeline.generate(
             images,
-            np.stack([scene.sample.mask for scene in batch]),
-            [scene.sample.prompt for scene in batch],
+            np.stack([sample.mask for sample in batch]),
+            [sample.prompt for sample in batch],
             sample_noise(key, rows, latent_shape(pipeline.vae, *images.shape[1:3])),
             transformer_params=params,
             num_steps=settings.num_steps,
@@ -158,14 +169,13 @@ def pictures_of(
             negative_prompt=tasks.NEGATIVE_PROMPT,
             max_sequence_length=config.max_sequence_length,
         )
-        pictures.append(np.round(made * 255).astype(np.uint8))
-    return np.concatenate(pictures)[: len(scenes)]
+        answers.append(np.round(made * 255).astype(np.uint8))
+    return np.concatenate(answers)[: len(samples)]
 
 
 def _example(
-    scene: Scene, base: np.ndarray, reference: np.ndarray, policy: np.ndarray, comparison: gsb.Comparison
+    sample: Sample, base: np.ndarray, reference: np.ndarray, policy: np.ndarray, comparison: gsb.Comparison
 ) -> ExampleRow:
-    sample = scene.sample
     both = {d: (p + 1 - comparison.p_yes_swapped[d]) / 2 for d, p in comparison.p_yes.items()}
     return ExampleRow(
         task=sample.task,

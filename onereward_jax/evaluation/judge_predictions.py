@@ -9,13 +9,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from onereward_jax import tasks
+from onereward_jax.data.source import Source, ground_truth_of
 from onereward_jax.evaluation.accuracy import Record, judge_accuracy, table
 from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.pairs import Pairs, Shape, seen_shape
-from onereward_jax.parallel import hosts
-from onereward_jax.proving_ground import ProvingGround
-from onereward_jax.proving_ground.parallel import score_all
+from onereward_jax.parallel import processes
 
 Text = tuple[str, str]  # task, prompt
 
@@ -57,7 +56,7 @@ def ask_both_orders(
     for rows in batches_of(len(texts), batch_size):
         batch = question_batch(judge, [texts[row][0] for row in rows], [texts[row][1] for row in rows], question_length)
         log_p = ask(params, {"first": first[rows], "second": second[rows], **batch})
-        answers.append(np.exp(hosts.fetch(log_p)[..., 0]))
+        answers.append(np.exp(processes.fetch(log_p)[..., 0]))
     return np.concatenate(answers, axis=1)[:, : len(texts)]
 
 
@@ -89,7 +88,7 @@ def preference_records(
     *,
     batch_size: int = 50,
     question_length: int | None = None,
-    ground: ProvingGround | None = None,
+    source: Source | None = None,
     params: Any = None,
     ask: Ask | None = None,
     image_step: int = 0,
@@ -99,7 +98,8 @@ def preference_records(
     Args:
       batch_size: at most; fewer pairs of a shape are asked in a smaller batch.
       question_length: tokens of a question; the longest one's if None.
-      ground: of the pairs' scenes, to know the truth; without it, whether the annotator was right stays unknown.
+      source: from whose samples the pairs were made, for its ground truth; without it, whether the annotator was
+        right stays unknown.
       params, ask: as of `ask_both_orders`.
       image_step: as of `pairs.seen_size`: with pictures of many sizes, each pair of them compiles a program.
 
@@ -121,9 +121,12 @@ def preference_records(
             size = min(batch_size, len(numbers))
             p = ask_both_orders(judge, [texts[n] for n in rows], first, second, size, length, params, ask)
             both |= {number: p[:, row] for row, number in enumerate(rows)}
-            if ground is not None:
-                scenes = [ground.scene(pairs[n].notes["scene"], pairs[n].task) for n in rows]
-                truth |= dict(zip(rows, score_all(scenes, zip(first, second, strict=True)), strict=True))
+            if source is not None:
+                samples = [source.sample(pairs[n].notes["scene"], pairs[n].task) for n in rows]
+                scores = ground_truth_of(source, "the judge's ceiling").score_images(
+                    samples, zip(first, second, strict=True)
+                )
+                truth |= dict(zip(rows, scores, strict=True))
     records: list[Record] = []
     for number, column, dimension in _annotated(pairs):
         label = pairs[number].labels[dimension]

@@ -13,12 +13,12 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from onereward_jax import tasks
 from onereward_jax.atomic_files import write_json
+from onereward_jax.data.source import ground_truth_of, samples_from
 from onereward_jax.evaluation import gsb
-from onereward_jax.evaluation.evaluate import pictures_of
+from onereward_jax.evaluation.evaluate import generate_images
 from onereward_jax.evaluation.judge_predictions import batches_of, judge_views
-from onereward_jax.evaluation.while_training import FIRST_SCENE
+from onereward_jax.evaluation.while_training import FIRST_SAMPLE
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.flow import conditioning
 from onereward_jax.images.image_grid import mask_overlay, picture_grid, write_png
@@ -26,8 +26,7 @@ from onereward_jax.judge.augment import noise_together, shift_together
 from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.ensemble import ensemble
 from onereward_jax.judge.judge import Judge
-from onereward_jax.proving_ground import ProvingGround
-from onereward_jax.proving_ground.parallel import score_all
+from onereward_jax.proving_ground.source import open_source
 from onereward_jax.rl.objective import reward_loss
 
 
@@ -42,24 +41,28 @@ def measure_ascent(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     Returns:
       {task: {"good", "same", "bad", "n", "ci95"} of the ascended picture against its start by truth, and
       "judge": {"before", "after"}, the judge's mean P(better than the reference)}.
+
+    Raises:
+      UserError: the data have no ground truth.
     """
     settings, size = config.ascent, config.evaluation.batch_size
+    source = open_source(config, "test")
+    truth = ground_truth_of(source, "`onereward ascend`")
     pipeline = FillPipeline.from_pretrained(config.model.base, dtype="float32")
     judge = ensemble(Judge.from_pretrained(config.model.judge, "float32"), config.model.get("judge_adapters", ()))
-    ground = ProvingGround("test", config.data.resolution, config.data.seed, config.data.photos or None)
     ascend = make_ascent(pipeline, judge, config)
     found: dict[str, Any] = {}
     rows: list[list[np.ndarray]] = []
-    for task in tasks.TASKS:
-        scenes = [ground.scene(FIRST_SCENE + index, task) for index in range(settings.scenes_per_task)]
-        before, reference = (pictures_of(pipeline, None, scenes, config, candidate) for candidate in range(2))
-        prompts = [scene.sample.prompt for scene in scenes]
+    for task in source.tasks:
+        samples = samples_from(source, task, FIRST_SAMPLE, settings.scenes_per_task)
+        before, reference = (generate_images(pipeline, None, samples, config, candidate) for candidate in range(2))
+        prompts = [sample.prompt for sample in samples]
         parts = []
-        for batch in tqdm(list(batches_of(len(scenes), size)), desc=f"ascending {task}"):
+        for batch in tqdm(list(batches_of(len(samples), size)), desc=f"ascending {task}"):
             asked = question_batch(judge, [task] * size, [prompts[row] for row in batch], config.question_length)
             parts.append(ascend(before[batch], reference[batch], asked))
-        after = np.concatenate(parts)[: len(scenes)]
-        scores = score_all(scenes, zip(before, after, strict=True))
+        after = np.concatenate(parts)[: len(samples)]
+        scores = truth.score_images(samples, zip(before, after, strict=True))
         comparisons = [gsb.Comparison(task, base=row[0], policy=row[1]) for row in scores]
         texts = [(task, prompt) for prompt in prompts]
         views = [
@@ -68,8 +71,7 @@ def measure_ascent(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         ]
         means = [float(np.mean([p for view in each for p in view.values()])) for each in views]
         found[task] = gsb.good_same_bad(comparisons)[task] | {"judge": {"before": means[0], "after": means[1]}}
-        for row, scene in enumerate(scenes[: config.evaluation.pictures_per_task]):
-            sample = scene.sample
+        for row, sample in enumerate(samples[: config.evaluation.pictures_per_task]):
             rows.append([mask_overlay(sample.image, sample.mask), reference[row], before[row], after[row]])
     write_png(workdir / "ascent.png", picture_grid(rows, ["source", "reference", "base", "ascended"], scale=2))
     write_json(workdir / "ascent.json", found)

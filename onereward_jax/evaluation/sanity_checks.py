@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from onereward_jax import tasks
 from onereward_jax.atomic_files import write_json
 from onereward_jax.candidates.simulated import CANDIDATES
+from onereward_jax.data.source import ground_truth_of, samples_from
 from onereward_jax.evaluation import gsb
-from onereward_jax.evaluation.evaluate import pictures_of
+from onereward_jax.evaluation.evaluate import generate_images
 from onereward_jax.evaluation.judge_predictions import batches_of
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.flow import conditioning
 from onereward_jax.images.image_grid import mask_overlay, picture_grid, write_png
-from onereward_jax.proving_ground import ProvingGround, overall
-from onereward_jax.proving_ground.parallel import score_all
+from onereward_jax.proving_ground import overall
+from onereward_jax.proving_ground.source import open_source
 
 
 def measure_gates(config: ConfigDict, workdir: Path) -> dict[str, Any]:
@@ -33,25 +33,29 @@ def measure_gates(config: ConfigDict, workdir: Path) -> dict[str, Any]:
       {"autoencoder": {task: {dimension: {"target", "reconstruction"}}} (mean truth),
        "base": {task: {"truth": {dimension: mean}, "best_of_4": good, same, bad of the best candidate against the
        first}}}.
+
+    Raises:
+      UserError: the data have no ground truth.
     """
     settings = config.evaluation
+    source = open_source(config, "test")
+    truth = ground_truth_of(source, "`onereward gates`")
     pipeline = FillPipeline.from_pretrained(config.model.base, dtype="float32")
-    ground = ProvingGround("test", config.data.resolution, config.data.seed, config.data.photos or None)
     gates: dict[str, Any] = {"autoencoder": {}, "base": {}}
     rows: list[list[np.ndarray]] = []
-    for task in tasks.TASKS:
-        scenes = [ground.scene(index, task) for index in range(settings.scenes_per_task)]
-        targets = np.stack([scene.target for scene in scenes])
+    for task in source.tasks:
+        samples = samples_from(source, task, 0, settings.scenes_per_task)
+        targets = np.stack([sample.arrays("target")["target"] for sample in samples])
         decoded = np.concatenate(
             [
                 np.asarray(conditioning.reconstruct(pipeline.vae, pipeline.params["vae"], targets[rows]))
-                for rows in batches_of(len(scenes), settings.batch_size)
+                for rows in batches_of(len(samples), settings.batch_size)
             ]
-        )[: len(scenes)]
-        candidates = [pictures_of(pipeline, None, scenes, config, number) for number in range(CANDIDATES)]
+        )[: len(samples)]
+        candidates = [generate_images(pipeline, None, samples, config, number) for number in range(CANDIDATES)]
         of_targets, of_reconstructions, answers, comparisons = [], [], [], []
         shown = zip(targets, decoded, *candidates, strict=True)
-        for target_scores, decoded_scores, *scores in score_all(scenes, shown):
+        for target_scores, decoded_scores, *scores in truth.score_images(samples, shown):
             of_targets.append(target_scores)
             of_reconstructions.append(decoded_scores)
             best = max(scores, key=overall)
@@ -63,8 +67,7 @@ def measure_gates(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             for dimension in target
         }
         gates["base"][task] = {"truth": _means(answers), "best_of_4": gsb.good_same_bad(comparisons)[task]}
-        for row, scene in enumerate(scenes[: settings.pictures_per_task]):
-            sample = scene.sample
+        for row, sample in enumerate(samples[: settings.pictures_per_task]):
             left = [mask_overlay(sample.image, sample.mask), targets[row], decoded[row]]
             rows.append(left + [pictures[row] for pictures in candidates])
     columns = ["source", "target", "decoded", *(f"base {number + 1}" for number in range(CANDIDATES))]

@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from onereward_jax import tasks
-from onereward_jax.evaluation.evaluate import pictures_of
+from onereward_jax.data.source import samples_from
+from onereward_jax.evaluation.evaluate import generate_images
 from onereward_jax.fill.pipeline import FillPipeline
-from onereward_jax.proving_ground import ProvingGround, overall
-from onereward_jax.proving_ground.parallel import score_all
+from onereward_jax.proving_ground import overall
+from onereward_jax.proving_ground.source import open_source
 
-# Held-out scenes that the evaluation at the end does not use: nobody shall choose settings by those.
-FIRST_SCENE = 100_000
+# Held-out samples that the evaluation at the end does not use: nobody shall choose settings by those.
+FIRST_SAMPLE = 100_000
 
 
 def watch_truth(config: ConfigDict, pipeline: FillPipeline) -> Callable[[Any], dict[str, float]]:
@@ -22,17 +22,19 @@ def watch_truth(config: ConfigDict, pipeline: FillPipeline) -> Callable[[Any], d
 
     Returns:
       params -> {"evaluation/<task>/truth_gain": mean over `config.evaluation.watched_scenes` scenes of the policy's
-      truth minus the base's, from the same noise, in [−1, 1]}.
+      truth minus the base's, from the same noise, in [−1, 1]}; nothing where the data have no ground truth.
     """
-    ground = ProvingGround("test", config.data.resolution, config.data.seed, config.data.photos or None)
-    count = config.evaluation.watched_scenes
-    scenes = {task: [ground.scene(FIRST_SCENE + index, task) for index in range(count)] for task in tasks.TASKS}
+    source = open_source(config, "test")
+    scores, count = source.ground_truth, config.evaluation.watched_scenes
+    if scores is None:
+        return lambda params: {}
+    samples = {task: samples_from(source, task, FIRST_SAMPLE, count) for task in source.tasks}
 
     def truth(params: Any) -> dict[str, float]:
         means = {}
-        for task, of_task in scenes.items():
-            pictures = pictures_of(pipeline, params, of_task, config, batch_size=count, quiet=True)
-            means[task] = float(np.mean([overall(row[0]) for row in score_all(of_task, pictures[:, None])]))
+        for task, of_task in samples.items():
+            images = generate_images(pipeline, params, of_task, config, batch_size=count, quiet=True)
+            means[task] = float(np.mean([overall(row[0]) for row in scores.score_images(of_task, images[:, None])]))
         return means
 
     @functools.cache  # at the first look: a run that has ended, or is killed before it, draws nothing

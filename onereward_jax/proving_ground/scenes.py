@@ -5,15 +5,19 @@ A scene is a crop of a photograph plus, for most tasks, one drawn object or word
 """
 
 import dataclasses
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from onereward_jax import tasks
 from onereward_jax.data import masks
 from onereward_jax.data.sample import Sample
+from onereward_jax.data.source import GroundTruth, Source
 from onereward_jax.proving_ground import defects, drawing
 from onereward_jax.proving_ground import photos as photo_store
+from onereward_jax.proving_ground.parallel import score_all
 from onereward_jax.proving_ground.spec import PALETTE_CHROMA, Scene, Spec, chroma, draw, shape_prompt, word_prompt
 
 REFERENCE_RESOLUTION = 64
@@ -22,22 +26,31 @@ _SAME_CHROMA = 0.34
 _MOST_CONFUSABLE = 0.03  # share of a crop that may look like the object's colour
 
 
-class ProvingGround:
-    """An endless supply of scenes.
+class ProvingGround(Source):
+    """An endless source of scenes, and their ground truth.
 
     Args:
       split: "train" or "test"; the photographs of the two are disjoint.
       resolution: side of the square images in pixels.
       seed: another seed, other scenes.
       photos: folder of the user's own photographs; by default the bundled ones.
+      target_flaws: probability that a target carries a synthetic defect (see `defects`), as web data does. Request and
+        ground truth are those of the scene without.
 
     Raises:
       ValueError: unknown split, or a resolution below 32.
       FileNotFoundError: no photographs.
     """
 
+    tasks = tasks.TASKS
+
     def __init__(
-        self, split: str = "train", resolution: int = 64, seed: int = 0, photos: str | Path | None = None
+        self,
+        split: str = "train",
+        resolution: int = 64,
+        seed: int = 0,
+        photos: str | Path | None = None,
+        target_flaws: float = 0.0,
     ) -> None:
         if split not in photo_store.SPLITS:
             raise ValueError(f"unknown split {split!r}: choose one of {', '.join(photo_store.SPLITS)}")
@@ -47,16 +60,43 @@ class ProvingGround:
         self.resolution = resolution
         self.seed = seed
         self.photos = tuple(photo for photo in photo_store.find(photos) if photo.split == split)
+        self.target_flaws = target_flaws
+        self.sizes = ((resolution, resolution),)
+        self.ground_truth: GroundTruth | None = self
+        self.credits = tuple(f"{photo.name}: {photo.credit}" for photo in self.photos)
         self._unit = resolution / REFERENCE_RESOLUTION
 
-    def scene(self, index: int, task: str, with_target_flaws: float = 0.0) -> Scene:
+    def sample(self, index: int, task: str) -> Sample:
+        """The request of a scene, with its target."""
+        scene = self.scene(index, task)
+        return dataclasses.replace(scene.sample, target=scene.target)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"photos": [(photo.name, photo.path.stat().st_size) for photo in self.photos]}
+
+    def score_images(
+        self, samples: Sequence[Sample], images: Iterable[Iterable[np.ndarray]]
+    ) -> list[list[dict[str, float]]]:
+        """Score images against the hidden truth of their scenes, see `data.source.GroundTruth`."""
+        return score_all([self.scene_of(sample) for sample in samples], images)
+
+    def scene_of(self, sample: Sample) -> Scene:
+        """The scene of which this is the sample.
+
+        Raises:
+          ValueError: it is of another source.
+        """
+        own, _, index = sample.id.rpartition("/")
+        if own != f"{self.split}/{self.seed}/{sample.task}":
+            raise ValueError(f"sample {sample.id!r} is none of this proving ground's")
+        return self.scene(int(index), sample.task)
+
+    def scene(self, index: int, task: str) -> Scene:
         """The scene number `index` of a task.
 
         Args:
           index: any non-negative integer.
           task: one of `tasks.TASKS`.
-          with_target_flaws: probability that the target carries a planted flaw (see `defects`), as web data does.
-            Sample and truth are those of the scene without flaws.
 
         Raises:
           ValueError: the task is unknown.
@@ -67,9 +107,9 @@ class ProvingGround:
         generator = np.random.default_rng(seeds)
         identity = f"{self.split}/{self.seed}/{task}/{index}"
         scene = getattr(self, f"_{task}")(generator, identity)
-        if with_target_flaws > 0:
+        if self.target_flaws > 0:
             generator = np.random.default_rng((*seeds, 1))
-            if generator.random() < with_target_flaws:
+            if generator.random() < self.target_flaws:
                 scene = defects.flawed(scene, generator)
         return scene
 

@@ -48,7 +48,7 @@ class Scene:
 
     Attributes:
       sample: what the policy sees.
-      target: uint8 (H, W, 3), a right answer; or one with a planted flaw, see `ProvingGround.scene`.
+      target: uint8 (H, W, 3), a right answer; or one with a synthetic defect, see `ProvingGround`.
       spec: the hidden truth.
       flaw: name of the planted flaw, "" for a right answer.
     """

@@ -1,11 +1,8 @@
 """Fine-tuning of a fill model on a user's own pictures by flow matching: the run."""
 
-import hashlib
-import json
 import math
 import sys
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +11,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from onereward_jax.atomic_files import fingerprint, read_json, write_json
-from onereward_jax.data.buckets import BucketDraw, Size, aspect_distance, bucket_sizes, common_shapes
-from onereward_jax.data.captioned import Captioned, draw_sample, hold_out, prompt_of
+from onereward_jax.atomic_files import read_json, write_json
+from onereward_jax.data.captioned import Captioned, CaptionedFolder, fingerprint_of, hold_out, prompt_of
 from onereward_jax.data.sample import Sample
 from onereward_jax.errors import UserError
 from onereward_jax.fill.pipeline import FOLDERS, FillPipeline, latent_shape, sample_noise
@@ -24,10 +20,8 @@ from onereward_jax.fill.prompts import prompt_reader
 from onereward_jax.flow.losses import fill_loss
 from onereward_jax.images.image_grid import picture_grid, write_png
 from onereward_jax.models.lora import LoRA
-from onereward_jax.parallel import hosts
-from onereward_jax.parallel.activations import batch_sharding, traced_for
-from onereward_jax.parallel.mesh import make_mesh
-from onereward_jax.parallel.rules import shardings
+from onereward_jax.parallel import processes
+from onereward_jax.parallel.mesh import batch_sharding, make_mesh, shardings, traced_for
 from onereward_jax.training import trainer
 from onereward_jax.training.state import TrainState, create_state, make_optimizer, supervised_step
 from onereward_jax.weights.adapters import save_adapter
@@ -36,6 +30,7 @@ from onereward_jax.weights.load import stored_dtype
 from onereward_jax.weights.save import save_component
 
 PICTURES_FILE, HELD_OUT_FILE, SAMPLES = "pictures.json", "held_out.json", "samples"
+_FIELDS = ("image", "mask", "prompt")  # of a sample, in a batch
 _ENCODED_AT_ONCE = 64  # captions
 _SHEET_SIDE = 128  # pixels; smaller pictures are enlarged
 # Streams of chances beside the one of the training's samples.
@@ -62,29 +57,21 @@ def finetune(config: ConfigDict, workdir: Path, pictures: Sequence[Captioned]) -
 
     # ------------------------------------------------------------------------------------------------- the pictures
     trained_on, held_out = hold_out(pictures, config.data.held_out_share, config.seed)
-    weights = _weights_there(config.data.task_weights, trained_on)
-    samples = Samples(config, trained_on, tuple(weights))
-    items = [(samples.size(p), task, p) for p in trained_on for task in p.tasks if task in weights]
-    drawn: BucketDraw[Size, Captioned] = BucketDraw(items, batch_size, weights)
-    hosts.on_primary(lambda: _report(workdir, weights, trained_on, held_out, drawn.shapes))
-
-    def record(index: int, task: str) -> dict[str, Any]:
-        generator = np.random.default_rng((config.seed, index))
-        _, task, picture = drawn.draw(generator, config.seed, index, task)
-        return _record(samples.draw(picture, task, generator))
+    source = CaptionedFolder(config, trained_on)
+    processes.on_first(lambda: _report(workdir, source, held_out))
 
     # ---------------------------------------------------------------------------------------------------- the model
     # What is trained is kept in float32, what is frozen as it computes.
     pipeline = FillPipeline.from_pretrained(
         config.model.base, dtype=config.model.dtype, transformer_dtype=None if adapters.rank else "float32"
     )
-    for size in samples.sizes:
+    for size in source.sizes:
         latent_shape(pipeline.vae, *size)  # refuses what doesn't divide
     _encode_ahead(pipeline, pictures, config.max_sequence_length)
     read = prompt_reader(pipeline.prompts, config.max_sequence_length, batch_size)
     params = {"transformer": pipeline.params.pop("transformer")}
     frozen = {"vae": pipeline.params["vae"]} | (params if adapters.rank else {})
-    frozen = hosts.place(frozen, shardings(frozen, mesh))
+    frozen = processes.place(frozen, shardings(frozen, mesh))
     pipeline.params["vae"] = frozen["vae"]
     if adapters.rank:
         params = {"transformer": adapters.init(params["transformer"], jax.random.key(config.seed))}
@@ -97,16 +84,16 @@ def finetune(config: ConfigDict, workdir: Path, pictures: Sequence[Captioned]) -
     # ----------------------------------------------------------------------------------------------------- the looks
     looks: list[tuple[int, Callable[[int, Any], dict[str, float]]]] = []
     if settings.evaluate_every and held_out:
-        measure = _held_out_loss(loss(0.0), frozen, samples, held_out, config, read)
-        of_base = _base_loss(workdir, lambda: measure(hosts.place(params, shardings(params, mesh))))
+        measure = _held_out_loss(loss(0.0), frozen, source, held_out, config, read)
+        of_base = _base_loss(workdir, lambda: measure(processes.place(params, shardings(params, mesh))))
         looks.append((settings.evaluate_every, lambda step, trained: measure(trained) | of_base))
     if settings.sample_every and settings.num_samples:
         shown = (held_out or trained_on)[: settings.num_samples]
-        make_sheet = _sheet(pipeline, [samples.fixed(picture, _SHEET) for picture in shown], config)
+        make_sheet = _sheet(pipeline, [source.fixed_sample(picture, _SHEET) for picture in shown], config)
 
         def write_sheet(step: int, trained: Any) -> dict[str, float]:
             sheet = make_sheet(adapters.whole(trained, frozen)["transformer"])
-            if hosts.is_primary():
+            if processes.is_first():
                 write_png(workdir / SAMPLES / f"step_{step:08d}.png", sheet)
             return {}
 
@@ -129,17 +116,17 @@ def finetune(config: ConfigDict, workdir: Path, pictures: Sequence[Captioned]) -
         create=lambda params: create_state(params, optimizer, config.seed, ema=settings.ema_decay > 0),
         params=params,
         frozen=frozen,
-        record=record,
+        record=lambda index, task: source.sample(index, task).arrays(*_FIELDS),
         prepare=read,
-        task_weights=weights,
+        task_weights=source.weights,
         description="fine-tuning",
         evaluate=look,
         evaluate_every=math.gcd(*(every for every, _ in looks)),
     )
     trained = state.averaged["transformer"]
-    if hosts.count() > 1:
-        trained = hosts.fetch(trained)
-    if not hosts.is_primary():
+    if processes.count() > 1:
+        trained = processes.fetch(trained)
+    if not processes.is_first():
         return
     if adapters.rank:
         save_adapter(workdir / "export", "transformer", trained, adapters.scale)
@@ -151,84 +138,19 @@ def finetune(config: ConfigDict, workdir: Path, pictures: Sequence[Captioned]) -
 # ----------------------------------------------------------------------------------------------------- the pictures
 
 
-class Samples:
-    """Pictures cut to the sizes of batches, under masks.
-
-    Attributes:
-      sizes: of which there are batches.
-    """
-
-    def __init__(self, config: ConfigDict, pictures: Sequence[Captioned], tasks: tuple[str, ...]):
-        """
-        Args:
-          pictures: to train on: sizes that few have are left to the nearest others.
-          tasks: that are trained.
-        """
-        data = config.data
-        sizes = bucket_sizes(data.resolution, data.bucket_step, data.max_aspect)
-        nearest = [_nearest(picture.size, sizes) for picture in pictures]
-        self.sizes = tuple(sorted(set(common_shapes(nearest, config.train.batch_size, aspect_distance).values())))
-        self._tasks, self._seed, self._hole = tasks, config.seed, (data.min_hole, data.max_hole)
-
-    def size(self, picture: Captioned) -> Size:
-        """At which a picture is shown."""
-        return _nearest(picture.size, self.sizes)
-
-    def draw(self, picture: Captioned, task: str, generator: np.random.Generator) -> Sample:
-        """The picture under a mask of a task."""
-        return draw_sample(picture, self.size(picture), task, generator, self._hole)
-
-    def fixed(self, picture: Captioned, *stream: int) -> Sample:
-        """The same in every run: task, place and mask are chosen by the picture and the numbers of `stream`."""
-        generator = np.random.default_rng((self._seed, zlib.crc32(picture.id.encode()), *stream))
-        tasks = [task for task in picture.tasks if task in self._tasks] or picture.tasks
-        return self.draw(picture, tasks[generator.integers(len(tasks))], generator)
-
-
-def _nearest(size: Size, sizes: Sequence[Size]) -> Size:
-    return min(sizes, key=lambda other: aspect_distance(size, other))
-
-
-def _record(sample: Sample) -> dict[str, Any]:
-    return {"image": sample.image, "mask": sample.mask, "prompt": np.str_(sample.prompt)}
-
-
-def _weights_there(weights: Mapping[str, float], pictures: Sequence[Captioned]) -> dict[str, float]:
-    """Of the tasks that have a picture.
-
-    Raises:
-      UserError: none that has one has a weight.
-    """
-    there = {task for picture in pictures for task in picture.tasks}
-    found = {task: weight for task, weight in weights.items() if weight and task in there}
-    if not found:
-        raise UserError(f"the pictures are of {', '.join(sorted(there))}, whose data.task_weights are 0: raise one")
-    return found
-
-
-def _report(
-    workdir: Path,
-    weights: Mapping[str, float],
-    trained_on: Sequence[Captioned],
-    held_out: Sequence[Captioned],
-    sizes: Sequence[Size],
-) -> None:
+def _report(workdir: Path, source: CaptionedFolder, held_out: Sequence[Captioned]) -> None:
     """Writes workdir/pictures.json and shows what is in it.
 
     Raises:
       UserError: the run in `workdir` began with other pictures.
     """
-    described = [
-        (p.id, fingerprint(p.image), p.mask and fingerprint(p.mask), p.caption, p.tasks, p.size)
-        for p in (*trained_on, *held_out)
-    ]
     report: dict[str, Any] = {
-        "pictures": len(trained_on),
+        "pictures": len(source.images),
         "held_out": [picture.id for picture in held_out],
-        "tasks": {task: sum(task in picture.tasks for picture in trained_on) for task in weights},
-        "masks": sum(picture.mask is not None for picture in trained_on),
-        "sizes": [f"{width}x{height}" for height, width in sizes],
-        "digest": hashlib.sha256(json.dumps(described).encode()).hexdigest(),
+        "tasks": {task: sum(task in picture.tasks for picture in source.images) for task in source.tasks},
+        "masks": sum(picture.mask is not None for picture in source.images),
+        "sizes": [f"{width}x{height}" for height, width in source.drawn_sizes],
+        "digest": fingerprint_of((*source.images, *held_out)),
     }
     file = workdir / PICTURES_FILE
     if _has_begun(workdir) and file.exists() and read_json(file)["digest"] != report["digest"]:
@@ -264,7 +186,7 @@ def _encode_ahead(pipeline: FillPipeline, pictures: Sequence[Captioned], length:
 def _held_out_loss(
     loss: Callable,
     frozen: Any,
-    samples: Samples,
+    source: CaptionedFolder,
     pictures: Sequence[Captioned],
     config: ConfigDict,
     read: Callable[[dict[str, Any]], dict[str, Any]],
@@ -274,10 +196,10 @@ def _held_out_loss(
     A sample's noise and noise level follow from its number, so they are the same every time.
     """
     size, batches, number = config.train.batch_size, [], 0
-    for shape in samples.sizes:
-        members = [picture for picture in pictures if samples.size(picture) == shape]
+    for shape in source.sizes:
+        members = [picture for picture in pictures if source.size_of(picture) == shape]
         count = -(-len(members) * config.finetune.held_out_draws // size) * size  # batches are full
-        records = [_record(samples.fixed(members[i % len(members)], _HELD_OUT, i)) for i in range(count)]
+        records = [source.fixed_sample(members[i % len(members)], _HELD_OUT, i).arrays(*_FIELDS) for i in range(count)]
         for start in range(0, count, size):
             of_batch = records[start : start + size]
             batch = {name: np.stack([record[name] for record in of_batch]) for name in of_batch[0]}
@@ -291,7 +213,7 @@ def _held_out_loss(
     def measure(trained: Any) -> dict[str, float]:
         found = []
         for batch in batches:
-            value, metrics = score(trained, frozen, hosts.place(read(batch), batch_sharding(mesh)))
+            value, metrics = score(trained, frozen, processes.place(read(batch), batch_sharding(mesh)))
             found.append((float(value), float(metrics["learning/error_in_hole"])))
         loss, in_hole = np.mean(found, axis=0)
         return {"held_out/loss": float(loss), "held_out/error_in_hole": float(in_hole)}
@@ -302,9 +224,9 @@ def _held_out_loss(
 def _base_loss(workdir: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
     """{"held_out/base_loss"}, measured once, before the first step of a run."""
     file = workdir / HELD_OUT_FILE
-    if not hosts.on_primary(lambda: _has_begun(workdir) and file.exists()):
+    if not processes.on_first(lambda: _has_begun(workdir) and file.exists()):
         measured = measure()
-        hosts.on_primary(lambda: write_json(file, measured))
+        processes.on_first(lambda: write_json(file, measured))
     return {"held_out/base_loss": read_json(file)["held_out/loss"]}
 
 

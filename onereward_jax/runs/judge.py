@@ -32,8 +32,9 @@ from onereward_jax.judge.pairs import (
     text_free,
 )
 from onereward_jax.models.lora import LoRA
-from onereward_jax.parallel import hosts
-from onereward_jax.proving_ground import ProvingGround, all_prompts
+from onereward_jax.parallel import processes
+from onereward_jax.proving_ground import all_prompts
+from onereward_jax.proving_ground.source import open_source, proving_ground_of
 from onereward_jax.proving_ground.synthetic_pairs import plant_pair
 from onereward_jax.proving_ground.tokenizers import write_qwen2_tokenizer
 from onereward_jax.tasks import CELLS, dimensions_of, question
@@ -83,8 +84,8 @@ def train_judge(config: ConfigDict, workdir: Path, watch: Watch | None = None) -
     whole = functools.partial(adapters.whole, frozen=frozen)
 
     def export(trained: Any) -> None:
-        trained = hosts.fetch(trained if adapters.rank else whole(trained))
-        if not hosts.is_primary():
+        trained = processes.fetch(trained if adapters.rank else whole(trained))
+        if not processes.is_first():
             return
         if adapters.rank:
             save_adapter(workdir / "export", "judge", trained, adapters.scale, base=settings.start)
@@ -157,7 +158,7 @@ def record_maker(
                 f"planted pairs are of {size[0]} x {size[1]} pixels, the preferences are not: set judge.planted_share"
                 " to 0"
             )
-        ground = ProvingGround("train", config.data.resolution, config.data.seed, config.data.photos or None)
+        ground = proving_ground_of(open_source(config, "train"), "judge.planted_share")
     if len(drawn.shapes) > 1:
         print(f"pairs of {len(drawn.shapes)} shapes: each compiles a program of its own", file=sys.stderr)
     numbers: Any = None
@@ -221,10 +222,10 @@ class _Best:
 
     def see(self, step: int, found: dict[str, float], trained: Any) -> None:
         """Exports what was trained if it is better than what was; the note of it comes last."""
-        if not hosts.on_primary(lambda: self._is_best(found)):
+        if not processes.on_first(lambda: self._is_best(found)):
             return
         self._export(trained)
-        hosts.on_primary(lambda: write_json(self._file, {"step": step, **found}))
+        processes.on_first(lambda: write_json(self._file, {"step": step, **found}))
 
     def _is_best(self, found: dict[str, float]) -> bool:
         return not self._file.exists() or found["accuracy"] > read_json(self._file)["accuracy"]
@@ -235,7 +236,7 @@ def _judge_at_start(config: ConfigDict, workdir: Path) -> Judge:
     settings = config.judge
     fields = {"dtype": jnp.dtype(settings.dtype), "remat": settings.remat}
     if not settings.start:
-        return new_judge(config, hosts.own_directory(workdir / "tokenizers"), fields)
+        return new_judge(config, processes.own(workdir / "tokenizers"), fields)
     templates = {"template": settings.template, "template_with_prompt": settings.template_with_prompt}
     judge = Judge.from_pretrained(settings.start, "float32", fields=fields, **templates)
     if settings.max_pixels:
@@ -272,7 +273,7 @@ def _split(config: ConfigDict, judge: Judge) -> tuple[Pairs, Pairs]:
 def _report_balance(path: Path, pairs: Pairs, held_out: Pairs) -> None:
     """Writes and shows how many pairs each cell has: what has few is learnt little."""
     balance = {"train": class_balance(pairs), "held_out": class_balance(held_out)}
-    if not hosts.is_primary():
+    if not processes.is_first():
         return
     write_json(path, balance)
     total = sum(count for cells in balance["train"].values() for count in cells.values())

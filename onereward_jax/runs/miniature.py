@@ -19,8 +19,9 @@ from onereward_jax.fill.prompts import PromptEncoder, prompt_reader
 from onereward_jax.flow import conditioning, losses
 from onereward_jax.flow.schedule import Shift
 from onereward_jax.models.lora import LoRA
-from onereward_jax.parallel import hosts
-from onereward_jax.proving_ground import ProvingGround, all_prompts
+from onereward_jax.parallel import processes
+from onereward_jax.proving_ground import all_prompts
+from onereward_jax.proving_ground.source import open_source
 from onereward_jax.proving_ground.tokenizers import write_clip_tokenizer, write_t5_tokenizer
 from onereward_jax.training import trainer
 from onereward_jax.training.state import create_state, make_optimizer, supervised_step
@@ -38,21 +39,25 @@ def train_vae(config: ConfigDict, workdir: Path) -> None:
     module = vae.module_from_config(dict(config.vae.model))
     optimizer = make_optimizer(**config.optimizer)
     loss = losses.vae_loss(module, config.vae.kl_weight, config.vae.edge_weight, config.vae.square_weight)
-    ground = ProvingGround("train", config.data.resolution, config.data.seed, config.data.photos or None)
+    source = open_source(config, "train")
+
+    def target(index: int, task: str) -> np.ndarray:
+        return source.sample(index, task).arrays("target")["target"]
+
     state = trainer.train(
         config,
         workdir,
         step=supervised_step(loss, optimizer, config.vae.ema_decay),
         create=lambda params: create_state(params, optimizer, config.seed),
         params=init_params(module, vae, config.seed),
-        record=lambda index, task: {"image": ground.scene(index, task).target},
+        record=lambda index, task: {"image": target(index, task)},
         description="autoencoder",
     )
-    images = jnp.asarray(np.stack([ground.scene(i, "image_fill").target for i in range(256)]))
-    params = hosts.fetch(state.ema)
+    images = jnp.asarray(np.stack([target(i, source.tasks[0]) for i in range(256)]))
+    params = processes.fetch(state.ema)
     scaling, shift = losses.latent_statistics(module, params, images)
     module = module.clone(scaling_factor=scaling, shift_factor=shift)
-    if hosts.is_primary():
+    if processes.is_first():
         save_component(workdir / "export" / "vae", "vae", module, params)
 
 
@@ -106,8 +111,8 @@ def train_base(config: ConfigDict, workdir: Path) -> None:
         prepare=prompt_reader(prompts, config.max_sequence_length, config.train.batch_size, bool(text_encoders)),
         description="flow matching",
     )
-    trained = hosts.fetch(state.ema)
-    if not hosts.is_primary():
+    trained = processes.fetch(state.ema)
+    if not processes.is_first():
         return
     if adapters.rank:
         save_adapter(workdir / "export", "transformer", trained["transformer"], adapters.scale)
@@ -122,7 +127,7 @@ def new_pipeline(config: ConfigDict, workdir: Path) -> FillPipeline:
     """An untrained fill model of `config.base`, with tokenizers of the proving ground's words in workdir/tokenizers."""
     settings, corpus = config.base, list(all_prompts())
     autoencoder, autoencoder_params = load_component(Path(settings.vae), "vae", "float32")
-    directory = hosts.own_directory(workdir / "tokenizers")
+    directory = processes.own(workdir / "tokenizers")
     tokenizer = write_clip_tokenizer(directory / "tokenizer", corpus, settings.text_encoder.max_position_embeddings)
     tokenizer_2 = write_t5_tokenizer(directory / "tokenizer_2", corpus)
     clip_vocabulary = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
@@ -153,7 +158,7 @@ def encoded_scenes(
     Returns:
       {task: {"data", "masked_image", "mask", "prompt"}}, each with a row a scene.
     """
-    ground = ProvingGround("train", config.data.resolution, config.data.seed, config.data.photos or None)
+    source = open_source(config, "train", config.data.target_flaws)
     encode = jax.jit(lambda p, *arrays: conditioning.encode_sample(pipeline.vae, p, *arrays))
     params = jax.tree.map(jnp.asarray, pipeline.params["vae"])
     directory = workdir / "latents"
@@ -165,20 +170,19 @@ def encoded_scenes(
             return
         parts = []
         for start in tqdm(range(0, config.base.scenes_per_task, batch_size), desc=f"encoding {task}"):
-            scenes = [ground.scene(start + i, task, config.data.target_flaws) for i in range(batch_size)]
-            stack = lambda pick: jnp.asarray(np.stack([pick(scene) for scene in scenes]))  # noqa: B023, E731
-            arrays = encode(
-                params, stack(lambda s: s.sample.image), stack(lambda s: s.sample.mask), stack(lambda s: s.target)
-            )
-            texts = np.array([scene.sample.prompt for scene in scenes])
-            parts.append(jax.device_get(arrays) | {"prompt": texts})
+            samples = [
+                source.sample(start + i, task).arrays("image", "mask", "target", "prompt") for i in range(batch_size)
+            ]
+            batch = {name: np.stack([sample[name] for sample in samples]) for name in samples[0]}
+            prompts = batch.pop("prompt")
+            parts.append(jax.device_get(encode(params, *map(jnp.asarray, batch.values()))) | {"prompt": prompts})
         partial = path.with_suffix(".partial.npz")
         joined: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         np.savez(partial, **joined)
         partial.replace(path)
 
     for task in tasks.TASKS:
-        hosts.on_primary(functools.partial(write, task))
+        processes.on_first(functools.partial(write, task))
     return {task: dict(np.load(directory / f"{task}.npz")) for task in tasks.TASKS}
 
 

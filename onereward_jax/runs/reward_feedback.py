@@ -10,13 +10,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from onereward_jax.atomic_files import write_json
+from onereward_jax.data.source import ENDLESS, Source
 from onereward_jax.fill.pipeline import FillPipeline, latent_shape
 from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.ensemble import ensemble
 from onereward_jax.judge.judge import Judge
 from onereward_jax.models.lora import attach
-from onereward_jax.parallel import hosts
-from onereward_jax.proving_ground import ProvingGround
+from onereward_jax.parallel import processes
+from onereward_jax.proving_ground.source import open_source
 from onereward_jax.rl.build import adapters_of, attention_of, computation, frozen_dtype, make_update
 from onereward_jax.rl.reference_cache import open_pool
 from onereward_jax.rl.step import StepConfig
@@ -31,7 +32,7 @@ from onereward_jax.weights.save import save_component
 Watch = Callable[[FillPipeline], Callable[[Any], dict[str, float]]]
 
 
-def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> TrainState:
+def train(config: ConfigDict, workdir: Path, watch: Watch | None = None, source: Source | None = None) -> TrainState:
     """Runs Algorithm 1 (`config.algorithm` = "fixed") or 2 ("dynamic") in `workdir`, or goes on with it.
 
     The configuration is one that `config.validation.validate` has passed. Exports the transformers of policy and EMA,
@@ -39,6 +40,7 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Trai
 
     Args:
       watch: measures the policy every `config.evaluation.every` updates, for the metrics; nothing else depends on it.
+      source: of the requests, instead of the one that the configuration names.
 
     Raises:
       FileNotFoundError, ValueError: a model is missing or does not fit.
@@ -47,11 +49,13 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Trai
     # Of processes that were killed, their steps; of this one, loading, compiling and exporting too.
     seconds_before, started = training_seconds(workdir / "metrics.jsonl"), time.perf_counter()
     pipeline = FillPipeline.from_pretrained(config.model.base, dtype="float32")
-    latent_shape(pipeline.vae, config.data.resolution, config.data.resolution)  # refuses what doesn't divide
-    fields = computation(config)
-    judge = Judge.from_pretrained(config.model.judge, frozen_dtype(config), fields=fields)
+    source, fields = open_requests(config) if source is None else source, sample_fields(config)
+    for size in source.sizes:
+        latent_shape(pipeline.vae, *size)  # refuses what doesn't divide
+    computed = computation(config)
+    judge = Judge.from_pretrained(config.model.judge, frozen_dtype(config), fields=computed)
     judge = ensemble(judge, config.model.get("judge_adapters", ()))
-    transformer, vae = pipeline.transformer.clone(**fields, **attention_of(config)), pipeline.vae.clone(**fields)
+    transformer, vae = pipeline.transformer.clone(**computed, **attention_of(config)), pipeline.vae.clone(**computed)
     adapters = adapters_of(config)
     update = make_update(config, transformer, vae, judge.apply, pipeline.shift)
     params, frozen = update.start(pipeline.params["transformer"], pipeline.params["vae"], judge.params)
@@ -64,10 +68,8 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Trai
             "evaluate": lambda state: measure(of_policy(state.params) if adapters.rank else state.params),
             "evaluate_every": config.evaluation.every,
         }
-    ground = ProvingGround("train", config.data.resolution, config.data.seed, config.data.photos or None)
-
     if step_config.reference_pool:
-        options["around"] = open_pool(config, ground).around
+        options["around"] = open_pool(config, source).around
 
     def prepare(batch: dict[str, np.ndarray]) -> dict[str, Any]:
         return encode_text(batch, pipeline, judge, config.max_sequence_length, config.question_length, step_config)
@@ -79,24 +81,43 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> Trai
         create=update.create,
         params=params,
         frozen=frozen,
-        record=lambda index, task: scene_record(config, ground, index, task),
+        record=lambda index, task: source.sample(index, task).arrays(*fields),
         prepare=prepare,
         description=f"reward feedback learning ({config.algorithm})",
-        num_conditions=config.data.get("num_conditions", 0),
+        num_conditions=_num_conditions(config, source),
         repeats=1 + step_config.reference_max_age,
         **options,
     )
     for name, params in (("policy", state.params), ("ema", state.ema)):
-        directory, params = workdir / "export" / name, hosts.fetch(params)
-        if not hosts.is_primary():
+        directory, params = workdir / "export" / name, processes.fetch(params)
+        if not processes.is_first():
             continue
         if adapters.rank:
             save_adapter(directory, "transformer", params, adapters.scale)
         else:
             save_component(directory, "transformer", pipeline.transformer, params)
-    if hosts.is_primary():
+    if processes.is_first():
         _write_cost(workdir / "training.json", int(state.step), seconds_before + time.perf_counter() - started)
     return state
+
+
+def open_requests(config: ConfigDict) -> Source:
+    """The configured source to train on.
+
+    Flow matching holds the policy to the data of its base model, synthetic defects included: it teaches nothing new.
+    """
+    return open_source(config, "train", config.data.target_flaws if config.rl.flow_matching_weight > 0 else 0.0)
+
+
+def sample_fields(config: ConfigDict) -> tuple[str, ...]:
+    """What an update needs of a sample; the target for flow matching alone."""
+    return ("image", "mask", "prompt", "task", *(("target",) if config.rl.flow_matching_weight > 0 else ()))
+
+
+def _num_conditions(config: ConfigDict, source: Source) -> int:
+    """Of how many samples the run has epochs; 0: every sample is new."""
+    wanted: int = config.data.get("num_conditions", 0)
+    return wanted if len(source) >= ENDLESS else min(wanted or len(source), len(source))
 
 
 def _write_cost(path: Path, step: int, seconds: float) -> None:
@@ -105,19 +126,6 @@ def _write_cost(path: Path, step: int, seconds: float) -> None:
     if earlier["step"] != step:
         peak = max(earlier["peak_memory_gib"], peak_memory_gib())
         write_json(path, {"step": step, "seconds": seconds, "peak_memory_gib": peak})
-
-
-def scene_record(config: ConfigDict, ground: ProvingGround, index: int, task: str) -> dict[str, Any]:
-    """What an update needs of a scene, as arrays that can be stacked.
-
-    Flow-matching regularisation adds its `target`, flawed in a share `config.data.target_flaws` of the scenes as the
-    base model's training data is: it holds the policy to that data and teaches it nothing new.
-    """
-    matched = config.rl.flow_matching_weight > 0
-    scene = ground.scene(index, task, config.data.target_flaws if matched else 0.0)
-    sample = scene.sample
-    record = {"image": sample.image, "mask": sample.mask, "prompt": np.str_(sample.prompt), "task": np.str_(task)}
-    return record | {"target": scene.target} if matched else record
 
 
 def encode_text(

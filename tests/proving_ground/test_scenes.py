@@ -106,9 +106,10 @@ def test_removal_shows_the_object_and_wants_the_photograph(ground):
 
 
 def test_flaws_come_as_often_as_asked_and_leave_the_request_alone(ground):
+    imperfect = ProvingGround("train", target_flaws=0.5)
     for task in tasks.TASKS:
         clean = [ground.scene(i, task) for i in range(60)]
-        flawed = [ground.scene(i, task, with_target_flaws=0.5) for i in range(60)]
+        flawed = [imperfect.scene(i, task) for i in range(60)]
         assert 15 <= sum(bool(scene.flaw) for scene in flawed) <= 45
         for before, after in zip(clean, flawed, strict=True):
             np.testing.assert_array_equal(before.sample.image, after.sample.image)

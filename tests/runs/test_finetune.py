@@ -16,12 +16,11 @@ from safetensors.numpy import load_file
 from configs.finetune import get_config
 from onereward_jax.cli import main as cli
 from onereward_jax.config.validation import validate
-from onereward_jax.data.captioned import Captioned
+from onereward_jax.data.captioned import Captioned, CaptionedFolder
 from onereward_jax.fill.pipeline import load_transformer
 from onereward_jax.flow.losses import fill_loss
 from onereward_jax.flow.schedule import Shift
 from onereward_jax.models.lora import LoRA, factors
-from onereward_jax.runs.finetune import Samples
 from onereward_jax.training.state import create_state, make_optimizer, supervised_step
 from onereward_jax.weights.load import load_component, param_shapes
 from onereward_jax.weights.names import flux, vae
@@ -194,7 +193,7 @@ def test_a_step_of_the_official_model():
     step = supervised_step(adapters.loss(loss), optimizer, config.finetune.ema_decay)
     state = jax.eval_shape(lambda params: create_state(params, optimizer, 0), trained)
     pictures = [Captioned(str(n), Path("a"), None, "a", ("image_fill",), (3000, 4000)) for n in range(8)]
-    ((height, width),) = Samples(config, pictures, ("image_fill",)).sizes
+    ((height, width),) = CaptionedFolder(config, pictures).sizes
     assert (height, width) == (896, 1152)
     size, length = config.train.batch_size, config.max_sequence_length
     shape = lambda *sides, dtype=jnp.bfloat16: jax.ShapeDtypeStruct((size, *sides), dtype)  # noqa: E731
@@ -212,7 +211,7 @@ def test_pictures_of_two_aspects_are_shown_at_two_sizes():
     config.train.batch_size = 2
     sizes = [(64, 64), (100, 90), (60, 100), (30, 50), (90, 60)]
     pictures = [Captioned(str(n), Path("a"), None, "a", ("image_fill",), size) for n, size in enumerate(sizes)]
-    samples = Samples(config, pictures, ("image_fill",))
+    samples = CaptionedFolder(config, pictures)
     assert samples.sizes == ((48, 80), (64, 64))
-    shown = [samples.size(picture) for picture in pictures]
+    shown = [samples.size_of(picture) for picture in pictures]
     assert shown == [(64, 64), (64, 64), (48, 80), (48, 80), (64, 64)]

@@ -1,0 +1,42 @@
+"""The source of samples that a configuration names."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from onereward_jax.data.captioned import CaptionedFolder, hold_out, read_captioned
+from onereward_jax.data.source import Source
+from onereward_jax.errors import UserError
+from onereward_jax.proving_ground.scenes import ProvingGround
+
+
+def open_source(config: ConfigDict, split: str, target_flaws: float = 0.0) -> Source:
+    """Open the captioned folder `config.data.path`, or else the proving ground.
+
+    Args:
+      split: "train" or, of what is held out, "test".
+      target_flaws: share of the proving ground's targets that carry a synthetic defect; no other source has any.
+
+    Raises:
+      FileNotFoundError, UserError: the folder or its photographs can't be used.
+    """
+    data = config.data
+    if path := data.get("path", ""):
+        images = read_captioned(Path(path), data.caption, data.bad_share)
+        trained_on, held_out = hold_out(images, data.held_out_share, config.seed)
+        return CaptionedFolder(config, trained_on if split == "train" else held_out)
+    return ProvingGround(split, data.resolution, data.seed, data.photos or None, target_flaws)
+
+
+def proving_ground_of(source: Source, purpose: str) -> ProvingGround:
+    """The source itself, where its scenes are needed and not its samples alone.
+
+    Args:
+      purpose: what needs them, the subject of the error's sentence.
+
+    Raises:
+      UserError: the source is another.
+    """
+    if not isinstance(source, ProvingGround):
+        raise UserError(f"{purpose} needs scenes of the proving ground: leave data.path empty")
+    return source
