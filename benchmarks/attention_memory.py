@@ -47,7 +47,9 @@ def measure(place: topology.Topology, implementation: str, pixels: int, blocks: 
     import jax
     import jax.numpy as jnp
 
-    from onereward_jax.parallel.mesh import batch_sharding, make_mesh, shardings
+    from onereward_jax.parallel.activations import batch_sharding
+    from onereward_jax.parallel.mesh import make_mesh
+    from onereward_jax.parallel.rules import shardings
     from onereward_jax.planning.plan import GIB, needed_bytes, placed
     from onereward_jax.weights.kinds import kind_of
     from onereward_jax.weights.load import param_shapes

@@ -22,7 +22,8 @@ from onereward_jax.fill.pipeline import FillPipeline, latent_shape, sample_noise
 from onereward_jax.flow import conditioning, sampler
 from onereward_jax.flow.schedule import sigmas
 from onereward_jax.judge.judge import Judge
-from onereward_jax.parallel.mesh import batch_sharding, make_mesh
+from onereward_jax.parallel.activations import batch_sharding
+from onereward_jax.parallel.mesh import make_mesh
 from onereward_jax.rl.step import Frozen, StepConfig, make_step
 from onereward_jax.runs.reward_feedback import encode_text, open_requests, sample_fields
 from onereward_jax.tasks import TASKS

@@ -27,7 +27,8 @@ from onereward_jax.config.load import load_config
 from onereward_jax.config.validation import validate
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.judge.judge import Judge
-from onereward_jax.parallel.mesh import batch_sharding, make_mesh
+from onereward_jax.parallel.activations import batch_sharding
+from onereward_jax.parallel.mesh import make_mesh
 from onereward_jax.planning import plan
 from onereward_jax.planning.cost import cost_of_program
 from onereward_jax.rl.build import computation, make_update

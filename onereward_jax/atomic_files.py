@@ -74,7 +74,7 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
-def hold(directory: Path) -> None:
+def lock(directory: Path) -> None:
     """Keeps other processes out of a working directory until this one ends, however it ends.
 
     Raises:
@@ -118,7 +118,7 @@ def fingerprint(directory: Path) -> str:
 
 
 @contextlib.contextmanager
-def whole_directory(directory: Path, keep: Callable[[str], bool] = lambda name: True) -> Iterator[Path]:
+def atomic_directory(directory: Path, keep: Callable[[str], bool] = lambda name: True) -> Iterator[Path]:
     """A new directory to write into, which takes the name `directory` once it is whole.
 
     What an earlier directory of that name holds besides is kept, if `keep` says so of its name.

@@ -6,6 +6,8 @@ import os
 import shutil
 import tempfile
 
+import pytest
+
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
@@ -25,11 +27,13 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 # Torch beside JAX on the same cores: one thread keeps them from waiting for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A worker takes whole files (--dist=loadfile). These take longest: they come first, or one worker would end alone.
-LONGEST = (
+# Folders and files that are marked `slow`, which `launch/test.sh --fast` leaves out. A worker takes whole files
+# (--dist=loadfile), and these take longest: they come first, or one worker would end alone.
+SLOW = (
     "tests/runs/",
     "tests/rl/",
     "tests/kill_and_resume/",
+    "tests/multiprocess/",
     "tests/judge/",
     "tests/fill/",
     "tests/parity/",
@@ -37,6 +41,10 @@ LONGEST = (
 
 
 def pytest_collection_modifyitems(items: list) -> None:
-    items.sort(
-        key=lambda item: next((i for i, name in enumerate(LONGEST) if item.nodeid.startswith(name)), len(LONGEST))
-    )
+    def place(item: pytest.Item) -> int:
+        return next((number for number, name in enumerate(SLOW) if item.nodeid.startswith(name)), len(SLOW))
+
+    for item in items:
+        if place(item) < len(SLOW):
+            item.add_marker(pytest.mark.slow)
+    items.sort(key=place)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from onereward_jax.atomic_files import hold, read_json, whole_directory, write_bytes, write_json
+from onereward_jax.atomic_files import atomic_directory, lock, read_json, write_bytes, write_json
 from onereward_jax.errors import UserError
 
 
@@ -19,7 +19,7 @@ def test_takes_the_name_once_it_is_whole_and_keeps_the_rest(tmp_path):
     (model / "old").mkdir(parents=True)
     (model / "old" / "notes").write_text("mine")
     (model / "weights").write_text("1")
-    with whole_directory(model) as partial:
+    with atomic_directory(model) as partial:
         (partial / "weights").write_text("2")
         assert files(model) == {"old/notes": "mine", "weights": "1"}
     assert files(model) == {"old/notes": "mine", "weights": "2"}
@@ -32,7 +32,7 @@ def test_an_error_leaves_everything_as_it_was(tmp_path):
     (model / "weights").write_text("1")
 
     def write_half():
-        with whole_directory(model) as partial:
+        with atomic_directory(model) as partial:
             (partial / "weights").write_text("2")
             raise RuntimeError
 
@@ -44,7 +44,7 @@ def test_an_error_leaves_everything_as_it_was(tmp_path):
 def test_what_a_killed_export_left_is_not_taken_over(tmp_path):
     (tmp_path / ".model.partial").mkdir()
     (tmp_path / ".model.partial" / "half").write_text("?")
-    with whole_directory(tmp_path / "model") as partial:
+    with atomic_directory(tmp_path / "model") as partial:
         (partial / "weights").write_text("1")
     assert files(tmp_path) == {"model/weights": "1"}
 
@@ -58,7 +58,7 @@ def test_a_file_that_can_not_be_written_leaves_no_half_of_it(tmp_path):
 
 def test_a_file_of_that_name(tmp_path):
     (tmp_path / "model").write_text("")
-    with pytest.raises(ValueError, match="choose a directory"), whole_directory(tmp_path / "model"):
+    with pytest.raises(ValueError, match="choose a directory"), atomic_directory(tmp_path / "model"):
         pass
 
 
@@ -66,7 +66,7 @@ def test_an_export_that_was_killed_between_its_two_renames_is_undone(tmp_path):
     (tmp_path / ".model.replaced").mkdir()
     (tmp_path / ".model.replaced" / "notes").write_text("mine")
     (tmp_path / ".model.partial").mkdir()
-    with whole_directory(tmp_path / "model") as partial:
+    with atomic_directory(tmp_path / "model") as partial:
         (partial / "weights").write_text("2")
     assert files(tmp_path) == {"model/notes": "mine", "model/weights": "2"}
 
@@ -86,16 +86,16 @@ def test_a_file_is_the_old_one_or_the_new_one(tmp_path):
 
 def test_a_working_directory_has_one_process(tmp_path):
     code = (
-        "import sys; from pathlib import Path; from onereward_jax.atomic_files import hold\n"
-        "hold(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
+        "import sys; from pathlib import Path; from onereward_jax.atomic_files import lock\n"
+        "lock(Path(sys.argv[1])); print('held', flush=True); sys.stdin.read()"
     )
     other = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert other.stdout.readline() == "held\n"
     with pytest.raises(UserError, match=r"another process is at work in .*: wait for it"):
-        hold(tmp_path)
+        lock(tmp_path)
     other.kill()  # however it ends
     other.communicate()
-    hold(tmp_path)
-    hold(tmp_path)
+    lock(tmp_path)
+    lock(tmp_path)

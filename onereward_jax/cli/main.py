@@ -22,7 +22,7 @@ from typing import NoReturn
 from onereward_jax.config.load import did_you_mean, load_config
 from onereward_jax.config.validation import validate
 from onereward_jax.errors import DISK_FULL, Fault, Hang, Stopped, UserError
-from onereward_jax.parallel import processes
+from onereward_jax.parallel import cluster, heartbeat, hosts
 
 PACKAGE = Path(__file__).resolve().parents[1]
 _CONFIG_PREFIX = "--config."
@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # transformers would advise to install torch, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     warnings.formatwarning = _format_warning
-    return processes.together(lambda: guarded(lambda: _run(argv)))
+    return heartbeat.run_together(lambda: guarded(lambda: _run(argv)))
 
 
 def _format_warning(message: Warning | str, category: type[Warning], *place: object, **rest: object) -> str:
@@ -65,7 +65,7 @@ def guarded(run: Callable[[], int | None]) -> int:
     except Stopped as stop:
         code = int(stop.code or 0)
         _say(stop.message, code)
-        if isinstance(stop, Hang) and processes.count() == 1:
+        if isinstance(stop, Hang) and hosts.count() == 1:
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(Fault.CODE)  # the interpreter would wait for the thread that hangs
@@ -86,7 +86,7 @@ def guarded(run: Callable[[], int | None]) -> int:
 
 def _say(text: str, code: int) -> int:
     """Says why the program ends with a code, unless another process of the same run has; returns the code."""
-    if processes.speaks(code):
+    if heartbeat.announce_end(code):
         print(f"onereward: {text}", file=sys.stderr)
     return code
 
@@ -172,9 +172,9 @@ def _run(argv: list[str]) -> int | None:
         module.add_arguments(parser)
     rest, overrides = split_overrides(argv[1:])
     if getattr(module, "IN_SEVERAL_PROCESSES", False) and not {"-h", "--help"} & {*rest}:
-        processes.initialise()  # first: what is wrong is then said once
+        cluster.initialise()  # first: what is wrong is then said once
     args = parser.parse_args(rest)
-    if processes.count() == 1 and (reason := processes.several()):
+    if hosts.count() == 1 and (reason := cluster.several()):
         raise UserError(
             f"onereward {name} is one process, but this is one of several ({reason}): start it once, by itself"
         )

@@ -16,9 +16,9 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
-from onereward_jax.atomic_files import fingerprint, hold, write_json
+from onereward_jax.atomic_files import fingerprint, lock, write_json
 from onereward_jax.errors import DISK_FULL, UserError
-from onereward_jax.parallel import processes
+from onereward_jax.parallel import hosts
 
 # A run may be resumed with other values of these: they say how long it runs, on what, and what it writes, not what it
 # learns.
@@ -145,13 +145,13 @@ def claim_workdir(workdir: str | os.PathLike, config: ConfigDict, free: Iterable
     values = fields(config)
     contents = {f"{name}.content": _content(values[name]) for name in CONTENT_FIELDS if values.get(name)}
     new = json.loads(json.dumps(values | contents, default=str))
-    of_first = processes.on_first(lambda: _claim(directory, new, tuple(free)))
+    of_first = hosts.on_primary(lambda: _claim(directory, new, tuple(free)))
     if differing := _differing(of_first, new):
         raise UserError(
             f"two processes of one run differ in {_shown(differing, of_first, new, 'in the first', 'here')}: give all"
             " of them one command, and the same files"
         )
-    processes.check_shared(directory / ".processes")
+    hosts.check_shared(directory / ".processes")
     return directory
 
 
@@ -160,7 +160,7 @@ def _claim(directory: Path, new: dict[str, Any], free: Sequence[str]) -> dict[st
     path = directory / _CONFIG_FILE
     unwritable = f"the working directory {directory} can't be written ({{}}): choose another --workdir"
     try:
-        hold(directory)
+        lock(directory)
     except OSError as error:
         if error.errno in DISK_FULL:
             raise

@@ -14,7 +14,7 @@ from onereward_jax.evaluation.accuracy import Record, judge_accuracy, table
 from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.pairs import Pairs, Shape, seen_shape
-from onereward_jax.parallel import processes
+from onereward_jax.parallel import hosts
 
 Text = tuple[str, str]  # task, prompt
 
@@ -56,7 +56,7 @@ def ask_both_orders(
     for rows in batches_of(len(texts), batch_size):
         batch = question_batch(judge, [texts[row][0] for row in rows], [texts[row][1] for row in rows], question_length)
         log_p = ask(params, {"first": first[rows], "second": second[rows], **batch})
-        answers.append(np.exp(processes.fetch(log_p)[..., 0]))
+        answers.append(np.exp(hosts.fetch(log_p)[..., 0]))
     return np.concatenate(answers, axis=1)[:, : len(texts)]
 
 

@@ -12,14 +12,15 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from PIL import Image
 
-from onereward_jax.atomic_files import read_json, whole_directory, write_json
+from onereward_jax.atomic_files import atomic_directory, read_json, write_json
 from onereward_jax.errors import UserError, in_memory
 from onereward_jax.fill.prompts import PromptEncoder
 from onereward_jax.flow import conditioning, sampler
 from onereward_jax.flow.schedule import Shift, sigmas
 from onereward_jax.images import reading
-from onereward_jax.parallel import processes
-from onereward_jax.parallel.mesh import batch_sharding, batch_shards, traced_for
+from onereward_jax.parallel import hosts
+from onereward_jax.parallel.activations import batch_sharding, traced_for
+from onereward_jax.parallel.mesh import batch_shards
 from onereward_jax.weights.adapters import Adapters, is_adapter, with_adapters
 from onereward_jax.weights.hub import model_directory
 from onereward_jax.weights.load import PARAM_DTYPES, load_component, module_from_directory
@@ -119,7 +120,7 @@ class FillPipeline:
             "text_encoder": (prompts.text_encoder, prompts.text_encoder_params),
             "text_encoder_2": (prompts.text_encoder_2, prompts.text_encoder_2_params),
         }
-        with whole_directory(Path(directory)) as partial:
+        with atomic_directory(Path(directory)) as partial:
             for name, (module, params) in components.items():
                 save_component(partial / name, name, module, params, dtype)
             prompts.tokenizer.save_pretrained(partial / "tokenizer")
@@ -277,7 +278,7 @@ class FillPipeline:
             tile=self.vae_tile and self.vae_tile // conditioning.vae_factor(self.vae),
             mesh=_mesh_of(params["transformer"]),
         )
-        return processes.fetch(pictures)
+        return hosts.fetch(pictures)
 
     def _placed(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch on the devices: shared among them, if there is enough of it."""

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from onereward_jax import tasks
-from onereward_jax.atomic_files import read_json, whole_directory, write_json
+from onereward_jax.atomic_files import atomic_directory, read_json, write_json
 from onereward_jax.judge import question as questions
 from onereward_jax.judge import scoring
 from onereward_jax.judge.scoring import ImageTokens
@@ -168,7 +168,7 @@ class Judge:
             self.tokenizer.chat_template = questions.CHAT_TEMPLATE
         params = merge(*detach(self.params if params is None else params))
         templates = {"template": self.template, "template_with_prompt": self.template_with_prompt}
-        with whole_directory(pathlib.Path(directory)) as partial:
+        with atomic_directory(pathlib.Path(directory)) as partial:
             save_component(partial, "judge", self.model, params, dtype)
             self.tokenizer.save_pretrained(partial)
             write_json(partial / PREPROCESSOR_FILE, self.settings.to_config())

@@ -14,7 +14,7 @@ import numpy as np
 
 from onereward_jax.judge.question import Prefix
 from onereward_jax.judge.vision import Grid, ImageSettings, preprocess
-from onereward_jax.parallel.mesh import stay_with_samples
+from onereward_jax.parallel.activations import shard_batch
 
 
 @flax.struct.dataclass
@@ -127,7 +127,7 @@ def answer_logits(
     # Only the last token of each question meets the output matrix.
     asked = states[:, prefix_length:].reshape(batch, questions, question_length, -1)
     last = jnp.maximum(question_lengths - 1, 0)[..., None, None]
-    return stay_with_samples(apply("unembed", jnp.take_along_axis(asked, last, axis=2)[:, :, 0]))
+    return shard_batch(apply("unembed", jnp.take_along_axis(asked, last, axis=2)[:, :, 0]))
 
 
 def log_p_answers(

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention
 
-from onereward_jax.parallel.mesh import P, activation_axes, platform, tokens_are_split
+from onereward_jax.parallel.activations import activation_axes, platform, tokens_are_split
+from onereward_jax.parallel.mesh import P
 
 IMPLEMENTATIONS = ("auto", "reference", "xla", "cudnn", "splash")
 # Queries, and keys with values, of a block of splash attention. They divide FLUX's tokens at 1024 and at 512 pixels a
@@ -41,11 +42,11 @@ def attention(
       scale: factor on the logits; D ** -0.5 if None.
       implementation: "reference" is readable and computes in float32; "xla" and "cudnn" are
         `jax.nn.dot_product_attention`; "splash" is the TPU's kernel, which keeps no logits, elsewhere interpreted.
-        "auto" is splash on a TPU and cuDNN on a GPU, of the program's mesh (`parallel.mesh.platform`), for what they
-        take, and "xla" for everything else.
+        "auto" is splash on a TPU and cuDNN on a GPU, of the program's mesh (`parallel.activations.platform`), for what
+        they take, and "xla" for everything else.
       blocks: queries, and keys with values, of a block of "splash": multiples of 128.
-      splits_tokens: the queries may lie on several devices of a mesh, as `parallel.mesh.activation_axes` says; the
-        caller's other activations do.
+      splits_tokens: the queries may lie on several devices of a mesh, as `parallel.activations.activation_axes` says;
+        the caller's other activations do.
 
     Returns:
       (B, Q, H, D), in the query's dtype.

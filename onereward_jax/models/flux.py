@@ -17,7 +17,7 @@ from onereward_jax.models.attention import BLOCKS, attention
 from onereward_jax.models.dense import Dense, DenseOfParts
 from onereward_jax.models.remat import remat
 from onereward_jax.models.rope import Rotation, rotate, rotation
-from onereward_jax.parallel.mesh import go_to_weights, keep_whole, stay_with_samples
+from onereward_jax.parallel.activations import keep_whole, shard_batch, shard_like_weights
 
 EPSILON = 1e-6
 TIME_FEATURES = 256
@@ -95,11 +95,11 @@ class FluxTransformer(nn.Module):
         shared = (self.num_attention_heads, self.dtype, attend)
         double_blocks = self._stack(DoubleBlock, self.num_layers)(*shared, name="transformer_blocks")
         streams, _ = double_blocks((image, text), conditioning, rope)
-        image, text = (stay_with_samples(stream, splits_tokens=True) for stream in streams)
+        image, text = (shard_batch(stream, splits_tokens=True) for stream in streams)
 
         single_blocks = self._stack(SingleBlock, self.num_single_layers)(*shared, name="single_transformer_blocks")
         tokens, _ = single_blocks(jnp.concatenate([text, image], axis=1), conditioning, rope)
-        image = stay_with_samples(tokens, splits_tokens=True)[:, text.shape[1] :]
+        image = shard_batch(tokens, splits_tokens=True)[:, text.shape[1] :]
 
         scale, shift = Modulation(2, self.dtype, name="norm_out")(conditioning)
         velocity = _dense(self.out_channels, self.dtype, "proj_out", nn.initializers.zeros)(
@@ -130,7 +130,7 @@ class DoubleBlock(nn.Module):
         self, streams: tuple[jax.Array, jax.Array], conditioning: jax.Array, rope: Rotation
     ) -> tuple[tuple[jax.Array, jax.Array], None]:
         """streams: image (B, N, D) and text (B, L, D), which the next block takes."""
-        image, text = (stay_with_samples(stream, splits_tokens=True) for stream in streams)
+        image, text = (shard_batch(stream, splits_tokens=True) for stream in streams)
         image_shift, image_scale, image_gate, image_mlp_shift, image_mlp_scale, image_mlp_gate = Modulation(
             6, self.dtype, name="norm1"
         )(conditioning)
@@ -161,7 +161,7 @@ class SingleBlock(nn.Module):
     @nn.compact
     def __call__(self, tokens: jax.Array, conditioning: jax.Array, rope: Rotation) -> tuple[jax.Array, None]:
         """tokens: (B, L + N, D), text first."""
-        width, tokens = tokens.shape[-1], stay_with_samples(tokens, splits_tokens=True)
+        width, tokens = tokens.shape[-1], shard_batch(tokens, splits_tokens=True)
         shift, scale, gate = Modulation(3, self.dtype, name="norm")(conditioning)
         x = modulate(tokens, shift, scale)
         attended = SelfAttention(self.num_heads, self.dtype, self.attend, name="attn")(x, rope)
@@ -243,8 +243,8 @@ class Modulation(nn.Module):
     def __call__(self, conditioning: jax.Array) -> list[jax.Array]:
         width = conditioning.shape[-1]
         linear = _dense(self.parts * width, self.dtype, "linear", nn.initializers.zeros)
-        parts = linear(go_to_weights(nn.silu(conditioning)))
-        return jnp.split(stay_with_samples(parts)[:, None, :], self.parts, axis=-1)
+        parts = linear(shard_like_weights(nn.silu(conditioning)))
+        return jnp.split(shard_batch(parts)[:, None, :], self.parts, axis=-1)
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:

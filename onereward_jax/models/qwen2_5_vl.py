@@ -19,7 +19,7 @@ from flax import linen as nn
 from onereward_jax.models.attention import attention
 from onereward_jax.models.dense import Dense
 from onereward_jax.models.remat import remat
-from onereward_jax.parallel.mesh import go_to_weights, stay_with_samples
+from onereward_jax.parallel.activations import shard_batch, shard_like_weights
 
 Grid = tuple[int, int]  # rows and columns of patches, multiples of the merge size
 
@@ -201,7 +201,7 @@ class VisionBlock(nn.Module):
             self.num_heads, self.window, self.residual_scale, self.dtype, self.attention_implementation, name="attn"
         )
         feed_forward = MLP(self.intermediate_size, True, self.residual_scale, self.dtype, name="mlp")
-        x = stay_with_samples(x)
+        x = shard_batch(x)
         x = x + attend(RMSNorm(1e-6, self.dtype, name="norm1")(x), is_full, angles, self.grid)
         x = x + feed_forward(RMSNorm(1e-6, self.dtype, name="norm2")(x))
         return x, None
@@ -319,7 +319,7 @@ class VisionTransformer(nn.Module):
             name="blocks",
         )
         x, _ = blocks(x, is_full, angles)
-        return PatchMerger(merge, self.out_hidden_size, self.dtype, name="merger")(stay_with_samples(x))
+        return PatchMerger(merge, self.out_hidden_size, self.dtype, name="merger")(shard_batch(x))
 
 
 class TextAttention(nn.Module):
@@ -373,7 +373,7 @@ class DecoderLayer(nn.Module):
             name="self_attn",
         )
         feed_forward = MLP(self.intermediate_size, False, self.residual_scale, self.dtype, name="mlp")
-        x = stay_with_samples(x)
+        x = shard_batch(x)
         x = x + attend(RMSNorm(self.rms_norm_eps, self.dtype, name="input_layernorm")(x), angles, mask)
         x = x + feed_forward(RMSNorm(self.rms_norm_eps, self.dtype, name="post_attention_layernorm")(x))
         return x, None
@@ -445,7 +445,7 @@ class TextModel(nn.Module):
             )
         angles = text_angles(positions, self.mrope_section, head_size, self.rope_theta)
         x, _ = self.layers(embeddings.astype(self.dtype), angles, mask)
-        return self.norm(stay_with_samples(x))
+        return self.norm(shard_batch(x))
 
     def embed(self, input_ids: jax.Array) -> jax.Array:
         """(..., L) token ids -> (..., L, D)."""
@@ -520,6 +520,6 @@ class Qwen2_5_VL(nn.Module):
     def unembed(self, states: jax.Array) -> jax.Array:
         """(..., D) final states -> float32 logits (..., V)."""
         if not self.tie_word_embeddings:
-            return self.lm_head(go_to_weights(states))
+            return self.lm_head(shard_like_weights(states))
         kernel = self.model.embed_tokens.embedding.T.astype(states.dtype)
         return jnp.einsum("...d,dv->...v", states, kernel, preferred_element_type=jnp.float32)

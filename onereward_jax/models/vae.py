@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from onereward_jax.models.attention import attention
 from onereward_jax.models.remat import remat
-from onereward_jax.parallel.mesh import stay_with_samples
+from onereward_jax.parallel.activations import shard_batch
 
 EPSILON = 1e-6
 
@@ -109,7 +109,7 @@ class Encoder(nn.Module):
                 name=f"down_blocks_{level}",
             )(x)
         x = MidBlock(self.norm_num_groups, self.dtype, self.remat, self.attention_implementation, name="mid_block")(x)
-        x = nn.silu(_group_norm(self.norm_num_groups, self.dtype, "conv_norm_out")(stay_with_samples(x)))
+        x = nn.silu(_group_norm(self.norm_num_groups, self.dtype, "conv_norm_out")(shard_batch(x)))
         return _conv(self.out_channels, self.dtype, "conv_out")(x)
 
 
@@ -139,7 +139,7 @@ class Decoder(nn.Module):
                 resample="" if level == last else "up",
                 name=f"up_blocks_{level}",
             )(x)
-        x = nn.silu(_group_norm(self.norm_num_groups, self.dtype, "conv_norm_out")(stay_with_samples(x)))
+        x = nn.silu(_group_norm(self.norm_num_groups, self.dtype, "conv_norm_out")(shard_batch(x)))
         return _conv(self.out_channels, self.dtype, "conv_out")(x)
 
 
@@ -191,7 +191,7 @@ class ResnetBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = stay_with_samples(x)
+        x = shard_batch(x)
         h = nn.silu(_group_norm(self.norm_num_groups, self.dtype, "norm1")(x))
         h = _conv(self.channels, self.dtype, "conv1")(h)
         h = nn.silu(_group_norm(self.norm_num_groups, self.dtype, "norm2")(h))
@@ -210,7 +210,7 @@ class AttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        x = stay_with_samples(x)
+        x = shard_batch(x)
         batch, height, width, channels = x.shape
         tokens = _group_norm(self.norm_num_groups, self.dtype, "group_norm")(x).reshape(batch, height * width, channels)
         query, key, value = (

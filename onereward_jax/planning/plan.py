@@ -26,7 +26,10 @@ from onereward_jax.flow.schedule import Shift
 from onereward_jax.judge import question as questions
 from onereward_jax.judge.judge import PREPROCESSOR_FILE, answer
 from onereward_jax.judge.vision import OFFICIAL_SETTINGS, ImageSettings
-from onereward_jax.parallel.mesh import HOST, batch_sharding, make_mesh, shardings
+from onereward_jax.parallel.activations import batch_sharding
+from onereward_jax.parallel.mesh import make_mesh
+from onereward_jax.parallel.offload import HOST
+from onereward_jax.parallel.rules import shardings
 from onereward_jax.planning.cost import Cost, cost_of_program
 from onereward_jax.planning.hlo import Collective, collectives_of
 from onereward_jax.planning.topology import Chip, Topology

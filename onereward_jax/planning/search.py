@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from onereward_jax.fill.pipeline import latent_shape
 from onereward_jax.models.attention import LANES, attention
-from onereward_jax.parallel.mesh import AXES, can_share, make_mesh, replicated, traced_for
+from onereward_jax.parallel.activations import can_share, traced_for
+from onereward_jax.parallel.mesh import AXES, make_mesh, replicated
 from onereward_jax.planning.cost import cost_of
 from onereward_jax.planning.plan import GIB, LEAST_EFFORT, CompilerError, held_bytes, plan, program_of
 from onereward_jax.planning.topology import Topology

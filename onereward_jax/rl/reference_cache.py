@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from onereward_jax.atomic_files import check_writable, fingerprint, write_bytes
 from onereward_jax.config.load import fields
 from onereward_jax.data.source import Source
-from onereward_jax.parallel import processes
+from onereward_jax.parallel import hosts
 from onereward_jax.tasks import NEGATIVE_PROMPT
 from onereward_jax.weights.hub import model_directory
 
@@ -100,18 +100,18 @@ class ReferencePool:
         """
 
         def call(state: Any, batch: dict) -> tuple[Any, dict]:
-            conditions = processes.fetch(batch["condition"])
-            entries = [self.read(int(condition)) if processes.is_first() else None for condition in conditions]
+            conditions = hosts.fetch(batch["condition"])
+            entries = [self.read(int(condition)) if hosts.is_primary() else None for condition in conditions]
             blank = np.zeros(batch["image"].shape[1:], np.float32)
             images = np.stack([blank if entry is None else entry for entry in entries])
             found = np.array([entry is not None for entry in entries], np.int32)
-            images, found = processes.broadcast((images, found))
+            images, found = hosts.broadcast((images, found))
             known = found.astype(bool)
             sharding = batch["image"].sharding
-            placed = processes.place({"reference": images, "reference_known": known}, sharding)
+            placed = hosts.place({"reference": images, "reference_known": known}, sharding)
             state, metrics = step(state, batch | placed)
             references, added = metrics.pop("references"), 0
-            if processes.is_first() and not known.all():
+            if hosts.is_primary() and not known.all():
                 for condition, image in zip(conditions[~known], np.asarray(references)[~known], strict=True):
                     added += self._add(int(condition), image)
             return state, metrics | {"perf/references_added": np.float32(added)}

@@ -25,7 +25,7 @@ from onereward_jax.flow import conditioning, sampler
 from onereward_jax.flow.schedule import Shift, sigmas
 from onereward_jax.judge.augment import noise_together, shift_together
 from onereward_jax.models import lora
-from onereward_jax.parallel.mesh import to_devices
+from onereward_jax.parallel.offload import to_devices
 from onereward_jax.rl.objective import reward_loss
 from onereward_jax.tasks import CELLS
 from onereward_jax.training.state import TrainState, apply_gradient

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from onereward_jax.atomic_files import hold, read_json, whole_directory, write_json, write_text
+from onereward_jax.atomic_files import atomic_directory, lock, read_json, write_json, write_text
 from onereward_jax.errors import UserError
 from onereward_jax.fill.pipeline import FOLDERS
 from onereward_jax.models.lora import LoRA, merge
@@ -64,7 +64,7 @@ def export(workdir: Path, out: Path, what: str | None = None, form: str = "diffu
         raise UserError(f"the run in {workdir} trained the whole transformer, no adapter: export it for diffusers")
     base = model_directory(config["model.base"], folders=FOLDERS)
     module = module_from_directory(base / "transformer", "transformer")
-    hold(workdir)
+    lock(workdir)
     part = f"{WHAT[what]}/transformer" if tuned else WHAT[what]
     restored = Checkpointer(checkpoints.resolve()).restore_part(part, _abstract(module, adapters))
     if restored is None:
@@ -73,7 +73,7 @@ def export(workdir: Path, out: Path, what: str | None = None, form: str = "diffu
     dtype = stored_dtype(base / "transformer", "transformer")
     if adapters.rank and form != "lora":
         params = merge(load_component(base / "transformer", "transformer")[1], params, adapters.scale)
-    with whole_directory(out) as partial:
+    with atomic_directory(out) as partial:
         if form == "lora":
             save_adapter(partial, "transformer", jax.device_get(params), adapters.scale)
         elif form == "comfyui":

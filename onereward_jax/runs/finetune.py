@@ -20,8 +20,10 @@ from onereward_jax.fill.prompts import prompt_reader
 from onereward_jax.flow.losses import fill_loss
 from onereward_jax.images.image_grid import picture_grid, write_png
 from onereward_jax.models.lora import LoRA
-from onereward_jax.parallel import processes
-from onereward_jax.parallel.mesh import batch_sharding, make_mesh, shardings, traced_for
+from onereward_jax.parallel import hosts
+from onereward_jax.parallel.activations import batch_sharding, traced_for
+from onereward_jax.parallel.mesh import make_mesh
+from onereward_jax.parallel.rules import shardings
 from onereward_jax.training import trainer
 from onereward_jax.training.state import TrainState, create_state, make_optimizer, supervised_step
 from onereward_jax.weights.adapters import save_adapter
@@ -58,7 +60,7 @@ def finetune(config: ConfigDict, workdir: Path, pictures: Sequence[Captioned]) -
     # ------------------------------------------------------------------------------------------------- the pictures
     trained_on, held_out = hold_out(pictures, config.data.held_out_share, config.seed)
     source = CaptionedFolder(config, trained_on)
-    processes.on_first(lambda: _report(workdir, source, held_out))
+    hosts.on_primary(lambda: _report(workdir, source, held_out))
 
     # ---------------------------------------------------------------------------------------------------- the model
     # What is trained is kept in float32, what is frozen as it computes.
@@ -71,7 +73,7 @@ def finetune(config: ConfigDict, workdir: Path, pictures: Sequence[Captioned]) -
     read = prompt_reader(pipeline.prompts, config.max_sequence_length, batch_size)
     params = {"transformer": pipeline.params.pop("transformer")}
     frozen = {"vae": pipeline.params["vae"]} | (params if adapters.rank else {})
-    frozen = processes.place(frozen, shardings(frozen, mesh))
+    frozen = hosts.place(frozen, shardings(frozen, mesh))
     pipeline.params["vae"] = frozen["vae"]
     if adapters.rank:
         params = {"transformer": adapters.init(params["transformer"], jax.random.key(config.seed))}
@@ -85,7 +87,7 @@ def finetune(config: ConfigDict, workdir: Path, pictures: Sequence[Captioned]) -
     looks: list[tuple[int, Callable[[int, Any], dict[str, float]]]] = []
     if settings.evaluate_every and held_out:
         measure = _held_out_loss(loss(0.0), frozen, source, held_out, config, read)
-        of_base = _base_loss(workdir, lambda: measure(processes.place(params, shardings(params, mesh))))
+        of_base = _base_loss(workdir, lambda: measure(hosts.place(params, shardings(params, mesh))))
         looks.append((settings.evaluate_every, lambda step, trained: measure(trained) | of_base))
     if settings.sample_every and settings.num_samples:
         shown = (held_out or trained_on)[: settings.num_samples]
@@ -93,7 +95,7 @@ def finetune(config: ConfigDict, workdir: Path, pictures: Sequence[Captioned]) -
 
         def write_sheet(step: int, trained: Any) -> dict[str, float]:
             sheet = make_sheet(adapters.whole(trained, frozen)["transformer"])
-            if processes.is_first():
+            if hosts.is_primary():
                 write_png(workdir / SAMPLES / f"step_{step:08d}.png", sheet)
             return {}
 
@@ -124,9 +126,9 @@ def finetune(config: ConfigDict, workdir: Path, pictures: Sequence[Captioned]) -
         evaluate_every=math.gcd(*(every for every, _ in looks)),
     )
     trained = state.averaged["transformer"]
-    if processes.count() > 1:
-        trained = processes.fetch(trained)
-    if not processes.is_first():
+    if hosts.count() > 1:
+        trained = hosts.fetch(trained)
+    if not hosts.is_primary():
         return
     if adapters.rank:
         save_adapter(workdir / "export", "transformer", trained, adapters.scale)
@@ -213,7 +215,7 @@ def _held_out_loss(
     def measure(trained: Any) -> dict[str, float]:
         found = []
         for batch in batches:
-            value, metrics = score(trained, frozen, processes.place(read(batch), batch_sharding(mesh)))
+            value, metrics = score(trained, frozen, hosts.place(read(batch), batch_sharding(mesh)))
             found.append((float(value), float(metrics["learning/error_in_hole"])))
         loss, in_hole = np.mean(found, axis=0)
         return {"held_out/loss": float(loss), "held_out/error_in_hole": float(in_hole)}
@@ -224,9 +226,9 @@ def _held_out_loss(
 def _base_loss(workdir: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
     """{"held_out/base_loss"}, measured once, before the first step of a run."""
     file = workdir / HELD_OUT_FILE
-    if not processes.on_first(lambda: _has_begun(workdir) and file.exists()):
+    if not hosts.on_primary(lambda: _has_begun(workdir) and file.exists()):
         measured = measure()
-        processes.on_first(lambda: write_json(file, measured))
+        hosts.on_primary(lambda: write_json(file, measured))
     return {"held_out/base_loss": read_json(file)["held_out/loss"]}
 
 

@@ -32,7 +32,7 @@ from onereward_jax.judge.pairs import (
     text_free,
 )
 from onereward_jax.models.lora import LoRA
-from onereward_jax.parallel import processes
+from onereward_jax.parallel import hosts
 from onereward_jax.proving_ground import all_prompts
 from onereward_jax.proving_ground.source import open_source, proving_ground_of
 from onereward_jax.proving_ground.synthetic_pairs import plant_pair
@@ -84,8 +84,8 @@ def train_judge(config: ConfigDict, workdir: Path, watch: Watch | None = None) -
     whole = functools.partial(adapters.whole, frozen=frozen)
 
     def export(trained: Any) -> None:
-        trained = processes.fetch(trained if adapters.rank else whole(trained))
-        if not processes.is_first():
+        trained = hosts.fetch(trained if adapters.rank else whole(trained))
+        if not hosts.is_primary():
             return
         if adapters.rank:
             save_adapter(workdir / "export", "judge", trained, adapters.scale, base=settings.start)
@@ -222,10 +222,10 @@ class _Best:
 
     def see(self, step: int, found: dict[str, float], trained: Any) -> None:
         """Exports what was trained if it is better than what was; the note of it comes last."""
-        if not processes.on_first(lambda: self._is_best(found)):
+        if not hosts.on_primary(lambda: self._is_best(found)):
             return
         self._export(trained)
-        processes.on_first(lambda: write_json(self._file, {"step": step, **found}))
+        hosts.on_primary(lambda: write_json(self._file, {"step": step, **found}))
 
     def _is_best(self, found: dict[str, float]) -> bool:
         return not self._file.exists() or found["accuracy"] > read_json(self._file)["accuracy"]
@@ -236,7 +236,7 @@ def _judge_at_start(config: ConfigDict, workdir: Path) -> Judge:
     settings = config.judge
     fields = {"dtype": jnp.dtype(settings.dtype), "remat": settings.remat}
     if not settings.start:
-        return new_judge(config, processes.own(workdir / "tokenizers"), fields)
+        return new_judge(config, hosts.own_directory(workdir / "tokenizers"), fields)
     templates = {"template": settings.template, "template_with_prompt": settings.template_with_prompt}
     judge = Judge.from_pretrained(settings.start, "float32", fields=fields, **templates)
     if settings.max_pixels:
@@ -273,7 +273,7 @@ def _split(config: ConfigDict, judge: Judge) -> tuple[Pairs, Pairs]:
 def _report_balance(path: Path, pairs: Pairs, held_out: Pairs) -> None:
     """Writes and shows how many pairs each cell has: what has few is learnt little."""
     balance = {"train": class_balance(pairs), "held_out": class_balance(held_out)}
-    if not processes.is_first():
+    if not hosts.is_primary():
         return
     write_json(path, balance)
     total = sum(count for cells in balance["train"].values() for count in cells.values())

@@ -19,7 +19,7 @@ from onereward_jax.fill.prompts import PromptEncoder, prompt_reader
 from onereward_jax.flow import conditioning, losses
 from onereward_jax.flow.schedule import Shift
 from onereward_jax.models.lora import LoRA
-from onereward_jax.parallel import processes
+from onereward_jax.parallel import hosts
 from onereward_jax.proving_ground import all_prompts
 from onereward_jax.proving_ground.source import open_source
 from onereward_jax.proving_ground.tokenizers import write_clip_tokenizer, write_t5_tokenizer
@@ -54,10 +54,10 @@ def train_vae(config: ConfigDict, workdir: Path) -> None:
         description="autoencoder",
     )
     images = jnp.asarray(np.stack([target(i, source.tasks[0]) for i in range(256)]))
-    params = processes.fetch(state.ema)
+    params = hosts.fetch(state.ema)
     scaling, shift = losses.latent_statistics(module, params, images)
     module = module.clone(scaling_factor=scaling, shift_factor=shift)
-    if processes.is_first():
+    if hosts.is_primary():
         save_component(workdir / "export" / "vae", "vae", module, params)
 
 
@@ -111,8 +111,8 @@ def train_base(config: ConfigDict, workdir: Path) -> None:
         prepare=prompt_reader(prompts, config.max_sequence_length, config.train.batch_size, bool(text_encoders)),
         description="flow matching",
     )
-    trained = processes.fetch(state.ema)
-    if not processes.is_first():
+    trained = hosts.fetch(state.ema)
+    if not hosts.is_primary():
         return
     if adapters.rank:
         save_adapter(workdir / "export", "transformer", trained["transformer"], adapters.scale)
@@ -127,7 +127,7 @@ def new_pipeline(config: ConfigDict, workdir: Path) -> FillPipeline:
     """An untrained fill model of `config.base`, with tokenizers of the proving ground's words in workdir/tokenizers."""
     settings, corpus = config.base, list(all_prompts())
     autoencoder, autoencoder_params = load_component(Path(settings.vae), "vae", "float32")
-    directory = processes.own(workdir / "tokenizers")
+    directory = hosts.own_directory(workdir / "tokenizers")
     tokenizer = write_clip_tokenizer(directory / "tokenizer", corpus, settings.text_encoder.max_position_embeddings)
     tokenizer_2 = write_t5_tokenizer(directory / "tokenizer_2", corpus)
     clip_vocabulary = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
@@ -182,7 +182,7 @@ def encoded_scenes(
         partial.replace(path)
 
     for task in tasks.TASKS:
-        processes.on_first(functools.partial(write, task))
+        hosts.on_primary(functools.partial(write, task))
     return {task: dict(np.load(directory / f"{task}.npz")) for task in tasks.TASKS}
 
 

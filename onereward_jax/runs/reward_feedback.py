@@ -16,7 +16,7 @@ from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.ensemble import ensemble
 from onereward_jax.judge.judge import Judge
 from onereward_jax.models.lora import attach
-from onereward_jax.parallel import processes
+from onereward_jax.parallel import hosts
 from onereward_jax.proving_ground.source import open_source
 from onereward_jax.rl.build import adapters_of, attention_of, computation, frozen_dtype, make_update
 from onereward_jax.rl.reference_cache import open_pool
@@ -89,14 +89,14 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None, source:
         **options,
     )
     for name, params in (("policy", state.params), ("ema", state.ema)):
-        directory, params = workdir / "export" / name, processes.fetch(params)
-        if not processes.is_first():
+        directory, params = workdir / "export" / name, hosts.fetch(params)
+        if not hosts.is_primary():
             continue
         if adapters.rank:
             save_adapter(directory, "transformer", params, adapters.scale)
         else:
             save_component(directory, "transformer", pipeline.transformer, params)
-    if processes.is_first():
+    if hosts.is_primary():
         _write_cost(workdir / "training.json", int(state.step), seconds_before + time.perf_counter() - started)
     return state
 

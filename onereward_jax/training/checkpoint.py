@@ -29,7 +29,7 @@ from orbax.checkpoint import v1 as ocp
 
 from onereward_jax import tree
 from onereward_jax.errors import UserError
-from onereward_jax.parallel import processes
+from onereward_jax.parallel import hosts
 
 _STEP = re.compile(r"step_(\d{8,})")
 # "...: Failed to write 4096 bytes to file 17: No space left on device [os_error_code='28']"
@@ -80,7 +80,7 @@ class Checkpointer:
         self._context.checkpointables.registry = registry
         # In the background, a failing save would leave threads that wait for the directory for minutes.
         self._context.asynchronous.create_directories_asynchronously = False
-        if processes.is_first():
+        if hosts.is_primary():
             self.directory.mkdir(parents=True, exist_ok=True)
 
     # ------------------------------------------------------------------------------------------------ saving
@@ -106,14 +106,14 @@ class Checkpointer:
         self.wait()
         name = f"step_{step:08d}"
         superseded = self._restored is not None and step > self._restored
-        if not superseded and processes.on_first(self._manifest(name).exists):
+        if not superseded and hosts.on_primary(self._manifest(name).exists):
             return False
         self._restored = None if self._restored is None else max(step, self._restored)
         self._damaged.discard(step)
         arrays = {path: _to_raw(leaf) for path, leaf in tree.flatten(state).items()}
         manifest = {"format": 1, "step": step, "arrays": {path: _describe(leaf) for path, leaf in arrays.items()}}
         try:
-            if processes.is_first():
+            if hosts.is_primary():
                 self._prepare(name)
             with self._context:
                 response = ocp.save_checkpointables_async(
@@ -169,7 +169,7 @@ class Checkpointer:
     def _finish(self, name: str, response: Any, manifest: dict) -> None:
         try:
             response.result()
-            if processes.is_first():
+            if hosts.is_primary():
                 manifest["files"] = _digests(self.directory / name)
                 _write_manifest(self._manifest(name), manifest)
                 self._marker(name).unlink()
@@ -177,17 +177,17 @@ class Checkpointer:
             self._discard(name)
             self._error = SaveError(_reason(error))
             return
-        if processes.is_first():
+        if hosts.is_primary():
             with contextlib.suppress(OSError):  # tried again after the next save
                 self._delete_old()
             self._known = {step for step in self._known if self._manifest(f"step_{step:08d}").exists()}
             self._known.add(_step_of(name))
         with contextlib.suppress(RuntimeError):  # a process is gone, and this one will end as well
-            processes.wait_for_all(f"{name} is whole")
+            hosts.wait_for_all(f"{name} is whole")
 
     def _discard(self, name: str) -> None:
         """Removes what a save that failed has left; where that fails too, the next save or start does it."""
-        if not processes.is_first():
+        if not hosts.is_primary():
             return
         with contextlib.suppress(OSError):
             for path in list(self.directory.iterdir()):
@@ -231,7 +231,7 @@ class Checkpointer:
           UserError: checkpoints exist and none is whole, or the newest whole one holds another state.
         """
         self.wait()
-        step = processes.on_first(self._find_latest)
+        step = hosts.on_primary(self._find_latest)
         self._restored = step
         if step is None:
             return None
@@ -469,7 +469,7 @@ def _abstract_raw(leaf: Any) -> Any:
 
 def _from_raw(array: Any, wanted: Any) -> Any:
     if array is None:  # of size zero: not in the file
-        return processes.place(np.zeros(wanted.shape, wanted.dtype), getattr(wanted, "sharding", None))
+        return hosts.place(np.zeros(wanted.shape, wanted.dtype), getattr(wanted, "sharding", None))
     if _is_key(wanted):
         implementations: list[Any] = []  # `key_impl` takes no ShapeDtypeStruct, but it takes a traced key
         jax.eval_shape(lambda key: implementations.append(jax.random.key_impl(key)), _shape_of(wanted))

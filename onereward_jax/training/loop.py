@@ -10,7 +10,7 @@ with a metrics.jsonl that has every step once. What makes it so:
 What a run lives through (a checkpoint that can't be written, an update that is skipped) is a warning; what it does not
 (too many of them, the last checkpoint, data that does not come) ends it with the newest good state saved. See
 docs/running.md. Of several processes each runs this loop, on its own parts of state and batch; what one of them alone
-meets ends all, see `parallel.processes.together`.
+meets ends all, see `parallel.heartbeat.run_together`.
 """
 
 import contextlib
@@ -32,9 +32,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from onereward_jax.atomic_files import hold
+from onereward_jax.atomic_files import lock
 from onereward_jax.errors import Fault, Hang, Interrupted, UserError
-from onereward_jax.parallel import processes
+from onereward_jax.parallel import hosts
 from onereward_jax.training.checkpoint import Checkpointer, CheckpointWarning, SaveError
 from onereward_jax.training.metrics import MetricsWriter
 
@@ -99,10 +99,10 @@ def run(
         are done there, its checkpoints are gone, the data ended, or loss or gradient are no numbers any more.
     """
     directory = Path(workdir)
-    primary = processes.is_first()
+    primary = hosts.is_primary()
     with contextlib.ExitStack() as stack:
         if primary:
-            hold(directory)
+            lock(directory)
             _check_there(directory)
         checkpointer = Checkpointer(directory.resolve() / "checkpoints", keep)
 
@@ -141,7 +141,7 @@ def run(
                 log.flush()
                 saving.wait()
                 saved = "what was learnt is saved, and the same command goes on from there"
-                if processes.count() > 1:  # the others have a batch, and wait in their step
+                if hosts.count() > 1:  # the others have a batch, and wait in their step
                     saved = "the same command goes on from the newest checkpoint"
                 elif log.good > saving.newest:
                     saving.save(number, state, data_state, last=True)
@@ -204,7 +204,7 @@ def _evaluated(evaluate: Callable[[State], Metrics], state: State, last: bool) -
     try:
         return evaluate(state)
     except OSError as error:
-        if last or processes.count() > 1:  # the others have measured
+        if last or hosts.count() > 1:  # the others have measured
             raise
         warnings.warn(f"an evaluation is left out: {error}", RuntimeWarning, stacklevel=3)
         return {}
@@ -273,7 +273,7 @@ class _Saving:
     def _fail(self, step: int | None, error: Exception, last: bool) -> None:
         reason = error.strerror if isinstance(error, OSError) else error
         self._failure = f"the state of step {step} could not be saved in {self._checkpointer.directory} ({reason})"
-        if processes.count() > 1:  # the others would wait for this one
+        if hosts.count() > 1:  # the others would wait for this one
             raise Fault(f"{self._failure}: put it right, and the same command goes on from the newest checkpoint")
         if not last:
             warnings.warn(
@@ -380,7 +380,7 @@ class _StopSignals:
 
     def __enter__(self) -> "_StopSignals":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT) if processes.count() == 1 else (signal.SIGINT,):
+            for number in (signal.SIGTERM, signal.SIGINT) if hosts.count() == 1 else (signal.SIGINT,):
                 self._previous[number] = signal.signal(number, self._receive)
         return self
 
@@ -390,7 +390,7 @@ class _StopSignals:
 
     def at(self, step: int) -> int:
         """The signal to stop for after this step, or 0."""
-        if processes.count() > 1:
+        if hosts.count() > 1:
             return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else 0
         return self._received
 
@@ -398,7 +398,7 @@ class _StopSignals:
         if self._received:
             raise KeyboardInterrupt
         self._received = number
-        if processes.count() > 1:
+        if hosts.count() > 1:
             os.kill(os.getpid(), signal.SIGTERM)
         print(f"\n{signal.Signals(number).name}: finishing this step and saving", file=sys.stderr)
 

@@ -11,17 +11,11 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from onereward_jax.parallel import processes
-from onereward_jax.parallel.mesh import (
-    any_on_hosts,
-    is_on_host,
-    on_hosts,
-    replicated,
-    shardings,
-    to_devices,
-    traced_for,
-    warn_of_unsharded,
-)
+from onereward_jax.parallel import hosts
+from onereward_jax.parallel.activations import traced_for
+from onereward_jax.parallel.mesh import replicated
+from onereward_jax.parallel.offload import any_on_hosts, is_on_host, on_hosts, to_devices
+from onereward_jax.parallel.rules import shardings, warn_of_unsharded
 
 
 @flax.struct.dataclass
@@ -55,7 +49,7 @@ class TrainState:
 
 
 class Placement(NamedTuple):
-    """Where a run's state lies, beside what `parallel.mesh.TRANSFORMER_RULES` say.
+    """Where a run's state lies, beside what `parallel.rules.TRANSFORMER_RULES` say.
 
     Attributes:
       offload: parts of the state that wait in the hosts' memory until an update needs them, of
@@ -218,7 +212,7 @@ def compile_step(
     """Places state and frozen parameters on the mesh and jits `step(state, frozen, batch)` for it.
 
     The state is donated; params, EMA, reference and optimiser state follow the same rules; batches come split over
-    their leading axis, as `parallel.mesh.batch_sharding` places them.
+    their leading axis, as `parallel.activations.batch_sharding` places them.
 
     Args:
       create: pure, parameters -> the state before the first update; runs on the mesh, so that no device ever holds
@@ -230,7 +224,7 @@ def compile_step(
       (jitted step, state on the mesh, frozen on the mesh)
     """
     shapes = jax.eval_shape(create, params)
-    params = processes.place(params, shardings(params, mesh))
+    params = hosts.place(params, shardings(params, mesh))
     places = placement.of_state(shapes, mesh)
     if placement.offload:  # part by part: together they may be more than the devices hold
 
@@ -241,7 +235,7 @@ def compile_step(
     else:
         state = jax.jit(create, out_shardings=places)(params)
     compiled = jit_step(step, shapes, frozen, mesh, placement)
-    return compiled, state, processes.place(frozen, shardings(frozen, mesh))
+    return compiled, state, hosts.place(frozen, shardings(frozen, mesh))
 
 
 def jit_step(

@@ -11,8 +11,9 @@ from ml_collections import ConfigDict
 
 from onereward_jax.data import mixture
 from onereward_jax.errors import UserError
-from onereward_jax.parallel import processes
-from onereward_jax.parallel.mesh import batch_sharding, batch_shards, can_share, make_mesh
+from onereward_jax.parallel import hosts
+from onereward_jax.parallel.activations import batch_sharding, can_share
+from onereward_jax.parallel.mesh import batch_shards, make_mesh
 from onereward_jax.training import loop
 from onereward_jax.training.state import Placement, TrainState, compile_step
 
@@ -74,7 +75,7 @@ def train(
         record,
         seed=config.seed,
         batch_size=size,
-        rows=processes.rows_of(sharding, size),
+        rows=hosts.rows_of(sharding, size),
         num_threads=config.data.loader_threads,
         num_conditions=num_conditions,
         repeats=repeats,
@@ -83,9 +84,9 @@ def train(
     def place(batch: Batch) -> Batch:
         arrays = prepare(batch)
         numbers = {name: batch[name].astype(np.int32) for name in _NUMBERS if name in batch}
-        return processes.place_rows(arrays | numbers, sharding, size)
+        return hosts.place_rows(arrays | numbers, sharding, size)
 
-    launch = processes.launch_together(compiled)
+    launch = hosts.launch_together(compiled)
     return loop.run(
         step=around(lambda state, batch: launch(state, frozen, batch)),
         state=state,

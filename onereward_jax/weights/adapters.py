@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onereward_jax import tree as trees
-from onereward_jax.atomic_files import read_json, whole_directory, write_json
+from onereward_jax.atomic_files import atomic_directory, read_json, write_json
 from onereward_jax.models import lora
 from onereward_jax.weights import bfl
 from onereward_jax.weights.hub import model_directory
@@ -111,7 +111,7 @@ def save_adapter(
     metadata = {"format": "pt"}
     if kind != "judge":
         metadata[_METADATA] = json.dumps({f"{kind}.{name}": value for name, value in config.items()}, sort_keys=True)
-    with whole_directory(Path(directory)) as partial:
+    with atomic_directory(Path(directory)) as partial:
         file = partial / (PEFT_FILE if kind == "judge" else DIFFUSERS_FILE)
         write(file, shapes, tensors.items(), np.dtype(np.float32), metadata)
         if kind == "judge":

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from onereward_jax import tree as trees
 from onereward_jax.atomic_files import read_json
-from onereward_jax.parallel.mesh import sharding_of
+from onereward_jax.parallel.rules import sharding_of
 from onereward_jax.weights.kinds import Kind, kind_of
 from onereward_jax.weights.names import rules
 from onereward_jax.weights.safetensors import DTYPES, Tensor, read_header
@@ -37,8 +37,8 @@ def load_component(
       dtype: of the parameters: "float32" (masters of training) or "bfloat16". Files may hold float64, float32,
         float16 or bfloat16.
       fields: fields of the module that config.json does not know: `dtype` of the computation, `remat`, ...
-      mesh: puts the parameters there by `parallel.mesh.TRANSFORMER_RULES`. Each device's part is read from the files as
-        it is needed, so this machine's memory holds one parameter at a time.
+      mesh: puts the parameters there by `parallel.rules.TRANSFORMER_RULES`. Each device's part is read from the files
+        as it is needed, so this machine's memory holds one parameter at a time.
 
     Returns:
       The Flax module and its parameters: on the mesh, or without one as numpy arrays in this machine's memory.

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from onereward_jax import tree as trees
-from onereward_jax.atomic_files import whole_directory, write_json
+from onereward_jax.atomic_files import atomic_directory, write_json
 from onereward_jax.weights.kinds import kind_of
 from onereward_jax.weights.load import param_dtype_of, param_shapes
 from onereward_jax.weights.names import rules
@@ -57,7 +57,7 @@ def save_component(
 
     # The judge's tokenizer stays, for one; shards of an earlier export do not.
     of_weights = lambda name: name.startswith((f"{component.stem}.", f"{component.stem}-")) and ".safetensors" in name  # noqa: E731
-    with whole_directory(directory, keep=lambda name: not of_weights(name)) as partial:
+    with atomic_directory(directory, keep=lambda name: not of_weights(name)) as partial:
         write_json(partial / "config.json", config)
         _write_weights(partial, component.stem, weights.TABLE, params, param_dtype, max_shard_bytes)
 

@@ -7,7 +7,7 @@ from PIL import Image
 from onereward_jax.evaluation.accuracy import accuracy_difference, judge_accuracy
 from onereward_jax.evaluation.report.judge_report import write_judge_report
 from onereward_jax.tasks import CELLS
-from tests.evaluation.test_report import Page
+from tests.support.page import Page
 
 
 def answers(skill, seed):

@@ -9,8 +9,8 @@ from safetensors.numpy import load_file
 from onereward_jax.data.preferences.dataset import write_records
 from onereward_jax.data.preferences.record import Candidate, Preference, Record
 from onereward_jax.tasks import TASKS, dimensions_of
-from tests.kill_and_resume.test_reward_feedback import finish, kill_after, start, steps
 from tests.support.chain import JUDGE
+from tests.support.killed_command import finish, kill_after, start, steps
 from tests.support.preference_examples import picture
 
 STEPS = 8

@@ -12,7 +12,9 @@ import pytest
 from onereward_jax import tree as trees
 from onereward_jax.models import rope
 from onereward_jax.models.flux import modulate
-from onereward_jax.parallel.mesh import activation_axes, make_mesh, shardings
+from onereward_jax.parallel.activations import activation_axes
+from onereward_jax.parallel.mesh import make_mesh
+from onereward_jax.parallel.rules import shardings
 from onereward_jax.weights.load import param_shapes
 from onereward_jax.weights.names import flux, rules
 from tests.support.random_params import random_params

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from onereward_jax.cli import main as cli
-from onereward_jax.parallel import processes
+from onereward_jax.parallel import cluster
 from onereward_jax.training.metrics import read_metrics
 from tests.support import multiprocess_trainer
 from tests.support.multiprocess_run import MEET, Run, newest
@@ -53,7 +53,7 @@ def test_disturbed_runs_end_as_the_undisturbed_one(alone, tmp_path):
     with Run(*command) as both:
         both.signal_after(workdir, stopped + 1, 1, signal.SIGKILL)
         assert both.ended() == [75, -signal.SIGKILL], both.said
-        assert "process 1 of 2 has given no sign of life" in both.said[0]
+        assert "process 1 of 2 has sent no heartbeat" in both.said[0]
 
     with Run(*command) as both:
         both.signal_after(workdir, newest(workdir) + 1, 0, signal.SIGKILL)
@@ -111,14 +111,14 @@ def test_a_directory_that_is_not_shared_is_refused(tmp_path):
     ],
 )
 def test_what_tells_of_others(monkeypatch, metadata, environment, reason):
-    monkeypatch.setattr(processes, "_has_tpus", lambda: True)
-    monkeypatch.setattr(processes, "_ENDPOINTS", metadata)
+    monkeypatch.setattr(cluster, "_has_tpus", lambda: True)
+    monkeypatch.setattr(cluster, "_ENDPOINTS", metadata)
     for name in [name for name in os.environ if name.startswith(("SLURM_", "TPU_", "MEGASCALE_"))]:
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert reason in processes.several()
-    assert bool(reason) == bool(processes.several())
+    assert reason in cluster.several()
+    assert bool(reason) == bool(cluster.several())
 
 
 @pytest.fixture(scope="module")

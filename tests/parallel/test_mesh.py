@@ -9,16 +9,18 @@ from jax.sharding import AbstractMesh
 from onereward_jax import tree
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.judge.judge import Judge
-from onereward_jax.parallel import mesh as meshes
+from onereward_jax.parallel.activations import activation_axes
+from onereward_jax.parallel.mesh import AXES, P, make_mesh
+from onereward_jax.parallel.rules import TRANSFORMER_RULES, spec_for, warn_of_unsharded
 from onereward_jax.weights.names import clip, flux, qwen2_5_vl, t5
 
 
 def test_mesh_must_use_all_devices():
     with pytest.raises(ValueError, match="asks for 3 devices, but there are 8"):
-        meshes.make_mesh(3, 1, 1)
+        make_mesh(3, 1, 1)
     with pytest.raises(ValueError, match="leaves two axes open"):
-        meshes.make_mesh(-1, -1, 1)
-    assert dict(meshes.make_mesh(2, -1, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
+        make_mesh(-1, -1, 1)
+    assert dict(make_mesh(2, -1, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
 
 
 # Each model's products that close a block, and how many there are.
@@ -45,10 +47,10 @@ def test_a_block_opens_over_its_outputs_and_closes_over_its_inputs(name):
         "judge": judge.model,
     }[name]
     params = jax.eval_shape(lambda: module.init(jax.random.key(0), *weights.example_inputs(module)))["params"]
-    mesh, found = meshes.make_mesh(2, 2, 2), 0
+    mesh, found = make_mesh(2, 2, 2), 0
     for path, leaf in tree.flatten(params).items():
         layer, _, kind = path.rpartition("/")
-        spec = meshes.spec_for(meshes.TRANSFORMER_RULES, path, leaf.shape, mesh)
+        spec = spec_for(TRANSFORMER_RULES, path, leaf.shape, mesh)
         if kind != "kernel":
             continue
         if re.search(closing, layer):
@@ -60,27 +62,27 @@ def test_a_block_opens_over_its_outputs_and_closes_over_its_inputs(name):
 
 
 def test_an_axis_that_does_not_divide_stays_whole():
-    mesh = meshes.make_mesh(2, 2, 2)
-    rules = ((r"kernel$", meshes.P(..., "fsdp", "tensor")), (r".*", meshes.P()))
-    assert meshes.spec_for(rules, "a/kernel", (3, 8, 6), mesh) == meshes.P(None, "fsdp", "tensor")
-    assert meshes.spec_for(rules, "a/kernel", (3, 7, 6), mesh) == meshes.P(None, None, "tensor")
-    assert meshes.spec_for(rules, "a/kernel", (), mesh) == meshes.P()
-    assert meshes.spec_for(rules, "a/bias", (8,), mesh) == meshes.P()
+    mesh = make_mesh(2, 2, 2)
+    rules = ((r"kernel$", P(..., "fsdp", "tensor")), (r".*", P()))
+    assert spec_for(rules, "a/kernel", (3, 8, 6), mesh) == P(None, "fsdp", "tensor")
+    assert spec_for(rules, "a/kernel", (3, 7, 6), mesh) == P(None, None, "tensor")
+    assert spec_for(rules, "a/kernel", (), mesh) == P()
+    assert spec_for(rules, "a/bias", (8,), mesh) == P()
 
 
 def test_large_arrays_that_stay_whole_are_named():
     shape = lambda *sides: jax.ShapeDtypeStruct(sides, "float32")  # noqa: E731
     tree = {"split/kernel": shape(512, 512), "odd/kernel": shape(511, 513), "small/bias": shape(512)}
     with pytest.warns(UserWarning, match=r"the whole of odd/kernel \(1 MiB\): choose mesh\.fsdp") as said:
-        meshes.warn_of_unsharded(tree, meshes.make_mesh(2, 2, 2), 0.9)
+        warn_of_unsharded(tree, make_mesh(2, 2, 2), 0.9)
     assert len(said) == 1
-    meshes.warn_of_unsharded(tree, meshes.make_mesh(2, 2, 2), 2)
-    meshes.warn_of_unsharded(tree, meshes.make_mesh(8, 1, 1), 0.9)  # which splits nothing
+    warn_of_unsharded(tree, make_mesh(2, 2, 2), 2)
+    warn_of_unsharded(tree, make_mesh(8, 1, 1), 0.9)  # which splits nothing
 
 
 def test_samples_come_first_and_tokens_are_split_over_what_is_left():
     def axes(mesh, *sizes):
-        return meshes.activation_axes(AbstractMesh(mesh, meshes.AXES), *sizes)
+        return activation_axes(AbstractMesh(mesh, AXES), *sizes)
 
     assert axes((2, 4, 2), 8, 64) == (("data", "fsdp"), None)
     assert axes((8, 8, 1), 8, 64) == (("fsdp",), ("data",))

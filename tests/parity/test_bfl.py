@@ -10,8 +10,7 @@ safetensors_torch = pytest.importorskip("safetensors.torch")
 
 from onereward_jax.weights.bfl import save_bfl  # noqa: E402
 from onereward_jax.weights.names import flux  # noqa: E402
-from tests.parity import test_flux  # noqa: E402
-from tests.support import parity  # noqa: E402
+from tests.support import official_flux, parity  # noqa: E402
 
 
 def official_conversion():
@@ -19,7 +18,7 @@ def official_conversion():
     from diffusers.loaders import single_file_utils
 
     source = inspect.getsource(single_file_utils.convert_flux_transformer_checkpoint_to_diffusers)
-    width = test_flux.CONFIG["attention_head_dim"] * test_flux.CONFIG["num_attention_heads"]
+    width = official_flux.CONFIG["attention_head_dim"] * official_flux.CONFIG["num_attention_heads"]
     assert source.count("inner_dim = 3072") == 1
     names = dict(vars(single_file_utils))
     exec(source.replace("inner_dim = 3072", f"inner_dim = {width}"), names)
@@ -27,7 +26,7 @@ def official_conversion():
 
 
 def test_diffusers_reads_our_file(tmp_path):
-    ours, theirs = test_flux.pair()
+    ours, theirs = official_flux.pair()
     params = parity.params_from_torch(theirs, flux.TABLE, ours, flux.example_inputs(ours))
     save_bfl(tmp_path / "flux.safetensors", params, "float32")
     tensors = safetensors_torch.load_file(tmp_path / "flux.safetensors")

@@ -11,20 +11,19 @@ diffusers = pytest.importorskip("diffusers")
 from onereward_jax.weights.load import load_component  # noqa: E402
 from onereward_jax.weights.names import flux, vae  # noqa: E402
 from onereward_jax.weights.save import save_component  # noqa: E402
-from tests.parity import test_flux, test_vae  # noqa: E402
-from tests.support import parity  # noqa: E402
+from tests.support import official_flux, official_vae, parity  # noqa: E402
 
 CASES = {
-    "transformer": (diffusers.FluxTransformer2DModel, test_flux, flux),
-    "vae": (diffusers.AutoencoderKL, test_vae, vae),
+    "transformer": (diffusers.FluxTransformer2DModel, official_flux, flux),
+    "vae": (diffusers.AutoencoderKL, official_vae, vae),
 }
 SHARD_BYTES = 60_000
 
 
 @pytest.fixture(params=CASES)
 def case(request):
-    library_class, parity, weights = CASES[request.param]
-    ours, theirs = parity.pair()
+    library_class, official, weights = CASES[request.param]
+    ours, theirs = official.pair()
     return request.param, library_class, weights, ours, theirs
 
 
@@ -81,11 +80,11 @@ def test_the_outputs_are_the_same_after_the_round_trip(case, tmp_path):
     opened = library_class.from_pretrained(tmp_path / kind, local_files_only=True).eval()
     with torch.no_grad(), parity.one_thread():
         if kind == "vae":
-            images = test_vae.images()
-            expected = test_vae.channels_last(opened(test_vae.channels_first(images)).sample)
+            images = official_vae.images()
+            expected = official_vae.channels_last(opened(official_vae.channels_first(images)).sample)
             result = parity.jax.jit(ours.apply)({"params": params}, images)
         else:
-            arguments = test_flux.inputs()
-            expected = test_flux.call(opened, *[torch.from_numpy(x) for x in arguments])
+            arguments = official_flux.inputs()
+            expected = official_flux.call(opened, *[torch.from_numpy(x) for x in arguments])
             result = parity.jax.jit(ours.apply)({"params": params}, *arguments)
     assert parity.relative_error(result, expected) < parity.TOLERANCE

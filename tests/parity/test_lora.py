@@ -21,8 +21,7 @@ from onereward_jax.models import lora  # noqa: E402
 from onereward_jax.weights.adapters import load_adapters, save_adapter, with_adapters  # noqa: E402
 from onereward_jax.weights.load import param_shapes  # noqa: E402
 from onereward_jax.weights.names import flux, rules  # noqa: E402
-from tests.parity import test_flux, test_qwen2_5_vl  # noqa: E402
-from tests.support import parity, tiny_judge  # noqa: E402
+from tests.support import official_flux, official_judge, parity, tiny_judge  # noqa: E402
 
 RANK = 4
 WIDTH = 48  # of the tiny transformer
@@ -43,15 +42,15 @@ class Pipeline(FluxLoraLoaderMixin):
 
 @pytest.fixture
 def models():
-    ours, theirs = test_flux.pair()
+    ours, theirs = official_flux.pair()
     params = parity.params_from_torch(theirs, flux.TABLE, ours, flux.example_inputs(ours))
     return ours, params, theirs
 
 
 def assert_same_outputs(ours, params, adapter, theirs):
-    arguments = test_flux.inputs()
+    arguments = official_flux.inputs()
     with torch.no_grad(), parity.one_thread():
-        expected = test_flux.call(theirs, *[torch.from_numpy(x) for x in arguments])
+        expected = official_flux.call(theirs, *[torch.from_numpy(x) for x in arguments])
     apply = jax.jit(ours.apply)
     plain = apply({"params": params}, *arguments)
     assert parity.relative_error(plain, expected) > 0.01  # the adapter is seen
@@ -81,7 +80,7 @@ def bfl(rank=RANK):
     """Fused and other layers in the naming of Black Forest Labs: {name of a layer: (A, B)}."""
     pair = lambda inputs, outputs: (normal(rank, inputs), normal(outputs, rank))  # noqa: E731
     layers = {}
-    for layer in range(test_flux.CONFIG["num_layers"]):
+    for layer in range(official_flux.CONFIG["num_layers"]):
         for stream in ("img", "txt"):
             block = f"double_blocks.{layer}.{stream}"
             layers |= {
@@ -91,7 +90,7 @@ def bfl(rank=RANK):
                 f"{block}_mlp.2": pair(4 * WIDTH, WIDTH),
                 f"{block}_mod.lin": pair(WIDTH, 6 * WIDTH),
             }
-    for layer in range(test_flux.CONFIG["num_single_layers"]):
+    for layer in range(official_flux.CONFIG["num_single_layers"]):
         block = f"single_blocks.{layer}"
         layers |= {f"{block}.linear2": pair(5 * WIDTH, WIDTH), f"{block}.modulation.lin": pair(WIDTH, 3 * WIDTH)}
     layers |= {"final_layer.linear": pair(WIDTH, 12), "final_layer.adaLN_modulation.1": pair(WIDTH, 2 * WIDTH)}
@@ -280,7 +279,7 @@ def test_diffusers_loads_what_we_save(models, targets, tmp_path, caplog):
 
 # The judge.
 
-SIZES = test_qwen2_5_vl.SIZES
+SIZES = official_judge.SIZES
 
 
 def pair_of_images():
@@ -298,14 +297,14 @@ def answers_of(judge):
 
 def torch_answers_of(model):
     with torch.no_grad(), parity.one_thread():
-        logits = model(**test_qwen2_5_vl._official_inputs(tiny_judge.QUESTIONS[0], pair_of_images())).logits[0, -1]
+        logits = model(**official_judge.official_inputs(tiny_judge.QUESTIONS[0], pair_of_images())).logits[0, -1]
     return torch.log_softmax(logits, dim=-1)[list(question.answer_ids(tiny_judge.tokenizer()))]
 
 
 @pytest.fixture
 def judges(tmp_path):
     """Ours in a directory, and theirs with the same weights."""
-    ours, params, theirs = test_qwen2_5_vl._models()
+    ours, params, theirs = official_judge.models()
     judge = Judge(ours, params, tiny_judge.tokenizer(), tiny_judge.SETTINGS)
     judge.save_pretrained(tmp_path / "judge")
     return tmp_path / "judge", judge, theirs

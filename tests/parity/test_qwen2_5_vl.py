@@ -21,29 +21,16 @@ from onereward_jax.judge.vision import ImageSettings, grid_of, preprocess  # noq
 from onereward_jax.weights.load import load_component  # noqa: E402
 from onereward_jax.weights.names import qwen2_5_vl as weights  # noqa: E402
 from onereward_jax.weights.save import save_component  # noqa: E402
-from tests.support import parity, tiny_judge  # noqa: E402
+from tests.support import official_judge, parity, tiny_judge  # noqa: E402
+from tests.support.official_judge import SIZES, official_inputs  # noqa: E402
 
-# Windows are 16 pixels: the first image is whole windows, the second is cut on both sides.
-SIZES = ((32, 48), (40, 24))
 SETTINGS = tiny_judge.SETTINGS
 BATCH = 2
 
 
-def _models(**changes):
-    config = tiny_judge.config(len(tiny_judge.tokenizer()), **changes)
-    config["image_token_id"] = tiny_judge.tokenizer().convert_tokens_to_ids(question.IMAGE_TOKEN)
-    theirs = transformers.Qwen2_5_VLForConditionalGeneration(transformers.Qwen2_5_VLConfig(**config))
-    theirs = parity.randomize(theirs)
-    ours = weights.module_from_config(config)
-    params = parity.params_from_torch(
-        theirs, weights.TABLE, ours, weights.example_inputs(ours), rename=weights.official_name
-    )
-    return ours, params, theirs
-
-
 @pytest.fixture(scope="module")
 def models():
-    return _models()
+    return official_judge.models()
 
 
 @functools.cache
@@ -86,7 +73,7 @@ def _torch_logits(model, ids, images):
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_logits_and_gradients_of_all_parameters(models, tied):
-    ours, params, theirs = _models(tie_word_embeddings=True) if tied else models
+    ours, params, theirs = official_judge.models(tie_word_embeddings=True) if tied else models
     assert ("lm_head" in params) is not tied
     grids = [grid_of(*size, SETTINGS) for size in SIZES]
     ids = np.asarray([_sequence(grids, tiny_judge.QUESTIONS[0])] * BATCH)
@@ -110,26 +97,6 @@ def test_logits_and_gradients_of_all_parameters(models, tied):
 
 
 PAIRS = {"equal": ((32, 48), (32, 48)), "different": SIZES}
-
-
-def _official_inputs(text, images):
-    """What `Qwen2_5_VLProcessor`, which needs torchvision, does with its parts: the chat template's text, the token of
-    an image repeated as often as it has tokens, and the image processor's patches.
-
-    images: the first and the second of each pair, uint8 (B, H, W, 3).
-    """
-    tokenizer, processor = tiny_judge.tokenizer(), tiny_judge.judge()._official_processor()
-    inputs = processor(images=[image[i] for i in range(len(images[0])) for image in images], return_tensors="pt")
-    conversation = tokenizer.apply_chat_template(
-        question.messages_of(text), tokenize=False, add_generation_prompt=True
-    ).split(question.IMAGE_TOKEN)
-    assert len(conversation) == 3
-    counts = (inputs["image_grid_thw"].prod(dim=1) // SETTINGS.merge_size**2)[:2]
-    pads = [question.IMAGE_TOKEN * int(count) for count in counts]
-    whole = conversation[0] + pads[0] + conversation[1] + pads[1] + conversation[2]
-    texts = tokenizer([whole] * len(images[0]), return_tensors="pt")
-    image_tokens = (texts["input_ids"] == tokenizer.convert_tokens_to_ids(question.IMAGE_TOKEN)).int()
-    return {**texts, **inputs, "mm_token_type_ids": image_tokens}
 
 
 @pytest.mark.parametrize("sizes", PAIRS.values(), ids=PAIRS)
@@ -162,7 +129,7 @@ def test_answers_and_gradient_of_the_pixels(models, sizes):
     with parity.one_thread():
         expected = []
         for text in tiny_judge.QUESTIONS:
-            inputs = _official_inputs(text, images)
+            inputs = official_inputs(text, images)
             # The same patches, with a gradient to the pixels.
             patches = torch.cat([_torch_patches(leaf[i]) for i in range(BATCH) for leaf in leaves])
             assert parity.relative_error(patches, inputs["pixel_values"]) < 1e-6
@@ -182,7 +149,7 @@ def test_judge_asks_as_transformers_does(models):
     judge = Judge(ours, params, tiny_judge.tokenizer(), SETTINGS)
     generator = np.random.default_rng(6)
     images = [generator.integers(0, 256, (1, *size, 3), np.uint8) for size in ((13, 11), (90, 75))]
-    inputs = _official_inputs(tiny_judge.QUESTIONS[1], images)
+    inputs = official_inputs(tiny_judge.QUESTIONS[1], images)
     grids = inputs["image_grid_thw"][:, 1:].tolist()
     assert [tuple(grid) for grid in grids] == [grid_of(*image.shape[1:3], SETTINGS) for image in images]
     with torch.no_grad(), parity.one_thread():

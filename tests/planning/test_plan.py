@@ -23,19 +23,8 @@ from onereward_jax.rl.step import JUDGEMENT, REFERENCE, ROLLOUT, StepConfig
 from onereward_jax.runs import reward_feedback
 from onereward_jax.training import trainer
 from onereward_jax.training.state import Placement
+from tests.support.tiny_plan import CONFIG, TINY
 
-ROOT = Path(__file__).parents[2]
-CONFIG = str(ROOT / "configs" / "tiny.py")
-TINY = {
-    "model.base": str(ROOT / "miniature" / "base"),
-    "model.judge": str(ROOT / "miniature" / "judge"),
-    "rl.num_steps": 3,
-    "rl.first_index": 0,
-    "rl.last_index": 1,
-    "rl.flow_matching_weight": 0.0,
-    "evaluation.every": 0,
-    "mesh.tensor": 2,
-}
 ADAPTER = {"lora.rank": 2, "model.dtype": "bfloat16", "model.remat": "full", "rl.rollout_true_cfg_scale": 2.0}
 
 

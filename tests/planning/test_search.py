@@ -24,7 +24,7 @@ from onereward_jax.planning.search import (
     table,
 )
 from onereward_jax.planning.topology import Chip, Topology
-from tests.planning.test_plan import CONFIG, TINY
+from tests.support.tiny_plan import CONFIG, TINY
 
 CHIP = Chip(hbm_gib=1.0, flops=1e12, hbm_bandwidth=1e11, link_bandwidth=1e10)
 

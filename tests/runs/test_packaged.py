@@ -11,7 +11,8 @@ import optax
 from configs import tiny
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.judge.judge import Judge
-from onereward_jax.parallel import mesh as meshes
+from onereward_jax.parallel.activations import batch_sharding
+from onereward_jax.parallel.mesh import make_mesh
 from onereward_jax.rl.step import Frozen, StepConfig, make_step
 from onereward_jax.runs.reward_feedback import encode_text, open_requests, sample_fields
 from onereward_jax.tasks import TASKS
@@ -43,15 +44,15 @@ def test_gradient_on_eight_devices_in_parts_equals_one():
         frozen = Frozen(vae=pipeline.params["vae"], judge=judge.params)
         compiled, state, frozen = compile_step(step, create, params, frozen, mesh)
         before = jax.device_get(state.params)
-        after, metrics = compiled(state, frozen, jax.device_put(batch, meshes.batch_sharding(mesh)))
+        after, metrics = compiled(state, frozen, jax.device_put(batch, batch_sharding(mesh)))
         return jax.tree.map(np.subtract, before, jax.device_get(after.params)), jax.device_get(metrics), after
 
-    one, metrics, _ = update(meshes.make_mesh(1, 1, 1, devices=jax.devices()[:1]))
+    one, metrics, _ = update(make_mesh(1, 1, 1, devices=jax.devices()[:1]))
     assert 0 < metrics["rewards/mean"] < 1
     assert metrics["learning/reward_loss"] > 0.1
     assert float(optax.global_norm(one)) > 1e-3
     for parts, tolerance in ((2, 1e-5), (4, 2e-5)):
-        eight, metrics_of_eight, state = update(meshes.make_mesh(2, 2, 2), accumulate=parts)
+        eight, metrics_of_eight, state = update(make_mesh(2, 2, 2), accumulate=parts)
         difference = optax.global_norm(jax.tree.map(jnp.subtract, one, eight))
         assert float(difference / optax.global_norm(one)) < tolerance, parts
         for name in ("rewards/mean", "learning/loss"):

@@ -16,11 +16,11 @@ from ml_collections import ConfigDict
 
 from onereward_jax.cli.main import guarded
 from onereward_jax.config.load import claim_workdir
-from onereward_jax.parallel import processes
+from onereward_jax.parallel import cluster, heartbeat, hosts
 from onereward_jax.training import trainer
 from onereward_jax.training.state import create_state, make_optimizer, supervised_step
 
-STEPS, PATIENCE = 24, 4.0
+STEPS, HEARTBEAT_TIMEOUT = 24, 4.0
 
 
 def config_of(mesh: str) -> ConfigDict:
@@ -47,7 +47,7 @@ def loss(params, frozen, batch, key):
 
 
 def main(workdir: str, mesh: str, pause: str = "0") -> int:
-    processes.initialise(PATIENCE)
+    cluster.initialise(HEARTBEAT_TIMEOUT)
     config = config_of(mesh)
     claim_workdir(workdir, config)
     first, second = jax.random.split(jax.random.key(0))
@@ -75,11 +75,11 @@ def main(workdir: str, mesh: str, pause: str = "0") -> int:
         description="training",
         around=slowly,
     )
-    arrays = processes.fetch(jax.tree.leaves(state.replace(key=jax.random.key_data(state.key))))
-    if processes.is_first():
+    arrays = hosts.fetch(jax.tree.leaves(state.replace(key=jax.random.key_data(state.key))))
+    if hosts.is_primary():
         np.savez(Path(workdir) / "final.npz", *arrays)
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(processes.together(lambda: guarded(lambda: main(*sys.argv[1:]))))
+    sys.exit(heartbeat.run_together(lambda: guarded(lambda: main(*sys.argv[1:]))))

@@ -21,7 +21,7 @@ from onereward_jax.errors import Fault, Hang, UserError
 from onereward_jax.training.checkpoint import Checkpointer, CheckpointWarning, SaveError
 from onereward_jax.training.metrics import MetricsWriter, read_metrics
 from onereward_jax.training.state import create_state, make_optimizer, supervised_step
-from tests.training.test_loop import Counter, expected_total, initial, lines, run, step
+from tests.support.counting_run import Counter, expected_total, initial, lines, run, step
 
 FULL_AT = 16384  # bytes
 
@@ -227,7 +227,7 @@ def test_an_update_without_numbers_changes_nothing_but_the_step(wrong):
 
 
 def skipping(*bad):
-    """`step` of tests.training.test_loop, which skips some steps."""
+    """`step` of tests.support.counting_run, which skips some steps."""
 
     @jax.jit
     def skip(state, batch):

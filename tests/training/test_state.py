@@ -9,7 +9,9 @@ import pytest
 
 from onereward_jax import tree
 from onereward_jax.config.load import OFFLOADABLE
-from onereward_jax.parallel.mesh import HOST, batch_sharding, make_mesh
+from onereward_jax.parallel.activations import batch_sharding
+from onereward_jax.parallel.mesh import make_mesh
+from onereward_jax.parallel.offload import HOST
 from onereward_jax.training import checkpoint
 from onereward_jax.training.state import Placement, compile_step, create_state, make_optimizer, supervised_step
 

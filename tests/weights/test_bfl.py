@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from onereward_jax.weights import bfl
 from onereward_jax.weights.names import flux, rules
-from tests.weights.test_load_export import FLUX, random_params
+from tests.support.tiny_weights import FLUX, random_params
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
-from onereward_jax.atomic_files import whole_directory
+from onereward_jax.atomic_files import atomic_directory
 from onereward_jax.data.bad_records import Skipped
 from onereward_jax.data.preferences.folder import FILE, PATTERN, Folder, write_folder
 from onereward_jax.data.preferences.record import Record, picture_sizes
@@ -131,5 +131,5 @@ def write_records(directory: Path, records: Iterator[Record], form: str) -> None
     if form == "tfds":
         write_tfds(directory, records)
         return
-    with whole_directory(directory) as partial:
+    with atomic_directory(directory) as partial:
         write_folder(partial, records)

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from onereward_jax.atomic_files import whole_directory
+from onereward_jax.atomic_files import atomic_directory
 from onereward_jax.data.preferences.record import BadRecord, Record, fields_of, record_of
 from onereward_jax.errors import UserError
 
@@ -103,7 +103,7 @@ def write_tfds(directory: Path, records: Iterable[Record]) -> None:
     """
     builder, tfds = builder_class(), _library()
     tfds.disable_progress_bar()
-    with whole_directory(directory) as partial:
+    with atomic_directory(directory) as partial:
         # It says on stdout what it prepares, though a command's stdout is the command's.
         with contextlib.redirect_stdout(io.StringIO()):
             builder(lambda: records, data_dir=str(partial), file_format="array_record").download_and_prepare()
