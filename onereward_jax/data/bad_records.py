@@ -1,40 +1,41 @@
-"""Bad records of a user's data: named, passed over, and too many of them an error."""
+"""Skips bad records in a user's data, reporting each; too many are an error."""
 
 import sys
 
 from onereward_jax.errors import UserError
 
-_NAMED = 10  # bad records that are named; the rest is counted
+_NAMED = 10  # bad records reported one by one; the rest are counted
 
 
 class Skipped:
-    """Counts what is bad, and names it on stderr as it is met.
+    """Counts bad records and reports them on stderr.
 
     Args:
-      what, where: for messages: "records", and the path of the data.
-      share: of them, that may be bad.
+      noun, where: for messages: "records", and the path of the data.
+      share: the share of the records that may be bad.
     """
 
-    def __init__(self, what: str, where: str, share: float):
-        self._what, self._where, self._share = what, where, share
+    def __init__(self, noun: str, where: str, share: float):
+        self._noun, self._where, self._share = noun, where, share
         self._bad: list[str] = []
 
     def add(self, sentence: str) -> None:
-        """What is wrong with one of them."""
+        """Skip one record; the sentence says what is wrong with it."""
         self._bad.append(sentence)
         if len(self._bad) <= _NAMED:
             print(f"skipped: {sentence}", file=sys.stderr)
 
     def end(self, total: int) -> None:
-        """
+        """Report the count after all `total` records were read.
+
         Raises:
-          UserError: more of all `total` are bad than may be.
+          UserError: too large a share is bad.
         """
         count = len(self._bad)
         if count > _NAMED:
-            print(f"skipped: {count - _NAMED} more {self._what} of {self._where}", file=sys.stderr)
+            print(f"skipped: {count - _NAMED} more {self._noun} in {self._where}", file=sys.stderr)
         if count > self._share * total:
             raise UserError(
-                f"{count} of {total} {self._what} in {self._where} are bad, more than the share of {self._share:g}"
-                f" that may be: correct them; the first is {self._bad[0]}"
+                f"{count} of {total} {self._noun} in {self._where} are bad, more than the allowed share of"
+                f" {self._share:g}: correct them; the first is {self._bad[0]}"
             )

@@ -1,4 +1,7 @@
-"""Batches of one static shape, of pictures of many: every shape compiles a program of its own, so few are kept."""
+"""Aspect-ratio bucketing: batches of one static shape from images of many sizes.
+
+Every shape compiles a program of its own, so few shapes are kept.
+"""
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
@@ -12,12 +15,11 @@ Item = TypeVar("Item")
 
 
 def bucket_sizes(resolution: int, step: int, max_aspect: float) -> tuple[Size, ...]:
-    """Sizes of about the area of a square of `resolution` pixels, and not above it, as SDXL's training has them
-    (arXiv 2307.01952, 2.3).
+    """List sizes with at most about the area of a square of `resolution` pixels, as in SDXL (arXiv 2307.01952, 2.3).
 
     Args:
       step: every side is a multiple of it.
-      max_aspect: of the longer side to the shorter.
+      max_aspect: the largest ratio of the longer side to the shorter.
     """
     sizes = {(resolution, resolution)}
     for width in range(step, round(resolution * max_aspect) + step, step):
@@ -28,14 +30,14 @@ def bucket_sizes(resolution: int, step: int, max_aspect: float) -> tuple[Size, .
 
 
 def aspect_distance(size: Size, other: Size) -> float:
-    """How much has to be cut off: |log| of the ratio of two aspects."""
+    """Measure how much has to be cropped: |log| of the ratio of two aspects."""
     return abs(math.log(size[0] / size[1] * other[1] / other[0]))
 
 
 def common_shapes(shapes: Sequence[Shape], least: int, distance: Callable[[Shape, Shape], float]) -> dict[Shape, Shape]:
-    """Each shape -> the one in which it is shown: itself, if `least` items have it, or else the nearest that they have.
+    """Map each shape to itself if at least `least` items have it, otherwise to the nearest such shape.
 
-    Where no shape has that many, the most frequent one takes all.
+    If no shape has that many items, all map to the most frequent one.
     """
     counts: dict[Shape, int] = {}
     for shape in shapes:
@@ -47,18 +49,18 @@ def common_shapes(shapes: Sequence[Shape], least: int, distance: Callable[[Shape
 class BucketDraw(Generic[Shape, Item]):
     """Draws items for batches of one shape each.
 
-    Which shape, is drawn for the batch; tasks and items are drawn within it so that, over many batches, every task has
-    its weight and every item of a task the same chance. With one shape, the task is the one that the mixture drew.
+    The shape is drawn per batch; tasks and items are drawn within it so that, over many batches, every task has its
+    weight and all items of a task are equally likely. With one shape, the task is the one that the mixture drew.
 
     Attributes:
-      shapes: of the batches.
+      shapes: the shapes of batches.
     """
 
     def __init__(self, items: Iterable[tuple[Shape, str, Item]], batch_size: int, weights: Mapping[str, float]):
         """
         Args:
-          items: with their shape and task; an item may be there under several tasks.
-          weights: of the tasks.
+          items: (shape, task, item); an item may occur under several tasks.
+          weights: {task: weight}.
         """
         self._batch_size = batch_size
         self._members: dict[Shape, dict[str, list[Item]]] = {}
@@ -69,12 +71,12 @@ class BucketDraw(Generic[Shape, Item]):
         self.shapes = tuple(self._members)
         # P(shape, task) = P(task) · P(shape | task).
         self._p = {
-            shape: {task: weights[task] * len(of_task) / totals[task] for task, of_task in by_task.items()}
+            shape: {task: weights[task] * len(members) / totals[task] for task, members in by_task.items()}
             for shape, by_task in self._members.items()
         }
 
     def shape(self, seed: int, index: int) -> Shape:
-        """Of the batch in which sample `index` of the run is."""
+        """Return the shape of the batch that contains sample `index` of the run."""
         if len(self.shapes) == 1:
             return self.shapes[0]
         p = [sum(self._p[shape].values()) for shape in self.shapes]
@@ -82,12 +84,12 @@ class BucketDraw(Generic[Shape, Item]):
         return self.shapes[generator.choice(len(p), p=np.asarray(p) / sum(p))]
 
     def draw(self, generator: np.random.Generator, seed: int, index: int, task: str) -> tuple[Shape, str, Item]:
-        """Shape, task and item of a sample.
+        """Draw shape, task and item for a sample.
 
         Args:
-          generator: of the sample.
-          seed, index: of the run, and of the sample in it.
-          task: as the mixture drew it.
+          generator: the sample's random generator.
+          seed, index: the run's seed, and the sample's global index.
+          task: the task that the mixture drew.
         """
         shape = self.shape(seed, index)
         if len(self.shapes) > 1:

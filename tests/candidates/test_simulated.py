@@ -77,7 +77,7 @@ def test_a_lost_part_is_made_again_alike(config, directory):
     lost, untouched = (directory / f"preferences-{name}.jsonl" for name in ("planted-00002", "base-00000"))
     before, stamp = list(open_records(directory)), untouched.stat().st_mtime_ns
     lost.unlink()
-    with pytest.raises(UserError, match="no whole preference data: run `onereward make-preferences`"):
+    with pytest.raises(UserError, match="incomplete preference data: run `onereward make-preferences`"):
         read_pairs(directory)
     make_preferences(config, directory, "test", model=config.preferences.base, planted=4, base=2)
     assert list(open_records(directory)) == before

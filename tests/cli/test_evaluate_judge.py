@@ -66,7 +66,7 @@ def test_bad_records_are_named_and_counted(files, capsys):
     assert said.out == ""
     assert "line 6: the question contains the special token <|im_end|>" in said.err
     assert "1 of 6 records in" in said.err
-    assert "more than the share of 0.01 that may be" in said.err
+    assert "more than the allowed share of 0.01" in said.err
 
 
 def test_accuracy_of_a_users_data(files, capsys):

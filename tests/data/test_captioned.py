@@ -75,7 +75,7 @@ def test_bad_pictures_are_named_and_skipped(folder, capsys):
     assert "b.jpg is a damaged picture" in said[1]
     assert "c.png: it has no caption: write c.txt beside it, or set data.caption" in said[2]
     assert len(read_captioned(folder, caption="a thing", bad_share=0.5)) == 2
-    with pytest.raises(UserError, match=r"3 of 4 pictures in .* are bad, more than the share of 0\.1 that may be"):
+    with pytest.raises(UserError, match=r"3 of 4 pictures in .* are bad, more than the allowed share of 0\.1"):
         read_captioned(folder, bad_share=0.1)
     lines = ["{", "[]", '{"file_name": "no.png", "text": "x"}', '{"file_name": "c.png", "text": 3}']
     lines += ['{"file_name": "c.png", "text": "x", "task": "fill"}', '{"file_name": "c.png", "text": "x"}']

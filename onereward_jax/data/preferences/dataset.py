@@ -1,4 +1,4 @@
-"""Preference data in either form: opening, passing over bad records, converting."""
+"""Preference data in either form: opening, skipping bad records, converting."""
 
 import dataclasses
 import json
@@ -10,15 +10,15 @@ from typing import Protocol
 from onereward_jax.atomic_files import atomic_directory
 from onereward_jax.data.bad_records import Skipped
 from onereward_jax.data.preferences.folder import FILE, PATTERN, Folder, write_folder
-from onereward_jax.data.preferences.record import Record, picture_sizes
+from onereward_jax.data.preferences.record import Record, image_sizes
 from onereward_jax.data.preferences.tfds import TfdsRecords, tfds_directory, write_tfds
 from onereward_jax.errors import UserError
 
 FORMS = ("folder", "tfds")
-# What `onereward make-preferences` writes before its first and after its last part.
+# Files that `onereward make-preferences` writes before its first and after its last part.
 MADE_OF, COMPLETE = "made_of.json", "complete.json"
-BAD_SHARE = 0.01  # of a dataset's records: more, and nothing is done with the rest
-_AT_ONCE = 64  # records that are checked together
+BAD_SHARE = 0.01  # share of a dataset's records that may be bad; with more, the dataset is refused
+_CHUNK = 64  # records checked together
 
 
 class Records(Protocol):
@@ -38,7 +38,7 @@ class Checked:
     """A good record.
 
     Attributes:
-      index: in its dataset.
+      index: index in the dataset.
       sizes: (height, width) of every candidate.
     """
 
@@ -48,11 +48,11 @@ class Checked:
 
 
 def open_records(directory: Path) -> Records:
-    """The dataset in a directory, in whichever form it is; a directory of `onereward make-preferences`, too.
+    """Open a dataset in either form, or a directory made by `onereward make-preferences`.
 
     Raises:
       FileNotFoundError: there is no such directory.
-      UserError: it holds no preferences, or `onereward make-preferences` has not ended there.
+      UserError: it holds no preferences, or `onereward make-preferences` has not finished there.
     """
     if not directory.is_dir():
         raise FileNotFoundError(2, "No such directory", str(directory))
@@ -63,15 +63,15 @@ def open_records(directory: Path) -> Records:
         complete = directory / COMPLETE
         if not complete.exists() or json.loads(complete.read_text())["parts"] != parts:
             raise UserError(
-                f"{directory} holds no whole preference data: run `onereward make-preferences`,"
-                " which goes on where it stopped"
+                f"{directory} holds incomplete preference data: run `onereward make-preferences` again,"
+                " which resumes where it stopped"
             )
     if parts:
         return Folder(directory)
     found = tfds_directory(directory)
     if found is None:
         raise UserError(
-            f"{directory} holds no preferences: give a folder with {FILE} or a TFDS directory, or make some by"
+            f"{directory} holds no preferences: give a folder with {FILE} or a TFDS directory, or make some with"
             " `onereward make-preferences`"
         )
     return TfdsRecords(found)
@@ -98,7 +98,7 @@ def good_records(
     def load(index: int) -> Checked | str:
         try:
             record = records[index]
-            sizes = picture_sizes(record, records.name(index))
+            sizes = image_sizes(record, records.name(index))
         except UserError as error:
             return str(error)
         try:
@@ -108,10 +108,10 @@ def good_records(
         return Checked(index, record, sizes)
 
     with ThreadPoolExecutor(num_threads) as pool:
-        for start in range(0, len(records), _AT_ONCE):
-            for found in pool.map(load, range(start, min(start + _AT_ONCE, len(records)))):
+        for start in range(0, len(records), _CHUNK):
+            for found in pool.map(load, range(start, min(start + _CHUNK, len(records)))):
                 if isinstance(found, Checked) and found.record.id in seen:
-                    found = f"{records.name(found.index)}: id {found.record.id!r} is there twice: name it otherwise"
+                    found = f"{records.name(found.index)}: id {found.record.id!r} is there twice: make ids unique"
                 if isinstance(found, Checked):
                     seen.add(found.record.id)
                     yield found
@@ -121,10 +121,10 @@ def good_records(
 
 
 def write_records(directory: Path, records: Iterator[Record], form: str) -> None:
-    """Writes a dataset in one of `FORMS`, whole or not at all.
+    """Write a dataset in one of `FORMS`, atomically.
 
     Raises:
-      UserError: the directory holds something already.
+      UserError: the directory is not empty.
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} exists already: give a new directory")

@@ -1,4 +1,4 @@
-"""The plain form of preference data: a folder with preferences*.jsonl, a record a line, and its picture files."""
+"""The plain form of preference data: a folder with preferences*.jsonl, one record per line, and the image files."""
 
 import io
 import json
@@ -17,12 +17,12 @@ FILE = "preferences.jsonl"
 
 
 class Folder:
-    """Records of a folder, read when they are asked for, in the order of file names and lines."""
+    """Records in a folder, read on demand, in the order of file names and lines."""
 
     def __init__(self, directory: Path, files: Iterable[Path] | None = None):
         """
         Args:
-          files: only these of the folder's .jsonl files.
+          files: the .jsonl files to read; None reads all in the folder.
         """
         self.directory = directory
         chosen = sorted(directory.glob(PATTERN)) if files is None else sorted(files)
@@ -37,14 +37,15 @@ class Folder:
         return len(self._lines)
 
     def name(self, index: int) -> str:
-        """Where the record is, for messages."""
+        """Say where the record is, for messages."""
         path, number, _ = self._lines[index]
         return f"{path}, line {number}"
 
     def __getitem__(self, index: int) -> Record:
-        """
+        """Read a record.
+
         Raises:
-          BadRecord: the line is no record.
+          BadRecord: the line is not a record.
         """
         where = self.name(index)
         try:
@@ -58,35 +59,35 @@ class Folder:
             raise UserError("give a path relative to the folder")
         path = (self.directory / value).resolve()
         if not path.is_relative_to(self.directory.resolve()):
-            raise UserError("it leads out of the folder, which must hold all its pictures")
+            raise UserError("it leads out of the folder, which must hold all its images")
         return path.read_bytes()
 
 
 def write_folder(directory: Path, records: Iterable[Record], file: str = FILE) -> None:
-    """Writes records and their pictures, byte for byte; the .jsonl file comes last and is whole.
+    """Write records and their images, byte for byte; the .jsonl file is written last, atomically.
 
     Args:
-      directory: may hold other .jsonl files of the form.
-      file: name of the .jsonl file; pictures go to images/<its name>/.
+      directory: may hold other .jsonl files of this form.
+      file: name of the .jsonl file; images go to images/<its stem>/.
     """
-    images = Path("images") / Path(file).stem
-    (directory / images).mkdir(parents=True, exist_ok=True)
+    folder = Path("images") / Path(file).stem
+    (directory / folder).mkdir(parents=True, exist_ok=True)
     lines = []
     for number, record in enumerate(records):
 
-        def write(name: str, picture: bytes, number: int = number) -> str:
+        def write(name: str, image: bytes, number: int = number) -> str:
             short = name.removesuffix(".image").replace("candidates[", "").replace("]", "")
-            path = images / f"{number:06d}-{short}.{_suffix(picture)}"
-            (directory / path).write_bytes(picture)
+            path = folder / f"{number:06d}-{short}.{_suffix(image)}"
+            (directory / path).write_bytes(image)
             return path.as_posix()
 
         lines.append(json.dumps(fields_of(record, write), ensure_ascii=False, allow_nan=False))
     write_text(directory / file, "".join(f"{line}\n" for line in lines))
 
 
-def _suffix(picture: bytes) -> str:
+def _suffix(image: bytes) -> str:
     try:
-        with PIL.Image.open(io.BytesIO(picture)) as image:
-            return {"JPEG": "jpg"}.get(str(image.format), str(image.format).lower())
-    except (OSError, SyntaxError, ValueError):  # no picture: said by whoever reads the record
+        with PIL.Image.open(io.BytesIO(image)) as opened:
+            return {"JPEG": "jpg"}.get(str(opened.format), str(opened.format).lower())
+    except (OSError, SyntaxError, ValueError):  # not an image: reading the record will report it
         return "bin"

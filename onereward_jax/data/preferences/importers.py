@@ -1,7 +1,7 @@
-"""Annotation files of public preference sets, read as records.
+"""Reads the annotation files of public preference sets as records.
 
-Their pictures were made from a text alone or by an instruction: such a record has no mask, and which task it is
-counted as is the caller's choice. What a set ranks overall counts as one dimension, aesthetics if nothing else is said.
+Their images were generated from text or by an editing instruction, so the records have no mask, and the caller chooses
+the task. An overall ranking counts as one dimension, by default aesthetics.
 """
 
 import json
@@ -19,12 +19,12 @@ Fields = dict[str, Any]
 
 
 class Layout(NamedTuple):
-    """A public set.
+    """The layout of a public set.
 
     Attributes:
-      fields: (entry or entries of one record, dimension of an overall preference) -> fields of a record, but for id
-        and task.
-      group: the field whose value entries of one record share; None where each entry is one.
+      fields: (entry or entries of one record, dimension of an overall preference) -> fields of a record; `task`, and
+        `id` if missing, are added.
+      group: the field that entries of one record share; None if each entry is a record.
     """
 
     fields: Callable[[Any, str], Fields]
@@ -32,7 +32,7 @@ class Layout(NamedTuple):
 
 
 class Imported:
-    """Records of an annotation file of a public set, see `dataset.Records`."""
+    """Records in an annotation file of a public set, see `dataset.Records`."""
 
     def __init__(
         self, layout: str, file: Path, images: str | Path | None = None, task: str = "image_fill", dimension: str = ""
@@ -40,10 +40,10 @@ class Imported:
         """
         Args:
           layout: one of `LAYOUTS`.
-          file: .json, .jsonl or .parquet, as the set is published.
-          images: where the pictures that it names lie; its own directory if None.
+          file: .json, .jsonl or .parquet, as published.
+          images: directory of the images; None uses the file's directory.
           task: one of `tasks.TASKS`, for all records.
-          dimension: of what the set ranks overall; `OVERALL` if empty.
+          dimension: dimension of the overall ranking; `OVERALL` if empty.
 
         Raises:
           FileNotFoundError, UserError: the file can't be read, or the task is not judged on the dimension.
@@ -70,20 +70,21 @@ class Imported:
         return len(self._entries)
 
     def name(self, index: int) -> str:
-        """Where the record is, for messages."""
+        """Say where the record is, for messages."""
         return f"{self.directory}, entry {self._entries[index][0]}"
 
     def __getitem__(self, index: int) -> Record:
-        """
+        """Read a record.
+
         Raises:
-          BadRecord: the entry is not of the layout, or a picture of it is missing.
+          BadRecord: the entry does not have the layout, or an image is missing.
         """
         number, entry = self._entries[index]
         where = self.name(index)
         try:
             fields = self._layout.fields(entry, self._dimension)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-            raise BadRecord(f"{where}: is not of this layout ({error!r}): choose another --layout") from None
+            raise BadRecord(f"{where}: does not have this layout ({error!r}): choose another --layout") from None
         fields["votes"] = [vote for vote in fields["votes"] if vote["dimension"] in dimensions_of(self._task)]
         return record_of({"id": str(number), "task": self._task} | fields, where, self._read)
 
@@ -97,7 +98,7 @@ def _entries(file: Path) -> list[Entry]:
             from pyarrow import parquet
         except ImportError:
             raise UserError(
-                f"{file} is read by the package pyarrow: install onereward-jax[tfds], or give the set's JSON"
+                f"reading {file} needs the package pyarrow: install onereward-jax[tfds], or give the set's JSON"
             ) from None
         return parquet.read_table(file).to_pylist()
     text = file.read_text(encoding="utf-8")
@@ -106,12 +107,12 @@ def _entries(file: Path) -> list[Entry]:
     except ValueError as error:
         raise UserError(f"{file} is not valid JSON ({error}): download it again") from None
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise UserError(f"{file} is no list of objects: give the set's annotation file")
+        raise UserError(f"{file} is not a list of objects: give the set's annotation file")
     return entries
 
 
 def _votes(ranks: Sequence[float], dimension: str, annotator: str, higher_is_better: bool = False) -> list[Fields]:
-    """A vote for every two candidates that a ranking sets apart; lower ranks are better unless said otherwise."""
+    """Make a vote for every two candidates with different ranks; lower is better unless `higher_is_better`."""
     values = [-rank for rank in ranks] if higher_is_better else list(ranks)
     return [
         {"dimension": dimension, "annotator": annotator, "best": best, "worst": worst}
@@ -129,12 +130,12 @@ def _notes(entry: Entry, known: Iterable[str]) -> Fields:
 
 
 def _image_reward(entry: Any, dimension: str) -> Fields:
-    """ImageReward: lower ranks are better.
+    """Read ImageReward, where lower ranks are better.
 
-    Two layouts: data/test.json of github.com/THUDM/ImageReward, an entry a prompt with `generations` and `ranking`
-    (read so by train/src/rank_pair_dataset.py there); and ImageRewardDB (huggingface.co/datasets/THUDM/ImageRewardDB),
-    an entry a picture, in JSON or metadata-*.parquet, with `prompt_id`, `image_path`, `rank`, and ratings whose higher
-    ones are better: `image_text_alignment_rating` is text alignment, `fidelity_rating` ("true to the shape and
+    Two layouts: data/test.json of github.com/THUDM/ImageReward, one entry per prompt with `generations` and `ranking`
+    (as train/src/rank_pair_dataset.py there reads it); and ImageRewardDB (huggingface.co/datasets/THUDM/ImageRewardDB),
+    one entry per image, in JSON or metadata-*.parquet, with `prompt_id`, `image_path`, `rank`, and ratings where higher
+    is better: `image_text_alignment_rating` is text alignment, `fidelity_rating` ("true to the shape and
     characteristics that the object should have") is structure.
     """
     if isinstance(entry, Mapping):
@@ -142,25 +143,25 @@ def _image_reward(entry: Any, dimension: str) -> Fields:
         candidates = [{"image": path} for path in entry["generations"]]
         return {"id": entry["id"], "prompt": entry["prompt"], "candidates": candidates, "votes": votes}
     first = entry[0]
-    votes = _votes([picture["rank"] for picture in entry], dimension, "ImageReward")
+    votes = _votes([image["rank"] for image in entry], dimension, "ImageReward")
     for rating, rated in (("image_text_alignment_rating", "text_alignment"), ("fidelity_rating", "structure")):
-        if rated != dimension and all(picture.get(rating) is not None for picture in entry):
-            votes += _votes([picture[rating] for picture in entry], rated, "ImageReward", higher_is_better=True)
+        if rated != dimension and all(image.get(rating) is not None for image in entry):
+            votes += _votes([image[rating] for image in entry], rated, "ImageReward", higher_is_better=True)
     return {
         "id": str(first["prompt_id"]),
         "prompt": first["prompt"],
-        "candidates": [{"image": picture["image_path"]} for picture in entry],
+        "candidates": [{"image": image["image_path"]} for image in entry],
         "votes": votes,
         "notes": _notes({"classification": first.get("classification")}, ()),
     }
 
 
 def _hpd_v2(entry: Entry, dimension: str) -> Fields:
-    """HPD v2, as github.com/tgxs002/HPSv2 (README, "Human Preference Dataset v2") describes it.
+    """Read HPD v2, described in github.com/tgxs002/HPSv2 (README, "Human Preference Dataset v2").
 
-    train.json has two pictures in `file_path` (`image_path` in some copies), `human_preference` with 1 for the
-    preferred one, and `user_hash`. test.json has `image_path`, `rank` averaged over annotators, and each one's in
-    `raw_annotation`; lower ranks are better.
+    train.json has two images in `file_path` (`image_path` in some copies), `human_preference` with 1 for the
+    preferred one, and `user_hash`. test.json has `image_path`, `rank` averaged over annotators, and each annotator's
+    ranks in `raw_annotation`; lower ranks are better.
     """
     paths = entry["file_path"] if "file_path" in entry else entry["image_path"]
     fields: Fields = {"prompt": entry["prompt"], "candidates": [{"image": path} for path in paths]}
@@ -174,13 +175,15 @@ def _hpd_v2(entry: Entry, dimension: str) -> Fields:
     else:
         fields["votes"] = _votes(entry["rank"], dimension, "HPDv2")
     if any(len(one) != len(paths) for one in (entry.get("human_preference", paths), entry.get("rank", paths))):
-        raise ValueError("as many ranks as pictures")
+        raise ValueError("ranks and images differ in number")
     return fields
 
 
 def _hpd_v3(entry: Entry, dimension: str) -> Fields:
-    """HPD v3 (huggingface.co/datasets/MizzenAI/HPDv3, read by github.com/MizzenAI/HPSv3): `path1` is preferred to
-    `path2`; `choice_dist` counts annotators for either, `confidence` and the generators are kept."""
+    """Read HPD v3 (huggingface.co/datasets/MizzenAI/HPDv3, read by github.com/MizzenAI/HPSv3).
+
+    `path1` is preferred to `path2`; `choice_dist`, the annotators for either, `confidence` and the generators are kept.
+    """
     return {
         "prompt": entry["prompt"],
         "candidates": [
@@ -196,12 +199,12 @@ def _choice(entry: Entry, dimension: str, annotator: str) -> list[Fields]:
 
 
 def _edit_reward(entry: Entry, dimension: str) -> Fields:
-    """EditReward (huggingface.co/datasets/TIGER-Lab/EditReward-Data, layout in EditReward/TRAIN_README.md of
-    github.com/TIGER-AI-Lab/EditReward): `path_src` was edited by the instruction `prompt`; `path1` is preferred to
-    `path2` unless `tie_case`.
+    """Read EditReward (huggingface.co/datasets/TIGER-Lab/EditReward-Data, layout in EditReward/TRAIN_README.md of
+    github.com/TIGER-AI-Lab/EditReward).
 
-    Its two dimensions are scored, higher is better: instruction following (`dim1`) is text alignment, visual quality
-    (`dim2`) is structure; the choice between the two is the overall preference.
+    `path_src` was edited by the instruction `prompt`; `path1` is preferred to `path2` unless `tie_case`. Two dimensions
+    have scores, higher is better: instruction following (`dim1`) is text alignment, visual quality (`dim2`) is
+    structure; the choice between the two images is the overall preference.
     """
     votes = [] if entry.get("tie_case") else _choice(entry, dimension, "EditReward")
     for number, rated in ((1, "text_alignment"), (2, "structure")):

@@ -1,4 +1,4 @@
-"""The record of preference data, how its pairs follow from votes, and what it must satisfy."""
+"""The record of preference data: its fields, its checks, and how pairs follow from votes."""
 
 import dataclasses
 import json
@@ -15,16 +15,16 @@ from onereward_jax.tasks import TASKS, dimensions_of
 
 
 class BadRecord(UserError):
-    """A record that can't be used; its text names file, place, field and what to do."""
+    """A record that can't be used; the message names file, place, field and remedy."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
-    """One of the pictures that were compared.
+    """One of the compared images.
 
     Attributes:
       image: bytes of a PNG, JPEG or WebP file.
-      sampling: how it was made (steps, guidance, seed, model, ...): any JSON object.
+      sampling: how it was generated (steps, guidance, seed, model, ...): any JSON object.
     """
 
     image: bytes
@@ -33,12 +33,12 @@ class Candidate:
 
 @dataclasses.dataclass(frozen=True)
 class Vote:
-    """What one annotator said of the candidates in one dimension.
+    """One annotator's choice among the candidates in one dimension.
 
     Attributes:
-      dimension: one of the task's.
-      annotator: who; any text.
-      best, worst: indices into the candidates; both None is "no difference".
+      dimension: one of the task's dimensions.
+      annotator: any text.
+      best, worst: indices into the candidates; both None for "no difference".
     """
 
     dimension: str
@@ -63,18 +63,18 @@ class Preference:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """One request, its candidates, and what annotators preferred.
+    """One request, its candidates, and the annotators' preferences.
 
     Attributes:
       id: unique within a dataset.
       task: one of `tasks.TASKS`.
       prompt: what the candidates should show; may be empty.
       candidates: at least two.
-      votes: may be empty, if `pairs` are given.
-      pairs: follow from the votes, see `pairs_of_votes`; given where there are no votes.
-      image, mask: bytes of picture files of one size, or None where there is no source image. White in the mask is
-        what was generated.
-      notes: anything else: any JSON object.
+      votes: may be empty if `pairs` are given.
+      pairs: derived from the votes, see `pairs_of_votes`, or given if there are no votes.
+      image, mask: bytes of image files of one size, or None if there is no source image. The mask is white where the
+        candidates were generated.
+      notes: any other JSON object.
     """
 
     id: str
@@ -89,12 +89,12 @@ class Record:
 
 
 def pairs_of_votes(votes: Iterable[Vote]) -> tuple[Preference, ...]:
-    """Best and worst of every vote are a pair; where annotators differ on who wins it, the majority does.
+    """Derive pairs from votes: best and worst of every vote form a pair, won by the majority of annotators.
 
-    As in the paper, each dimension is annotated by itself, "no difference" is dropped, and one pair may be won in one
-    dimension and lost in another. A pair with as many votes for either side is no difference, too.
+    As in the paper, each dimension is annotated separately, "no difference" is dropped, and a candidate may win a pair
+    in one dimension and lose it in another. Ties count as "no difference".
     """
-    leads: Counter[tuple[str, int, int]] = Counter()  # (dimension, lower index, higher index): votes for the lower one
+    leads: Counter[tuple[str, int, int]] = Counter()  # (dimension, lower, higher index): majority for the lower one
     for vote in votes:
         if vote.best is not None and vote.worst is not None:
             first, second = sorted((vote.best, vote.worst))
@@ -113,34 +113,34 @@ def _names(kind: type) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(kind))
 
 
-Read = Callable[[str, Any], bytes]  # (name of a field, its value) -> bytes of the picture that it stands for
+Read = Callable[[str, Any], bytes]  # (name of a field, its value) -> bytes of the image file
 
 
 def record_of(fields: Mapping[str, Any], where: str, read: Read) -> Record:
-    """The record that plain fields describe, as a line of the folder form has them.
+    """Build a record from plain fields, as in a line of the folder form.
 
-    Pictures are read, but not decoded: see `picture_sizes`.
+    Images are read, but not decoded: see `image_sizes`.
 
     Args:
-      fields: names of `Record`; `votes`, `pairs`, `image`, `mask`, `notes`, and a candidate's `sampling`, may be left
-        out.
-      where: the record's place, for the message.
-      read: gives a picture's bytes.
+      fields: the fields of `Record`; `votes`, `pairs`, `image`, `mask`, `notes`, and a candidate's `sampling`, are
+        optional.
+      where: the record's place, for messages.
+      read: reads an image's bytes.
 
     Raises:
-      BadRecord: names the first field that is wrong.
+      BadRecord: a field is wrong; the message names the first.
     """
     at = _At(where)
-    at.check(isinstance(fields, Mapping), "", "is no JSON object: write one object a line")
+    at.check(isinstance(fields, Mapping), "", "is not a JSON object: write one object per line")
     known = _names(Record)
     for name in fields:
         hint = did_you_mean(str(name), known) or ": put it into notes"
-        at.check(name in known, str(name), f"is no field of a record{hint}")
+        at.check(name in known, str(name), f"is not a field of a record{hint}")
     for name in ("id", "task", "prompt", "candidates"):
-        at.check(name in fields, name, "is missing: every record has it")
+        at.check(name in fields, name, "is missing: every record needs it")
 
     identity, task, prompt = (at.text(fields[name], name) for name in ("id", "task", "prompt"))
-    at.check(identity != "", "id", "is empty: name every record")
+    at.check(identity != "", "id", "is empty: give every record an id")
     hint = did_you_mean(task, TASKS) or f": choose one of {', '.join(TASKS)}"
     at.check(task in TASKS, "task", f"is {task!r}{hint}")
     dimensions = dimensions_of(task, prompt)
@@ -151,10 +151,10 @@ def record_of(fields: Mapping[str, Any], where: str, read: Read) -> Record:
     )
 
     given = at.items(fields["candidates"], "candidates", ("image", "sampling"), required=("image",))
-    at.check(len(given) >= 2, "candidates", f"has {len(given)} of them: a comparison needs at least two")
+    at.check(len(given) >= 2, "candidates", f"has length {len(given)}: give at least two to compare")
     candidates = tuple(
         Candidate(
-            at.picture(item["image"], f"candidates[{number}].image", read),
+            at.image(item["image"], f"candidates[{number}].image", read),
             at.json_object(item.get("sampling") or {}, f"candidates[{number}].sampling"),
         )
         for number, item in enumerate(given)
@@ -172,7 +172,7 @@ def record_of(fields: Mapping[str, Any], where: str, read: Read) -> Record:
         at.check(
             (best is None) == (worst is None),
             name,
-            "has only one of best and worst: give both, or null for both where no difference was seen",
+            "has only one of best and worst: give both, or null for both if there is no difference",
         )
         at.check(best is None or best != worst, name, f"has candidate {best} as best and as worst: give two")
         votes.append(Vote(item["dimension"], at.text(item["annotator"], f"{name}.annotator"), best, worst))
@@ -187,31 +187,31 @@ def record_of(fields: Mapping[str, Any], where: str, read: Read) -> Record:
         at.check(
             fields.get("pairs") is None or set(pairs) == set(derived),
             "pairs",
-            "are not those that follow from the votes: leave them out",
+            "do not follow from the votes: leave them out",
         )
         pairs = list(derived) if fields.get("pairs") is None else pairs
     for (dimension, *two), count in Counter((p.dimension, *sorted((p.winner, p.loser))) for p in pairs).items():
         at.check(count == 1, "pairs", f"have candidates {two[0]} and {two[1]} twice in {dimension}: give them once")
 
     image, mask = (
-        None if fields.get(name) is None else at.picture(fields[name], name, read) for name in ("image", "mask")
+        None if fields.get(name) is None else at.image(fields[name], name, read) for name in ("image", "mask")
     )
-    at.check(mask is None or image is not None, "mask", "has no image beside it: give the source image, too")
+    at.check(mask is None or image is not None, "mask", "has no image beside it: give the source image as well")
     notes = at.json_object(fields.get("notes") or {}, "notes")
     return Record(identity, task, prompt, candidates, tuple(votes), tuple(pairs), image, mask, notes)
 
 
 def fields_of(record: Record, write: Callable[[str, bytes], Any]) -> dict[str, Any]:
-    """The plain fields of a record, all of them but pictures that it lacks.
+    """Convert a record to plain fields, leaving out missing images.
 
     Args:
-      write: (name of a field, bytes of its picture) -> what stands for the picture.
+      write: (name of a field, bytes of its image) -> the value to write for the image.
     """
     fields: dict[str, Any] = {"id": record.id, "task": record.task, "prompt": record.prompt}
     fields |= {
-        name: write(name, picture)
-        for name, picture in (("image", record.image), ("mask", record.mask))
-        if picture is not None
+        name: write(name, image)
+        for name, image in (("image", record.image), ("mask", record.mask))
+        if image is not None
     }
     fields["candidates"] = [
         {"image": write(f"candidates[{number}].image", candidate.image), "sampling": dict(candidate.sampling)}
@@ -222,13 +222,13 @@ def fields_of(record: Record, write: Callable[[str, bytes], Any]) -> dict[str, A
     return fields | ({"notes": dict(record.notes)} if record.notes else {})
 
 
-def picture_sizes(record: Record, where: str) -> list[tuple[int, int]]:
-    """(height, width) of every candidate, after all pictures of the record were decoded.
+def image_sizes(record: Record, where: str) -> list[tuple[int, int]]:
+    """Decode all images of a record and return (height, width) of every candidate.
 
     Raises:
-      BadRecord: a picture can't be decoded, or the mask has another size than the image.
+      BadRecord: an image can't be decoded, or mask and image differ in size.
     """
-    decode = lambda picture, name: _decode(picture, f"{where}: {name}").shape[:2]  # noqa: E731
+    decode = lambda image, name: _decode(image, f"{where}: {name}").shape[:2]  # noqa: E731
     if record.image is not None:
         size = decode(record.image, "image")
         if record.mask is not None and (other := decode(record.mask, "mask")) != size:
@@ -236,29 +236,29 @@ def picture_sizes(record: Record, where: str) -> list[tuple[int, int]]:
     return [decode(candidate.image, f"candidates[{n}].image") for n, candidate in enumerate(record.candidates)]
 
 
-def _decode(picture: bytes, name: str) -> np.ndarray:
+def _decode(image: bytes, name: str) -> np.ndarray:
     try:
-        return read_image(picture, name)
+        return read_image(image, name)
     except UserError as error:
         raise BadRecord(str(error)) from None
 
 
 class _At:
-    """Checks of one record's fields; what fails is a sentence that begins with its place."""
+    """Checks one record's fields; error messages begin with the record's place."""
 
     def __init__(self, where: str):
         self._where = where
 
-    def check(self, right: bool, name: str, words: str) -> None:
-        if not right:
-            raise BadRecord(f"{self._where}: {name + ' ' if name else ''}{words}")
+    def check(self, valid: bool, name: str, message: str) -> None:
+        if not valid:
+            raise BadRecord(f"{self._where}: {name + ' ' if name else ''}{message}")
 
     def text(self, value: Any, name: str) -> str:
         self.check(isinstance(value, str), name, f"must be text, not {value!r}")
         return value
 
     def items(self, value: Any, name: str, known: Iterable[str], required: Iterable[str] | None = None) -> list[Any]:
-        """A list of objects that have the required fields and no others than those that are known."""
+        """Check a list of objects that have all required fields and only known ones."""
         known = tuple(known)
         self.check(isinstance(value, list | tuple), name, "must be a list")
         for number, item in enumerate(value):
@@ -277,8 +277,8 @@ class _At:
     def dimension(self, value: Any, name: str, task: str, known: tuple[str, ...]) -> None:
         hint = f"choose one of {', '.join(known)}"
         if value == "text_alignment" and value in dimensions_of(task):
-            hint = "give it a prompt of its own, or leave the dimension out"
-        self.check(value in known, name, f"is {value!r}, on which this record is not judged: {hint}")
+            hint = "give the record a prompt of its own, or leave the dimension out"
+        self.check(value in known, name, f"is {value!r}, but this record is not judged on it: {hint}")
 
     def json_object(self, value: Any, name: str) -> dict[str, Any]:
         self.check(isinstance(value, Mapping), name, "must be a JSON object")
@@ -288,7 +288,7 @@ class _At:
             raise BadRecord(f"{self._where}: {name} is not JSON ({error}): give text, numbers and lists") from None
         return dict(value)
 
-    def picture(self, value: Any, name: str, read: Read) -> bytes:
+    def image(self, value: Any, name: str, read: Read) -> bytes:
         try:
             return read(name, value)
         except FileNotFoundError:

@@ -1,9 +1,9 @@
-"""Preference data as a TFDS dataset of array_record files; TensorFlow is needed neither to write nor to read it.
+"""Preference data as a TFDS dataset of array_record files, written and read without TensorFlow.
 
     builder = tfds.builder_from_directory("DIR/preferences/1.0.0")
     source = builder.as_data_source("train")        # a random-access sequence, as grain takes it
 
-Pictures are stored as the bytes of their files: what decodes them is up to the reader, and nothing is encoded anew.
+Images are stored as the bytes of their files: nothing is re-encoded, and the reader decodes them.
 Needs the package tensorflow-datasets (the extra `tfds`).
 """
 
@@ -24,7 +24,7 @@ from onereward_jax.errors import UserError
 
 NAME, VERSION, SPLIT = "preferences", "1.0.0", "train"
 _INFO = "dataset_info.json"
-_NONE = -1  # of best and worst: no difference
+_NONE = -1  # best and worst of "no difference"
 
 
 def _library() -> Any:
@@ -40,8 +40,10 @@ def _library() -> Any:
 
 @functools.cache  # TFDS registers a class once
 def builder_class() -> type:
-    """The TFDS builder `Preferences`: `Preferences(records, data_dir=..., file_format="array_record")`, where
-    `records` is called for the records to write."""
+    """Make the TFDS builder class `Preferences(records, data_dir=..., file_format="array_record")`.
+
+    `records` is a function that returns the records to write.
+    """
     tfds: Any = _library()
     text, sequence = tfds.features.Text, tfds.features.Sequence
     features = tfds.features.FeaturesDict(
@@ -49,7 +51,7 @@ def builder_class() -> type:
             "id": text(),
             "task": text(),
             "prompt": text(),
-            # No picture or one, the bytes of its file.
+            # At most one image, as the bytes of its file.
             "image": sequence(text()),
             "mask": sequence(text()),
             # `sampling` and `notes` are JSON.
@@ -72,7 +74,7 @@ def builder_class() -> type:
             super().__init__(**options)
 
         def _info(self) -> Any:
-            # In the records' own order: a conversion there and back changes nothing.
+            # Keep the records' order, so that converting back and forth changes nothing.
             return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
         def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
@@ -86,7 +88,7 @@ def builder_class() -> type:
 
 
 def _example_of(record: Record) -> dict[str, Any]:
-    fields = fields_of(record, lambda name, picture: picture)
+    fields = fields_of(record, lambda name, image: image)
     fields |= {name: [fields[name]] if name in fields else [] for name in ("image", "mask")}
     for candidate in fields["candidates"]:
         candidate["sampling"] = json.dumps(candidate["sampling"], allow_nan=False)
@@ -96,7 +98,7 @@ def _example_of(record: Record) -> dict[str, Any]:
 
 
 def write_tfds(directory: Path, records: Iterable[Record]) -> None:
-    """Writes directory/preferences/1.0.0/, whole or not at all.
+    """Write directory/preferences/1.0.0/ atomically.
 
     Raises:
       UserError: tensorflow-datasets is not installed.
@@ -104,14 +106,14 @@ def write_tfds(directory: Path, records: Iterable[Record]) -> None:
     builder, tfds = builder_class(), _library()
     tfds.disable_progress_bar()
     with atomic_directory(directory) as partial:
-        # It says on stdout what it prepares, though a command's stdout is the command's.
+        # TFDS prints progress to stdout, which is for the command's own output.
         with contextlib.redirect_stdout(io.StringIO()):
             builder(lambda: records, data_dir=str(partial), file_format="array_record").download_and_prepare()
         shutil.rmtree(partial / "downloads", ignore_errors=True)
 
 
 def tfds_directory(directory: Path) -> Path | None:
-    """Where a TFDS dataset lies in `directory`, or None."""
+    """Find a TFDS dataset in `directory`; None if there is none."""
     for path in (directory, *sorted(directory.glob("*/*"), reverse=True)):
         if (path / _INFO).is_file():
             return path
@@ -119,7 +121,7 @@ def tfds_directory(directory: Path) -> Path | None:
 
 
 class TfdsRecords:
-    """Records of a TFDS dataset, read when they are asked for."""
+    """Records in a TFDS dataset, read on demand."""
 
     def __init__(self, directory: Path):
         """
@@ -127,7 +129,7 @@ class TfdsRecords:
           directory: holds dataset_info.json.
 
         Raises:
-          UserError: it is no dataset of array_record files that TFDS can open.
+          UserError: TFDS can't open it as a dataset of array_record files.
         """
         tfds = _library()
         self.directory = directory
@@ -136,29 +138,30 @@ class TfdsRecords:
         except (ValueError, KeyError, NotImplementedError, OSError) as error:
             first = str(error).partition("\n")[0]
             raise UserError(
-                f"{directory} can't be opened by TFDS ({first}): make it anew by `onereward convert-preferences`"
+                f"TFDS can't open {directory} ({first}): make it again with `onereward convert-preferences`"
             ) from None
 
     def __len__(self) -> int:
         return len(self._source)
 
     def name(self, index: int) -> str:
-        """Where the record is, for messages."""
+        """Say where the record is, for messages."""
         return f"{self.directory}, record {index}"
 
     def __getitem__(self, index: int) -> Record:
-        """
+        """Read a record.
+
         Raises:
-          BadRecord: what is stored there is no record.
+          BadRecord: the stored example is not a record.
         """
-        if index >= len(self):  # array_record has another error for it, and iteration ends by this one
+        if index >= len(self):  # iteration ends with IndexError; array_record raises another error
             raise IndexError(index)
         where = self.name(index)
         try:
             example = self._source[index]
             fields = _fields_of(example)
         except (ValueError, KeyError, RuntimeError, AttributeError) as error:
-            raise BadRecord(f"{where}: can't be read ({error!r}): write the dataset anew") from None
+            raise BadRecord(f"{where}: can't be read ({error!r}): write the dataset again") from None
         return record_of(fields, where, lambda name, value: value)
 
 
@@ -182,5 +185,5 @@ def _fields_of(example: dict[str, Any]) -> dict[str, Any]:
 
 
 def _items(columns: dict[str, Any]) -> list[dict[str, Any]]:
-    """TFDS gives a sequence of objects as an object of sequences."""
+    """Transpose TFDS's object of sequences into a list of objects."""
     return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

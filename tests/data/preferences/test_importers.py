@@ -169,7 +169,7 @@ def test_the_command_imports_and_names_what_is_bad(tmp_path, write, capsys):
     assert not (tmp_path / "new").exists()
     said = capsys.readouterr().err
     assert f"{file}, entry 1: candidates[0].image lost.webp does not exist: check the path" in said
-    assert f"{file}, entry 2: is not of this layout (KeyError('path1')): choose another --layout" in said
+    assert f"{file}, entry 2: does not have this layout (KeyError('path1')): choose another --layout" in said
     assert "2 of 3 records in" in said
     assert convert(*to, "--bad_share", 0.7, "--form", "tfds") == 0
     assert capsys.readouterr().out.endswith("1 of 3 records\n")
@@ -181,7 +181,7 @@ def test_the_command_imports_and_names_what_is_bad(tmp_path, write, capsys):
     [
         (("--from", "none.json", "--layout", "hpd_v3"), "none.json does not exist"),
         (("--from", "half.json", "--layout", "hpd_v3"), "half.json is not valid JSON"),
-        (("--from", "dict.json", "--layout", "hpd_v3"), "dict.json is no list of objects"),
+        (("--from", "dict.json", "--layout", "hpd_v3"), "dict.json is not a list of objects"),
         (("--from", "list.json", "--layout", "hpd_v3", "--dimension", "removal_quality"), "is not judged on removal"),
         (("--from", "list.json", "--layout", "hpd_v9"), "invalid choice: 'hpd_v9'"),
         (("--from", "."), "holds no preferences"),

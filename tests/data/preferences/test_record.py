@@ -17,7 +17,7 @@ VOTE = LINE["votes"][0]
 PAIR = {"dimension": "structure", "winner": 0, "loser": 1}
 
 
-def test_the_majority_wins_a_pair_and_each_dimension_stands_by_itself():
+def test_the_majority_wins_a_pair_in_each_dimension_separately():
     votes = [
         Vote("structure", "ann", 2, 0),
         Vote("structure", "bob", 0, 2),
@@ -38,15 +38,15 @@ def test_the_majority_wins_a_pair_and_each_dimension_stands_by_itself():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"promt": "x"}, "promt is no field of a record: did you mean prompt?"),
-        ({"colour": "x"}, "colour is no field of a record: put it into notes"),
+        ({"promt": "x"}, "promt is not a field of a record: did you mean prompt?"),
+        ({"colour": "x"}, "colour is not a field of a record: put it into notes"),
         ({"id": None}, "id is missing"),
         ({"id": ""}, "id is empty"),
         ({"id": 3}, "id must be text, not 3"),
         ({"task": "image_fil"}, "task is 'image_fil': did you mean image_fill"),
         ({"task": "zzz"}, "task is 'zzz': choose one of image_fill"),
         ({"prompt": ""}, "prompt is empty, but image_fill is judged on text alignment: say what"),
-        ({"candidates": LINE["candidates"][:1]}, "candidates has 1 of them: a comparison needs at least two"),
+        ({"candidates": LINE["candidates"][:1]}, "candidates has length 1: give at least two"),
         ({"candidates": "x.png"}, "candidates must be a list"),
         ({"candidates": [{}, {}]}, r"candidates\[0\].image is missing"),
         ({"candidates": [{"image": "x.png", "seed": 3}] * 2}, r"candidates\[0\].seed is unknown"),
@@ -58,20 +58,23 @@ def test_the_majority_wins_a_pair_and_each_dimension_stands_by_itself():
         ({"votes": [VOTE | {"best": True}]}, r"votes\[0\].best is True"),
         ({"votes": [VOTE | {"best": None}]}, "only one of best and worst"),
         ({"votes": [VOTE | {"best": 1}]}, "candidate 1 as best and as worst"),
-        ({"votes": [VOTE | {"dimension": "removal_quality"}]}, "is 'removal_quality', on which this record is not"),
+        (
+            {"votes": [VOTE | {"dimension": "removal_quality"}]},
+            "is 'removal_quality', but this record is not judged on it",
+        ),
         ({"votes": [{"dimension": "structure"}]}, r"votes\[0\].annotator is missing"),
-        ({"pairs": [PAIR | {"winner": 1, "loser": 0}]}, "pairs are not those that follow from the votes"),
+        ({"pairs": [PAIR | {"winner": 1, "loser": 0}]}, "pairs do not follow from the votes"),
         ({"votes": None, "pairs": [PAIR, PAIR | {"winner": 1, "loser": 0}]}, "candidates 0 and 1 twice in structure"),
         ({"votes": None, "pairs": [PAIR | {"loser": 0}]}, "candidate 0 as winner and as loser"),
         ({"mask": "x.png"}, "mask has no image beside it"),
         ({"notes": [3]}, "notes must be a JSON object"),
         (
             {"task": "image_extend", "prompt": "", "votes": [VOTE | {"dimension": "text_alignment"}]},
-            "is 'text_alignment', on which this record is not judged: give it a prompt of its own",
+            "is 'text_alignment', but this record is not judged on it: give the record a prompt",
         ),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path, changes, words):
+def test_errors_name_the_wrong_field(tmp_path, changes, words):
     line = {name: value for name, value in (LINE | changes).items() if value is not None or name == "votes"}
     folder = write_lines(tmp_path / "data", ["", line], {"x.png": picture(0), "y.png": picture(1), "../x.png": b""})
     records = open_records(folder)
@@ -82,18 +85,18 @@ def test_what_is_wrong_is_named(tmp_path, changes, words):
 
 
 @pytest.mark.parametrize("line", ['{"id": ', "[3]", '"x"', "3"])
-def test_a_line_that_is_no_object(tmp_path, line):
-    with pytest.raises(BadRecord, match=r"line 1: is (no JSON object|not valid JSON)"):
+def test_lines_that_are_not_objects(tmp_path, line):
+    with pytest.raises(BadRecord, match=r"line 1: is not (a JSON object|valid JSON)"):
         open_records(write_lines(tmp_path, [line], {}))[0]
 
 
-def test_what_python_alone_can_get_wrong():
+def test_values_that_json_lacks():
     line = LINE | {"notes": {"x": float("nan")}}
     with pytest.raises(BadRecord, match="here: notes is not JSON"):
         record_of(line, "here", lambda name, value: b"")
 
 
-def test_pictures_are_looked_into(tmp_path, capsys):
+def test_images_are_decoded(tmp_path, capsys):
     pictures = {"x.png": picture(0), "y.png": picture(1)[:200], "word.png": b"word", "big.png": picture(2, 30, 30)}
     good = LINE | {"candidates": [{"image": "x.png"}, {"image": "big.png"}]}
     lines = [
@@ -125,14 +128,14 @@ def test_pictures_are_looked_into(tmp_path, capsys):
         assert words in line
 
 
-def test_more_bad_records_than_may_be_end_it(tmp_path, capsys):
+def test_too_many_bad_records_are_an_error(tmp_path, capsys):
     lines = [LINE | {"id": str(number), "prompt": "" if number < 15 else "a cat"} for number in range(100)]
     records = open_records(write_lines(tmp_path, lines, {"x.png": picture(0), "y.png": picture(1)}))
     assert len(list(good_records(records, bad_share=0.15))) == 85
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 11
-    assert said[-1] == f"skipped: 5 more records of {tmp_path}"
-    with pytest.raises(BadRecord.__mro__[1], match=r"15 of 100 records in .* are bad, more than the share of 0\.14"):
+    assert said[-1] == f"skipped: 5 more records in {tmp_path}"
+    with pytest.raises(BadRecord.__mro__[1], match=r"15 of 100 records in .* are bad, .* share of 0\.14"):
         list(good_records(records, bad_share=0.14))
 
 
