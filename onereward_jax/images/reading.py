@@ -1,7 +1,7 @@
-"""What a user has, as the models take it: images as uint8 (H, W, 3), masks as uint8 (H, W) with 1 = generate.
+"""Reads a user's images as uint8 (H, W, 3) and masks as uint8 (H, W) with 1 = generate.
 
-A picture is a PIL image, a path, or an array. What can't be read as it is meant to be seen is refused in one sentence;
-what is seen a little differently than in the file is warned of in one.
+An image is given as a PIL image, a path, or an array. Images that can't be read faithfully are refused with one
+sentence; small changes, such as 16 bits read as 8, give a one-sentence warning.
 """
 
 import contextlib
@@ -21,20 +21,19 @@ from onereward_jax.images.image_grid import to_uint8
 MAX_PIXELS = 2**26  # 8192 x 8192
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")  # endings of picture files
 SIDES = ("left", "right", "top", "bottom")
-_WHITE = 128  # a mask is white from here on, as in diffusers
+_WHITE = 128  # from this value on, a mask counts as white, as in diffusers
 
 
 def read_image(source: Any, name: str = "the image") -> np.ndarray:
-    """A picture as it is meant to be seen, turned as its EXIF orientation says: uint8 (H, W, 3).
+    """Read an image, rotated by its EXIF orientation: uint8 (H, W, 3).
 
     Args:
-      source: PIL image, path of a picture file, bytes of one, or array: uint8, or float in [0, 1], (H, W, 3) or grey
-        (H, W).
-      name: of a source that is no path, for messages.
+      source: PIL image, path or bytes of an image file, or array: uint8, or float in [0, 1], (H, W, 3) or grey (H, W).
+      name: name in messages, if the source is not a path.
 
     Raises:
-      FileNotFoundError, IsADirectoryError, PermissionError: the path is none of a readable file.
-      UserError: it is no picture, a damaged one, too large, or of a kind that has no 8-bit colours.
+      FileNotFoundError, IsADirectoryError, PermissionError: the path can't be opened.
+      UserError: it is not an image, is damaged or too large, or can't be converted to 8-bit colours.
     """
     if isinstance(source, (str, Path, bytes, Image.Image)):
         with _opened(source, name) as (image, name):
@@ -46,14 +45,14 @@ def read_image(source: Any, name: str = "the image") -> np.ndarray:
 
 
 def read_mask(source: Any, name: str = "the mask") -> np.ndarray:
-    """A black-and-white picture as a mask: uint8 (H, W), 1 where it is white.
+    """Read a black-and-white image as a mask: uint8 (H, W), 1 where it is white.
 
     Args:
-      source: PIL image, path of a picture file, or array: boolean, uint8 or float in [0, 1], (H, W) or (H, W, 3).
+      source: PIL image, path of an image file, or array: boolean, uint8 or float in [0, 1], (H, W) or (H, W, 3).
 
     Raises:
-      FileNotFoundError, IsADirectoryError, PermissionError: the path is none of a readable file.
-      UserError: as `read_image`; the mask has transparent pixels; nothing of it is white.
+      FileNotFoundError, IsADirectoryError, PermissionError: the path can't be opened.
+      UserError: see `read_image`; or the mask has transparent pixels or no white ones.
     """
     if isinstance(source, (str, Path, Image.Image)):
         with _opened(source, name) as (image, name):
@@ -67,16 +66,16 @@ def read_mask(source: Any, name: str = "the mask") -> np.ndarray:
     mask = (grey >= _WHITE).astype(np.uint8)
     if not mask.any():
         brightest = int(grey.max(initial=0))
-        seen = (
-            "is black all over" if brightest == 0 else f"has nothing white (its brightest pixel is {brightest} of 255)"
-        )
-        raise UserError(f"{name} {seen}: paint white what is to be generated")
+        seen = "is all black" if brightest == 0 else f"has no white pixel (its brightest pixel is {brightest} of 255)"
+        raise UserError(f"{name} {seen}: paint the area to generate white")
     return mask
 
 
 def check_size(image: np.ndarray, mask: np.ndarray, names: tuple[str, str] = ("the image", "the mask")) -> None:
-    """Raises:
-    UserError: image and mask have different sizes.
+    """Check that image and mask have the same size.
+
+    Raises:
+      UserError: they differ.
     """
     if image.shape[:2] != mask.shape:
         sizes = [f"{array.shape[1]}x{array.shape[0]}" for array in (image, mask)]
@@ -84,14 +83,14 @@ def check_size(image: np.ndarray, mask: np.ndarray, names: tuple[str, str] = ("t
 
 
 def read_images(source: Any) -> list[np.ndarray]:
-    """One picture or many (a list, or an array (B, H, W, 3)): see `read_image`."""
+    """Read one image or many (a list, or an array (B, H, W, 3)): see `read_image`."""
     if isinstance(source, np.ndarray) and source.ndim == 4:
         source = list(source)
     return [read_image(item, name) for item, name in _named(source, "image")]
 
 
 def read_masks(source: Any) -> list[np.ndarray]:
-    """One mask or many (a list, or an array (B, H, W) or (B, H, W, 1 or 3)): see `read_mask`."""
+    """Read one mask or many (a list, or an array (B, H, W) or (B, H, W, 1 or 3)): see `read_mask`."""
     if isinstance(source, np.ndarray) and (source.ndim == 4 or (source.ndim == 3 and source.shape[-1] not in (1, 3))):
         source = list(source)
     return [read_mask(item, name) for item, name in _named(source, "mask")]
@@ -108,17 +107,17 @@ def _named(source: Any, word: str) -> Iterator[tuple[Any, str]]:
 
 
 def parse_sides(text: str) -> dict[str, int]:
-    """ "left=256,right=0" -> {"left": 256, "right": 0}.
+    """Parse "left=256,right=0" into {"left": 256, "right": 0}.
 
     Raises:
-      UserError: it is no such list, or adds nothing.
+      UserError: the text has another form, or adds no pixels.
     """
     sides: dict[str, int] = {}
     for part in text.split(","):
         found = re.fullmatch(r"\s*(\w+)\s*=\s*(\d+)\s*", part)
         if found is None or found[1] not in SIDES or found[1] in sides:
             raise UserError(
-                f"{part!r} is no side to extend: write {', '.join(f'{side}=256' for side in SIDES)}, or some"
+                f"{part!r} is not a side to extend: write {', '.join(f'{side}=256' for side in SIDES)}, or some of them"
             )
         sides[found[1]] = int(found[2])
     if not any(sides.values()):
@@ -127,8 +126,8 @@ def parse_sides(text: str) -> dict[str, int]:
 
 
 def extend(image: np.ndarray, sides: Mapping[str, int]) -> tuple[np.ndarray, np.ndarray]:
-    """Image (H, W, 3) with pixels added at its sides -> canvas (H', W', 3) that repeats the outermost pixels there, and
-    the mask (H', W') of what is new."""
+    """Extend an image (H, W, 3): return the canvas (H', W', 3), which repeats the border pixels, and the mask (H', W')
+    of the new pixels."""
     left, right, top, bottom = (sides.get(side, 0) for side in SIDES)
     height, width = image.shape[0] + top + bottom, image.shape[1] + left + right
     if height * width > MAX_PIXELS:
@@ -139,19 +138,19 @@ def extend(image: np.ndarray, sides: Mapping[str, int]) -> tuple[np.ndarray, np.
 
 
 def pad_to_multiple(array: np.ndarray, multiple: int) -> np.ndarray:
-    """Repeats the last row and column of (H, W, ...) until both sides are multiples."""
+    """Repeat the last row and column of (H, W, ...) until both sides are multiples of `multiple`."""
     rows, columns = (-side % multiple for side in array.shape[:2])
     return np.pad(array, ((0, rows), (0, columns), *[(0, 0)] * (array.ndim - 2)), mode="edge")
 
 
-def keep_outside(image: np.ndarray, mask: np.ndarray, made: np.ndarray) -> np.ndarray:
-    """`made` under the mask, the image's own pixels elsewhere; all (H, W, ·)."""
-    return np.where(mask[..., None] > 0, made, image)
+def keep_outside(image: np.ndarray, mask: np.ndarray, generated: np.ndarray) -> np.ndarray:
+    """Take `generated` inside the mask and the image outside; all (H, W, ·)."""
+    return np.where(mask[..., None] > 0, generated, image)
 
 
 @contextlib.contextmanager
 def _opened(source: str | Path | bytes | Image.Image, name: str) -> Iterator[tuple[Image.Image, str]]:
-    """The decoded picture, upright, and its name."""
+    """Yield the decoded image, upright, and its name."""
     if isinstance(source, Image.Image):
         _check_pixels(source, name)
         yield ImageOps.exif_transpose(source), name
@@ -167,20 +166,20 @@ def _opened(source: str | Path | bytes | Image.Image, name: str) -> Iterator[tup
             image.load()
             image = ImageOps.exif_transpose(image)
         except UnidentifiedImageError:
-            raise UserError(f"{name} is no picture that can be read: give a PNG, JPEG or WebP file") from None
+            raise UserError(f"{name} is not a readable image: give a PNG, JPEG or WebP file") from None
         except Image.DecompressionBombError:
-            raise UserError(f"{name} is too large: at most {MAX_PIXELS} pixels are read, make it smaller") from None
+            raise UserError(f"{name} is too large: reduce it to at most {MAX_PIXELS} pixels") from None
         except UserError:
             raise
-        except (OSError, SyntaxError, ValueError) as error:  # how Pillow says truncated and damaged
-            raise UserError(f"{name} is a damaged picture ({error}): give another copy") from None
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow's errors for truncated and damaged files
+            raise UserError(f"{name} is a damaged image ({error}): give another copy") from None
     yield image, name
 
 
 def _check_pixels(image: Image.Image, name: str) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise UserError(
-            f"{name} is too large: {image.width}x{image.height} pixels, at most {MAX_PIXELS} are read, make it smaller"
+            f"{name} is too large, {image.width}x{image.height} pixels: reduce it to at most {MAX_PIXELS} pixels"
         )
 
 
@@ -191,34 +190,34 @@ def _is_transparent(image: Image.Image) -> bool:
 
 
 def _rgb(image: Image.Image, name: str) -> Image.Image:
-    """Any kind of picture in 8-bit RGB, on white where it is transparent."""
+    """Convert an image of any mode to 8-bit RGB, on white where it is transparent."""
     if image.mode.startswith("I"):
-        # Pillow's own conversion cuts off everything above 255.
+        # Pillow's own conversion clips everything above 255.
         values = np.asarray(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise UserError(f"{name} has more than 16 bits a pixel: save it with 8")
-        warnings.warn(f"{name} has 16 bits a channel: 8 of them are read", stacklevel=4)
+        warnings.warn(f"{name} has 16 bits a channel: it is read with 8", stacklevel=4)
         return Image.fromarray(np.round(values / 257).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise UserError(f"{name} has floating-point pixels, whose white is unknown: save it with 8 bits a channel")
+        raise UserError(f"{name} has floating-point pixels of unknown range: save it with 8 bits a channel")
     if image.mode == "CMYK":
-        warnings.warn(f"{name} has the colours of print (CMYK): on a screen they may look different", stacklevel=4)
+        warnings.warn(f"{name} has print colours (CMYK): they may look different in RGB", stacklevel=4)
     if _is_transparent(image):
-        warnings.warn(f"{name} has transparent pixels: they are shown on white", stacklevel=4)
+        warnings.warn(f"{name} has transparent pixels: they are read as white", stacklevel=4)
         pixels = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
     return image.convert("RGB")
 
 
 def broadcast(many: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-    """Lists of one or of B things each -> lists of B.
+    """Repeat lists of one item to the length B of the others.
 
     Raises:
-      UserError: their numbers do not fit.
+      UserError: the lengths do not fit together.
     """
     count = max(len(items) for items in many.values())
     wrong = {name: len(items) for name, items in many.items() if len(items) not in (1, count)}
     if wrong:
         given = ", ".join(f"{len(items)} of {name}" for name, items in many.items())
-        raise UserError(f"the numbers do not fit together ({given}): give one or {count} of each")
+        raise UserError(f"the inputs differ in number ({given}): give one or {count} of each")
     return {name: list(items) * (count // len(items)) for name, items in many.items()}

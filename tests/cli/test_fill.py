@@ -98,7 +98,7 @@ def test_of_many_the_bad_ones_are_named_and_the_rest_is_filled(files, tmp_path, 
     assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
     errors = capsys.readouterr().err
     assert "onereward: 1 of 3 could not be filled" in errors
-    assert f"onereward: {files / 'images' / 'broken.png'} is a damaged picture" in errors
+    assert f"onereward: {files / 'images' / 'broken.png'} is a damaged image" in errors
     assert "filling: 100%" in errors
 
     lines = [
@@ -118,7 +118,7 @@ def test_of_many_the_bad_ones_are_named_and_the_rest_is_filled(files, tmp_path, 
     assert read(tmp_path / "lines" / "a-2.png").shape == (HEIGHT, WIDTH + 8, 3)
     errors = capsys.readouterr().err
     assert "requests.jsonl line 3: text_rendering needs a prompt" in errors
-    assert "black.png is black all over" in errors
+    assert "black.png is all black" in errors
     assert "requests.jsonl line 5: it is no request (it names no image)" in errors
     assert "requests.jsonl line 6: it is no request" in errors
     assert "4 of 6 could not be filled" in errors
@@ -128,15 +128,15 @@ def test_of_many_the_bad_ones_are_named_and_the_rest_is_filled(files, tmp_path, 
     ("changes", "message"),
     [
         ({"mask": "small.png"}, "is 8x8 pixels"),
-        ({"mask": "black.png"}, "is black all over: paint white"),
+        ({"mask": "black.png"}, "is all black: paint the area"),
         ({"mask": "clear.png"}, "clear.png has transparent pixels"),
         ({"image": "bomb.png"}, "bomb.png is too large"),
         ({"mask": None}, "neither a mask nor sides to extend"),
         ({"extend": "right=8"}, "both a mask and sides to extend"),
-        ({"mask": None, "extend": "up=8"}, "'up=8' is no side to extend"),
+        ({"mask": None, "extend": "up=8"}, "'up=8' is not a side to extend"),
         ({"prompt": None}, "image_fill needs a prompt"),
         ({"task": "sharpen"}, "invalid choice: 'sharpen'"),
-        ({"image": "images/broken.png"}, "broken.png is a damaged picture"),
+        ({"image": "images/broken.png"}, "broken.png is a damaged image"),
         ({"image": "none.png"}, "none.png does not exist"),
         ({"num_images": 0}, "0 is not at least 1"),
         ({"out": "x.jpg"}, "is not a .png file for one image"),

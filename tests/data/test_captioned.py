@@ -72,7 +72,7 @@ def test_bad_pictures_are_named_and_skipped(folder, capsys):
     assert only.id == "deep/d.png"
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("skipped")]
     assert "a_mask.png is 30x10 pixels" in said[0]
-    assert "b.jpg is a damaged picture" in said[1]
+    assert "b.jpg is a damaged image" in said[1]
     assert "c.png: it has no caption: write c.txt beside it, or set data.caption" in said[2]
     assert len(read_captioned(folder, caption="a thing", bad_share=0.5)) == 2
     with pytest.raises(UserError, match=r"3 of 4 pictures in .* are bad, more than the allowed share of 0\.1"):

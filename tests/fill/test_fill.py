@@ -318,7 +318,7 @@ def test_what_a_tokenizer_does_not_know_is_warned_of(pipeline, image, mask):
     [
         ({"image": []}, "there is no image"),
         ({"image": np.zeros((8, 8, 4), np.uint8)}, "the image can't be read: a picture has shape"),
-        ({"mask_image": np.zeros((HEIGHT, WIDTH), np.uint8)}, "the mask is black all over"),
+        ({"mask_image": np.zeros((HEIGHT, WIDTH), np.uint8)}, "the mask is all black"),
         ({"mask_image": np.ones((8, 8), bool)}, "the mask is 8x8 pixels, the image 24x16"),
         ({"prompt": ["a", "b"], "image": np.zeros((3, 8, 8, 3), np.uint8)}, "the numbers do not fit together"),
         ({"noise": np.zeros((1, 2, 2, 4))}, r"the noise has the shape \(1, 2, 2, 4\), .* it needs \(1, 8, 12, 4\)"),

@@ -1,4 +1,4 @@
-"""What users have, as uint8 images and masks; and what can't be read, in one sentence."""
+"""Users' images and masks as uint8 arrays; unreadable ones are refused with one sentence."""
 
 import numpy as np
 import pytest
@@ -50,24 +50,24 @@ def test_kinds_of_pictures_without_a_loss_are_read_in_silence(tmp_path):
         np.testing.assert_array_equal(reading.read_image(tmp_path / name), expected, err_msg=name)
 
 
-def test_transparent_pixels_are_white_and_warned_of(tmp_path):
+def test_transparent_pixels_become_white_with_a_warning(tmp_path):
     alpha = np.where(GREY > 127, 255, 0).astype(np.uint8)
     Image.fromarray(np.dstack([RGB, alpha])).save(tmp_path / "a.png")
-    with pytest.warns(UserWarning, match=r"a\.png has transparent pixels: they are shown on white"):
+    with pytest.warns(UserWarning, match=r"a\.png has transparent pixels: they are read as white"):
         read = reading.read_image(tmp_path / "a.png")
     np.testing.assert_array_equal(read, np.where(alpha[..., None], RGB, 255))
 
 
-def test_16_bits_become_8_and_are_warned_of(tmp_path):
+def test_16_bits_become_8_with_a_warning(tmp_path):
     Image.fromarray(GREY.astype(np.uint16) * 257).save(tmp_path / "deep.png")
     with pytest.warns(UserWarning, match=r"deep\.png has 16 bits a channel"):
         read = reading.read_image(tmp_path / "deep.png")
     np.testing.assert_array_equal(read, np.stack([GREY] * 3, -1))
 
 
-def test_colours_of_print_are_warned_of(tmp_path):
+def test_print_colours_give_a_warning(tmp_path):
     Image.new("CMYK", (3, 2), (0, 255, 255, 0)).save(tmp_path / "print.tif")
-    with pytest.warns(UserWarning, match=r"print\.tif has the colours of print"):
+    with pytest.warns(UserWarning, match=r"print\.tif has print colours"):
         read = reading.read_image(tmp_path / "print.tif")
     np.testing.assert_array_equal(read, np.full((2, 3, 3), (255, 0, 0)))
 
@@ -75,7 +75,7 @@ def test_colours_of_print_are_warned_of(tmp_path):
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("damaged")
-    (tmp_path / "words.png").write_text("no picture")
+    (tmp_path / "words.png").write_text("no image")
     (tmp_path / "empty.png").write_bytes(b"")
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(tmp_path / "half.png")
     (tmp_path / "half.png").write_bytes((tmp_path / "half.png").read_bytes()[:1000])
@@ -89,16 +89,16 @@ def damaged(tmp_path_factory):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("words.png", "is no picture that can be read"),
-        ("empty.png", "is no picture that can be read"),
-        ("half.png", "is a damaged picture"),
+        ("words.png", "is not a readable image"),
+        ("empty.png", "is not a readable image"),
+        ("half.png", "is a damaged image"),
         ("bomb.png", "is too large"),
-        ("large.png", "is too large: 10000x10000 pixels"),
+        ("large.png", "is too large, 10000x10000 pixels"),
         ("float.tif", "has floating-point pixels"),
         ("wide.tif", "has more than 16 bits a pixel"),
     ],
 )
-def test_what_can_not_be_read_is_one_sentence_with_the_files_name(damaged, name, message):
+def test_unreadable_files_are_refused_by_name(damaged, name, message):
     for read in (reading.read_image, reading.read_mask):
         with pytest.raises(UserError, match=message) as caught:
             read(damaged / name)
@@ -106,7 +106,7 @@ def test_what_can_not_be_read_is_one_sentence_with_the_files_name(damaged, name,
         assert "\n" not in str(caught.value)
 
 
-def test_a_missing_file_and_arrays_of_other_kinds(tmp_path):
+def test_missing_files_and_other_arrays(tmp_path):
     with pytest.raises(FileNotFoundError):
         reading.read_image(tmp_path / "none.png")
     for wrong in (np.zeros((2, 2, 4), np.uint8), np.zeros(3), RGB.astype(np.int32), np.zeros((1, 2, 2, 3))):
@@ -130,10 +130,10 @@ def test_a_mask_is_the_same_in_every_form(tmp_path):
         assert [mask.tolist() for mask in reading.read_masks(many)] == [hole.tolist()] * 2
 
 
-def test_masks_that_mark_nothing_or_nothing_sure_are_refused():
+def test_empty_and_unclear_masks_are_refused():
     for mask, message in (
-        (np.zeros((2, 3), np.uint8), "the mask is black all over: paint white"),
-        (np.ones((2, 3), np.uint8), "has nothing white .its brightest pixel is 1 of 255"),
+        (np.zeros((2, 3), np.uint8), "the mask is all black: paint the area"),
+        (np.ones((2, 3), np.uint8), "has no white pixel .its brightest pixel is 1 of 255"),
         (Image.new("RGBA", (3, 2), (255, 255, 255, 0)), "the mask has transparent pixels: give a black-and-white"),
     ):
         with pytest.raises(UserError, match=message):
@@ -149,7 +149,7 @@ def test_extending_adds_pixels_and_marks_them():
     np.testing.assert_array_equal(mask[:4, 2:], 0)
     assert mask.sum() == 5 * 8 - 4 * 6
     for text in ("left", "left=-1", "up=3", "left=1,left=2", ""):
-        with pytest.raises(UserError, match="is no side to extend"):
+        with pytest.raises(UserError, match="is not a side to extend"):
             reading.parse_sides(text)
     with pytest.raises(UserError, match="adds nothing"):
         reading.parse_sides("left=0")
@@ -168,7 +168,7 @@ def test_padding_repeats_the_edge_and_composition_keeps_the_outside():
     np.testing.assert_array_equal(kept[mask == 1], 255 - RGB[mask == 1])
 
 
-def test_numbers_that_do_not_fit_are_named():
+def test_numbers_that_do_not_fit():
     assert reading.broadcast({"image": [1], "prompt": ["a", "b"]}) == {"image": [1, 1], "prompt": ["a", "b"]}
     with pytest.raises(UserError, match="2 of image, 3 of prompt"):
         reading.broadcast({"image": [1, 2], "prompt": ["a", "b", "c"]})

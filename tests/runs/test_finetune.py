@@ -52,7 +52,7 @@ def lines_of(run):
 
 def test_a_run_trains_the_transformer_and_measures_held_out_pictures(runs):
     root, said = runs
-    assert "torn.png is a damaged picture" in said
+    assert "torn.png is a damaged image" in said
     before, after = (load_file(root / folder / "transformer" / WEIGHTS) for folder in ("base", "whole/export"))
     assert before.keys() == after.keys()
     assert all(0 < np.abs(after[name] - before[name]).max() < 0.01 for name in before)

@@ -116,8 +116,8 @@ def test_images_are_decoded(tmp_path, capsys):
         said,
         (1, 2, 3, 5, 6),
         (
-            "candidates[1].image is a damaged picture",
-            "candidates[1].image is no picture that can be read",
+            "candidates[1].image is a damaged image",
+            "candidates[1].image is not a readable image",
             "mask is (30, 30), its image (24, 32): give both the same height and width",
             "id 'a' is there twice",
             "is not valid JSON",
