@@ -22,10 +22,10 @@ class Dense(nn.Dense):
 
 
 class DenseOfParts(nn.Module):
-    """`Dense` of features that come in parts: `Σ xᵢ·kernelᵢ + bias`, the kernel's rows cut as the features are.
+    """`Dense` on the concatenation of several inputs, without concatenating them: `Σ xᵢ·kernelᵢ + bias`.
 
-    Where each part is split over devices by its own features, putting them together first would send all of them
-    around; a cut kernel is smaller.
+    When each input is sharded along its features, concatenating would move all of them between devices; splitting the
+    kernel's rows moves less.
     """
 
     features: int

@@ -16,7 +16,7 @@ from onereward_jax.models.remat import remat
 
 
 def relative_position_buckets(length: int, num_buckets: int, max_distance: int) -> np.ndarray:
-    """Bucket of the offset key − query, for every query and key of a text of `length` tokens.
+    """Assign a bucket to the offset key − query, for every query and key of a text of `length` tokens.
 
     Half of the buckets are for keys after the query. In each half, the first half are single offsets, the
     rest grow logarithmically up to `max_distance`, and everything farther shares the last one.
@@ -28,7 +28,7 @@ def relative_position_buckets(length: int, num_buckets: int, max_distance: int) 
     half = num_buckets // 2
     exact = half // 2
     distance = np.abs(offset)
-    # In float32, as the weights were trained: powers of two lie on a bucket's edge, where rounding decides.
+    # In float32, as in training: powers of two lie on a bucket's edge, where rounding decides.
     octave = np.log(np.maximum(distance, 1).astype(np.float32) / np.float32(exact))
     coarse = exact + (octave / np.float32(math.log(max_distance / exact)) * np.float32(half - exact)).astype(np.int32)
     bucket = np.where(distance < exact, distance, np.minimum(coarse, half - 1))
@@ -54,7 +54,7 @@ def _projection(features: int, stddev: float, dtype: jnp.dtype, name: str) -> nn
 
 
 class T5Attention(nn.Module):
-    """Self-attention without a factor on the logits; the initialisation of `q` makes up for it."""
+    """Self-attention without scaled logits; the initialisation of `q` makes up for it."""
 
     d_model: int
     d_kv: int
@@ -84,7 +84,7 @@ class T5Attention(nn.Module):
 
 
 class T5DenseGatedActDense(nn.Module):
-    """Gated feed-forward: gelu(x·wi_0) · (x·wi_1), then back to the width of the model."""
+    """Gated feed-forward: gelu(x·wi_0) · (x·wi_1), then back to the model's width."""
 
     d_model: int
     d_ff: int
@@ -98,7 +98,7 @@ class T5DenseGatedActDense(nn.Module):
 
 
 class T5LayerSelfAttention(nn.Module):
-    """Residual self-attention, normalised first."""
+    """Pre-norm residual self-attention."""
 
     d_model: int
     d_kv: int
@@ -116,7 +116,7 @@ class T5LayerSelfAttention(nn.Module):
 
 
 class T5LayerFF(nn.Module):
-    """Residual feed-forward, normalised first."""
+    """Pre-norm residual feed-forward."""
 
     d_model: int
     d_ff: int
@@ -158,7 +158,7 @@ class T5Block(nn.Module):
 class T5Encoder(nn.Module):
     """T5 v1.1 encoder, equal to `transformers.T5EncoderModel` with gated GELU.
 
-    Fields are the names of its configuration. All layers share one table of relative position biases.
+    The fields have the names of its configuration. All layers share one table of relative position biases.
     """
 
     vocab_size: int
@@ -176,12 +176,12 @@ class T5Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
-        """Token states of a batch of texts.
+        """Encode a batch of texts.
 
         Args:
           input_ids: (B, L) integers.
-          attention_mask: (B, L), nonzero where a token may be attended to. FLUX gives none: its texts
-            attend to their padding too.
+          attention_mask: (B, L), nonzero where a token may be attended to. FLUX passes none: tokens
+            attend to padding too.
 
         Returns:
           (B, L, D), in `dtype`.
@@ -193,7 +193,7 @@ class T5Encoder(nn.Module):
             embedding_init=nn.initializers.normal(1.0),
             name="shared",
         )
-        # Official files keep this table in layer 0; here it stands outside the stacked layers, which share it.
+        # Official files keep this table in layer 0; here it is outside the stacked layers, which share it.
         bias_table = nn.Embed(
             self.relative_attention_num_buckets,
             self.num_heads,
