@@ -1,7 +1,7 @@
-"""FLUX under Black Forest Labs' own names, as ComfyUI reads it: one file, some layers fused.
+"""FLUX with Black Forest Labs' own names, as ComfyUI reads it: one file, some layers fused.
 
-A fused layer's rows are those of several of diffusers' layers, one after the other; and the last norm's modulation has
-its shift before its scale.
+A fused layer concatenates the rows of several diffusers layers, and the modulation of the last norm has the shift
+before the scale.
 """
 
 import re
@@ -18,10 +18,10 @@ from onereward_jax.weights.safetensors import write
 
 _DOUBLE, _SINGLE = "transformer_blocks.{layer}", "single_transformer_blocks.{layer}"
 
-# The rows of this one are (shift, scale) here and (scale, shift) in diffusers.
+# This layer's rows are (shift, scale) here and (scale, shift) in diffusers.
 SHIFT_FIRST = "final_layer.adaLN_modulation.1"
 
-# Layer -> diffusers' layers whose rows it has.
+# Layer -> the diffusers layers whose rows it concatenates.
 LAYERS: dict[str, tuple[str, ...]] = {
     "img_in": ("x_embedder",),
     "txt_in": ("context_embedder",),
@@ -46,7 +46,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "final_layer.linear": ("proj_out",),
     SHIFT_FIRST: ("norm_out.linear",),
 }
-# Norms' scales, which diffusers calls weights.
+# Norm scales, which diffusers calls weights.
 NORMS: dict[str, str] = {
     "double_blocks.{layer}.img_attn.norm.query_norm": f"{_DOUBLE}.attn.norm_q",
     "double_blocks.{layer}.img_attn.norm.key_norm": f"{_DOUBLE}.attn.norm_k",
@@ -60,7 +60,10 @@ Read = Callable[[str], np.ndarray]
 
 
 def fused_names(official: Iterable[str]) -> dict[str, tuple[str, ...]]:
-    """Tensor here -> diffusers' tensors whose rows it has, for all of diffusers' names of a model.
+    """Map each tensor here to the diffusers tensors whose rows it concatenates.
+
+    Args:
+      official: the model's tensor names in diffusers.
 
     Raises:
       KeyError: no rule maps one of them.
@@ -75,7 +78,7 @@ def fused_names(official: Iterable[str]) -> dict[str, tuple[str, ...]]:
         layer = found[1] if found else ""
         template = re.sub(r"transformer_blocks\.\d+\.", "transformer_blocks.{layer}.", stem)
         if template not in known:
-            raise KeyError(f"no rule gives {tensor} a name of Black Forest Labs: add it to the table")
+            raise KeyError(f"no rule maps {tensor} to Black Forest Labs' names: add it to the table")
         if template in rules:
             name, parts, suffix = rules[template]
             key = name.format(layer=layer) + (suffix or f".{kind}")
@@ -84,10 +87,10 @@ def fused_names(official: Iterable[str]) -> dict[str, tuple[str, ...]]:
 
 
 def fuse(names: Mapping[str, tuple[str, ...]], read: Read) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, array) of every tensor of `fused_names`.
+    """Yield (name, array) for every tensor in `fused_names`.
 
     Args:
-      read: diffusers' name -> array.
+      read: diffusers name -> array.
     """
     for name, parts in names.items():
         rows = [read(part) for part in parts]
@@ -97,10 +100,10 @@ def fuse(names: Mapping[str, tuple[str, ...]], read: Read) -> Iterator[tuple[str
 
 
 def split(names: Mapping[str, tuple[str, ...]], shapes: Mapping[str, tuple[int, ...]], read: Read) -> Read:
-    """Undoes `fuse`: a function that gives the array of each of diffusers' names.
+    """Invert `fuse`: return a function that reads a tensor by its diffusers name.
 
     Args:
-      shapes: of diffusers' tensors.
+      shapes: shapes of the diffusers tensors.
       read: name here -> array.
     """
     where = {part: (name, parts) for name, parts in names.items() for part in parts}
@@ -116,10 +119,10 @@ def split(names: Mapping[str, tuple[str, ...]], shapes: Mapping[str, tuple[int, 
 
 
 def save_bfl(file: str | Path, params: trees.Tree, dtype: str, metadata: Mapping[str, Any] | None = None) -> None:
-    """Writes a transformer's parameters, which lie on the host, as one file; the file system keeps no half of it.
+    """Write a transformer's parameters, which are on the host, as one file, whole or not at all.
 
     Args:
-      dtype: on disk: "float32" or "bfloat16".
+      dtype: dtype on disk: "float32" or "bfloat16".
     """
     file, array_type = Path(file), param_dtype_of(dtype)
     tensors = rules.official_tensors(flux.TABLE, params)

@@ -1,4 +1,4 @@
-"""Where a model's files are: in a directory, in the cache of `huggingface_hub`, or on the Hugging Face hub."""
+"""Locates a model's files: in a directory, in the `huggingface_hub` cache, or on the Hugging Face hub."""
 
 import re
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from typing import Any
 from onereward_jax.atomic_files import read_json
 
 _REPOSITORY = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(:(?P<subfolder>[\w./-]+))?")
-# Configurations, tokenizers, templates and weights; no pickles and no pictures.
+# Configurations, tokenizers, templates and weights; no pickles and no images.
 _FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.safetensors")
 
 
@@ -18,19 +18,19 @@ def model_directory(
     token: str | bool | None = None,
     folders: Sequence[str] | None = None,
 ) -> Path:
-    """The directory of a model: a path, or a repository "owner/name" or a part of one "owner/name:subfolder".
+    """Return a model's local directory, downloading it if necessary.
 
-    What the cache of `huggingface_hub` holds is taken without asking the network; what it lacks is downloaded into it.
-    A path that does not exist and can be no repository's name comes back as it is: who reads it says what is missing.
+    Files in the `huggingface_hub` cache are used without a network request; missing ones are downloaded into it.
+    A path that does not exist and can't be a repository name is returned as it is; reading it then fails.
 
     Args:
+      path_or_repo: a path, a repository "owner/name", or a folder of one, "owner/name:subfolder".
       revision: branch, tag or commit of the repository.
-      token: of an account that may read it; None takes the one of `hf auth login`.
-      folders: the parts that are needed, such as "vae"; None needs the files at the top, or of the subfolder.
+      token: access token for the hub; None uses the one from `hf auth login`.
+      folders: the folders that are needed, such as "vae"; None needs the files at the top, or in the subfolder.
 
     Raises:
-      FileNotFoundError: there is neither such a directory nor such a repository, revision or part, or the hub is out of
-        reach.
+      FileNotFoundError: the directory, repository, revision or folder does not exist, or the hub can't be reached.
       PermissionError: the repository is gated, or the token is missing.
     """
     path = Path(path_or_repo)
@@ -42,19 +42,19 @@ def model_directory(
     if owner.is_dir():
         beside = ", ".join(sorted(entry.name for entry in owner.iterdir())[:8]) or "nothing"
         raise FileNotFoundError(
-            f"there is no directory {path_or_repo}, and {owner} is a directory of this machine, no owner on the Hugging"
+            f"there is no directory {path_or_repo}, and {owner} is a local directory, not an owner on the Hugging"
             f" Face hub: check the path; {owner} holds {beside}"
         )
     parts = [subfolder] if subfolder else list(folders) if folders else [""]
     snapshot = _snapshot(repo, revision, token, parts)
     directory = snapshot / (subfolder or "")
     if not directory.is_dir():
-        raise FileNotFoundError(f"the repository {repo} has no folder {subfolder}: check it on its page")
+        raise FileNotFoundError(f"the repository {repo} has no folder {subfolder}: check its page on the hub")
     return directory
 
 
 def repository_of(path_or_repo: str | Path) -> str | None:
-    """The "owner/name" under which others find a model: of a repository, or of a directory in the hub's cache."""
+    """Return the "owner/name" of a repository or of a directory in the hub's cache; None for other directories."""
     path = Path(path_or_repo)
     if not path.exists():
         found = _REPOSITORY.fullmatch(str(path_or_repo))
@@ -64,7 +64,7 @@ def repository_of(path_or_repo: str | Path) -> str | None:
 
 
 def _snapshot(repo: str, revision: str | None, token: str | bool | None, parts: Sequence[str]) -> Path:
-    """The repository in the cache, with all `parts` of it."""
+    """Return the repository's directory in the cache, with all `parts` downloaded."""
     from huggingface_hub import errors, snapshot_download
 
     patterns = [f"{part}/{pattern}" if part else pattern for part in parts for pattern in _FILES]
@@ -84,24 +84,22 @@ def _snapshot(repo: str, revision: str | None, token: str | bool | None, parts: 
         ) from None
     except (errors.RepositoryNotFoundError, errors.HFValidationError):
         raise FileNotFoundError(
-            f"there is no directory {repo}, nor such a repository on the Hugging Face hub that you may read: check it,"
-            " or run `hf auth login` if it is private"
+            f"there is no directory {repo}, nor such a repository on the Hugging Face hub that you may read: check the"
+            " name, or run `hf auth login` if it is private"
         ) from None
     except errors.RevisionNotFoundError:
         raise FileNotFoundError(f"{repo} has no revision {revision}: check it at {page}") from None
     except errors.LocalTokenNotFoundError:
-        raise PermissionError(
-            "there is no token of the Hugging Face hub on this machine: run `hf auth login`"
-        ) from None
+        raise PermissionError("there is no Hugging Face token on this machine: run `hf auth login`") from None
     except (errors.LocalEntryNotFoundError, errors.HfHubHTTPError) as error:
         raise FileNotFoundError(
-            f"there is no directory {repo}, and the Hugging Face hub could not be asked for it"
+            f"there is no directory {repo}, and the Hugging Face hub could not be reached"
             f" ({type(error.__cause__ or error).__name__}): check the path, or download the repository first"
         ) from None
 
 
 def _is_whole(directory: Path) -> bool:
-    """Whether a part of a snapshot has its files: a cache also holds what another program needed of a repository."""
+    """Whether part of a snapshot is complete: another program may have cached only some of the files."""
     if not directory.is_dir():
         return False
     indices = list(directory.glob("*.safetensors.index.json"))

@@ -102,8 +102,8 @@ def test_what_the_cache_lacks_is_asked_for(snapshot, answer, damage):
             "nor such a repository on the Hugging",
         ),
         (http_error(errors.RevisionNotFoundError), FileNotFoundError, "owner/a-model has no revision v2"),
-        (http_error(errors.HfHubHTTPError), FileNotFoundError, r"could not be asked for it \(HfHubHTTPError\)"),
-        (errors.LocalEntryNotFoundError("no network"), FileNotFoundError, "could not be asked for it"),
+        (http_error(errors.HfHubHTTPError), FileNotFoundError, r"could not be reached \(HfHubHTTPError\)"),
+        (errors.LocalEntryNotFoundError("no network"), FileNotFoundError, "could not be reached"),
         (errors.LocalTokenNotFoundError("no token"), PermissionError, "run `hf auth login`"),
     ],
 )

@@ -1,7 +1,7 @@
-"""What other programs call the layers of FLUX: Black Forest Labs' own names (kohya's sd-scripts and ComfyUI write them
-too, with or without underscores), and XLabs'.
+"""Names of FLUX layers in other programs' adapters: Black Forest Labs' own (also written by kohya's sd-scripts and
+ComfyUI, with or without underscores), and XLabs'.
 
-Some are fused: their rows are those of several of diffusers' layers, one after the other.
+Some layers are fused: they concatenate the rows of several diffusers layers.
 """
 
 from onereward_jax.weights import bfl
@@ -11,7 +11,7 @@ _DOUBLE, _SINGLE = "double_blocks.{layer}", "single_blocks.{layer}"
 
 FLUX: dict[str, tuple[str, ...]] = {
     **_LAYERS,
-    # XLabs'
+    # XLabs
     f"{_DOUBLE}.processor.qkv_lora1": _LAYERS[f"{_DOUBLE}.img_attn.qkv"],
     f"{_DOUBLE}.processor.qkv_lora2": _LAYERS[f"{_DOUBLE}.txt_attn.qkv"],
     f"{_DOUBLE}.processor.proj_lora1": _LAYERS[f"{_DOUBLE}.img_attn.proj"],

@@ -1,8 +1,8 @@
 """Official tensor names <-> parameter paths.
 
 A model's table is an ordered tuple of `Rule`s; the first whose `path` matches the whole parameter path
-wins. Paths carry no layer index: a stacked parameter has a leading layer axis, and its official name
-has `{layer}` where the index stands, so one rule reads and writes all layers.
+wins. Paths have no layer index: a stacked parameter has a leading layer axis, and its official name
+has `{layer}` in place of the index, so one rule reads and writes all layers.
 
     Rule(r"transformer_blocks/attn/(to_q|to_k)/kernel", r"transformer_blocks.{layer}.attn.\\1.weight", "linear")
 """
@@ -24,13 +24,13 @@ Layout = Literal["same", "linear", "conv"]
 
 
 class Rule(NamedTuple):
-    path: str  # regular expression on the whole parameter path
-    name: str  # official name; \1 are the expression's groups, {layer} the index on the leading axis
+    path: str  # regular expression for the whole parameter path
+    name: str  # official name; \1 is a group of the expression, {layer} the index on the leading axis
     layout: Layout = "same"
 
 
 Table = tuple[Rule, ...]
-# (path, shape, a function that reads a part of the parameter) -> the parameter, wherever it is kept.
+# (path, shape, function that reads a slice of the parameter) -> the parameter, in host or device memory.
 Place = Callable[[str, tuple[int, ...], Callable[[tuple[slice, ...]], np.ndarray]], Any]
 
 
@@ -63,12 +63,12 @@ def _match(table: Table, path: str) -> tuple[str, Layout]:
 
 
 def official_name(table: Table, path: str) -> str:
-    """What a parameter is called on disk, with `{layer}` where the number of a stacked layer stands."""
+    """Return a parameter's name on disk, with `{layer}` in place of a stacked layer's index."""
     return _match(table, path)[0]
 
 
 def official_shapes(table: Table, tree: trees.Tree) -> dict[str, tuple[int, ...]]:
-    """Official name -> shape on disk, for a tree of arrays or of `jax.eval_shape`."""
+    """Return {official name: shape on disk} for a tree of arrays or `jax.ShapeDtypeStruct`s."""
     shapes = {}
     for path, leaf in trees.flatten(tree).items():
         name, layout = _match(table, path)
@@ -87,17 +87,17 @@ def from_official(
     dtype: np.dtype | None = None,
     place: Place | None = None,
 ) -> trees.Tree:
-    """Builds the parameter tree, one parameter at a time.
+    """Build the parameter tree, one parameter at a time.
 
     Args:
       table: the model's rules.
-      shapes: the tree that `jax.eval_shape` of the model's init gives.
+      shapes: tree of `jax.ShapeDtypeStruct`s, from `jax.eval_shape` of the model's init.
       read: official name -> array as on disk, which may be a view of the file.
-      dtype: of the parameters; as on disk if None.
-      place: what makes a parameter; None copies it whole into this machine's memory.
+      dtype: dtype of the parameters; as on disk if None.
+      place: makes each parameter; None copies it whole into host memory.
 
     Returns:
-      The tree of what `place` makes, or of numpy arrays.
+      The tree of parameters that `place` returned, or of NumPy arrays.
     """
 
     def leaf(path: str, shape: jax.ShapeDtypeStruct) -> Any:
@@ -120,13 +120,13 @@ def from_official(
 
 def _assign(target: np.ndarray, source: np.ndarray) -> None:
     """`target[...] = source`."""
-    if target.dtype == source.dtype == jnp.bfloat16:  # NumPy is fast with numbers that it knows
+    if target.dtype == source.dtype == jnp.bfloat16:  # NumPy is slow with dtypes that are not its own
         target, source = target.view(np.uint16), source.view(np.uint16)
     target[...] = source
 
 
 def official_tensors(table: Table, tree: trees.Tree) -> dict[str, Callable[[], np.ndarray]]:
-    """Official name -> a function that gives the array as on disk, for a tree on the host (or in its reach)."""
+    """Return {official name: function that returns the array as on disk} for a tree that the host can read."""
     tensors: dict[str, Callable[[], np.ndarray]] = {}
     for path, leaf in trees.flatten(tree).items():
         name, layout = _match(table, path)
@@ -143,5 +143,5 @@ def _layer(leaf: Any, index: Any, layout: Layout) -> np.ndarray:
 
 
 def to_official(table: Table, tree: trees.Tree) -> Iterator[tuple[str, np.ndarray]]:
-    """(official name, array as on disk) of every tensor of the tree."""
+    """Iterate over (official name, array as on disk) for every tensor in the tree."""
     return ((name, read()) for name, read in official_tensors(table, tree).items())
