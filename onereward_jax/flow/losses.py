@@ -1,6 +1,6 @@
-"""Losses of the generator's own training: the autoencoder, and flow matching.
+"""Supervised losses: the autoencoder's, and flow matching.
 
-Both have the form that `training.state.supervised_step` takes: loss(params, frozen, batch, key) -> (value, metrics).
+They have the form that `training.state.supervised_step` takes: loss(params, frozen, batch, key) -> (value, metrics).
 """
 
 from collections.abc import Callable
@@ -14,8 +14,10 @@ from onereward_jax.flow.schedule import Shift, shift_sigma
 
 
 def vae_loss(vae: Any, kl_weight: float = 1e-6, edge_weight: float = 0.5, square_weight: float = 3.0) -> Callable:
-    """Absolute error of pixels and of their differences to the neighbours (which keeps strokes sharp), squared
-    error (which does not let a rare saturated colour fade), and the posterior's divergence from a unit normal.
+    """Make the autoencoder's loss.
+
+    It sums the absolute error of pixels and of differences between neighbours (which keeps strokes sharp), the squared
+    error (which keeps rare saturated colours from fading), and the KL divergence of the posterior from a unit normal.
 
     A batch holds image: uint8 (B, H, W, 3), and index: int32 (B,).
     """
@@ -37,7 +39,7 @@ def vae_loss(vae: Any, kl_weight: float = 1e-6, edge_weight: float = 0.5, square
 
 
 def latent_statistics(vae: Any, params: Any, images: jax.Array) -> tuple[float, float]:
-    """(scaling_factor, shift_factor) that give latents of `images` (uint8 (B, H, W, 3)) mean 0 and deviation 1."""
+    """Return (scaling_factor, shift_factor) that normalise latents of uint8 images (B, H, W, 3) to mean 0 and std 1."""
     mean, _ = vae.apply({"params": params}, conditioning.to_model_range(images), method="encode")
     return float(1.0 / mean.std()), float(mean.mean())
 
@@ -52,24 +54,24 @@ def flow_matching_loss(
     guidance_scale: float = 1.0,
     shift: Shift = Shift(),  # noqa: B008 (frozen)
 ) -> Callable:
-    """Velocity matching `‖v_θ(x_σ) − (ε − x)‖²` of a Fill model, σ logit-normal and shifted by resolution.
+    """Make the flow-matching loss `‖v_θ(x_σ) − (ε − x)‖²` of a Fill model, σ logit-normal and shifted by resolution.
 
     Args:
       image_size: height and width of the latents.
-      text_encoder, text_encoder_2: CLIP and T5 when they learn with the transformer (the miniature); params
+      text_encoder, text_encoder_2: CLIP and T5 if they are trained with the transformer (the miniature); params
         then holds their trees beside "transformer".
-      prompt_dropout: share of samples that are shown the empty prompt, so that true guidance has its
-        negative branch.
+      prompt_dropout: share of samples that get the empty prompt, so that the negative branch of true guidance is
+        trained.
 
-    A batch holds latents that were encoded ahead (`conditioning.encode_sample`)
+    A batch holds latents that are already encoded (`conditioning.encode_sample`):
       index (B,); data, masked_image (B, N, 4C); mask (B, N, 4f²);
-      clip_ids, t5_ids, empty_clip_ids, empty_t5_ids (B, ·) when the text encoders learn, otherwise
-      prompt_embeds, pooled and, of the empty prompt, negative_prompt_embeds, negative_pooled (B, ...).
+      clip_ids, t5_ids, empty_clip_ids, empty_t5_ids (B, ·) if the text encoders are trained, otherwise
+      prompt_embeds, pooled and, for the empty prompt, negative_prompt_embeds, negative_pooled (B, ...).
     """
     ids = conditioning.image_ids(*image_size)
 
     def prompts(params, batch, dropped):
-        """prompt_embeds and pooled of each sample's prompt, or of the empty one."""
+        """Return prompt_embeds and pooled for each sample's prompt, or for the empty one."""
         choose = lambda negative, positive: jnp.where(  # noqa: E731
             dropped.reshape(-1, *[1] * (positive.ndim - 1)), negative, positive
         )
@@ -96,7 +98,7 @@ def flow_matching_loss(
         velocity = sampler.velocity_of(transformer, params["transformer"], condition, ids, guidance_scale)
         level = sigma[:, None, None]
         error = jnp.square(velocity((1 - level) * data + level * noise, sigma) - (noise - data))
-        hole = mask.mean(axis=-1, keepdims=True)  # the part that the model is asked for
+        hole = mask.mean(axis=-1, keepdims=True)  # the part to generate
         metrics = {"learning/error_in_hole": (error * hole).mean() / hole.mean()}
         return error.mean(), metrics
 
@@ -104,10 +106,10 @@ def flow_matching_loss(
 
 
 def fill_loss(transformer: Any, vae: Any, *, prompt_dropout: float, guidance_scale: float, shift: Shift) -> Callable:
-    """`flow_matching_loss` of pictures that are encoded as they come, since their masks are new every time.
+    """Make a `flow_matching_loss` that encodes images on the fly, since their masks are new every time.
 
-    Params hold {"transformer", "vae"}; a batch has, in place of latents, image: uint8 (B, H, W, 3) and mask: uint8
-    (B, H, W), 1 = generate. As in `conditioning.encode_sample`, the posteriors' modes are taken.
+    Params hold {"transformer", "vae"}; in place of latents, a batch has image: uint8 (B, H, W, 3) and mask: uint8
+    (B, H, W), 1 = generate. As in `conditioning.encode_sample`, latents are the posteriors' modes.
     """
 
     def loss(params, frozen, batch, key):
@@ -127,5 +129,5 @@ def fill_loss(transformer: Any, vae: Any, *, prompt_dropout: float, guidance_sca
 
 
 def _normal(key: jax.Array, index: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    """Standard normal (B, *shape), each sample's from its own global index."""
+    """Draw standard normals (B, *shape), each sample's from its global index."""
     return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))(index)

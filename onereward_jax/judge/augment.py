@@ -1,4 +1,4 @@
-"""Changes of a pair of images that leave the answer what it was: both images change alike."""
+"""Augmentations of a pair of images that keep the answer: both images change in the same way."""
 
 import re
 from collections.abc import Callable
@@ -7,20 +7,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# Words that mean something else in a mirror.
+# Words that mirroring would make wrong.
 _HANDED = re.compile(r"\b(left|right|top|bottom|word)\b")
 
 
 def shift_together(keys: jax.Array, first: jax.Array, second: jax.Array, max_shift: int) -> tuple[jax.Array, jax.Array]:
-    """Moves both images of each pair by the same random number of pixels, up to `max_shift` in each direction.
+    """Shift both images of each pair by the same random number of pixels, up to `max_shift` in each direction.
 
-    The judge cuts an image into patches at fixed places. Where the cuts fall differently every time, neither the
-    judge can learn them by heart nor a policy exploit them. What enters at a border mirrors what is inside it.
+    The judge splits an image into patches at fixed places. With random shifts, the judge can't memorise the patch
+    borders, nor can a policy exploit them. New pixels at a border mirror those inside it.
 
     Args:
-      keys: (B,), of each pair.
+      keys: (B,), one random key per pair.
       first, second: (B, H, W, 3), of any two sizes.
-      max_shift: static; 0 returns the images as they are.
+      max_shift: static; 0 returns the images unchanged.
     """
     if not max_shift:
         return first, second
@@ -38,18 +38,18 @@ def shift_together(keys: jax.Array, first: jax.Array, second: jax.Array, max_shi
 def noise_together(
     keys: jax.Array, first: jax.Array, second: jax.Array, max_noise: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Adds the same normal noise to both images of each pair.
+    """Add the same normal noise to both images of each pair.
 
-    Averaged over noise, the judge's gradient shows what it sees in every picture nearby; what it sees in this one alone
-    falls out (SmoothGrad: Smilkov et al. 2017, arXiv 1706.03825).
+    Averaging over noise keeps the part of the judge's gradient that nearby images share and removes the rest
+    (SmoothGrad: Smilkov et al. 2017, arXiv 1706.03825).
 
     Args:
-      keys: (B,), of each pair.
+      keys: (B,), one random key per pair.
       first, second: (B, H, W, 3), float in [0, 1].
-      max_noise: static; a pair's standard deviation is drawn between 0 and this. 0 returns the images as they are.
+      max_noise: static; each pair's standard deviation is drawn between 0 and this. 0 returns the images unchanged.
 
     Returns:
-      both images, not clipped: a clip would cut the gradient of every saturated pixel.
+      both images, not clipped: clipping would cut the gradient of every saturated pixel.
     """
     if not max_noise:
         return first, second
@@ -69,17 +69,17 @@ def perturb_against(
     second: jax.Array,
     radius: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """Changes every pixel by an amount that nobody sees, in the direction that raises the loss.
+    """Perturb every pixel imperceptibly, in the direction that raises the loss.
 
-    A policy follows the judge's gradient: where invisible changes turn the judge's answer, it finds those first. A
-    judge trained on such images answers for what is visible, and its gradient shows that (adversarial training by one
+    A policy follows the judge's gradient: if invisible changes can flip the judge's answer, it finds those first. A
+    judge trained on perturbed images relies on visible content, and so does its gradient (adversarial training by one
     step from a random start: Wong, Rice & Kolter 2020, arXiv 2001.03994).
 
     Args:
-      loss: of the two images; a scalar, summed over the pairs.
-      keys: (B,), of each pair.
+      loss: function of the two images; a scalar, summed over the pairs.
+      keys: (B,), one random key per pair.
       first, second: (B, H, W, 3), float in [0, 1].
-      radius: the largest change of a pair's pixels is drawn between 0 and this.
+      radius: each pair's largest pixel change is drawn between 0 and this.
 
     Returns:
       both images, in [0, 1], without gradient.
@@ -99,8 +99,10 @@ def perturb_against(
 def flip_together(
     generator: np.random.Generator, first: np.ndarray, second: np.ndarray, prompt: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both images (H, W, 3) mirrored at random, and transposed if both are square; not where the prompt names a side or
-    a word."""
+    """Flip both images (H, W, 3) at random, and transpose them at random if both are square.
+
+    They are left unchanged if the prompt mentions a side or a word to render.
+    """
     if _HANDED.search(prompt):
         return first, second
     vertical, horizontal = 1 - 2 * generator.integers(0, 2, 2)
@@ -114,13 +116,12 @@ def flip_together(
 def retone_together(
     generator: np.random.Generator, first: np.ndarray, second: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Both images (H, W, 3), uint8, made lighter or darker alike, and in half of the cases their channels exchanged.
+    """Change the brightness of both images (H, W, 3), uint8, and in half of the cases permute their channels.
 
-    A judge trained on a few photographs learns them by heart, and what a hole in them should show; not so if they come
-    in ever other colours.
+    A judge trained on a few photographs memorises them and the content of their holes; varying colours prevent that.
 
     Returns:
-      the images, and whether the colours are still those that a prompt may name.
+      the images, and whether the channels are unchanged, so that colour names in a prompt still hold.
     """
     gamma, gain = generator.uniform(0.8, 1.25), generator.uniform(0.85, 1.1)
     tone = np.round(255 * np.clip(gain * np.linspace(0, 1, 256) ** gamma, 0, 1)).astype(np.uint8)
