@@ -1,37 +1,37 @@
-"""Errors that end a command with one sentence instead of a traceback. Imports nothing of the project."""
+"""Errors that end a command with one sentence instead of a traceback. Imports nothing from the project."""
 
 import contextlib
 import errno
 import signal
 from collections.abc import Iterator
 
-# What the system says of a disk, or of a user's share of it, that has no room.
+# The disk, or the user's quota on it, is full.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class UserError(ValueError):
-    """Something the user can put right; its text is one sentence: what is wrong and what to do."""
+    """A problem that the user can fix; the message is one sentence: what is wrong and what to do."""
 
 
 @contextlib.contextmanager
 def in_memory(what: str, advice: str) -> Iterator[None]:
-    """Says in one sentence that the devices have no memory for what is done within.
+    """Turn running out of device memory inside the block into one sentence.
 
     Raises:
-      UserError: they have none.
+      UserError: a device ran out of memory.
     """
     try:
         yield
-    except RuntimeError as error:  # JAX's own kind is one
+    except RuntimeError as error:  # JAX's error is a subclass
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise UserError(f"{what} takes more memory than there is: {advice}") from None
 
 
 class Stopped(SystemExit):
-    """A run that ended before its end by no fault of its input; the same command goes on with it.
+    """A run ended early through no fault of its input; the same command resumes it.
 
-    As a `SystemExit` it ends a plain Python script with its code and without a traceback.
+    Being a `SystemExit`, it ends a plain Python script with its code and without a traceback.
     """
 
     def __init__(self, code: int, message: str):
@@ -49,12 +49,12 @@ class Interrupted(Stopped):
         name = signal.Signals(signal_number).name
         super().__init__(
             128 + signal_number,
-            f"stopped by {name} at step {step}, saved in {workdir}: the same command goes on from there",
+            f"stopped by {name} at step {step}, saved in {workdir}: run the same command to resume",
         )
 
 
 class Fault(Stopped):
-    """A run stopped by what it runs on: a full disk, a worker that hangs; `code` is 75, EX_TEMPFAIL of sysexits.h."""
+    """A run stopped by its environment (a full disk, a hung worker); `code` is 75, EX_TEMPFAIL in sysexits.h."""
 
     CODE = 75
 
@@ -63,4 +63,4 @@ class Fault(Stopped):
 
 
 class Hang(Fault):
-    """A `Fault` with a thread left that may never end, so that the interpreter could not either."""
+    """A `Fault` that leaves a thread which may never end and would keep the interpreter from exiting."""

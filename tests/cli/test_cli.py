@@ -351,7 +351,7 @@ def test_an_interrupted_run_has_its_own_code(command, capsys):
     body = "from onereward_jax.errors import Interrupted; raise Interrupted(15, 7, 'runs/x')"
     assert cli.main([command(RAISES.format(body))]) == 143
     assert one_sentence(capsys).endswith(
-        "stopped by SIGTERM at step 7, saved in runs/x: the same command goes on from there"
+        "stopped by SIGTERM at step 7, saved in runs/x: run the same command to resume"
     )
     with pytest.raises(SystemExit) as stop:
         raise Interrupted(2, 1, "w")
