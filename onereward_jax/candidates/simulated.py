@@ -173,7 +173,7 @@ def _planted(
             image, note = scene.target, {}
             for kind in generator.choice(kinds, size=generator.integers(0, 3), replace=False):
                 note[str(kind)] = float(generator.uniform(0.2, 1.0))
-                image = defects.plant(scene, image, str(kind), note[str(kind)], generator)
+                image = defects.apply(scene, image, str(kind), note[str(kind)], generator)
             images.append(image)
             notes.append(note)
         pictures.append(np.stack(images))

@@ -1,4 +1,4 @@
-"""Draws a contact sheet: python -m onereward_jax.proving_ground --out scenes.png"""
+"""Writes an image grid of scenes: python -m onereward_jax.proving_ground --out scenes.png"""
 
 import argparse
 from pathlib import Path
@@ -11,8 +11,8 @@ from onereward_jax.proving_ground import defects, photos
 from onereward_jax.proving_ground.scenes import ProvingGround
 
 
-def contact_sheet(ground: ProvingGround, rows: int, flaws: int, first: int = 0) -> np.ndarray:
-    """uint8 picture: for each task `rows` scenes as source | masked | target | flawed targets."""
+def scene_grid(ground: ProvingGround, rows: int, flaws: int, first: int = 0) -> np.ndarray:
+    """Draw `rows` scenes of each task, uint8 (H, W, 3), as source | masked | target | flawed targets."""
     blocks = []
     for task in tasks.TASKS:
         lines = []
@@ -32,20 +32,20 @@ def contact_sheet(ground: ProvingGround, rows: int, flaws: int, first: int = 0) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="A contact sheet of the proving ground's scenes.")
-    parser.add_argument("--out", type=Path, required=True, help="picture file to write")
+    parser = argparse.ArgumentParser(description="Writes an image grid of the proving ground's scenes.")
+    parser.add_argument("--out", type=Path, required=True, help="image file to write")
     parser.add_argument("--split", default="train", choices=photos.SPLITS)
     parser.add_argument("--resolution", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--photos", type=Path, help="folder of your own photographs")
-    parser.add_argument("--rows", type=int, default=3, help="scenes of each task")
-    parser.add_argument("--flaws", type=int, default=3, help="flawed targets of each scene")
+    parser.add_argument("--rows", type=int, default=3, help="scenes per task")
+    parser.add_argument("--flaws", type=int, default=3, help="flawed targets per scene")
     options = parser.parse_args()
     ground = ProvingGround(options.split, options.resolution, options.seed, options.photos)
-    sheet = Image.fromarray(contact_sheet(ground, options.rows, options.flaws))
+    grid = Image.fromarray(scene_grid(ground, options.rows, options.flaws))
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    sheet.quantize(256, kmeans=4, dither=Image.Dither.NONE).save(options.out, optimize=True)
-    print(f"{options.out}: source | masked | target | flawed targets, {sheet.width}x{sheet.height}")
+    grid.quantize(256, kmeans=4, dither=Image.Dither.NONE).save(options.out, optimize=True)
+    print(f"{options.out}: source | masked | target | flawed targets, {grid.width}x{grid.height}")
     for photo in ground.photos:
         print(f"  {photo.name}: {photo.credit}")
 

@@ -1,7 +1,7 @@
-"""A simulated annotator: the truth, seen through noise, given as best and worst of a few candidates.
+"""A simulated annotator: names the best and worst candidate by ground-truth scores with noise.
 
 As in the paper, each dimension is annotated by itself: the best and the worst of (usually four) candidates, or
-"no difference", which is dropped. One pair of images can therefore be won in one dimension and lost in another.
+"no difference", which is dropped. An image can therefore win against another in one dimension and lose in the next.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from onereward_jax.data.preferences.record import Preference
 from onereward_jax.proving_ground.scorer import score
 from onereward_jax.proving_ground.spec import Scene
 
-# Standard deviation of an annotator's error on a score in [0, 1], and the gap below which nothing is seen.
+# Standard deviation of the annotator's error on a score in [0, 1], and the smallest gap the annotator notices.
 NOISE = 0.08
 MARGIN = 0.08
 
@@ -24,11 +24,11 @@ def annotate(
     noise: float | Mapping[str, float] = NOISE,
     margin: float = MARGIN,
 ) -> list[Preference]:
-    """Best and worst of the candidates in each dimension of the scene.
+    """Choose the best and worst candidate in each dimension of the scene.
 
     Args:
       candidates: at least two images as `score` takes them.
-      noise: standard deviation of the error on every score, or one for each dimension.
+      noise: standard deviation of the error on every score, or one per dimension.
       margin: a pair whose noisy scores lie closer than this is "no difference" and dropped.
 
     Raises:
@@ -43,7 +43,7 @@ def annotate_scores(
     noise: float | Mapping[str, float] = NOISE,
     margin: float = MARGIN,
 ) -> list[Preference]:
-    """`annotate` for candidates whose scores are there already."""
+    """Annotate candidates whose scores are already known; see `annotate`."""
     if len(scores) < 2:
         raise ValueError(f"{len(scores)} candidates cannot be compared: give at least two")
     preferences = []
@@ -64,15 +64,15 @@ def ceiling(
     margin: float = MARGIN,
     repeats: int = 20,
 ) -> dict[str, float]:
-    """The accuracy that a judge who knows the truth would reach on this annotator's pairs.
+    """Estimate the accuracy that the ground truth itself reaches on this annotator's pairs.
 
     Args:
-      scores: of every scene, the scores of its candidates (scenes of one task).
-      repeats: how often each scene is annotated anew.
+      scores: for every scene, the scores of its candidates (scenes of one task).
+      repeats: how often each scene is annotated.
 
     Returns:
-      For each dimension, the share of pairs whose winner is truly the better one (a true tie counts half);
-      a dimension in which no pair was ever kept is missing.
+      For each dimension, the share of pairs whose winner has the higher ground-truth score (a tie counts half);
+      a dimension in which no pair was kept is missing.
     """
     right: dict[str, float] = {}
     total: dict[str, int] = {}

@@ -1,7 +1,7 @@
-"""Defects of graded strength, planted on purpose: they validate the scorer and roughen training targets.
+"""Synthetic defects of graded strength: they validate the scorer and add flaws to training targets.
 
-Every kind belongs to one preference dimension, the one a person would mark down. In object removal, where
-there is one dimension only, every kind belongs to `removal_quality`.
+Every kind lowers one preference dimension, the one a person would mark down. Object removal has only one dimension,
+which every kind lowers: `removal_quality`.
 """
 
 import colorsys
@@ -21,13 +21,14 @@ _ALL = ("image_fill", "image_extend", "object_removal", "text_rendering")
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A kind of defect: whom it belongs to and how it is planted.
+    """A kind of defect.
 
     Attributes:
       dimension: the dimension it lowers (in object removal: `removal_quality`).
-      tasks: where it can be planted.
+      tasks: tasks whose scenes can have it.
       change: (scene, image float32 (H, W, 3) in 0-255, strength, generator) -> changed image.
-      needs: "object", "word", "drawing" (either), "two sides" (a named one and another) or "" (anything).
+      needs: what the scene must contain: "object", "word", "drawing" (either), "two sides" (a named one and another)
+        or "" (nothing).
     """
 
     dimension: str
@@ -36,14 +37,14 @@ class Kind:
     needs: str = ""
 
 
-def plant(scene: Scene, image: np.ndarray, kind: str, strength: float, generator: np.random.Generator) -> np.ndarray:
-    """The image with a defect.
+def apply(scene: Scene, image: np.ndarray, kind: str, strength: float, generator: np.random.Generator) -> np.ndarray:
+    """Add a defect to an image.
 
     Args:
       image: uint8 (H, W, 3), a right answer to the scene.
       kind: a key of `KINDS` that `applicable` lists for the scene.
-      strength: 0 changes nothing, 1 is gross.
-      generator: its chances; the same seed at another strength gives the same defect, weaker or stronger.
+      strength: from 0, no change, to 1, gross.
+      generator: source of randomness; the same seed at another strength gives the same defect, weaker or stronger.
 
     Returns:
       uint8 (H, W, 3).
@@ -52,9 +53,9 @@ def plant(scene: Scene, image: np.ndarray, kind: str, strength: float, generator
       ValueError: the kind is unknown or does not apply, or the strength is outside [0, 1].
     """
     if kind not in applicable(scene):
-        raise ValueError(f"defect {kind!r} cannot be planted here: choose one of {', '.join(applicable(scene))}")
+        raise ValueError(f"defect {kind!r} does not apply to this scene: choose one of {', '.join(applicable(scene))}")
     if not 0 <= strength <= 1:
-        raise ValueError(f"strength {strength} of a defect: give a number between 0 and 1")
+        raise ValueError(f"a defect cannot have strength {strength}: give a number between 0 and 1")
     if strength == 0:
         return image
     changed = KINDS[kind].change(scene, image.astype(np.float32), strength, generator)
@@ -62,7 +63,7 @@ def plant(scene: Scene, image: np.ndarray, kind: str, strength: float, generator
 
 
 def applicable(scene: Scene) -> tuple[str, ...]:
-    """Kinds that can be planted into this scene's target."""
+    """List the kinds of defects that this scene's target can have."""
     spec, task = scene.spec, scene.sample.task
     has = {"": True, "object": bool(spec.shape), "word": bool(spec.word), "drawing": bool(spec.shape or spec.word)}
     has["two sides"] = bool(spec.side) and len(_masked_sides(scene)) > 1
@@ -70,12 +71,12 @@ def applicable(scene: Scene) -> tuple[str, ...]:
 
 
 def dimension_of(scene: Scene, kind: str) -> str:
-    """The one dimension that the kind lowers in this scene."""
+    """Return the dimension that the kind lowers in this scene."""
     return "removal_quality" if scene.sample.task == "object_removal" else KINDS[kind].dimension
 
 
 def flawed(scene: Scene, generator: np.random.Generator) -> Scene:
-    """The scene with a random flaw in its target, as a training target of mixed quality has."""
+    """Return the scene with a random flaw in its target, as in training data of mixed quality."""
     kinds = applicable(scene)
     by_dimension: dict[str, list[str]] = {}
     for kind in kinds:
@@ -86,7 +87,7 @@ def flawed(scene: Scene, generator: np.random.Generator) -> Scene:
     else:
         choices = by_dimension[dimensions[generator.integers(len(dimensions))]]
         kind = choices[generator.integers(len(choices))]
-    target = plant(scene, scene.target, kind, generator.uniform(0.35, 1.0), generator)
+    target = apply(scene, scene.target, kind, generator.uniform(0.35, 1.0), generator)
     return dataclasses.replace(scene, target=target, flaw=kind)
 
 
@@ -94,7 +95,7 @@ def flawed(scene: Scene, generator: np.random.Generator) -> Scene:
 
 
 def _redraw(scene: Scene, image: np.ndarray, alpha: np.ndarray, colour: np.ndarray | None = None) -> np.ndarray:
-    """Replaces the object or word of a right answer by another coverage or colour."""
+    """Redraw the object or word of a right answer with another coverage or colour."""
     rgb = None if colour is None else tuple(colour.tolist())
     return image + draw(scene.spec, alpha, rgb).astype(np.float32) - draw(scene.spec).astype(np.float32)
 
@@ -104,7 +105,7 @@ def _unit(image: np.ndarray) -> float:
 
 
 def _wrong_colour(scene, image, strength, generator):
-    """The paint turns, around the colour wheel, into another colour of the palette that is far from the named one."""
+    """Turn the colour, around the colour wheel, into a distant colour of the palette."""
     own = PALETTE_CHROMA[scene.spec.colour]
     others = [n for n, value in PALETTE_CHROMA.items() if np.linalg.norm(value - own) > 0.6]
     other = others[generator.integers(len(others))]
@@ -114,7 +115,7 @@ def _wrong_colour(scene, image, strength, generator):
 
 
 def _reach(shape: str, radius: float, angle: np.ndarray) -> np.ndarray:
-    """Distance from the centre to the outline in each direction."""
+    """Return the distance from the centre to the outline in each direction."""
     corners = drawing.outline(shape, radius)
     around = np.arctan2(corners[:, 0], -corners[:, 1]) % (2 * np.pi)
     order = np.argsort(around)
@@ -133,7 +134,7 @@ def _reach(shape: str, radius: float, angle: np.ndarray) -> np.ndarray:
 
 
 def _wrong_shape(scene, image, strength, generator):
-    """The outline morphs into another shape's."""
+    """Morph the outline into another shape's."""
     spec = scene.spec
     others = [shape for shape in drawing.SHAPES if shape != spec.shape]
     other = others[generator.integers(len(others))]
@@ -144,7 +145,7 @@ def _wrong_shape(scene, image, strength, generator):
 
 
 def _wrong_size(scene, image, strength, generator):
-    """Small grows to large, large shrinks to small."""
+    """Grow small to large, or shrink large to small."""
     spec = scene.spec
     other = drawing.SIZES["large" if spec.size == "small" else "small"] * _unit(image)
     radius = spec.radius * (other / spec.radius) ** strength
@@ -152,12 +153,12 @@ def _wrong_size(scene, image, strength, generator):
 
 
 def _missing(scene, image, strength, generator):
-    """What the prompt names fades away."""
+    """Fade out the object or word that the prompt names."""
     return _redraw(scene, image, scene.spec.alpha * (1 - strength))
 
 
 def _wrong_side(scene, image, strength, generator):
-    """The object fades from the named border and appears in another part of the hole."""
+    """Fade the object out at the named border and in at another part of the hole."""
     spec = scene.spec
     height, width = image.shape[:2]
     near = 8 * _unit(image)
@@ -178,7 +179,7 @@ def _masked_sides(scene: Scene) -> list[str]:
 
 
 def _misspelt(scene, image, strength, generator):
-    """More and more letters turn into wrong ones."""
+    """Turn more and more letters into wrong ones."""
     spec = scene.spec
     count = len(spec.word)
     centres = drawing.letter_centres(count, spec.radius, spec.centre)
@@ -196,7 +197,7 @@ def _misspelt(scene, image, strength, generator):
 
 
 def _distorted(scene, image, strength, generator):
-    """The outline becomes ragged; the strokes of letters wobble and break."""
+    """Make the outline ragged; let the strokes of letters wobble and break."""
     unit = _unit(image)
     word = bool(scene.spec.word)
     wavelength, amplitude, bite = 1.4, 0.95, 0.75
@@ -221,14 +222,14 @@ def _smooth_noise(shape: tuple[int, int], sigma: float, generator: np.random.Gen
 
 
 def _in_hole(scene: Scene, image: np.ndarray, background: np.ndarray) -> np.ndarray:
-    """Replaces the photograph inside the hole, behind the drawing."""
+    """Replace the photograph inside the hole, behind the drawing."""
     drawn = scene.spec.alpha if scene.sample.task != "object_removal" else np.zeros_like(scene.spec.alpha)
     weight = (scene.sample.mask * (1 - drawn))[..., None]
     return image + weight * (background - scene.spec.background)
 
 
 def _seam(scene, image, strength, generator):
-    """The hole's photograph has another brightness and tint than its surroundings."""
+    """Give the photograph in the hole another brightness and tint than its surroundings."""
     background = scene.spec.background.astype(np.float32)
     tint = generator.normal(0, 0.35, 3)
     level = background.mean()
@@ -237,7 +238,7 @@ def _seam(scene, image, strength, generator):
 
 
 def _grain(scene, image, strength, generator):
-    """The hole's photograph has lost its grain: an airbrushed patch."""
+    """Remove the grain of the photograph in the hole: an airbrushed patch."""
     background = scene.spec.background.astype(np.float32)
     sigma = (0.4 + 2.0 * strength) * _unit(image)
     soft = ndimage.gaussian_filter(background, (sigma, sigma, 0))
@@ -245,16 +246,16 @@ def _grain(scene, image, strength, generator):
 
 
 def _harsh(scene, image, strength, generator):
-    """The fine forms of the hole's photograph have too much contrast: sharpened until it hurts."""
+    """Oversharpen the photograph in the hole."""
     background = scene.spec.background.astype(np.float32)
     sigma = 1.6 * _unit(image)
     fine = background - ndimage.gaussian_filter(background, (sigma, sigma, 0))
-    gain = 1.4 if scene.spec.word else 0.9  # a word leaves little of the photograph to be seen
+    gain = 1.4 if scene.spec.word else 0.9  # a word covers most of the photograph
     return _in_hole(scene, image, background + gain * strength * fine)
 
 
 def _outside(scene, image, strength, generator):
-    """The part to keep was not kept: it has moved."""
+    """Move the part of the image that should have been kept."""
     angle = generator.uniform(0, 2 * np.pi)
     shift = strength * 3.0 * _unit(image) * np.array([np.sin(angle), np.cos(angle)])
     moved = ndimage.shift(image, (*shift, 0), order=1, mode="reflect")
@@ -263,7 +264,7 @@ def _outside(scene, image, strength, generator):
 
 
 def _checkerboard(scene, image, strength, generator):
-    """A grid of the decoder shows through."""
+    """Add a checkerboard, as decoders leave it."""
     unit = max(1, round(_unit(image)))
     rows, columns = np.indices(image.shape[:2]) // unit
     pattern = np.where((rows + columns) % 2 == 0, 1.0, -1.0)[..., None]
@@ -271,53 +272,53 @@ def _checkerboard(scene, image, strength, generator):
 
 
 def _smear(scene, image, strength, generator):
-    """The hole's photograph is dragged along one direction, streaks instead of things."""
+    """Smear the photograph in the hole along one direction into streaks."""
     background = scene.spec.background.astype(np.float32)
     length = (1 + 16 * strength) * _unit(image)
     inside = scene.sample.mask.astype(bool)
     luma = background.mean(axis=-1)
-    axis = int(np.argmax([(np.gradient(luma, axis=axis)[inside] ** 2).mean() for axis in (0, 1)]))  # across the forms
+    axis = int(np.argmax([(np.gradient(luma, axis=axis)[inside] ** 2).mean() for axis in (0, 1)]))  # across the edges
     streaks = ndimage.uniform_filter1d(background, max(3, round(length)), axis=axis, mode="reflect")
     grain, grain_left = (_fine(plane, _unit(image))[inside].std() for plane in (background, streaks))
-    gain = np.clip(grain / max(grain_left, 1e-3), 1, 5)  # streaks as strong as the grain that they replace
+    gain = np.clip(grain / max(grain_left, 1e-3), 1, 5)  # as strong as the grain they replace
     fine = streaks - ndimage.gaussian_filter(streaks, (3.0 * _unit(image), 3.0 * _unit(image), 0))
     return _in_hole(scene, image, background + strength**0.5 * (streaks + (gain - 1) * fine - background))
 
 
-def _fine(picture: np.ndarray, unit: float) -> np.ndarray:
-    luma = picture.mean(axis=-1)
+def _fine(image: np.ndarray, unit: float) -> np.ndarray:
+    luma = image.mean(axis=-1)
     return ndimage.gaussian_filter(luma, 0.6 * unit) - ndimage.gaussian_filter(luma, 1.6 * unit)
 
 
 def _left_over(scene, image, strength, generator):
-    """The object is still there, fainter or as it was."""
+    """Leave the object in, fainter or unchanged."""
     return image + strength * (scene.sample.image.astype(np.float32) - scene.spec.background)
 
 
-# ---------------------------------------------------------------- the whole picture
+# ---------------------------------------------------------------- the whole image
 
 
 def _exposure(scene, image, strength, generator):
-    """Too dark or too bright."""
+    """Make the image too dark or too bright."""
     dark = image.mean() > generator.uniform(70, 160)
     return image * (1 - 0.5 * strength) if dark else 255 * (image / 255) ** (1 / (1 + 1.3 * strength))
 
 
 def _contrast(scene, image, strength, generator):
-    """Flat, as behind a veil."""
+    """Flatten the contrast."""
     mean = image.mean(axis=(0, 1), keepdims=True)
     return mean + (1 - 0.75 * strength) * (image - mean)
 
 
 def _cast(scene, image, strength, generator):
-    """A colour cast."""
+    """Add a colour cast."""
     angle = generator.uniform(0, 2 * np.pi)
     tint = np.array([np.cos(angle), np.cos(angle + 2.1), np.cos(angle - 2.1)])
     return image + strength * 42 * tint
 
 
 def _saturation(scene, image, strength, generator):
-    """Garish: colours far stronger than the scene's, or drained out of it when there are few."""
+    """Oversaturate the colours, more so in a scene with little colour."""
     grey = image @ np.array([0.3, 0.59, 0.11], np.float32)
     strong = np.abs(chroma(scene.spec.background / 255.0)).mean() > 0.1
     factor = 1 + (1.1 if strong else 3.5) * strength
@@ -325,7 +326,7 @@ def _saturation(scene, image, strength, generator):
 
 
 def _noise(scene, image, strength, generator):
-    """Noise of a bad sensor."""
+    """Add sensor noise."""
     return image + strength * 24 * generator.normal(size=image.shape)
 
 

@@ -1,4 +1,4 @@
-"""What the scenes contain besides the photograph: coloured shapes and words, drawn antialiased.
+"""Coloured shapes and words for the scenes, drawn antialiased.
 
 Lengths are in pixels of an image of any size; the scenes scale them. The letters are strokes of our own on a
 unit square, so a word looks the same wherever it is drawn and no font has to be shipped or found.
@@ -10,7 +10,7 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
-# Saturated, and far from what photographs mostly hold (RGB, 0-255).
+# Saturated, and rare in photographs (RGB, 0-255).
 COLOURS = {
     "red": (228, 24, 36),
     "yellow": (250, 222, 12),
@@ -20,7 +20,7 @@ COLOURS = {
     "magenta": (228, 24, 214),
 }
 SHAPES = ("circle", "square", "triangle", "star")
-# "Radius" at 64 pixels. Shapes of one size have about one area, see `outline`.
+# "Radius" at 64 pixels. Shapes of the same size have about the same area, see `outline`.
 SIZES = {"small": 6.0, "large": 10.0}
 
 _OVERSAMPLING = 4
@@ -52,14 +52,14 @@ WORDS = (
     "COAT", "COIN", "LION", "NEST", "NOTE", "SALT", "SHOE", "TILE",
 )
 # fmt: on
-# In units of a letter's height: width of a letter's strokes' centres, distance of neighbours, stroke.
+# In letter heights: width between stroke centres, distance between letters, stroke width.
 LETTER_WIDTH, LETTER_ADVANCE, LETTER_STROKE = 0.48, 0.86, 0.21
 
 
 def outline(shape: str, radius: float) -> np.ndarray:
-    """Corners (n, 2) of a shape around the origin, x and y in pixels, y down.
+    """Return the corners (n, 2) of a shape around the origin, x and y in pixels, y down.
 
-    `radius` is that of a circle; the other shapes are scaled to look as large as it does.
+    `radius` is that of a circle; the other shapes are scaled to look as large as the circle.
 
     Raises:
       ValueError: the shape is unknown.
@@ -82,7 +82,7 @@ def outline(shape: str, radius: float) -> np.ndarray:
 
 
 def fill_polygon(points: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Coverage, float32 (height, width) in [0, 1], of the polygon with corners (n, 2) in pixels."""
+    """Rasterise a polygon with corners (n, 2) in pixels to its coverage, float32 (height, width) in [0, 1]."""
     k = _OVERSAMPLING
     left, top = np.floor(points.min(axis=0)).astype(int) - 1
     right, bottom = np.ceil(points.max(axis=0)).astype(int) + 1
@@ -101,7 +101,7 @@ def fill_polygon(points: np.ndarray, height: int, width: int) -> np.ndarray:
 def shape_alpha(
     shape: str, radius: float, centre: tuple[float, float], height: int, width: int, angle: float = 0.0
 ) -> np.ndarray:
-    """Coverage, float32 (height, width), of a shape at `centre` = (x, y) pixels, turned by `angle` radians."""
+    """Rasterise a shape at `centre` = (x, y) pixels, turned by `angle` radians: coverage, float32 (height, width)."""
     points = outline(shape, radius)
     if angle:
         cos, sin = math.cos(angle), math.sin(angle)
@@ -111,7 +111,7 @@ def shape_alpha(
 
 @functools.lru_cache(maxsize=512)
 def _glyph(letter: str, letter_height: float, shift: tuple[float, float]) -> np.ndarray:
-    """Coverage of a letter in its own cell; the cell's centre is shifted by a fraction of a pixel."""
+    """Rasterise a letter in its own cell, whose centre is shifted by a fraction of a pixel."""
     k = _OVERSAMPLING
     stroke = LETTER_STROKE * letter_height
     span_x, span_y = LETTER_WIDTH * letter_height, letter_height - stroke
@@ -135,7 +135,7 @@ def _glyph(letter: str, letter_height: float, shift: tuple[float, float]) -> np.
 
 
 def letter_alpha(letter: str, letter_height: float, centre: tuple[float, float], height: int, width: int) -> np.ndarray:
-    """Coverage, float32 (height, width), of one capital of `ALPHABET` around `centre` = (x, y) pixels."""
+    """Rasterise a capital of `ALPHABET` around `centre` = (x, y) pixels: coverage, float32 (height, width)."""
     alpha = np.zeros((height, width), np.float32)
     steps = 4  # glyphs are cached at quarters of a pixel
     x, y = round(centre[0] * steps), round(centre[1] * steps)
@@ -149,18 +149,18 @@ def letter_alpha(letter: str, letter_height: float, centre: tuple[float, float],
 
 
 def letter_centres(count: int, letter_height: float, centre: tuple[float, float]) -> list[tuple[float, float]]:
-    """Centres of the letters of a word: every letter has a cell of one width, as on a typewriter."""
+    """Return the centres of a word's letters, monospaced as on a typewriter."""
     advance = LETTER_ADVANCE * letter_height
     return [(centre[0] + (index - (count - 1) / 2) * advance, centre[1]) for index in range(count)]
 
 
 def word_size(count: int, letter_height: float) -> tuple[float, float]:
-    """Width and height in pixels of a word with `count` letters."""
+    """Return the width and height in pixels of a word with `count` letters."""
     return ((count - 1) * LETTER_ADVANCE + LETTER_WIDTH + LETTER_STROKE) * letter_height, letter_height
 
 
 def word_alpha(word: str, letter_height: float, centre: tuple[float, float], height: int, width: int) -> np.ndarray:
-    """Coverage, float32 (height, width), of a word around `centre` = (x, y) pixels."""
+    """Rasterise a word around `centre` = (x, y) pixels: coverage, float32 (height, width)."""
     alpha = np.zeros((height, width), np.float32)
     for letter, position in zip(word, letter_centres(len(word), letter_height, centre), strict=True):
         np.maximum(alpha, letter_alpha(letter, letter_height, position, height, width), out=alpha)
@@ -168,7 +168,7 @@ def word_alpha(word: str, letter_height: float, centre: tuple[float, float], hei
 
 
 def shading(centre: tuple[float, float], reach: float, height: int, width: int) -> np.ndarray:
-    """Light from above: a factor, float32 (height, 1, 1), that falls by a seventh across an object."""
+    """Return light from above as a factor, float32 (height, 1, 1), that falls by a seventh across an object."""
     rows = (np.arange(height, dtype=np.float32) + 0.5 - centre[1]) / max(reach, 1.0)
     return (1.0 - 0.07 * np.clip(rows, -1, 1))[:, None, None]
 
@@ -176,7 +176,7 @@ def shading(centre: tuple[float, float], reach: float, height: int, width: int) 
 def paste(
     background: np.ndarray, alpha: np.ndarray, colour: tuple[float, ...], shade: np.ndarray | float = 1.0
 ) -> np.ndarray:
-    """`colour` (0-255) times `shade` over `background`, uint8 (H, W, 3), where alpha (H, W) says so."""
+    """Blend `colour` (0-255) times `shade` over `background`, uint8 (H, W, 3), with weights `alpha` (H, W)."""
     paint = np.clip(np.asarray(colour, np.float32) * shade, 0, 255)
     mixed = background + (paint - background) * alpha[..., None]
     return np.round(mixed).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Scoring of many images on all processor cores."""
+"""Scores many images on all processor cores."""
 
 import functools
 import multiprocessing
@@ -18,22 +18,22 @@ from onereward_jax.errors import Fault
 from onereward_jax.proving_ground.scorer import score
 from onereward_jax.proving_ground.spec import Scene
 
-_WORTH_A_PROCESS = 32  # images: below, starting the processes takes longer than they save
-_CHUNK = 4  # scenes that a process is given at a time
-_PATIENCE = 600.0  # seconds: a process that takes longer over a chunk hangs
+_MIN_IMAGES = 32  # for fewer, starting the processes takes longer than they save
+_CHUNK = 4  # scenes per work item
+_TIMEOUT = 600.0  # seconds: a process that takes longer over a chunk hangs
 
 
 def score_all(scenes: Sequence[Scene], images: Iterable[Iterable[np.ndarray]]) -> list[list[dict[str, float]]]:
-    """`score` of several images of each scene, in their order: images[s][k] is the k-th image of scenes[s].
+    """Score several images of each scene, in order: images[s][k] is the k-th image of scenes[s].
 
-    Many images are shared out to as many processes as there are cores; a script that calls this needs the usual
-    `if __name__ == "__main__"`. Processes of which one dies or hangs are replaced, once; scores depend on nothing else.
+    Many images are shared among one process per core; a script that calls this needs the usual
+    `if __name__ == "__main__"`. If a process dies or hangs, all are replaced, once; the scores stay the same.
 
     Raises:
-      Fault: the new ones die or hang as well.
+      Fault: a new process dies or hangs as well.
     """
     rows = [list(row) for row in images]
-    if sum(map(len, rows)) < _WORTH_A_PROCESS:
+    if sum(map(len, rows)) < _MIN_IMAGES:
         return _score_rows(scenes, rows)
     if len(scenes) != len(rows):
         raise ValueError(f"{len(rows)} rows of images for {len(scenes)} scenes: give each scene its row")
@@ -41,16 +41,16 @@ def score_all(scenes: Sequence[Scene], images: Iterable[Iterable[np.ndarray]]) -
         try:
             return _score_in_processes(scenes, rows)
         except (BrokenProcessPool, TimeoutError) as error:
-            what = "died" if isinstance(error, BrokenProcessPool) else f"took more than {_PATIENCE:g} s"
+            what = "died" if isinstance(error, BrokenProcessPool) else f"took more than {_TIMEOUT:g} s"
             _end_processes()
         if attempt == 1:
-            warnings.warn(f"a scoring process {what}: new ones are started", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"a scoring process {what}: starting new ones", RuntimeWarning, stacklevel=2)
     raise Fault(f"a scoring process {what}, and so did a new one: give the machine more memory, then the same command")
 
 
 def _score_in_processes(scenes: Sequence[Scene], rows: list[list[np.ndarray]]) -> list[list[dict[str, float]]]:
-    # Processes that this starts are born with the mask: a Ctrl-C in their first seconds is not theirs either. The
-    # tracker that comes with the first of them would lift it.
+    # New processes inherit this mask, so that Ctrl-C does not reach them in their first seconds either. Starting the
+    # resource tracker, which comes with the first process, would lift the mask.
     resource_tracker.ensure_running()
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
@@ -62,10 +62,10 @@ def _score_in_processes(scenes: Sequence[Scene], rows: list[list[np.ndarray]]) -
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
     try:
-        return [row for chunk in chunks for row in chunk.result(_PATIENCE)]
+        return [row for chunk in chunks for row in chunk.result(_TIMEOUT)]
     except (BrokenProcessPool, TimeoutError):
         raise
-    except BaseException:  # what is left would be scored before the program ends
+    except BaseException:  # otherwise the program would score the rest before it ends
         for chunk in chunks:
             chunk.cancel()
         raise
@@ -89,16 +89,16 @@ def _score_row(scene: Scene, images: Sequence[np.ndarray]) -> list[dict[str, flo
 
 @functools.cache
 def _processes() -> ProcessPoolExecutor:
-    # Not forked: JAX has threads by now, and a fork would copy their locks.
+    # Spawned, not forked: JAX has threads by now, and a fork would copy their locks.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return ProcessPoolExecutor(cores, multiprocessing.get_context("spawn"), initializer=_begin)
 
 
 def _begin() -> None:
-    """What a process does before its first image."""
-    # As many threads as cores in each of as many processes would spend most of their time waiting.
+    """Prepare a process for scoring."""
+    # A thread per core in a process per core would mostly wait.
     threadpool_limits(1)
-    # A terminal's Ctrl-C reaches all processes; what it means is decided by the one that started this.
+    # A terminal's Ctrl-C reaches all processes; the parent decides what to do.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

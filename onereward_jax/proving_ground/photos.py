@@ -1,8 +1,8 @@
-"""The photographs under the scenes: where they come from, who made them, which split they belong to.
+"""Photographs behind the scenes: their files, credits and splits.
 
-Only files that ship inside the scikit-image and scikit-learn packages are used (nothing is downloaded),
-or a folder that the user names. The split is by photograph, so that no test scene shows a place that
-training has seen; `motorcycle_right` is left out because it shows the same place as `motorcycle_left`.
+They come with the scikit-image and scikit-learn packages (nothing is downloaded), or from the user's folder. The split
+is by photograph, so that no test scene shows a place seen in training; `motorcycle_right` is left out because it shows
+the same place as `motorcycle_left`.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from onereward_jax.errors import UserError
 
 SPLITS = ("train", "test")
-# Shorter side of the shrunken copies, in units of the crop's side: from the whole view to fine texture.
+# Shorter side of the downscaled copies, in units of the crop's side: from the whole view to fine texture.
 SCALES = (1.15, 1.6, 2.3, 3.2)
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 _UNKNOWN = "no known copyright restrictions"
@@ -28,7 +28,7 @@ class Photo:
     """A photograph on disk.
 
     Attributes:
-      name: file name without its ending.
+      name: file name without extension.
       path: the file.
       split: "train" or "test".
       credit: maker and licence, as the package that ships it states them.
@@ -74,7 +74,7 @@ def _package_folder(package: str) -> Path:
 
 @functools.cache
 def bundled() -> tuple[Photo, ...]:
-    """The photographs inside scikit-image and scikit-learn.
+    """Return the photographs inside scikit-image and scikit-learn.
 
     Raises:
       FileNotFoundError: a package or one of its photographs is missing.
@@ -90,37 +90,37 @@ def bundled() -> tuple[Photo, ...]:
 
 @functools.cache
 def in_folder(folder: Path) -> tuple[Photo, ...]:
-    """The photographs of a user's folder: a quarter of them, chosen by a hash of the name, is the test split.
+    """Return the photographs in a user's folder; a quarter, chosen by a hash of the name, is the test split.
 
     Raises:
-      FileNotFoundError: the folder is missing or holds fewer than two pictures.
+      FileNotFoundError: the folder is missing or holds fewer than two images.
     """
     paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in _SUFFIXES) if folder.is_dir() else []
     if len(paths) < 2:
-        raise FileNotFoundError(f"{folder} holds {len(paths)} pictures: name a folder with at least two")
+        raise FileNotFoundError(f"{folder} holds {len(paths)} images: name a folder with at least two")
     by_hash = sorted(paths, key=lambda path: (zlib.crc32(path.name.encode()), path.name))
     test = set(by_hash[: max(1, len(paths) // 4)])
     return tuple(Photo(p.stem, p, "test" if p in test else "train", "the user's own") for p in paths)
 
 
 def find(folder: str | Path | None = None) -> tuple[Photo, ...]:
-    """All photographs: of a folder, or the bundled ones."""
+    """Return the photographs in a folder, or the bundled ones."""
     return bundled() if folder is None else in_folder(Path(folder))
 
 
 @functools.lru_cache(maxsize=512)
 def pyramid(photo: Photo, resolution: int) -> tuple[tuple[np.ndarray, ...], bool]:
-    """Shrunken copies of a photograph, decoded once a process.
+    """Downscale a photograph to several sizes; decoded once per process.
 
     Returns:
-      uint8 (h, w, 3) arrays whose shorter side is `resolution` times one of `SCALES` (never larger than the
-      photograph, never smaller than `resolution`), and whether the photograph is grey.
+      uint8 (h, w, 3) arrays whose shorter side is `resolution` times one of `SCALES` (at most that of the photograph,
+      at least `resolution`), and whether the photograph is grey.
     """
     try:
         with Image.open(photo.path) as image:
             rgb = image.convert("RGB")
     except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"the picture {photo.path} can't be read ({error}): remove or replace it") from error
+        raise UserError(f"the image {photo.path} can't be read ({error}): remove or replace it") from error
     shorter = min(rgb.size)
     sides = sorted({max(resolution, min(shorter, round(scale * resolution))) for scale in SCALES})
     levels = []

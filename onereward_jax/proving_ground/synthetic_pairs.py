@@ -1,32 +1,32 @@
-"""Pairs made while the judge trains: right answers with planted defects, whose better one is known from the planting.
+"""Pairs made while the judge trains: right answers with synthetic defects, so that the better image is known.
 
-They are what the judge learns to see from: without end, each shown once, each about one dimension at a time, and
-without an annotator's noise. What the base model gets wrong is learnt from annotated preferences, see `preferences`.
+They teach the judge to see defects: an endless supply, each pair shown once, about one dimension at a time, without
+annotator noise. The base model's own mistakes are learnt from annotated preferences.
 """
 
 import numpy as np
 
 from onereward_jax.proving_ground import Scene, defects
 
-# The judge sees no source: that the kept part has moved is nothing that it could know.
-_UNSEEN = ("outside",)
+# The judge does not see the source image, so it cannot know that the kept part has moved.
+_INVISIBLE = ("outside",)
 
-_WEAKEST, _CLEAR = 0.2, 0.3  # strength of a defect that is seen, and of a difference that is
-_COMPARED_SHARE = 0.4  # of the pairs: both have the defect, one more of it
-_DISTRACTED_SHARE = 0.5  # of the images: has a defect of another dimension as well
+_WEAKEST, _CLEAR = 0.2, 0.3  # smallest visible strength of a defect, and smallest visible difference
+_COMPARED_SHARE = 0.4  # share of pairs in which both images have the defect, one of them more
+_DISTRACTED_SHARE = 0.5  # share of images with a defect in another dimension as well
 
 
 def visible_kinds(scene: Scene) -> list[str]:
-    """Kinds of defects that can be planted into the scene's target and seen in the picture alone."""
-    return [kind for kind in defects.applicable(scene) if kind not in _UNSEEN]
+    """List the kinds of defects that the scene's target can have and that show in the image alone."""
+    return [kind for kind in defects.applicable(scene) if kind not in _INVISIBLE]
 
 
-def plant_pair(scene: Scene, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
-    """Two answers to a scene, of which one has a defect that the other lacks or has less of.
+def synthetic_pair(scene: Scene, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+    """Make two answers to a scene, one with a defect that the other lacks or has less of.
 
     Returns:
-      both images, uint8 (H, W, 3), and {dimension: +1 where the first is better, −1 where the second is}, of the
-      dimensions in which they differ by what was planted.
+      both images, uint8 (H, W, 3), and {dimension: +1 where the first is better, −1 where the second is} for the
+      dimensions in which their defects differ.
     """
     by_dimension: dict[str, list[str]] = {}
     for kind in visible_kinds(scene):
@@ -39,17 +39,17 @@ def plant_pair(scene: Scene, generator: np.random.Generator) -> tuple[np.ndarray
 
     worse, better = {kind: strong}, {kind: weak}
     labels = {asked: 1}
-    for planted, sign in ((worse, 1), (better, -1)):
+    for strengths, sign in ((worse, 1), (better, -1)):
         others = [dimension for dimension in sorted(by_dimension) if dimension not in labels]
         if others and generator.random() < _DISTRACTED_SHARE:
             dimension = _pick(others, generator)
             distraction = _pick(by_dimension[dimension], generator)
-            # Two changes of one drawing undo each other.
+            # Two changes to one drawing undo each other.
             if not (defects.KINDS[distraction].needs and defects.KINDS[kind].needs):
-                planted[distraction] = float(generator.uniform(_WEAKEST, 1.0))
+                strengths[distraction] = float(generator.uniform(_WEAKEST, 1.0))
                 labels[dimension] = sign
     seed = int(generator.integers(2**31))  # the same defect, weaker and stronger
-    images = [_plant_all(scene, planted, seed) for planted in (better, worse)]
+    images = [_apply_all(scene, strengths, seed) for strengths in (better, worse)]
     if generator.random() < 0.5:
         return images[0], images[1], labels
     return images[1], images[0], {dimension: -sign for dimension, sign in labels.items()}
@@ -59,10 +59,10 @@ def _pick(choices: list[str], generator: np.random.Generator) -> str:
     return choices[generator.integers(len(choices))]
 
 
-def _plant_all(scene: Scene, planted: dict[str, float], seed: int) -> np.ndarray:
-    """The target with defects: first of the drawing, then of the hole, then of the whole picture."""
+def _apply_all(scene: Scene, strengths: dict[str, float], seed: int) -> np.ndarray:
+    """Add defects to the target: first to the drawing, then to the hole, then to the whole image."""
     image = scene.target
     for number, kind in enumerate(defects.KINDS):
-        if planted.get(kind):
-            image = defects.plant(scene, image, kind, planted[kind], np.random.default_rng((seed, number)))
+        if strengths.get(kind):
+            image = defects.apply(scene, image, kind, strengths[kind], np.random.default_rng((seed, number)))
     return image

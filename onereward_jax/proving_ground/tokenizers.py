@@ -1,11 +1,11 @@
-"""The miniature's tokenizers: the classes of the full-size models, with vocabularies of a few hundred tokens.
+"""Tokenizers of the miniature: the classes of the full-size models with vocabularies of a few hundred tokens.
 
-Each `write_*` function makes the directory that transformers opens by the class of the full-size model
-(`AutoTokenizer` or the class itself), from an iterable of texts, without training, randomness or network:
-the same texts give the same files.
+Each `write_*` function writes a directory that transformers opens with the full-size model's class (or
+`AutoTokenizer`). It needs an iterable of texts, but no training, randomness or network: the same texts give the same
+files.
 
-All three show the spelling of words in capitals: 'the word "SUN"' contains S, U and N as tokens of their own
-(s, u, n for CLIP, which knows no capitals). Lowercase words of the texts are one token each.
+All three spell words in capitals: 'the word "SUN"' contains S, U and N as separate tokens (s, u, n for CLIP, which
+lowercases). Lowercase words of the texts are one token each.
 """
 
 import re
@@ -17,7 +17,7 @@ from pathlib import Path
 from tokenizers import AddedToken, pre_tokenizers
 from transformers import CLIPTokenizer, Qwen2Tokenizer, T5Tokenizer
 
-# Tokens of Qwen2.5-VL that the judge's prompt is made of; each is one token.
+# Special tokens of Qwen2.5-VL in the judge's prompt.
 QWEN2_SPECIAL_TOKENS = (
     "<|endoftext|>",
     "<|im_start|>",
@@ -29,8 +29,8 @@ QWEN2_SPECIAL_TOKENS = (
     "<|video_pad|>",
 )
 
-# Turns as Qwen2.5-VL reads them: a default system turn if the conversation has none, each image or video as
-# one pad token between two marks, and the opening of the assistant's turn if a reply is wanted.
+# Qwen2.5-VL's turns: a default system turn if the conversation has none, each image or video as one pad token between
+# start and end tokens, and the start of the assistant's turn if a reply is wanted.
 CHAT_TEMPLATE = """\
 {%- set seen = namespace(images=0, videos=0) -%}
 {%- if messages and messages[0].role != 'system' -%}
@@ -70,7 +70,7 @@ _SPACE_IN_QWEN2 = "Ġ"
 
 
 def _byte_letters() -> list[str]:
-    """The 256 characters that stand for bytes in byte-level vocabularies, sorted."""
+    """Return the 256 characters that stand for bytes in byte-level vocabularies, sorted."""
     return sorted(pre_tokenizers.ByteLevel.alphabet())
 
 
@@ -79,7 +79,7 @@ def _words(corpus: Iterable[str], pattern: re.Pattern[str]) -> list[str]:
 
 
 def write_t5_tokenizer(directory: str | Path, corpus: Iterable[str], model_max_length: int = 512) -> T5Tokenizer:
-    """Writes the `tokenizer_2` directory: texts end with </s>, <pad> is 0.
+    """Write the `tokenizer_2` directory: texts end with </s>, <pad> is 0.
 
     Every printable ASCII character and every character of the corpus is a token; others are <unk>.
 
@@ -89,13 +89,13 @@ def write_t5_tokenizer(directory: str | Path, corpus: Iterable[str], model_max_l
       model_max_length: kept in the tokenizer's configuration.
 
     Returns:
-      The tokenizer, as transformers opens it.
+      the tokenizer, opened by transformers.
     """
     corpus = list(corpus)
     words = _words(corpus, _LOWERCASE_WORD)
     characters = sorted({*_PRINTABLE_ASCII, *(c for text in corpus for c in text if not c.isspace())})
-    # A unigram model takes the division with the highest sum of scores: the one with the fewest tokens,
-    # a space joined to its word included.
+    # A unigram model takes the segmentation with the highest sum of scores: the one with the fewest tokens, spaces
+    # joined to their words.
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), (_SPACE_IN_T5, -2.0)]
     pieces += [(c, -2.0) for c in characters]
     pieces += [(piece, -1.0) for word in words for piece in (_SPACE_IN_T5 + word, word) if len(piece) > 1]
@@ -105,10 +105,10 @@ def write_t5_tokenizer(directory: str | Path, corpus: Iterable[str], model_max_l
 
 
 def write_clip_tokenizer(directory: str | Path, corpus: Iterable[str], model_max_length: int = 77) -> CLIPTokenizer:
-    """Writes the `tokenizer` directory: texts stand between <|startoftext|> and <|endoftext|>, which also pads.
+    """Write the `tokenizer` directory: texts stand between <|startoftext|> and <|endoftext|>, which also pads.
 
-    <|endoftext|> is the highest token, as in the official vocabulary, so both of CLIP's rules for the pooled
-    state hold. Words outside the corpus are single characters; every byte has a token.
+    <|endoftext|> has the highest id, as in the official vocabulary, so both of CLIP's rules for the pooled state
+    hold. Words outside the corpus become single characters; every byte has a token.
 
     Args:
       directory: made if it does not exist.
@@ -116,7 +116,7 @@ def write_clip_tokenizer(directory: str | Path, corpus: Iterable[str], model_max
       model_max_length: texts are padded and cut to this; the encoder's `max_position_embeddings`.
 
     Returns:
-      The tokenizer, as transformers opens it.
+      the tokenizer, opened by transformers.
     """
     words = [word for word in _words(corpus, _LOWERCASE_WORD) if len(word) > 1]
     letters = _byte_letters()
@@ -133,10 +133,9 @@ def write_clip_tokenizer(directory: str | Path, corpus: Iterable[str], model_max
 def write_qwen2_tokenizer(
     directory: str | Path, corpus: Iterable[str], model_max_length: int = 32768
 ) -> Qwen2Tokenizer:
-    """Writes the judge's tokenizer: byte-level pairs, Qwen2.5-VL's special tokens and turns.
+    """Write the judge's tokenizer: byte-level BPE with Qwen2.5-VL's special tokens and chat template.
 
-    Words of the corpus, Yes and No are one token each, with and without a space before them; every byte has
-    a token.
+    Words of the corpus, Yes and No are one token each, with and without a leading space; every byte has a token.
 
     Args:
       directory: made if it does not exist.
@@ -144,11 +143,11 @@ def write_qwen2_tokenizer(
       model_max_length: kept in the tokenizer's configuration.
 
     Returns:
-      The tokenizer, as transformers opens it.
+      the tokenizer, opened by transformers.
     """
     words = _words(["Yes No", _TEMPLATE_WORDS, *corpus], _CASED_WORD)
     merges = _pair_merges(words)
-    # A space joins last, and only whole words: it can't break a word apart.
+    # A space is merged last, and only with whole words, so that it never splits a word.
     merges += [(_SPACE_IN_QWEN2, word) for word in words]
     # Two merges can give one token, as (ab, c) and (a, bc) do.
     vocabulary = list(dict.fromkeys([*_byte_letters(), *(a + b for a, b in merges), *QWEN2_SPECIAL_TOKENS]))
@@ -165,7 +164,7 @@ def write_qwen2_tokenizer(
 
 
 def _pair_merges(words: Sequence[str]) -> list[tuple[str, str]]:
-    """Byte-pair merges, most frequent pair first, until each word is one symbol."""
+    """List byte-pair merges, most frequent pair first, until each word is one symbol."""
     divided = [list(word) for word in words]
     merges = []
     while pairs := Counter(pair for symbols in divided for pair in pairwise(symbols)):
@@ -176,10 +175,10 @@ def _pair_merges(words: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _merged(symbols: list[str], pair: tuple[str, str]) -> list[str]:
-    """The symbols with every occurrence of the pair joined, from left to right."""
+    """Join every occurrence of the pair, from left to right."""
     joined: list[str] = []
     for symbol in symbols:
-        # A symbol that was itself just joined is no half of this pair.
+        # A symbol that was just joined differs from both halves of the pair.
         if joined and (joined[-1], symbol) == pair:
             joined[-1] += symbol
         else:

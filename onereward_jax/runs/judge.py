@@ -35,7 +35,7 @@ from onereward_jax.models.lora import LoRA
 from onereward_jax.parallel import hosts
 from onereward_jax.proving_ground import all_prompts
 from onereward_jax.proving_ground.source import open_source, proving_ground_of
-from onereward_jax.proving_ground.synthetic_pairs import plant_pair
+from onereward_jax.proving_ground.synthetic_pairs import synthetic_pair
 from onereward_jax.proving_ground.tokenizers import write_qwen2_tokenizer
 from onereward_jax.tasks import CELLS, dimensions_of, question
 from onereward_jax.training import trainer
@@ -173,7 +173,7 @@ def record_maker(
 
     def planted(generator: np.random.Generator, number: int, task: str):
         scene = ground.scene(_FIRST_PLANTED_SCENE + number, task)
-        first, second, labels = plant_pair(scene, generator)
+        first, second, labels = synthetic_pair(scene, generator)
         return first, second, task, scene.sample.prompt, labels, ""
 
     def record(index: int, task: str) -> dict[str, np.ndarray]:

@@ -38,8 +38,8 @@ def test_the_ceiling_falls_with_noise_and_is_what_repeated_annotation_shows():
 
 def test_it_annotates_images_and_a_pair_may_win_and_lose():
     scene = ProvingGround("test").scene(0, "image_fill")
-    wrong_colour = defects.plant(scene, scene.target, "wrong_colour", 1.0, np.random.default_rng(0))
-    seam = defects.plant(scene, scene.target, "seam", 1.0, np.random.default_rng(0))
+    wrong_colour = defects.apply(scene, scene.target, "wrong_colour", 1.0, np.random.default_rng(0))
+    seam = defects.apply(scene, scene.target, "seam", 1.0, np.random.default_rng(0))
     found = annotate(scene, [wrong_colour, seam], np.random.default_rng(0), noise=0.02)
     verdicts = {p.dimension: p.winner for p in found}
     assert verdicts["text_alignment"] == 1

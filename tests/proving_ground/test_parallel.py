@@ -1,4 +1,4 @@
-"""Scores from other processes are those of this one."""
+"""Scoring in processes gives the same scores as in this one."""
 
 import os
 import signal
@@ -80,12 +80,12 @@ def test_a_process_that_dies_or_hangs_is_replaced(signal_number, words, monkeypa
     expected = score_all(scenes, images)
     end_processes = parallel._end_processes
 
-    def end_with_more_patience():  # new ones have to start first
-        monkeypatch.setattr(parallel, "_PATIENCE", 120.0)
+    def end_with_a_longer_timeout():  # new ones have to start first
+        monkeypatch.setattr(parallel, "_TIMEOUT", 120.0)
         end_processes()
 
-    monkeypatch.setattr(parallel, "_PATIENCE", 1.0)
-    monkeypatch.setattr(parallel, "_end_processes", end_with_more_patience)
+    monkeypatch.setattr(parallel, "_TIMEOUT", 1.0)
+    monkeypatch.setattr(parallel, "_end_processes", end_with_a_longer_timeout)
     for worker in list(parallel._processes()._processes.values()):
         os.kill(worker.pid, signal_number)
     with pytest.warns(RuntimeWarning, match=f"a scoring process {words}"):

@@ -35,7 +35,7 @@ def sweep(task: str) -> dict[str, tuple[np.ndarray, dict[str, float]]]:
             if kind not in defects.applicable(scene):
                 continue
             images = [
-                defects.plant(scene, scene.target, kind, strength, np.random.default_rng(number))
+                defects.apply(scene, scene.target, kind, strength, np.random.default_rng(number))
                 for strength in STRENGTHS
             ]
             where = scene.sample.mask == (0 if kind == "outside" else 1)
@@ -166,14 +166,14 @@ def test_the_verdict_is_antisymmetric_and_ties_within_the_margin():
     assert scorer.verdict({"text_alignment": 0.5 + 2.1 * margin, "structure": 0.5}, base) == "good"
 
 
-def test_defects_are_graded_reproducible_and_choosy():
+def test_defects_are_graded_reproducible_and_checked():
     scene = scenes("image_fill")[0]
-    plant = functools.partial(defects.plant, scene, scene.target)
+    change = functools.partial(defects.apply, scene, scene.target)
     for kind in defects.applicable(scene):
-        np.testing.assert_array_equal(plant(kind, 0.0, np.random.default_rng(0)), scene.target)
-        once, again = (plant(kind, 0.7, np.random.default_rng(0)) for _ in range(2))
+        np.testing.assert_array_equal(change(kind, 0.0, np.random.default_rng(0)), scene.target)
+        once, again = (change(kind, 0.7, np.random.default_rng(0)) for _ in range(2))
         np.testing.assert_array_equal(once, again)
-    with pytest.raises(ValueError, match="cannot be planted here"):
-        plant("misspelt", 0.5, np.random.default_rng(0))
+    with pytest.raises(ValueError, match="does not apply"):
+        change("misspelt", 0.5, np.random.default_rng(0))
     with pytest.raises(ValueError, match="between 0 and 1"):
-        plant("noise", 1.5, np.random.default_rng(0))
+        change("noise", 1.5, np.random.default_rng(0))

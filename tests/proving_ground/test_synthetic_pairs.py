@@ -1,10 +1,10 @@
-"""Pairs that are planted while the judge trains: their labels agree with the truth that the scorer knows."""
+"""Synthetic pairs made while the judge trains: their labels agree with the ground truth."""
 
 import numpy as np
 import pytest
 
 from onereward_jax.proving_ground import ProvingGround, score
-from onereward_jax.proving_ground.synthetic_pairs import plant_pair
+from onereward_jax.proving_ground.synthetic_pairs import synthetic_pair
 from onereward_jax.tasks import TASKS, dimensions_of
 
 SCENES = 40
@@ -14,12 +14,12 @@ def pairs(task):
     ground = ProvingGround("train", 64, 0)
     for index in range(SCENES):
         scene = ground.scene(index, task)
-        yield scene, *plant_pair(scene, np.random.default_rng(index))
+        yield scene, *synthetic_pair(scene, np.random.default_rng(index))
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_the_truth_agrees_with_most_labels(task):
-    """A defect that is weak or falls on a plain place may go unseen, so not with all."""
+def test_ground_truth_agrees_with_most_labels(task):
+    """Not with all: a weak defect, or one on a plain area, may be invisible."""
     leads = []
     for scene, first, second, labels in pairs(task):
         truth = [score(scene, image) for image in (first, second)]
