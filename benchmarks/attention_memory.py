@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from onereward_jax.cli.main import guarded
+from onereward_jax.cli.exit_codes import guarded
 from onereward_jax.planning import topology
 
 TEXT = 512  # tokens

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.timing import median_seconds
-from onereward_jax.cli.main import guarded
+from onereward_jax.cli.exit_codes import guarded
 from onereward_jax.errors import UserError
 
 GOLDENS = Path(__file__).parents[1] / "tests" / "goldens"

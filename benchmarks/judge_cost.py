@@ -27,7 +27,7 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from benchmarks.timing import median_seconds
-from onereward_jax.cli.main import guarded
+from onereward_jax.cli.exit_codes import guarded
 from onereward_jax.judge.judge import QUESTION_BUCKET, Judge
 from onereward_jax.judge.scoring import prefix_positions
 from onereward_jax.judge.vision import OFFICIAL_SETTINGS, grid_of

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from onereward_jax.atomic_files import write_json
-from onereward_jax.cli.main import guarded
+from onereward_jax.cli.exit_codes import guarded
 from onereward_jax.fill.pipeline import write_model_index
 from onereward_jax.flow.schedule import Shift
 from onereward_jax.proving_ground import all_prompts

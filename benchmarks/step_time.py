@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from onereward_jax.cli.main import guarded, split_overrides
+from onereward_jax.cli.exit_codes import guarded
+from onereward_jax.cli.main import split_overrides
 from onereward_jax.config.load import load_config
 from onereward_jax.config.validation import validate
 from onereward_jax.fill.pipeline import FillPipeline, latent_shape, sample_noise

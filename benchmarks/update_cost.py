@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from onereward_jax.cli.main import guarded
+from onereward_jax.cli.exit_codes import guarded
 from onereward_jax.config.load import load_config
 from onereward_jax.config.validation import validate
 from onereward_jax.fill.pipeline import FillPipeline

@@ -124,10 +124,10 @@ def atomic_directory(directory: Path, keep: Callable[[str], bool] = lambda name:
     What an earlier directory of that name holds besides is kept, if `keep` says so of its name.
 
     Raises:
-      ValueError: `directory` is a file.
+      UserError: `directory` is a file.
     """
     if directory.exists() and not directory.is_dir():
-        raise ValueError(f"{directory} is a file: choose a directory to export to")
+        raise UserError(f"{directory} is a file: choose a directory to export to")
     partial, replaced = (directory.with_name(f".{directory.name}.{word}") for word in ("partial", "replaced"))
     if replaced.exists() and not directory.exists():  # a process was killed between the two renames below
         replaced.rename(directory)

@@ -5,6 +5,8 @@ Source: OneReward (arXiv 2508.21066), section 3; the wording of the question is 
 there (it is printed inside a figure), so ours is a template that a config may replace.
 """
 
+from onereward_jax.errors import UserError
+
 TASKS = ("image_fill", "image_extend", "object_removal", "text_rendering")
 
 DIMENSIONS = ("text_alignment", "consistency", "structure", "aesthetics", "removal_quality")
@@ -43,10 +45,10 @@ def dimensions_of(task: str, prompt: str | None = None) -> tuple[str, ...]:
         prompt or the fixed `EXTEND_PROMPT` means "without a prompt": no `text_alignment`.
 
     Raises:
-      ValueError: the task is unknown.
+      UserError: the task is unknown.
     """
     if task not in _DIMENSIONS_OF:
-        raise ValueError(f"unknown task {task!r}: choose one of {', '.join(TASKS)}")
+        raise UserError(f"unknown task {task!r}: choose one of {', '.join(TASKS)}")
     dimensions = _DIMENSIONS_OF[task]
     if task == "image_extend" and prompt is not None and prompt in ("", EXTEND_PROMPT):
         return tuple(d for d in dimensions if d != "text_alignment")
@@ -63,16 +65,16 @@ def question(
     """The query q = Φ(task, dimension, prompt); the prompt enters only for `text_alignment`.
 
     Raises:
-      ValueError: the dimension does not belong to the task, or `text_alignment` has no prompt.
+      UserError: the dimension does not belong to the task, or `text_alignment` has no prompt.
     """
     dimensions = dimensions_of(task)
     if dimension not in dimensions:
-        raise ValueError(f"{task} is not judged on {dimension!r}: choose one of {', '.join(dimensions)}")
+        raise UserError(f"{task} is not judged on {dimension!r}: choose one of {', '.join(dimensions)}")
     words = {"task": task.replace("_", " "), "dimension": dimension.replace("_", " ")}
     if dimension != "text_alignment":
         return template.format(**words)
     if not prompt:
-        raise ValueError(
+        raise UserError(
             f"text_alignment of {task} needs the prompt that the image follows: give one, or name another dimension"
         )
     return template_with_prompt.format(prompt=prompt, **words)

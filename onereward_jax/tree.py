@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from onereward_jax.errors import UserError
+
 Tree = Any  # a nested mapping with arrays (or shapes) as leaves
 
 
@@ -40,11 +42,11 @@ def mean(trees: Sequence[Tree]) -> Tree:
     """The mean of several models' parameters, leaf by leaf.
 
     Raises:
-      ValueError: they are not of one model.
+      UserError: they are not of one model.
     """
     shapes = [{path: leaf.shape for path, leaf in flatten(tree).items()} for tree in trees]
     if any(other != shapes[0] for other in shapes):
-        raise ValueError("the mean of models of different layers or sizes was asked for: give models of one training")
+        raise UserError("the mean of models of different layers or sizes was asked for: give models of one training")
     return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *trees)
 
 

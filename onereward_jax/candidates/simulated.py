@@ -69,7 +69,7 @@ def make_preferences(
       replace: preferences of other settings in the directory are deleted; otherwise they are refused.
 
     Raises:
-      FileNotFoundError, ValueError: a model is missing or does not fit.
+      FileNotFoundError, UserError: a model is missing or does not fit.
       UserError: the directory holds preferences of other settings.
     """
     settings = config.preferences

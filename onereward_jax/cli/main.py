@@ -1,39 +1,27 @@
 """`onereward <command> --config configs/x.py[:variant] --config.a.b=value --workdir DIR`.
 
-Finds the commands in cli/commands/. What the user can put right is one sentence on stderr and exit code 2;
-what is a defect of the program keeps its traceback and exit code 1. Which is which is decided by who raised it, see
-`is_users_error`; what stopped a run from outside is one sentence and a code of its own, see `errors.Stopped`.
-ONEREWARD_TRACEBACK=1 shows the traceback of the first two.
+Finds the commands in cli/commands/, reads the command line and the configuration, and runs one command. `exit_codes`
+says how it ends.
 """
 
 import argparse
 import ast
-import dis
 import importlib
 import os
-import signal
 import sys
-import traceback
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from onereward_jax.cli.exit_codes import guarded
 from onereward_jax.config.load import did_you_mean, load_config
 from onereward_jax.config.validation import validate
-from onereward_jax.errors import DISK_FULL, Fault, Hang, Stopped, UserError
+from onereward_jax.errors import UserError
 from onereward_jax.parallel import cluster, heartbeat, hosts
 
 PACKAGE = Path(__file__).resolve().parents[1]
 _CONFIG_PREFIX = "--config."
-# Of the operating system, what is wrong with a path that the user gave: checking the path puts it right.
-_WRONG_PATHS: dict[type[OSError], str] = {
-    FileNotFoundError: "does not exist: check the path",
-    PermissionError: "can't be opened (permission denied): change its permissions, or give another path",
-    NotADirectoryError: "is no path, since a part of it is a file and not a directory: check the path",
-    FileExistsError: "exists already: give another path",
-    IsADirectoryError: "is a directory and not a file: check the path",
-}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,39 +46,6 @@ def _format_warning(message: Warning | str, category: type[Warning], *place: obj
     return f"onereward: {kind}{message}\n"
 
 
-def guarded(run: Callable[[], int | None]) -> int:
-    """Runs a program and returns its exit code: what its user can put right is one sentence and 2."""
-    try:
-        return run() or 0
-    except Stopped as stop:
-        code = int(stop.code or 0)
-        _say(stop.message, code)
-        if isinstance(stop, Hang) and hosts.count() == 1:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(Fault.CODE)  # the interpreter would wait for the thread that hangs
-        return code
-    except KeyboardInterrupt:
-        return _say("stopped by SIGINT: the same command starts again from what was saved", 128 + signal.SIGINT)
-    except BrokenPipeError:  # `onereward ... | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (ValueError, OSError) as error:
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
-            where = f" at {error.filename}" if error.filename else ""
-            return _say(f"{error.strerror}{where}: make room, then give the same command again", Fault.CODE)
-        if not is_users_error(error) or os.environ.get("ONEREWARD_TRACEBACK") == "1":
-            raise
-        return _say(sentence(error), 2)
-
-
-def _say(text: str, code: int) -> int:
-    """Says why the program ends with a code, unless another process of the same run has; returns the code."""
-    if heartbeat.announce_end(code):
-        print(f"onereward: {text}", file=sys.stderr)
-    return code
-
-
 def commands() -> dict[str, str]:
     """{command: the first line of its module's docstring}, read without importing anything."""
     found = {}
@@ -98,50 +53,6 @@ def commands() -> dict[str, str]:
         docstring = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
         found[path.stem.replace("_", "-")] = docstring.partition("\n")[0]
     return found
-
-
-def is_users_error(error: BaseException) -> bool:
-    """Whether the user is told in one sentence: a `UserError`, a wrong path, a tokenizer that transformers can't open,
-    or a ValueError of our own `raise`.
-
-    A ValueError that a library raised below us (a shape in JAX, a number in NumPy) is a defect of the program.
-    """
-    if isinstance(error, (UserError, *_WRONG_PATHS)) or _tokenizer_of(error) is not None:
-        return True
-    if isinstance(error, OSError):  # a lost connection: nothing that the command line says
-        return False
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    if trace is None:
-        return False
-    code = trace.tb_frame.f_code
-    # JAX cuts its own frames off the traceback, so that our frame can be the last though JAX raised: look at what
-    # the frame was doing.
-    raising = dis.opname[code.co_code[trace.tb_lasti]] == "RAISE_VARARGS"
-    return raising and PACKAGE in Path(code.co_filename).resolve().parents
-
-
-def sentence(error: BaseException) -> str:
-    """The error's text; of an operating system's error, the file and what is wrong with it."""
-    if (tokenizer := _tokenizer_of(error)) is not None:
-        return f"the tokenizer in {tokenizer} can't be read: put all files of its release there"
-    if isinstance(error, OSError) and error.filename is not None:
-        words = next((words for kind, words in _WRONG_PATHS.items() if isinstance(error, kind)), error.strerror)
-        return f"{error.filename} {words}"
-    return str(error)
-
-
-def _tokenizer_of(error: BaseException) -> str | None:
-    """What transformers was opening when it raised a plain OSError or ValueError: for files that are missing it has no
-    kind of its own."""
-    if type(error) not in (OSError, ValueError):
-        return None
-    for frame, _ in traceback.walk_tb(error.__traceback__):
-        module = str(frame.f_globals.get("__name__"))
-        if module.startswith("transformers.") and frame.f_code.co_name == "from_pretrained":
-            return str(frame.f_locals.get("pretrained_model_name_or_path"))
-    return None
 
 
 def _run(argv: list[str]) -> int | None:

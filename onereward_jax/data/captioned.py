@@ -158,7 +158,7 @@ def _tasks(task: str | None, mask: Path | None) -> tuple[str, ...]:
 def _of_line(line: str, directory: Path, caption: str) -> Captioned:
     """
     Raises:
-      ValueError: the line describes no picture.
+      UserError: the line describes no picture.
     """
     try:
         fields: Any = json.loads(line)

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image, ImageDraw
 
+from onereward_jax.errors import UserError
+
 Box = tuple[float, float, float, float]
 
 SIDES = ("left", "right", "top", "bottom")
@@ -32,15 +34,15 @@ def borders(height: int, width: int, widths: Mapping[str, int]) -> np.ndarray:
       widths: pixels for each of the sides "left", "right", "top", "bottom" that is to be extended.
 
     Raises:
-      ValueError: an unknown side, or strips that leave nothing of the image.
+      UserError: an unknown side, or strips that leave nothing of the image.
     """
     unknown = set(widths) - set(SIDES)
     if unknown:
-        raise ValueError(f"unknown side {sorted(unknown)[0]!r}: choose among {', '.join(SIDES)}")
+        raise UserError(f"unknown side {sorted(unknown)[0]!r}: choose among {', '.join(SIDES)}")
     left, right = widths.get("left", 0), widths.get("right", 0)
     top, bottom = widths.get("top", 0), widths.get("bottom", 0)
     if left + right >= width or top + bottom >= height:
-        raise ValueError(f"borders {dict(widths)} leave nothing of a {width}x{height} image: make them narrower")
+        raise UserError(f"borders {dict(widths)} leave nothing of a {width}x{height} image: make them narrower")
     mask = np.ones((height, width), np.uint8)
     mask[top : height - bottom, left : width - right] = 0
     return mask
@@ -103,7 +105,7 @@ def cover(kind: str, height: int, width: int, bounds: Box, generator: np.random.
     """A mask of one of `COVERING_KINDS` over about `bounds`.
 
     Raises:
-      ValueError: the kind is unknown.
+      UserError: the kind is unknown.
     """
     if kind == "box":
         return box(height, width, bounds)
@@ -111,7 +113,7 @@ def cover(kind: str, height: int, width: int, bounds: Box, generator: np.random.
         return blob(height, width, bounds, generator)
     if kind == "strokes":
         return strokes(height, width, bounds, generator)
-    raise ValueError(f"unknown kind of mask {kind!r}: choose one of {', '.join(COVERING_KINDS)}")
+    raise UserError(f"unknown kind of mask {kind!r}: choose one of {', '.join(COVERING_KINDS)}")
 
 
 def random_cover(
@@ -153,9 +155,9 @@ def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
     """(left, top, right, bottom) of the ones in a mask, right and bottom excluded.
 
     Raises:
-      ValueError: the mask is empty.
+      UserError: the mask is empty.
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if not len(rows):
-        raise ValueError("the mask is empty: mark at least one pixel to generate")
+        raise UserError("the mask is empty: mark at least one pixel to generate")
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1

@@ -137,5 +137,5 @@ def _stack(records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
     names = records[0].keys()
     for record in records:
         if record.keys() != names:
-            raise ValueError(f"records of one batch differ in their fields: {sorted(record.keys() ^ names)}")
+            raise UserError(f"records of one batch differ in their fields: {sorted(record.keys() ^ names)}")
     return {name: np.stack([np.asarray(record[name]) for record in records]) for name in names}

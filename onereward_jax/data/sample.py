@@ -31,20 +31,20 @@ class Sample:
 
     def __post_init__(self) -> None:
         if self.image.ndim != 3 or self.image.shape[-1] != 3 or self.image.dtype != np.uint8:
-            raise ValueError(
+            raise UserError(
                 f"sample {self.id!r}: image is {self.image.dtype} {self.image.shape}: give uint8 (height, width, 3)"
             )
         if self.mask.shape != self.image.shape[:2] or self.mask.dtype != np.uint8:
-            raise ValueError(
+            raise UserError(
                 f"sample {self.id!r}: mask is {self.mask.dtype} {self.mask.shape}: "
                 f"give uint8 {self.image.shape[:2]} with 1 where to generate"
             )
         if self.target is not None and (self.target.shape, self.target.dtype) != (self.image.shape, np.uint8):
-            raise ValueError(
+            raise UserError(
                 f"sample {self.id!r}: target is {self.target.dtype} {self.target.shape}: give uint8 {self.image.shape}"
             )
         if self.task not in tasks.TASKS:
-            raise ValueError(f"sample {self.id!r}: unknown task {self.task!r}: choose one of {', '.join(tasks.TASKS)}")
+            raise UserError(f"sample {self.id!r}: unknown task {self.task!r}: choose one of {', '.join(tasks.TASKS)}")
 
     def arrays(self, *names: str) -> dict[str, Any]:
         """The named fields, to be stacked into a batch: arrays as they are, text as NumPy's.

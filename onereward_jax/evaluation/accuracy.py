@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from onereward_jax.errors import UserError
 from onereward_jax.evaluation.statistics import paired_difference_interval, wilson_interval
 from onereward_jax.tasks import CELLS
 
@@ -31,14 +32,14 @@ def judge_accuracy(records: Iterable[Record]) -> dict[str, Any]:
       bin = {"lower", "upper", "n", "predicted", "observed"}. Without records: no cells, and "overall" is None.
 
     Raises:
-      ValueError: a cell does not exist, or a probability is not in [0, 1].
+      UserError: a cell does not exist, or a probability is not in [0, 1].
     """
     by_cell: dict[tuple[str, str], list[Record]] = defaultdict(list)
     for record in records:
         if (record[0], record[1]) not in CELLS:
-            raise ValueError(f"{record[0]} × {record[1]} is no cell of onereward_jax.tasks.CELLS")
+            raise UserError(f"{record[0]} × {record[1]} is no cell of onereward_jax.tasks.CELLS")
         if not (0 <= record[2] <= 1 and 0 <= record[3] <= 1):
-            raise ValueError(f"P(Yes) of {record[0]} × {record[1]} is not in [0, 1]: {record[2]}, {record[3]}")
+            raise UserError(f"P(Yes) of {record[0]} × {record[1]} is not in [0, 1]: {record[2]}, {record[3]}")
         by_cell[record[0], record[1]].append(record)
 
     cells: dict[str, dict[str, Any]] = {}
@@ -65,10 +66,10 @@ def accuracy_difference(
       "difference", "ci95" (paired)}. Without records: no cells, no tasks, and "overall" is None.
 
     Raises:
-      ValueError: the records are not of the same pairs.
+      UserError: the records are not of the same pairs.
     """
     if [record[:2] for record in records] != [record[:2] for record in others]:
-        raise ValueError("the two judges were not asked the same questions")
+        raise UserError("the two judges were not asked the same questions")
     groups = range(len(records)) if groups is None else groups
     differences = _right(records) - _right(others)
 

@@ -30,7 +30,7 @@ def read_run(workdir: Path) -> Run:
 
     Raises:
       FileNotFoundError: the run was not evaluated yet.
-      ValueError: its evaluation is not valid.
+      UserError: its evaluation is not valid.
     """
     evaluation = read_evaluation(workdir / "evaluation.json")
     group = NAMES.get(evaluation["algorithm"], evaluation["algorithm"])

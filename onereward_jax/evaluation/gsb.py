@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from onereward_jax.errors import UserError
 from onereward_jax.evaluation.statistics import good_minus_bad_interval, mean_interval
 from onereward_jax.proving_ground import scorer
 from onereward_jax.tasks import CELLS, TASKS
@@ -39,9 +40,9 @@ class Comparison:
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
-            raise ValueError(f"unknown task {self.task!r}: choose one of {', '.join(TASKS)}")
+            raise UserError(f"unknown task {self.task!r}: choose one of {', '.join(TASKS)}")
         if not self.base or set(self.base) != set(self.policy):
-            raise ValueError(
+            raise UserError(
                 f"{self.task}: base is scored on {sorted(self.base)} and policy on {sorted(self.policy)}: "
                 "score both on the same dimensions, at least one"
             )
@@ -76,11 +77,11 @@ def shares(good: int, same: int, bad: int) -> dict[str, Any]:
     """Turn counts into shares, with the 95 % interval of good − bad.
 
     Raises:
-      ValueError: all counts are zero.
+      UserError: all counts are zero.
     """
     n = good + same + bad
     if n == 0:
-        raise ValueError("good, same and bad need at least one scene")
+        raise UserError("good, same and bad need at least one scene")
     interval = list(good_minus_bad_interval(good, bad, n))
     return {"good": good / n, "same": same / n, "bad": bad / n, "n": n, "ci95": interval}
 

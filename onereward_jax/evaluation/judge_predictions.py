@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from onereward_jax import tasks
 from onereward_jax.data.source import Source, ground_truth_of
+from onereward_jax.errors import UserError
 from onereward_jax.evaluation.accuracy import Record, judge_accuracy, table
 from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.judge import Judge
@@ -104,7 +105,7 @@ def preference_records(
       image_step: as of `pairs.seen_size`: with pictures of many sizes, each pair of them compiles a program.
 
     Raises:
-      ValueError: an answer is not a number.
+      UserError: an answer is not a number.
     """
     texts = [(pair.task, pair.prompt) for pair in pairs]
     length = question_length or longest_question(judge, texts)
@@ -132,7 +133,7 @@ def preference_records(
         label = pairs[number].labels[dimension]
         as_given, swapped = (float(p) for p in both[number][:, column])
         if not math.isfinite(as_given + swapped):
-            raise ValueError("the judge's answer is not a number: check the weights for NaN")
+            raise UserError("the judge's answer is not a number: check the weights for NaN")
         winner_first, loser_first = (as_given, swapped) if label > 0 else (swapped, as_given)
         better = None
         if number in truth:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from onereward_jax.atomic_files import write_text
+from onereward_jax.errors import UserError
 from onereward_jax.tasks import CELLS, TASKS
 
 REQUIRED = ("algorithm", "judge_accuracy", "judge_ceiling", "gsb", "seconds", "peak_memory_gib")
@@ -23,7 +24,7 @@ def validate_evaluation(evaluation: Mapping[str, Any]) -> None:
     "peak_memory_gib" are None where they were not measured.
 
     Raises:
-      ValueError: the evaluation is not valid; the message names everything that is wrong.
+      UserError: the evaluation is not valid; the message names everything that is wrong.
     """
     wrong = [f"{key} is missing" for key in REQUIRED if key not in evaluation]
     if "algorithm" in evaluation and not (isinstance(evaluation["algorithm"], str) and evaluation["algorithm"]):
@@ -51,21 +52,21 @@ def validate_evaluation(evaluation: Mapping[str, Any]) -> None:
     if memory is not None and not _number(memory, 0, math.inf):
         wrong.append(f"peak_memory_gib is {memory!r}, not a size")
     if wrong:
-        raise ValueError("the evaluation is not valid: " + "; ".join(wrong))
+        raise UserError("the evaluation is not valid: " + "; ".join(wrong))
 
 
 def write_evaluation(path: str | Path, evaluation: Mapping[str, Any]) -> None:
     """Validate the evaluation and write it atomically.
 
     Raises:
-      ValueError: it is not valid, or holds a number that JSON has no form for (NaN, infinity).
+      UserError: it is not valid, or holds a number that JSON has no form for (NaN, infinity).
     """
     validate_evaluation(evaluation)
     path = Path(path)
     try:
         text = json.dumps(evaluation, indent=2, ensure_ascii=False, allow_nan=False, default=_plain)
     except ValueError as error:
-        raise ValueError(f"the evaluation cannot be written as JSON: {error}") from error
+        raise UserError(f"the evaluation cannot be written as JSON: {error}") from error
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, text + "\n")
 
@@ -75,7 +76,7 @@ def read_evaluation(path: str | Path) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: the file does not exist.
-      ValueError: it is not JSON, or not valid.
+      UserError: it is not JSON, or not valid.
     """
     path = Path(path)
     if not path.exists():
@@ -83,7 +84,7 @@ def read_evaluation(path: str | Path) -> dict[str, Any]:
     try:
         evaluation = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: run the evaluation again") from error
+        raise UserError(f"{path} is not valid JSON: run the evaluation again") from error
     validate_evaluation(evaluation)
     return evaluation
 

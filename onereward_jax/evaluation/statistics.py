@@ -6,6 +6,8 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from scipy import special
 
+from onereward_jax.errors import UserError
+
 CONFIDENCE = 0.95
 
 
@@ -16,10 +18,10 @@ def wilson_interval(successes: float, n: int, confidence: float = CONFIDENCE) ->
     [0, 1] with mean m varies at most as much as a yes/no trial with that mean.
 
     Raises:
-      ValueError: `successes` is not in [0, n].
+      UserError: `successes` is not in [0, n].
     """
     if n < 0 or not 0 <= successes <= n:
-        raise ValueError(f"{successes} successes of {n} trials are impossible: successes must be between 0 and n")
+        raise UserError(f"{successes} successes of {n} trials are impossible: successes must be between 0 and n")
     if n == 0:
         return 0.0, 1.0
     z = _normal_quantile(confidence)
@@ -38,10 +40,10 @@ def good_minus_bad_interval(good: int, bad: int, n: int, confidence: float = CON
     shares, Bonett & Price 2012, J. Educ. Behav. Stat. 37:479–488).
 
     Raises:
-      ValueError: the counts do not fit into `n`.
+      UserError: the counts do not fit into `n`.
     """
     if min(good, bad) < 0 or good + bad > n:
-        raise ValueError(f"{good} good and {bad} bad of {n} scenes are impossible: counts must add up to at most n")
+        raise UserError(f"{good} good and {bad} bad of {n} scenes are impossible: counts must add up to at most n")
     g, b = (good + 1) / (n + 2), (bad + 1) / (n + 2)
     half_width = _normal_quantile(confidence) * math.sqrt((g + b - (g - b) ** 2) / (n + 2))
     return max(-1.0, g - b - half_width), min(1.0, g - b + half_width)
@@ -59,14 +61,14 @@ def paired_difference_interval(
       groups: the group of each difference; by default each difference is a group of its own.
 
     Raises:
-      ValueError: a difference is not in [−1, 1], or there are not as many groups as differences.
+      UserError: a difference is not in [−1, 1], or there are not as many groups as differences.
     """
     values = np.asarray(differences, np.float64)
     if not np.all(np.abs(values) <= 1):
-        raise ValueError("a difference of shares is not in [-1, 1]")
+        raise UserError("a difference of shares is not in [-1, 1]")
     groups = range(len(values)) if groups is None else groups
     if len(groups) != len(values):
-        raise ValueError(f"{len(values)} differences, but {len(groups)} groups: give each difference its group")
+        raise UserError(f"{len(values)} differences, but {len(groups)} groups: give each difference its group")
     numbers: dict[Hashable, int] = {}
     index = [numbers.setdefault(group, len(numbers)) for group in groups]
     n = len(values) + 2
@@ -96,5 +98,5 @@ def mean_interval(
 
 def _normal_quantile(confidence: float) -> float:
     if not 0 < confidence < 1:
-        raise ValueError(f"a confidence of {confidence} is impossible: give a number between 0 and 1, such as 0.95")
+        raise UserError(f"a confidence of {confidence} is impossible: give a number between 0 and 1, such as 0.95")
     return float(special.ndtri((1 + confidence) / 2))

@@ -91,7 +91,7 @@ class FillPipeline:
           transformer_dtype: in which the transformer's parameters are kept, if not in `dtype`: "float32" to train them.
 
         Raises:
-          FileNotFoundError, PermissionError, ValueError: something is missing or does not fit; the sentence says what.
+          FileNotFoundError, PermissionError, UserError: something is missing or does not fit; the sentence says what.
         """
         folders = [folder for folder in FOLDERS if transformer is None or folder != "transformer"]
         directory = model_directory(path_or_repo, revision, token, folders)
@@ -363,7 +363,7 @@ def _check_fit(directory: Path, transformer: Path) -> None:
     """That the components are of one Fill model, as their configurations say.
 
     Raises:
-      FileNotFoundError, ValueError: one is missing, or takes what another doesn't give.
+      FileNotFoundError, UserError: one is missing, or takes what another doesn't give.
     """
     flux = module_from_directory(transformer, "transformer")
     vae = module_from_directory(directory / "vae", "vae")
@@ -391,7 +391,7 @@ def check_fill_model(path_or_repo: str | Path) -> None:
     """Looks at the configurations of a model, not at its weights.
 
     Raises:
-      FileNotFoundError, PermissionError, ValueError: it is missing, or no Fill model.
+      FileNotFoundError, PermissionError, UserError: it is missing, or no Fill model.
     """
     directory = model_directory(path_or_repo, folders=FOLDERS)
     _check_fit(directory, directory / "transformer")
@@ -406,11 +406,11 @@ def latent_shape(vae: Any, height: int, width: int) -> tuple[int, int, int]:
     """(h, w, C) of the latent of an H×W image.
 
     Raises:
-      ValueError: a side is not a multiple of two latents.
+      UserError: a side is not a multiple of two latents.
     """
     factor = conditioning.vae_factor(vae)
     if height % (2 * factor) or width % (2 * factor):
-        raise ValueError(f"an image of {width}×{height} does not divide into patches: use multiples of {2 * factor}")
+        raise UserError(f"an image of {width}×{height} does not divide into patches: use multiples of {2 * factor}")
     return height // factor, width // factor, vae.latent_channels
 
 

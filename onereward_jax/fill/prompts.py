@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from onereward_jax.errors import UserError
 from onereward_jax.weights.load import load_component
+from onereward_jax.weights.tokenizer import load_tokenizer
 
 Tree = Any
 MAX_LENGTH = 512  # of T5's tokens, as in FluxFillPipeline
@@ -69,7 +70,7 @@ class PromptEncoder:
 
         Raises:
           FileNotFoundError: a part of the directory is missing.
-          ValueError: an encoder's files do not fit its configuration.
+          UserError: an encoder's files do not fit its configuration, or a tokenizer can't be read.
         """
         directory = Path(directory)
         for part in ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2"):
@@ -82,8 +83,8 @@ class PromptEncoder:
         text_encoder, params = load("text_encoder")
         text_encoder_2, params_2 = load("text_encoder_2")
         return cls(
-            tokenizer=AutoTokenizer.from_pretrained(directory / "tokenizer"),
-            tokenizer_2=AutoTokenizer.from_pretrained(directory / "tokenizer_2"),
+            tokenizer=load_tokenizer(directory / "tokenizer"),
+            tokenizer_2=load_tokenizer(directory / "tokenizer_2"),
             text_encoder=text_encoder,
             text_encoder_2=text_encoder_2,
             text_encoder_params=place(params),
@@ -127,11 +128,11 @@ class PromptEncoder:
           T5's states (B, L, `joint_attention_dim`) and CLIP's pooled states (B, `pooled_projection_dim`).
 
         Raises:
-          ValueError: there is no prompt, or it is a new one after `release`.
+          UserError: there is no prompt, or it is a new one after `release`.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not prompts:
-            raise ValueError("there is no prompt to encode: pass at least one, which may be empty")
+            raise UserError("there is no prompt to encode: pass at least one, which may be empty")
         with self._lock:  # batches are prepared in a thread of their own
             found = self._find(prompts, max_sequence_length)
         states, pooled = zip(*(found[prompt] for prompt in prompts), strict=True)

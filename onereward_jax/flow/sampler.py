@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from onereward_jax.errors import UserError
 from onereward_jax.flow.conditioning import Condition
 
 # (tokens (B, N, 4C), sigma (B,)) -> velocity (B, N, 4C)
@@ -34,7 +35,7 @@ def velocity_of(
         scale never does. Both branches go through in one batch, with the same embedded guidance.
 
     Raises:
-      ValueError: true guidance is asked for, but the condition has no negative prompt.
+      UserError: true guidance is asked for, but the condition has no negative prompt.
     """
 
     def forward(tokens, sigma, condition):
@@ -53,7 +54,7 @@ def velocity_of(
     if not isinstance(true_cfg_scale, jax.Array) and true_cfg_scale == 1.0:
         return lambda tokens, sigma: forward(tokens, sigma, condition)
     if condition.negative_prompt_embeds is None:
-        raise ValueError("true classifier-free guidance needs a negative prompt: encode one, or set true_cfg_scale=1")
+        raise UserError("true classifier-free guidance needs a negative prompt: encode one, or set true_cfg_scale=1")
     negative_pooled = condition.negative_pooled
     assert negative_pooled is not None, "both parts of the negative prompt come together"
     doubled = Condition(

@@ -9,6 +9,8 @@ import math
 
 import numpy as np
 
+from onereward_jax.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Shift:
@@ -35,10 +37,10 @@ def sigmas(num_steps: int, num_tokens: int, shift: Shift = Shift()) -> np.ndarra
       float32 (num_steps + 1,), decreasing from 1 to 0.
 
     Raises:
-      ValueError: there is no step.
+      UserError: there is no step.
     """
     if num_steps < 1:
-        raise ValueError(f"a denoising needs at least one step, not {num_steps}: raise the number of steps")
+        raise UserError(f"a denoising needs at least one step, not {num_steps}: raise the number of steps")
     uniform = np.linspace(1.0, 1.0 / num_steps, num_steps)
     return np.append(shift_sigma(uniform, shift.mu(num_tokens)), 0.0).astype(np.float32)
 

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from onereward_jax.atomic_files import write_bytes
+from onereward_jax.errors import UserError
 
 GAP = 4
 LABEL_HEIGHT = 14
@@ -21,17 +22,17 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
     """Grey (H, W) or colour (H, W, 3), uint8 or float in [0, 1] -> uint8 (H, W, 3).
 
     Raises:
-      ValueError: the shape or the type is none of these.
+      UserError: the shape or the type is none of these.
     """
     image = np.asarray(image)
     if image.ndim == 2:
         image = np.repeat(image[..., None], 3, axis=-1)
     if image.ndim != 3 or image.shape[-1] != 3:
-        raise ValueError(f"a picture has shape (height, width, 3), not {image.shape}")
+        raise UserError(f"a picture has shape (height, width, 3), not {image.shape}")
     if np.issubdtype(image.dtype, np.floating):
         return np.round(np.clip(np.nan_to_num(image), 0, 1) * 255).astype(np.uint8)
     if image.dtype != np.uint8:
-        raise ValueError(f"a picture is uint8, or float in [0, 1], not {image.dtype}")
+        raise UserError(f"a picture is uint8, or float in [0, 1], not {image.dtype}")
     return image
 
 
@@ -39,7 +40,7 @@ def mask_overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The image with its mask (H, W; 1 = generate) tinted and outlined."""
     image, hole = to_uint8(image), np.asarray(mask) > 0
     if hole.shape != image.shape[:2]:
-        raise ValueError(f"the mask is {hole.shape}, its image {image.shape[:2]}: give both the same height and width")
+        raise UserError(f"the mask is {hole.shape}, its image {image.shape[:2]}: give both the same height and width")
     padded = np.pad(hole, 1, mode="edge")
     neighbours = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     opacity = np.where(hole & ~neighbours, 1.0, MASK_OPACITY * hole)[..., None]
@@ -63,14 +64,14 @@ def picture_grid(rows: Sequence[Sequence[np.ndarray]], columns: Sequence[str] = 
       uint8 (H, W, 3), white between the pictures.
 
     Raises:
-      ValueError: there is no picture, or fewer headings than columns.
+      UserError: there is no picture, or fewer headings than columns.
     """
     cells = [[enlarge(to_uint8(picture), scale) for picture in row] for row in rows]
     width = max((len(row) for row in cells), default=0)
     if width == 0:
-        raise ValueError("a grid needs at least one picture")
+        raise UserError("a grid needs at least one picture")
     if columns and len(columns) < width:
-        raise ValueError(f"the grid has {width} columns but {len(columns)} headings: give one for each column")
+        raise UserError(f"the grid has {width} columns but {len(columns)} headings: give one for each column")
     cell_height = max(picture.shape[0] for row in cells for picture in row)
     cell_width = max(picture.shape[1] for row in cells for picture in row)
     top = GAP + (LABEL_HEIGHT if columns else 0)

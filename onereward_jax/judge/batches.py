@@ -21,7 +21,7 @@ def question_batch(judge: Judge, tasks: Sequence[str], prompts: Sequence[str], l
       `tasks.CELLS`; padding has length 0, weight 0 and cell −1.
 
     Raises:
-      ValueError: a question is longer than `length`.
+      UserError: a question is longer than `length`.
     """
     cells = np.full((len(tasks), MAX_DIMENSIONS), -1, np.int32)
     texts: list[str | None] = []

@@ -55,7 +55,7 @@ def ensemble(judge: Judge, adapters: Sequence[str | Path]) -> Judge:
       adapters: directories, files or repositories, as of `weights.adapters.load_adapters`.
 
     Raises:
-      FileNotFoundError, ValueError: an adapter is missing, does not fit the judge, adapts other layers or has another
+      FileNotFoundError, UserError: an adapter is missing, does not fit the judge, adapts other layers or has another
         rank than the first, or adapts the vision tower, which members share.
     """
     if not adapters:

@@ -11,6 +11,7 @@ import numpy as np
 
 from onereward_jax import tasks
 from onereward_jax.atomic_files import atomic_directory, read_json, write_json
+from onereward_jax.errors import UserError
 from onereward_jax.judge import question as questions
 from onereward_jax.judge import scoring
 from onereward_jax.judge.scoring import ImageTokens
@@ -57,7 +58,7 @@ class Judge:
           template, template_with_prompt: the question Φ(task, dimension, prompt), see `tasks.question`.
 
         Raises:
-          ValueError: model, tokenizer and image settings do not fit together.
+          UserError: model, tokenizer and image settings do not fit together.
         """
         visual = model.visual
         for mine, theirs in (
@@ -66,12 +67,12 @@ class Judge:
             ("temporal_patch_size", visual.temporal_patch_size),
         ):
             if getattr(settings, mine) != theirs:
-                raise ValueError(
+                raise UserError(
                     f"{mine} is {getattr(settings, mine)} in {PREPROCESSOR_FILE}, but the model's is {theirs}:"
                     " use the files of one release"
                 )
         if len(tokenizer) > model.model.vocab_size:
-            raise ValueError(
+            raise UserError(
                 f"the tokenizer has {len(tokenizer)} tokens, but the model only {model.model.vocab_size}:"
                 " use the files of one release"
             )
@@ -140,9 +141,9 @@ class Judge:
 
         Raises:
           FileNotFoundError: a file is missing.
-          ValueError: the files are not of a Qwen2.5-VL, or do not fit together.
+          UserError: the files are not of a Qwen2.5-VL, or do not fit together.
         """
-        from transformers import AutoTokenizer
+        from onereward_jax.weights.tokenizer import load_tokenizer
 
         directory = model_directory(path_or_repo)
         # Another architecture is named before the files are missed that only a judge has.
@@ -152,7 +153,7 @@ class Judge:
             raise FileNotFoundError(f"{preprocessor} is missing: copy it from the release")
         model, params = load_component(directory, "judge", dtype, {"dtype": jnp.dtype(dtype), **(fields or {})})
         params = jax.tree.map(jnp.asarray, with_adapters("judge", params, lora))
-        tokenizer = AutoTokenizer.from_pretrained(directory)
+        tokenizer = load_tokenizer(directory)
         settings = ImageSettings.from_config(read_json(preprocessor))
         if (directory / QUESTIONS_FILE).is_file():
             templates = read_json(directory / QUESTIONS_FILE) | templates
@@ -233,17 +234,17 @@ class Judge:
           what `ask`, `compare`, `compare_all` and `log_p_yes` take in an image's place.
 
         Raises:
-          ValueError: the array has another shape or type.
+          UserError: the array has another shape or type.
         """
         if isinstance(image, ImageTokens):
             return image
         array = np.asarray(image.convert("RGB") if hasattr(image, "convert") else image)
         if array.ndim != 3 or array.shape[-1] != 3:
-            raise ValueError(f"an image has the shape (height, width, 3), not {array.shape}: convert it to RGB")
+            raise UserError(f"an image has the shape (height, width, 3), not {array.shape}: convert it to RGB")
         if jnp.issubdtype(array.dtype, jnp.floating):
             return self._encode_pixels(self.params, jnp.asarray(array, jnp.float32)[None])
         if array.dtype != np.uint8:
-            raise ValueError(f"an image is uint8, or float in [0, 1], not {array.dtype}: convert it to uint8")
+            raise UserError(f"an image is uint8, or float in [0, 1], not {array.dtype}: convert it to uint8")
         # Left to itself it takes an image of one or three rows for one that has its channels first.
         inputs = self._official_processor()(images=[array], input_data_format="channels_last", return_tensors="np")
         _, rows, columns = (int(x) for x in inputs["image_grid_thw"][0])
@@ -279,7 +280,7 @@ class Judge:
           a float; of lists float32 (N,), each as if it were asked alone.
 
         Raises:
-          ValueError: the dimension does not belong to the task, text alignment has no prompt, or the lists differ in
+          UserError: the dimension does not belong to the task, text alignment has no prompt, or the lists differ in
             length.
         """
         if not isinstance(first, list | tuple):
@@ -287,7 +288,7 @@ class Judge:
         count = len(first)
         columns = [[x] * count if x is None or isinstance(x, str) else list(x) for x in (task, dimension, prompt)]
         if any(len(column) != count for column in ([*second], *columns)):
-            raise ValueError("lists of images, tasks, dimensions and prompts differ in length: give one for each pair")
+            raise UserError("lists of images, tasks, dimensions and prompts differ in length: give one for each pair")
         texts = [self.question(*words) for words in zip(*columns, strict=True)]
         pairs = [(self.encode(a), self.encode(b)) for a, b in zip(first, second, strict=True)]
         by_grid: dict[Any, list[int]] = {}
@@ -323,7 +324,7 @@ class Judge:
         }
         p = np.exp(np.asarray(self._answer(self.params, batch)))
         if not np.isfinite(p).all():
-            raise ValueError("the judge's answer is not a number: check the weights and the images for NaN")
+            raise UserError("the judge's answer is not a number: check the weights and the images for NaN")
         return p
 
     def _official_processor(self) -> Any:

@@ -82,7 +82,7 @@ def read_pairs(
     Args:
       directories: in either form, or of `onereward make-preferences`.
       source: "planted" or "base" reads only those pairs of `make-preferences`.
-      check: raises ValueError for a record that can't be used.
+      check: raises UserError for a record that can't be used.
       bad_share: of each dataset's records, that may be bad.
 
     Raises:
@@ -109,7 +109,7 @@ def check_record(judge: Judge, question_length: int | None, record: Record) -> N
       question_length: tokens that there is room for; None: any number.
 
     Raises:
-      ValueError: the judge can't be asked about the record.
+      UserError: the judge can't be asked about the record.
     """
     for dimension in dimensions_of(record.task, record.prompt):
         judge.encode_questions([judge.question(record.task, dimension, record.prompt)], question_length)

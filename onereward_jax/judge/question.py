@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from onereward_jax.errors import UserError
+
 SYSTEM = "You are a helpful assistant."
 IMAGE_TOKEN = "<|image_pad|>"
 IMAGE_END = "<|vision_end|>"
@@ -73,7 +75,7 @@ def _texts(tokenizer: Tokenizer, question: str) -> tuple[str, str, str, str]:
     )
     parts = text.split(IMAGE_TOKEN, 2)
     if len(parts) != 3 or IMAGE_END not in parts[2]:
-        raise ValueError("the tokenizer's chat template does not show two images: use the template of Qwen2.5-VL")
+        raise UserError("the tokenizer's chat template does not show two images: use the template of Qwen2.5-VL")
     end, suffix = parts[2].split(IMAGE_END, 1)
     return parts[0], parts[1], end + IMAGE_END, suffix
 
@@ -86,7 +88,7 @@ def shared_prefix(tokenizer: Tokenizer) -> Prefix:
     """Everything up to and including the second image's `<|vision_end|>`.
 
     Raises:
-      ValueError: the tokenizer's chat template does not show two images.
+      UserError: the tokenizer's chat template does not show two images.
     """
     begin, middle, end, _ = _texts(tokenizer, "?")
     return Prefix(_encode(tokenizer, begin), _encode(tokenizer, middle), _encode(tokenizer, end))
@@ -96,13 +98,13 @@ def question_tokens(tokenizer: Tokenizer, question: str) -> tuple[int, ...]:
     """A question's suffix: from the question on to where the answer stands.
 
     Raises:
-      ValueError: the question is empty, or contains one of the tokenizer's special tokens.
+      UserError: the question is empty, or contains one of the tokenizer's special tokens.
     """
     if not question.strip():
-        raise ValueError("the question is empty: write one that Yes or No answers")
+        raise UserError("the question is empty: write one that Yes or No answers")
     for token in tokenizer.all_special_tokens:
         if token in question:
-            raise ValueError(f"the question contains the special token {token}: take it out")
+            raise UserError(f"the question contains the special token {token}: take it out")
     return _encode(tokenizer, _texts(tokenizer, question)[3])
 
 
@@ -117,12 +119,12 @@ def pad(tokens: Sequence[Sequence[int]], length: int | None = None, pad_id: int 
       ids int32 (D, S) and lengths int32 (D,).
 
     Raises:
-      ValueError: a question is longer than `length`.
+      UserError: a question is longer than `length`.
     """
     longest = max(map(len, tokens), default=0)
     length = longest if length is None else length
     if longest > length:
-        raise ValueError(f"a question has {longest} tokens, but there is room for {length}: raise the question length")
+        raise UserError(f"a question has {longest} tokens, but there is room for {length}: raise the question length")
     ids = np.full((len(tokens), length), pad_id, np.int32)
     for row, question in zip(ids, tokens, strict=True):
         row[: len(question)] = question
@@ -133,12 +135,12 @@ def answer_ids(tokenizer: Tokenizer) -> tuple[int, int]:
     """Token ids of "Yes" and "No".
 
     Raises:
-      ValueError: one of them is not a single token.
+      UserError: one of them is not a single token.
     """
     ids = []
     for answer in ANSWERS:
         tokens = _encode(tokenizer, answer)
         if len(tokens) != 1 or tokens[0] == getattr(tokenizer, "unk_token_id", None):
-            raise ValueError(f"the tokenizer has no single token for {answer!r}: use the tokenizer of Qwen2.5-VL")
+            raise UserError(f"the tokenizer has no single token for {answer!r}: use the tokenizer of Qwen2.5-VL")
         ids.append(tokens[0])
     return ids[0], ids[1]

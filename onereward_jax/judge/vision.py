@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import PIL
 
+from onereward_jax.errors import UserError
+
 Grid = tuple[int, int]  # rows and columns of patches
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -86,10 +88,10 @@ def smart_resize(height: int, width: int, settings: ImageSettings) -> tuple[int,
     """The size at which the judge sees an image: sides divisible into tokens, area within the limits.
 
     Raises:
-      ValueError: the image is longer than 200 times its short side.
+      UserError: the image is longer than 200 times its short side.
     """
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
-        raise ValueError(
+        raise UserError(
             f"an image of {height} x {width} is too elongated for the judge: crop it to at most {MAX_ASPECT_RATIO} : 1"
         )
     factor = settings.patch_size * settings.merge_size

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu import splash_attention
 
+from onereward_jax.errors import UserError
 from onereward_jax.parallel.activations import activation_axes, platform, tokens_are_split
 from onereward_jax.parallel.mesh import P
 
@@ -52,7 +53,7 @@ def attention(
       (B, Q, H, D), in the query's dtype.
 
     Raises:
-      ValueError: the implementation has no such name, or does not take these arguments.
+      UserError: the implementation has no such name, or does not take these arguments.
     """
     if scale is None:
         scale = query.shape[-1] ** -0.5
@@ -73,10 +74,10 @@ def attention(
         return attend(query, key, value)
     if implementation == "splash":
         if mask is not None or bias is not None:
-            raise ValueError('splash attention takes neither mask nor bias here: choose "xla" or "auto"')
+            raise UserError('splash attention takes neither mask nor bias here: choose "xla" or "auto"')
         scaled = (query.astype(jnp.float32) * scale).astype(query.dtype)  # the kernel does not scale
         return _splash(scaled, key, value, blocks, splits_tokens)
-    raise ValueError(f"unknown attention implementation {implementation!r}: choose one of {', '.join(IMPLEMENTATIONS)}")
+    raise UserError(f"unknown attention implementation {implementation!r}: choose one of {', '.join(IMPLEMENTATIONS)}")
 
 
 def _reference(query, key, value, mask, bias, scale):
@@ -109,7 +110,7 @@ def _gpus_have_cudnn_attention() -> bool:
 def _splash(query, key, value, blocks, splits_tokens):
     """Splash attention of scaled queries."""
     if any(block <= 0 or block % LANES for block in blocks):
-        raise ValueError(f"blocks of splash attention must be multiples of {LANES}, not {tuple(blocks)}")
+        raise UserError(f"blocks of splash attention must be multiples of {LANES}, not {tuple(blocks)}")
     kernel = functools.partial(_splash_on_device, blocks=blocks)
     # XLA can't split a kernel by itself.
     on_mesh = not jax.sharding.get_abstract_mesh().empty

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from onereward_jax.errors import UserError
 from onereward_jax.models.attention import attention
 from onereward_jax.models.remat import remat
 
@@ -126,15 +127,15 @@ class CLIPTextEncoder(nn.Module):
           The states (B, L, D), and each text's state at its end-of-text token (B, D), both in `dtype`.
 
         Raises:
-          ValueError: the text is too long, or the activation has no such name.
+          UserError: the text is too long, or the activation has no such name.
         """
         length = input_ids.shape[1]
         if length > self.max_position_embeddings:
-            raise ValueError(
+            raise UserError(
                 f"CLIP reads at most {self.max_position_embeddings} tokens, not {length}: cut the text to that"
             )
         if self.hidden_act not in ACTIVATIONS:
-            raise ValueError(f"unknown hidden_act {self.hidden_act!r}: choose one of {', '.join(ACTIVATIONS)}")
+            raise UserError(f"unknown hidden_act {self.hidden_act!r}: choose one of {', '.join(ACTIVATIONS)}")
 
         x = CLIPTextEmbeddings(
             self.vocab_size, self.hidden_size, self.max_position_embeddings, self.dtype, name="embeddings"

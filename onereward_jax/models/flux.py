@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from onereward_jax.errors import UserError
 from onereward_jax.models.attention import BLOCKS, attention
 from onereward_jax.models.dense import Dense, DenseOfParts
 from onereward_jax.models.remat import remat
@@ -69,14 +70,14 @@ class FluxTransformer(nn.Module):
           (B, N, out_channels), in `dtype`.
 
         Raises:
-          ValueError: guidance is missing, or the axes of rope do not add up to the head size.
+          UserError: guidance is missing, or the axes of rope do not add up to the head size.
         """
         if sum(self.axes_dims_rope) != self.attention_head_dim:
-            raise ValueError(
+            raise UserError(
                 f"axes_dims_rope {tuple(self.axes_dims_rope)} must sum to attention_head_dim {self.attention_head_dim}"
             )
         if self.guidance_embeds and guidance is None:
-            raise ValueError("this model has a guidance embedding: give guidance, one scale per sample")
+            raise UserError("this model has a guidance embedding: give guidance, one scale per sample")
         width = self.num_attention_heads * self.attention_head_dim
 
         conditioning = TimeTextEmbedding(width, self.guidance_embeds, self.dtype, name="time_text_embed")(

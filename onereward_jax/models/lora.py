@@ -21,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from onereward_jax import tree as trees
+from onereward_jax.errors import UserError
 
 A, B = "lora_a", "lora_b"
 
@@ -51,7 +52,7 @@ class LoRA:
           params: of the model, or their shapes.
 
         Raises:
-          ValueError: no layer's path matches `targets`.
+          UserError: no layer's path matches `targets`.
         """
         leaves = {}
         for path, kernel in layers(params).items():
@@ -65,7 +66,7 @@ class LoRA:
                 leaves[f"{path}/{B}"] = jnp.zeros((*stack, self.rank, features_out))
         if not leaves:
             some = ", ".join(sorted(layers(params))[:4])
-            raise ValueError(f"lora.targets {self.targets!r} matches no layer: its layers are {some}, ...")
+            raise UserError(f"lora.targets {self.targets!r} matches no layer: its layers are {some}, ...")
         return trees.unflatten(leaves)
 
     def whole(self, trained: trees.Tree, frozen: trees.Tree) -> trees.Tree:

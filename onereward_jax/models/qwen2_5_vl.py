@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from onereward_jax.errors import UserError
 from onereward_jax.models.attention import attention
 from onereward_jax.models.dense import Dense
 from onereward_jax.models.remat import remat
@@ -284,11 +285,11 @@ class VisionTransformer(nn.Module):
           (B, M, out_hidden_size), row by row.
 
         Raises:
-          ValueError: the grid does not fit the patches or the merge size.
+          UserError: the grid does not fit the patches or the merge size.
         """
         merge = self.spatial_merge_size
         if patches.shape[1] != grid[0] * grid[1] or grid[0] % merge or grid[1] % merge:
-            raise ValueError(
+            raise UserError(
                 f"{patches.shape[1]} patches are no grid of {grid[0]} x {grid[1]} with sides divisible by {merge}:"
                 " resize the image as its processor does"
             )
@@ -435,11 +436,11 @@ class TextModel(nn.Module):
           (B, L, D), normalised, in `dtype`.
 
         Raises:
-          ValueError: the sections of M-RoPE don't fill a head.
+          UserError: the sections of M-RoPE don't fill a head.
         """
         head_size = self.hidden_size // self.num_attention_heads
         if sum(self.mrope_section) != head_size // 2:
-            raise ValueError(
+            raise UserError(
                 f"mrope_section {tuple(self.mrope_section)} must add up to half the head size, {head_size // 2}:"
                 " correct the configuration"
             )

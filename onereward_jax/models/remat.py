@@ -5,6 +5,8 @@ from collections.abc import Callable
 import jax
 from flax import linen as nn
 
+from onereward_jax.errors import UserError
+
 # "none" keeps every activation; "full" keeps only each block's input; "dots" keeps the results of
 # matrix products that have no batch dimension (weights times activations), not attention's.
 _POLICIES: dict[str, Callable | None] = {
@@ -22,10 +24,10 @@ def remat(block: type[nn.Module], policy: str, in_scan: bool = True) -> type[nn.
         computations; elsewhere a barrier must.
 
     Raises:
-      ValueError: the policy has no such name.
+      UserError: the policy has no such name.
     """
     if policy not in _POLICIES:
-        raise ValueError(f"unknown remat policy {policy!r}: choose one of {', '.join(_POLICIES)}")
+        raise UserError(f"unknown remat policy {policy!r}: choose one of {', '.join(_POLICIES)}")
     if policy == "none":
         return block
     return nn.remat(block, policy=_POLICIES[policy], prevent_cse=not in_scan)

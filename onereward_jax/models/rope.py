@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from onereward_jax.errors import UserError
+
 
 class Rotation(NamedTuple):
     """Cosine and sine of each token's angle in each plane: float32 (N, D / 2)."""
@@ -28,12 +30,12 @@ def rotation(ids: jax.Array | np.ndarray, axes_dims: Sequence[int], theta: float
       theta: base of the geometric sequence of wavelengths.
 
     Raises:
-      ValueError: the axes of `ids` are not those of `axes_dims`, or a number of features is odd.
+      UserError: the axes of `ids` are not those of `axes_dims`, or a number of features is odd.
     """
     if ids.shape[-1] != len(axes_dims):
-        raise ValueError(f"positions have {ids.shape[-1]} axes, axes_dims_rope has {len(axes_dims)}: they must agree")
+        raise UserError(f"positions have {ids.shape[-1]} axes, axes_dims_rope has {len(axes_dims)}: they must agree")
     if any(dim % 2 for dim in axes_dims):
-        raise ValueError(f"axes_dims_rope must be even numbers, not {tuple(axes_dims)}")
+        raise UserError(f"axes_dims_rope must be even numbers, not {tuple(axes_dims)}")
     positions = jnp.asarray(ids, jnp.float32)
     angles = []
     for axis, dim in enumerate(axes_dims):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from onereward_jax.errors import UserError
 from onereward_jax.models.attention import attention
 from onereward_jax.models.remat import remat
 from onereward_jax.parallel.activations import shard_batch
@@ -61,11 +62,11 @@ class AutoencoderKL(nn.Module):
           mean and log-variance, each float32 (B, H/f, W/f, latent_channels).
 
         Raises:
-          ValueError: a side of the images is no multiple of f.
+          UserError: a side of the images is no multiple of f.
         """
         factor = 2 ** (len(self.block_out_channels) - 1)
         if images.shape[1] % factor or images.shape[2] % factor:
-            raise ValueError(f"the autoencoder takes sides that are multiples of {factor}, not {images.shape[1:3]}")
+            raise UserError(f"the autoencoder takes sides that are multiples of {factor}, not {images.shape[1:3]}")
         moments = self.encoder(images)
         if self.use_quant_conv:
             moments = self.quant_conv(moments)

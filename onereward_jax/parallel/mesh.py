@@ -7,6 +7,8 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from onereward_jax.errors import UserError
+
 P = PartitionSpec
 AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
@@ -16,18 +18,18 @@ def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[
     """A mesh over all devices; one axis may be −1: what the others leave.
 
     Raises:
-      ValueError: the axes do not multiply to the number of devices.
+      UserError: the axes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
     shape = [data, fsdp, tensor]
     if shape.count(-1) > 1:
-        raise ValueError(f"mesh {dict(zip(AXES, shape, strict=True))} leaves two axes open: set all but one")
+        raise UserError(f"mesh {dict(zip(AXES, shape, strict=True))} leaves two axes open: set all but one")
     known = int(np.prod([size for size in shape if size != -1]))
     if -1 in shape and known > 0 and len(devices) % known == 0:
         shape[shape.index(-1)] = len(devices) // known
     if int(np.prod(shape)) != len(devices):
         asked = f"{known} devices" + (" or a multiple" if -1 in shape else "")
-        raise ValueError(
+        raise UserError(
             f"mesh {dict(zip(AXES, shape, strict=True))} asks for {asked}, but there are {len(devices)}:"
             " change mesh.data, mesh.fsdp or mesh.tensor (-1: what the others leave)"
         )

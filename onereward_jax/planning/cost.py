@@ -21,6 +21,8 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
+from onereward_jax.errors import UserError
+
 # Primitives that move or make numbers and compute none.
 _FREE = frozenset(
     (
@@ -80,7 +82,7 @@ def cost_of_program(
       parts: names of scopes whose FLOPs are told apart; the rest is "other".
 
     Raises:
-      ValueError: a loop without a fixed end stands in no scope of `trips`.
+      UserError: a loop without a fixed end stands in no scope of `trips`.
     """
     count = _Count(dict(trips or {}), dict(shares or {}), tuple(parts))
     cost = count.of(program.jaxpr, "")
@@ -111,7 +113,7 @@ class _Count:
         elif name == "while":
             inner, times = Cost(), self._named(self._trips, scope)
             if times is None:
-                raise ValueError(f"a loop without a fixed end stands in {scope or 'no scope'}: say how often it runs")
+                raise UserError(f"a loop without a fixed end stands in {scope or 'no scope'}: say how often it runs")
             for part in ("cond_jaxpr", "body_jaxpr"):
                 inner.add(self.of(parameters[part].jaxpr, scope))
         elif name == "cond":

@@ -100,7 +100,7 @@ def program_of(config: ConfigDict) -> Program:
     """The update of a configuration; its models are read as far as `official_module` reads them.
 
     Raises:
-      UserError, FileNotFoundError, ValueError: a model is not known, or does not take the pictures' size.
+      FileNotFoundError, UserError: a model is not known, or does not take the pictures' size.
     """
     if config.model.get("judge_adapters"):
         raise UserError("a plan is of one judge: leave model.judge_adapters empty; each adapter costs one more reading")
@@ -134,9 +134,9 @@ def _words(judge: str) -> tuple[questions.Prefix, tuple[int, int], ImageSettings
     directory = Path(judge)
     if not directory.is_dir():
         return questions.OFFICIAL_PREFIX, questions.OFFICIAL_ANSWERS, OFFICIAL_SETTINGS
-    from transformers import AutoTokenizer
+    from onereward_jax.weights.tokenizer import load_tokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer = load_tokenizer(directory)
     settings = ImageSettings.from_config(read_json(directory / PREPROCESSOR_FILE))
     return questions.shared_prefix(tokenizer), questions.answer_ids(tokenizer), settings
 
@@ -268,7 +268,7 @@ def plan(config: ConfigDict, topology: Topology, exact: bool = False) -> Plan:
         gives somewhat smaller temporaries.
 
     Raises:
-      ValueError: the configuration's mesh or batch does not fit the slice; and as `program_of`.
+      UserError: the configuration's mesh or batch does not fit the slice; and as `program_of`.
       CompilerError: see there.
     """
     mesh = make_mesh(**config.mesh, devices=topology.devices)

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from onereward_jax.data.preferences.record import Preference
+from onereward_jax.errors import UserError
 from onereward_jax.proving_ground.scorer import score
 from onereward_jax.proving_ground.spec import Scene
 
@@ -32,7 +33,7 @@ def annotate(
       margin: a pair whose noisy scores lie closer than this is "no difference" and dropped.
 
     Raises:
-      ValueError: fewer than two candidates.
+      UserError: fewer than two candidates.
     """
     return annotate_scores([score(scene, image) for image in candidates], generator, noise, margin)
 
@@ -45,7 +46,7 @@ def annotate_scores(
 ) -> list[Preference]:
     """Annotate candidates whose scores are already known; see `annotate`."""
     if len(scores) < 2:
-        raise ValueError(f"{len(scores)} candidates cannot be compared: give at least two")
+        raise UserError(f"{len(scores)} candidates cannot be compared: give at least two")
     preferences = []
     for dimension in scores[0]:
         true = np.array([candidate[dimension] for candidate in scores])

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import ndimage
 
 from onereward_jax.data import masks
+from onereward_jax.errors import UserError
 from onereward_jax.proving_ground import drawing
 from onereward_jax.proving_ground.spec import PALETTE_CHROMA, Scene, chroma, draw
 
@@ -50,12 +51,12 @@ def apply(scene: Scene, image: np.ndarray, kind: str, strength: float, generator
       uint8 (H, W, 3).
 
     Raises:
-      ValueError: the kind is unknown or does not apply, or the strength is outside [0, 1].
+      UserError: the kind is unknown or does not apply, or the strength is outside [0, 1].
     """
     if kind not in applicable(scene):
-        raise ValueError(f"defect {kind!r} does not apply to this scene: choose one of {', '.join(applicable(scene))}")
+        raise UserError(f"defect {kind!r} does not apply to this scene: choose one of {', '.join(applicable(scene))}")
     if not 0 <= strength <= 1:
-        raise ValueError(f"a defect cannot have strength {strength}: give a number between 0 and 1")
+        raise UserError(f"a defect cannot have strength {strength}: give a number between 0 and 1")
     if strength == 0:
         return image
     changed = KINDS[kind].change(scene, image.astype(np.float32), strength, generator)

@@ -10,6 +10,8 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
+from onereward_jax.errors import UserError
+
 # Saturated, and rare in photographs (RGB, 0-255).
 COLOURS = {
     "red": (228, 24, 36),
@@ -62,7 +64,7 @@ def outline(shape: str, radius: float) -> np.ndarray:
     `radius` is that of a circle; the other shapes are scaled to look as large as the circle.
 
     Raises:
-      ValueError: the shape is unknown.
+      UserError: the shape is unknown.
     """
     if shape == "circle":
         angle = np.linspace(0, 2 * np.pi, 48, endpoint=False)
@@ -78,7 +80,7 @@ def outline(shape: str, radius: float) -> np.ndarray:
         angle = 2 * np.pi * np.arange(10) / 10
         reach = np.where(np.arange(10) % 2 == 0, 1.42, 0.58) * radius
         return np.stack([np.sin(angle), -np.cos(angle)], axis=-1) * reach[:, None]
-    raise ValueError(f"unknown shape {shape!r}: choose one of {', '.join(SHAPES)}")
+    raise UserError(f"unknown shape {shape!r}: choose one of {', '.join(SHAPES)}")
 
 
 def fill_polygon(points: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -14,7 +14,7 @@ from multiprocessing import resource_tracker
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from onereward_jax.errors import Fault
+from onereward_jax.errors import Fault, UserError
 from onereward_jax.proving_ground.scorer import score
 from onereward_jax.proving_ground.spec import Scene
 
@@ -36,7 +36,7 @@ def score_all(scenes: Sequence[Scene], images: Iterable[Iterable[np.ndarray]]) -
     if sum(map(len, rows)) < _MIN_IMAGES:
         return _score_rows(scenes, rows)
     if len(scenes) != len(rows):
-        raise ValueError(f"{len(rows)} rows of images for {len(scenes)} scenes: give each scene its row")
+        raise UserError(f"{len(rows)} rows of images for {len(scenes)} scenes: give each scene its row")
     for attempt in (1, 2):
         try:
             return _score_in_processes(scenes, rows)

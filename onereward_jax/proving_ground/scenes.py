@@ -15,6 +15,7 @@ from onereward_jax import tasks
 from onereward_jax.data import masks
 from onereward_jax.data.sample import Sample
 from onereward_jax.data.source import GroundTruth, Source
+from onereward_jax.errors import UserError
 from onereward_jax.proving_ground import defects, drawing
 from onereward_jax.proving_ground import photos as photo_store
 from onereward_jax.proving_ground.parallel import score_all
@@ -38,7 +39,7 @@ class ProvingGround(Source):
         ground truth are those of the scene without.
 
     Raises:
-      ValueError: unknown split, or a resolution below 32.
+      UserError: unknown split, or a resolution below 32.
       FileNotFoundError: no photographs.
     """
 
@@ -53,9 +54,9 @@ class ProvingGround(Source):
         target_flaws: float = 0.0,
     ) -> None:
         if split not in photo_store.SPLITS:
-            raise ValueError(f"unknown split {split!r}: choose one of {', '.join(photo_store.SPLITS)}")
+            raise UserError(f"unknown split {split!r}: choose one of {', '.join(photo_store.SPLITS)}")
         if resolution < 32:
-            raise ValueError(f"resolution {resolution} is too small to draw in: use 32 or more")
+            raise UserError(f"resolution {resolution} is too small to draw in: use 32 or more")
         self.split = split
         self.resolution = resolution
         self.seed = seed
@@ -84,11 +85,11 @@ class ProvingGround(Source):
         """The scene of which this is the sample.
 
         Raises:
-          ValueError: it is of another source.
+          UserError: it is of another source.
         """
         own, _, index = sample.id.rpartition("/")
         if own != f"{self.split}/{self.seed}/{sample.task}":
-            raise ValueError(f"sample {sample.id!r} is none of this proving ground's")
+            raise UserError(f"sample {sample.id!r} is none of this proving ground's")
         return self.scene(int(index), sample.task)
 
     def scene(self, index: int, task: str) -> Scene:
@@ -99,10 +100,10 @@ class ProvingGround(Source):
           task: one of `tasks.TASKS`.
 
         Raises:
-          ValueError: the task is unknown.
+          UserError: the task is unknown.
         """
         if task not in tasks.TASKS:
-            raise ValueError(f"unknown task {task!r}: choose one of {', '.join(tasks.TASKS)}")
+            raise UserError(f"unknown task {task!r}: choose one of {', '.join(tasks.TASKS)}")
         seeds = (self.seed, photo_store.SPLITS.index(self.split), tasks.TASKS.index(task), index)
         generator = np.random.default_rng(seeds)
         identity = f"{self.split}/{self.seed}/{task}/{index}"

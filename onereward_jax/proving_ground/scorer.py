@@ -27,6 +27,7 @@ from PIL import Image
 from scipy import fft, ndimage
 
 from onereward_jax.data import masks
+from onereward_jax.errors import UserError
 from onereward_jax.proving_ground import drawing
 from onereward_jax.proving_ground.spec import PALETTE_CHROMA, Scene, chroma
 
@@ -75,7 +76,7 @@ def score(scene: Scene, image: np.ndarray) -> dict[str, float]:
       image: (H, W, 3) of the scene's size; uint8, or floats in [0, 1] (values beyond are clipped).
 
     Raises:
-      ValueError: the image has another size or holds numbers that are not finite.
+      UserError: the image has another size or holds numbers that are not finite.
     """
     truth = _truth(scene)
     picture = _at_scoring_size(_as_float(scene, image))
@@ -115,12 +116,12 @@ def _sigmoid(value: float) -> float:
 def _as_float(scene: Scene, image: np.ndarray) -> np.ndarray:
     image = np.asarray(image)
     if image.shape != scene.sample.image.shape:
-        raise ValueError(f"image {image.shape} for a scene of {scene.sample.image.shape}: give the scene's size")
+        raise UserError(f"image {image.shape} for a scene of {scene.sample.image.shape}: give the scene's size")
     if image.dtype == np.uint8:
         return image.astype(np.float32) / 255
     image = image.astype(np.float32)
     if not np.isfinite(image).all():
-        raise ValueError("the image holds NaN or infinity: check what generated it")
+        raise UserError("the image holds NaN or infinity: check what generated it")
     return np.clip(image, 0, 1)
 
 

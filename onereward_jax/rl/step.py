@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from onereward_jax.errors import UserError
 from onereward_jax.flow import conditioning, sampler
 from onereward_jax.flow.schedule import Shift, sigmas
 from onereward_jax.judge.augment import noise_together, shift_together
@@ -93,12 +94,12 @@ class StepConfig:
 
     def __post_init__(self):
         if not 0 <= self.first_index <= self.last_index < self.num_steps:
-            raise ValueError(
+            raise UserError(
                 f"the prediction indices must satisfy 0 <= first_index <= last_index < num_steps, not"
                 f" {self.first_index}, {self.last_index}, {self.num_steps}: change the range or the steps"
             )
         if self.matched_reference and (self.predictions > 1 or self.reuses_references):
-            raise ValueError(
+            raise UserError(
                 "a matched reference is made for the policy's one t: set matched_reference to false, or predictions to"
                 " 1, reference_pool to '' and reference_max_age to 0"
             )

@@ -51,7 +51,7 @@ def finetune(config: ConfigDict, workdir: Path, pictures: Sequence[Captioned]) -
       pictures: all of them; some are held out.
 
     Raises:
-      FileNotFoundError, ValueError: the model is missing or does not fit, or there is nothing to train on.
+      FileNotFoundError, UserError: the model is missing or does not fit, or there is nothing to train on.
     """
     settings, adapters, batch_size = config.finetune, LoRA(**config.lora), config.train.batch_size
     mesh = make_mesh(**config.mesh)

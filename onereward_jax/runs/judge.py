@@ -57,7 +57,7 @@ def train_judge(config: ConfigDict, workdir: Path, watch: Watch | None = None) -
       watch: measures the judge on held-out pairs every `config.judge.evaluate_every` updates.
 
     Raises:
-      FileNotFoundError, ValueError: data or a model is missing or does not fit.
+      FileNotFoundError, UserError: data or a model is missing or does not fit.
     """
     settings = config.judge
     for directory in settings.data:  # before a model is loaded

@@ -43,7 +43,7 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None, source:
       source: of the requests, instead of the one that the configuration names.
 
     Raises:
-      FileNotFoundError, ValueError: a model is missing or does not fit.
+      FileNotFoundError, UserError: a model is missing or does not fit.
     """
     step_config = StepConfig(**config.rl)
     # Of processes that were killed, their steps; of this one, loading, compiling and exporting too.

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from onereward_jax.errors import UserError
+
 _FLUSH_SECONDS = 30.0  # between two flushes of TensorBoard's file
 
 
@@ -183,7 +185,7 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: a line other than the last is not a JSON object with a step.
+      UserError: a line other than the last is not a JSON object with a step.
     """
     path = Path(path)
     if not path.exists():
@@ -215,7 +217,7 @@ def _whole_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
         except (ValueError, KeyError, TypeError):
             if number == len(raw):
                 break
-            raise ValueError(f"line {number} of {path} is not a line of metrics: remove it, or the file") from None
+            raise UserError(f"line {number} of {path} is not a line of metrics: remove it, or the file") from None
         lines.append(line)
         ends.append(offset)
     return lines, ends

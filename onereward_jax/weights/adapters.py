@@ -14,6 +14,7 @@ import numpy as np
 
 from onereward_jax import tree as trees
 from onereward_jax.atomic_files import atomic_directory, read_json, write_json
+from onereward_jax.errors import UserError
 from onereward_jax.models import lora
 from onereward_jax.weights import bfl
 from onereward_jax.weights.hub import model_directory
@@ -64,7 +65,7 @@ def load_adapters(kind: str, params: trees.Tree, adapters: Sequence[tuple[str | 
 
     Raises:
       FileNotFoundError: there is no such file.
-      ValueError: a file is a pickle, or does not fit the model (one message names every mismatch).
+      UserError: a file is a pickle, or does not fit the model (one message names every mismatch).
     """
     return lora.combine([(_load_adapter(kind, params, path), weight) for path, weight in adapters])
 
@@ -201,7 +202,7 @@ def _load_adapter(kind: str, params: trees.Tree, path: str | Path) -> trees.Tree
     if not header:
         problems["nothing"].append("the file has no tensors")
     if told := "; ".join(part for what, which in problems.items() for part in listed(what, which)):
-        raise ValueError(f"the adapter {file} does not fit this {kind}: {told}")
+        raise UserError(f"the adapter {file} does not fit this {kind}: {told}")
     return _stacked(parts, params)
 
 
@@ -267,7 +268,7 @@ def _file_of(path: str | Path) -> Path:
         named = [found / name for name in (DIFFUSERS_FILE, PEFT_FILE) if (found / name).is_file()]
         files = named[:1] or sorted(found.glob("*.safetensors"))
         if len(files) > 1:
-            raise ValueError(f"{found} has {len(files)} .safetensors files: give the adapter's own path")
+            raise UserError(f"{found} has {len(files)} .safetensors files: give the adapter's own path")
         if not files:
             raise FileNotFoundError(
                 f"{found} has no .safetensors file with an adapter, such as {DIFFUSERS_FILE} (a pickle is not read):"
@@ -277,7 +278,7 @@ def _file_of(path: str | Path) -> Path:
     if not found.is_file():
         raise FileNotFoundError(f"there is no adapter {path}: give a .safetensors file, or a directory with one")
     if found.suffix != ".safetensors":
-        raise ValueError(f"{found} is no .safetensors file: convert it, since a pickle can run code when it is read")
+        raise UserError(f"{found} is no .safetensors file: convert it, since a pickle can run code when it is read")
     return found
 
 
@@ -289,7 +290,7 @@ def _config_of(file: Path, kind: str) -> dict[str, Any]:
         config = json.loads(read_metadata(file).get(_METADATA, "{}"))
         return {name.removeprefix(f"{kind}."): value for name, value in config.items() if name.startswith(f"{kind}.")}
     except (ValueError, AttributeError):
-        raise ValueError(f"{file} is damaged: its {_METADATA} is no JSON object") from None
+        raise UserError(f"{file} is damaged: its {_METADATA} is no JSON object") from None
 
 
 def _unsupported(config: dict[str, Any]) -> list[str]:

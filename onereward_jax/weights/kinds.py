@@ -4,6 +4,8 @@ import importlib
 from types import ModuleType
 from typing import Any, NamedTuple
 
+from onereward_jax.errors import UserError
+
 
 class Kind(NamedTuple):
     """One component.
@@ -42,8 +44,8 @@ def kind_of(name: str) -> Kind:
     """The component of that name.
 
     Raises:
-      ValueError: there is none.
+      UserError: there is none.
     """
     if name not in KINDS:
-        raise ValueError(f"unknown kind of component {name!r}: choose one of {', '.join(KINDS)}")
+        raise UserError(f"unknown kind of component {name!r}: choose one of {', '.join(KINDS)}")
     return KINDS[name]

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from onereward_jax import tree as trees
 from onereward_jax.atomic_files import read_json
+from onereward_jax.errors import UserError
 from onereward_jax.parallel.rules import sharding_of
 from onereward_jax.weights.kinds import Kind, kind_of
 from onereward_jax.weights.names import rules
@@ -45,7 +46,7 @@ def load_component(
 
     Raises:
       FileNotFoundError: the directory, config.json or the weights are not there.
-      ValueError: the configuration is not that of the kind, the files do not fit it (one message names every
+      UserError: the configuration is not that of the kind, the files do not fit it (one message names every
         mismatch), or there are only pickles.
     """
     directory = Path(directory)
@@ -66,7 +67,7 @@ def module_from_directory(directory: str | Path, kind: str, fields: Mapping[str,
     """The module that a directory's config.json describes; its weights are not looked at.
 
     Raises:
-      FileNotFoundError, ValueError: as `load_component`.
+      FileNotFoundError, UserError: as `load_component`.
     """
     directory = Path(directory)
     component = kind_of(kind)
@@ -74,7 +75,7 @@ def module_from_directory(directory: str | Path, kind: str, fields: Mapping[str,
     try:
         return component.module().module_from_config(config, **(fields or {}))
     except ValueError as error:
-        raise ValueError(f"{directory / 'config.json'}: {error}") from None
+        raise UserError(f"{directory / 'config.json'}: {error}") from None
 
 
 def param_shapes(module: Any, kind: str) -> trees.Tree:
@@ -94,10 +95,10 @@ def param_dtype_of(name: str) -> np.dtype:
     """The parameters' dtype of that name.
 
     Raises:
-      ValueError: parameters cannot have it.
+      UserError: parameters cannot have it.
     """
     if name not in PARAM_DTYPES:
-        raise ValueError(f"parameters cannot be {name!r}: choose one of {', '.join(PARAM_DTYPES)}")
+        raise UserError(f"parameters cannot be {name!r}: choose one of {', '.join(PARAM_DTYPES)}")
     return PARAM_DTYPES[name]
 
 
@@ -114,7 +115,7 @@ def _config(directory: Path, kind: str, component: Kind) -> dict[str, Any]:
     names = (component.type_field, "_class_name", "model_type")
     found = next((config[name] for name in names if name in config), component.type_name)
     if found != component.type_name:
-        raise ValueError(f"{file} describes a {found}, but a {kind} is a {component.type_name}: give its directory")
+        raise UserError(f"{file} describes a {found}, but a {kind} is a {component.type_name}: give its directory")
     return config
 
 
@@ -122,7 +123,7 @@ def _weight_files(directory: Path, stem: str) -> tuple[list[Path], dict[str, str
     """The files to read, and the index's {tensor: file name} if there is one."""
     single, index = directory / f"{stem}.safetensors", directory / f"{stem}.safetensors.index.json"
     if single.is_file() and index.is_file():
-        raise ValueError(f"{directory} has both {single.name} and {index.name}: remove the one that is out of date")
+        raise UserError(f"{directory} has both {single.name} and {index.name}: remove the one that is out of date")
     if single.is_file():
         return [single], None
     if not index.is_file():
@@ -132,19 +133,19 @@ def _weight_files(directory: Path, stem: str) -> tuple[list[Path], dict[str, str
         try:
             weight_map = dict(read_json(index)["weight_map"])
         except (ValueError, KeyError, TypeError):
-            raise ValueError(f"{index} is damaged: it has no readable weight_map; download it again") from None
+            raise UserError(f"{index} is damaged: it has no readable weight_map; download it again") from None
         return [directory / name for name in sorted(set(weight_map.values()))], weight_map
     files = sorted(directory.glob("*.safetensors"))
     if not files:
         pickles = sorted(file.name for pattern in _PICKLES for file in directory.glob(pattern))
         if pickles:
-            raise ValueError(
+            raise UserError(
                 f"{directory} has its weights only as pickle ({pickles[0]}), which can run code when read: "
                 "give a directory with .safetensors files"
             )
         raise FileNotFoundError(f"{directory} has no .safetensors file: download the weights")
     if len(files) > 1:
-        raise ValueError(
+        raise UserError(
             f"{directory} has {len(files)} .safetensors files and no index that says which to read: "
             f"add {stem}.safetensors.index.json, or keep one file"
         )
@@ -201,7 +202,7 @@ def _checked(directory: Path, component: Kind, expected: dict[str, tuple[int, ..
         [f"{where(name)} is {found[name].dtype}, not a float" for name in common if found[name].dtype not in DTYPES],
     )
     if problems:
-        raise ValueError(f"the weights in {directory} do not fit its config.json: {'; '.join(problems)}")
+        raise UserError(f"the weights in {directory} do not fit its config.json: {'; '.join(problems)}")
     return found
 
 

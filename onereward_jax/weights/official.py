@@ -90,7 +90,8 @@ def official_module(model: str, kind: str, fields: Mapping[str, Any] | None = No
       fields: fields of the module that config.json does not know: `dtype` of the computation, `remat`, ...
 
     Raises:
-      UserError: the model is neither; FileNotFoundError, ValueError: as `load.module_from_directory`.
+      UserError: the model is neither.
+      FileNotFoundError, UserError: as `load.module_from_directory`.
     """
     if kind in OFFICIAL.get(model, {}):
         return kind_of(kind).module().module_from_config(OFFICIAL[model][kind], **(fields or {}))

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from onereward_jax.errors import UserError
+
 # Those that a parameter may have on disk.
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -45,7 +47,7 @@ def read_header(file: Path) -> dict[str, Tensor]:
     """The tensors of a file.
 
     Raises:
-      ValueError: the file is cut off or damaged; the message names it.
+      UserError: the file is cut off or damaged; the message names it.
     """
     size = file.stat().st_size
     header, start = _header(file)
@@ -55,14 +57,14 @@ def read_header(file: Path) -> dict[str, Tensor]:
             (name, entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"]) for name, entry in header.items()
         ]
     except (ValueError, TypeError, KeyError, AttributeError):
-        raise ValueError(f"{file} is damaged: its header cannot be read") from None
+        raise UserError(f"{file} is damaged: its header cannot be read") from None
     end = start + max((entry[4] for entry in entries), default=0)
     if size < end:
-        raise ValueError(f"{file} is truncated: it has {size} of {end} bytes")
+        raise UserError(f"{file} is truncated: it has {size} of {end} bytes")
     tensors = {}
     for name, dtype, shape, begin, stop in entries:
         if dtype in DTYPES and int(np.prod(shape, dtype=np.int64)) * DTYPES[dtype].itemsize != stop - begin:
-            raise ValueError(f"{file} is damaged: the size of {name} is not that of its shape")
+            raise UserError(f"{file} is damaged: the size of {name} is not that of its shape")
         tensors[name] = Tensor(file, dtype, shape, start + begin)
     return tensors
 
@@ -71,7 +73,7 @@ def read_metadata(file: Path) -> dict[str, str]:
     """What a file's writer noted beside the tensors.
 
     Raises:
-      ValueError: the file is cut off or damaged; the message names it.
+      UserError: the file is cut off or damaged; the message names it.
     """
     return dict(_header(file)[0].get("__metadata__") or {})
 
@@ -82,15 +84,15 @@ def _header(file: Path) -> tuple[dict[str, Any], int]:
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or (length <= _MAX_HEADER and size < 8 + length):
-            raise ValueError(f"{file} is truncated: {size} bytes do not even hold its header")
+            raise UserError(f"{file} is truncated: {size} bytes do not even hold its header")
         if length > _MAX_HEADER:
-            raise ValueError(f"{file} is no safetensors file: it has no valid header")
+            raise UserError(f"{file} is no safetensors file: it has no valid header")
         try:
             header = json.loads(stream.read(length))
         except ValueError:
             header = None
     if not isinstance(header, dict):
-        raise ValueError(f"{file} is damaged: its header cannot be read")
+        raise UserError(f"{file} is damaged: its header cannot be read")
     return header, 8 + length
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from onereward_jax import tree as trees
 from onereward_jax.atomic_files import atomic_directory, write_json
+from onereward_jax.errors import UserError
 from onereward_jax.weights.kinds import kind_of
 from onereward_jax.weights.load import param_dtype_of, param_shapes
 from onereward_jax.weights.names import rules
@@ -38,7 +39,7 @@ def save_component(
       max_shard_bytes: a larger model is written in shards with an index.
 
     Raises:
-      ValueError: the directory is a file or has subdirectories, or the parameters are not the module's.
+      UserError: the directory is a file or has subdirectories, or the parameters are not the module's.
     """
     directory = Path(directory).resolve()
     component = kind_of(kind)
@@ -100,7 +101,7 @@ def _check_params(module: Any, params: trees.Tree, kind: str) -> None:
     given = {path: leaf.shape for path, leaf in trees.flatten(params).items()}
     if expected != given:
         different = sorted(path for path in expected.keys() | given.keys() if expected.get(path) != given.get(path))
-        raise ValueError(
+        raise UserError(
             f"these are not the parameters of this {kind}: {different[0]} is {given.get(different[0])}, "
             f"the module has {expected.get(different[0])} ({len(different)} differ)"
         )
@@ -110,9 +111,9 @@ def _check_other_files(directory: Path) -> None:
     if not directory.exists():
         return
     if not directory.is_dir():
-        raise ValueError(f"{directory} is a file: choose a directory to export to")
+        raise UserError(f"{directory} is a file: choose a directory to export to")
     for entry in sorted(directory.iterdir()):
         if not entry.is_file():
-            raise ValueError(
+            raise UserError(
                 f"{directory} holds {entry.name}, which is no file of a component: choose another directory"
             )

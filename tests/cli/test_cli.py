@@ -289,6 +289,7 @@ def test_overrides_without_a_configuration(command, capsys):
 
 RAISES = """
 import json
+from onereward_jax.errors import UserError
 def run(args):
     {}
 """
@@ -297,7 +298,7 @@ def run(args):
 @pytest.mark.parametrize(
     ("body", "words"),
     [
-        ("raise ValueError('the mask is empty: draw one')", "the mask is empty: draw one"),
+        ("raise UserError('the mask is empty: draw one')", "the mask is empty: draw one"),
         ("raise FileNotFoundError('no weights in x: download them')", "no weights in x: download them"),
         ("open('/nowhere/file')", "/nowhere/file does not exist"),
         ("open('/')", "/ is a directory and not a file"),
@@ -316,7 +317,7 @@ def test_errors_for_the_user(command, capsys, body, words):
 def test_a_tokenizer_without_its_files(command, capsys, tmp_path, name):
     """transformers raises a plain ValueError for the one and a plain OSError for the other, many lines each."""
     (tmp_path / "empty").mkdir()
-    body = f"from transformers import AutoTokenizer; AutoTokenizer.from_pretrained('{tmp_path / name}')"
+    body = f"from onereward_jax.weights.tokenizer import load_tokenizer; load_tokenizer('{tmp_path / name}')"
     assert cli.main([command(RAISES.format(body))]) == 2
     assert f"the tokenizer in {tmp_path / name} can't be read" in one_sentence(capsys)
 
@@ -327,12 +328,11 @@ def test_a_tokenizer_without_its_files(command, capsys, tmp_path, name):
         ("json.loads('{')", ValueError),  # raised by a library
         ("raise OSError(5, 'Input/output error', 'x')", OSError),  # not what the command line says
         ("int('x')", ValueError),  # raised by an expression of ours
+        ("raise ValueError('x')", ValueError),
+        ("import numpy as np; np.zeros(3).reshape(2)", ValueError),
         ("import jax.numpy as jnp; jnp.zeros(3).reshape(2)", TypeError),
         ("import jax.numpy as jnp; jnp.concatenate([jnp.zeros(3), jnp.zeros((2, 2))])", (ValueError, TypeError)),
-        (
-            "import jax.numpy as jnp; jnp.stack([])",
-            ValueError,
-        ),  # JAX hides its frames
+        ("import jax.numpy as jnp; jnp.stack([])", ValueError),
         ("raise KeyError('x')", KeyError),
     ],
 )
@@ -343,8 +343,8 @@ def test_defects_keep_their_traceback(command, body, kind):
 
 def test_traceback_on_request(command, monkeypatch):
     monkeypatch.setenv("ONEREWARD_TRACEBACK", "1")
-    with pytest.raises(ValueError, match="empty"):
-        cli.main([command(RAISES.format("raise ValueError('empty')"))])
+    with pytest.raises(UserError, match="empty"):
+        cli.main([command(RAISES.format("raise UserError('empty')"))])
 
 
 def test_an_interrupted_run_has_its_own_code(command, capsys):

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from onereward_jax.cli.main import guarded
+from onereward_jax.cli.exit_codes import guarded
 from onereward_jax.config.load import claim_workdir
 from onereward_jax.parallel import cluster, heartbeat, hosts
 from onereward_jax.training import trainer

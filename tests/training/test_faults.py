@@ -311,11 +311,12 @@ def test_a_hang_does_not_keep_the_process(tmp_path):
     """Python waits for the threads of an executor, whatever they do."""
     script = (
         "import sys, threading, concurrent.futures\n"
-        "from onereward_jax import cli, errors\n"
+        "from onereward_jax import errors\n"
+        "from onereward_jax.cli.exit_codes import guarded\n"
         "def run():\n"
         "    concurrent.futures.ThreadPoolExecutor().submit(threading.Event().wait)\n"
         "    raise errors.Hang('a loader hangs')\n"
-        "sys.exit(cli.guarded(run))\n"
+        "sys.exit(guarded(run))\n"
     )
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
     assert (ended.returncode, ended.stderr) == (75, "onereward: a loader hangs\n")

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from onereward_jax.atomic_files import check_writable
-    from onereward_jax.cli.main import is_users_error, sentence
+    from onereward_jax.cli.exit_codes import is_users_error, sentence
     from onereward_jax.errors import UserError
     from onereward_jax.fill.requests import output_files, read_requests
 

@@ -86,7 +86,7 @@ def good_records(
     """Every record that can be used, after all its pictures were decoded; the others are named on stderr.
 
     Args:
-      check: raises ValueError for a record that the caller can't use.
+      check: raises UserError for a record that the caller can't use.
       bad_share: of the records, that may be bad.
 
     Raises:

@@ -175,7 +175,7 @@ def _hpd_v2(entry: Entry, dimension: str) -> Fields:
     else:
         fields["votes"] = _votes(entry["rank"], dimension, "HPDv2")
     if any(len(one) != len(paths) for one in (entry.get("human_preference", paths), entry.get("rank", paths))):
-        raise ValueError("ranks and images differ in number")
+        raise UserError("ranks and images differ in number")
     return fields
 
 

@@ -78,7 +78,7 @@ def write_examples(path: str | Path, examples: Sequence[ExampleRow], scenes: int
     """Write a PNG with the first scenes of every task, a row each, two tasks side by side.
 
     Raises:
-      ValueError: there is no example.
+      UserError: there is no example.
     """
     by_task = [[row for row in examples if row.task == task][:scenes] for task in TASKS]
     left, right = ([row for rows in half for row in rows] for half in (by_task[:2], by_task[2:]))

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from onereward_jax.errors import UserError
 from onereward_jax.models.clip import CLIPTextEncoder
 from onereward_jax.weights.names.rules import Rule, Table
 
@@ -46,7 +47,7 @@ def module_from_config(config: dict[str, Any], **overrides: Any) -> CLIPTextEnco
       overrides: fields of `CLIPTextEncoder`, e.g. `dtype`, `remat`.
 
     Raises:
-      ValueError: a field is missing.
+      UserError: a field is missing.
     """
     # A file without the token is read as transformers reads it, with the end of text of the first vocabulary.
     config = {"eos_token_id": 49407} | config
@@ -54,7 +55,7 @@ def module_from_config(config: dict[str, Any], **overrides: Any) -> CLIPTextEnco
     try:
         return CLIPTextEncoder(**fields)
     except TypeError as error:
-        raise ValueError(f"the CLIP encoder's configuration is incomplete or has an unknown field: {error}") from None
+        raise UserError(f"the CLIP encoder's configuration is incomplete or has an unknown field: {error}") from None
 
 
 def config_of(module: CLIPTextEncoder) -> dict[str, Any]:

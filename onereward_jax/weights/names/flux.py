@@ -4,6 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from onereward_jax.errors import UserError
 from onereward_jax.models.flux import FluxTransformer
 from onereward_jax.weights.names.rules import Rule, Table
 
@@ -49,10 +50,10 @@ def module_from_config(config: dict[str, Any], **overrides: Any) -> FluxTransfor
       overrides: fields of `FluxTransformer`, e.g. `dtype`, `remat`.
 
     Raises:
-      ValueError: a field is missing, unknown or not supported.
+      UserError: a field is missing, unknown or not supported.
     """
     if config.get("patch_size", 1) != 1:
-        raise ValueError(f"patch_size is {config['patch_size']}: only FLUX models with patch_size 1 can be loaded")
+        raise UserError(f"patch_size is {config['patch_size']}: only FLUX models with patch_size 1 can be loaded")
     fields = {name: config[name] for name in _FIELDS if name in config} | overrides
     if fields.get("out_channels") is None:
         fields["out_channels"] = fields.get("in_channels")  # the official default
@@ -61,7 +62,7 @@ def module_from_config(config: dict[str, Any], **overrides: Any) -> FluxTransfor
     try:
         return FluxTransformer(**fields)
     except TypeError as error:
-        raise ValueError(f"the FLUX configuration is incomplete or has an unknown field: {error}") from None
+        raise UserError(f"the FLUX configuration is incomplete or has an unknown field: {error}") from None
 
 
 def config_of(module: FluxTransformer) -> dict[str, Any]:

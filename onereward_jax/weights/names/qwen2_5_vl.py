@@ -4,6 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from onereward_jax.errors import UserError
 from onereward_jax.models.qwen2_5_vl import Qwen2_5_VL, TextModel, VisionTransformer
 from onereward_jax.weights.names.rules import Rule, Table
 
@@ -85,27 +86,27 @@ def module_from_config(config: dict[str, Any], **overrides: Any) -> Qwen2_5_VL:
       overrides: `dtype`, `remat` and `attention_implementation`, of both parts.
 
     Raises:
-      ValueError: another architecture, a feature this model lacks, or a missing field.
+      UserError: another architecture, a feature this model lacks, or a missing field.
     """
     kind = config.get("model_type", "qwen2_5_vl")
     if kind != "qwen2_5_vl":
-        raise ValueError(f"the checkpoint is of type {kind!r}: the judge needs a Qwen2.5-VL ('qwen2_5_vl')")
+        raise UserError(f"the checkpoint is of type {kind!r}: the judge needs a Qwen2.5-VL ('qwen2_5_vl')")
     text = config.get("text_config") or config
     vision: dict[str, Any] = _VISION_DEFAULTS | dict(config.get("vision_config") or {})
     if text.get("use_sliding_window"):
-        raise ValueError("use_sliding_window is on in the configuration: only full attention is supported, turn it off")
+        raise UserError("use_sliding_window is on in the configuration: only full attention is supported, turn it off")
     for part, where in ((text, "text"), (vision, "vision")):
         if part.get("hidden_act", "silu") != "silu":
-            raise ValueError(f"hidden_act of the {where} part is {part['hidden_act']!r}: only 'silu' is supported")
+            raise UserError(f"hidden_act of the {where} part is {part['hidden_act']!r}: only 'silu' is supported")
     rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type not in ("default", "mrope"):
-        raise ValueError(f"rope type {rope_type!r} is not supported: use the configuration of the release ('mrope')")
+        raise UserError(f"rope type {rope_type!r} is not supported: use the configuration of the release ('mrope')")
 
     tied = bool(config.get("tie_word_embeddings", False) or text.get("tie_word_embeddings", False))
     missing = [name for name in _TEXT_FIELDS[:5] if name not in text]
     if missing:
-        raise ValueError(f"the configuration of Qwen2.5-VL has no {', '.join(missing)}: complete config.json")
+        raise UserError(f"the configuration of Qwen2.5-VL has no {', '.join(missing)}: complete config.json")
     text_fields: dict[str, Any] = {name: text[name] for name in _TEXT_FIELDS if text.get(name) is not None}
     text_fields.setdefault("num_key_value_heads", text["num_attention_heads"])
     text_fields.setdefault("rms_norm_eps", 1e-5)  # transformers' default; the releases say 1e-6
@@ -127,7 +128,7 @@ def module_from_config(config: dict[str, Any], **overrides: Any) -> Qwen2_5_VL:
             image_token_id=config.get("image_token_id", 151655),
         )
     except TypeError as error:
-        raise ValueError(f"the configuration of Qwen2.5-VL has an unknown field: {error}") from None
+        raise UserError(f"the configuration of Qwen2.5-VL has an unknown field: {error}") from None
 
 
 _OFFICIAL_END_OF_TURN = 151645

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from onereward_jax.errors import UserError
 from onereward_jax.models.vae import AutoencoderKL
 from onereward_jax.weights.names.rules import Layout, Rule, Table
 
@@ -66,14 +67,14 @@ def module_from_config(config: dict[str, Any], **overrides: Any) -> AutoencoderK
       overrides: fields of `AutoencoderKL`, e.g. `dtype`, `remat`.
 
     Raises:
-      ValueError: a field is unknown, or has a value that is not supported.
+      UserError: a field is unknown, or has a value that is not supported.
     """
     for name, value in _ONLY_SUPPORTED.items():
         if config.get(name, value) != value:
-            raise ValueError(f"{name} is {config[name]!r}: only autoencoders with {value!r} can be loaded")
+            raise UserError(f"{name} is {config[name]!r}: only autoencoders with {value!r} can be loaded")
     for name, block in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         if set(config.get(name, [block])) != {block}:
-            raise ValueError(f"{name} is {config[name]}: only autoencoders of {block!r} can be loaded")
+            raise UserError(f"{name} is {config[name]}: only autoencoders of {block!r} can be loaded")
     given = _OFFICIAL_DEFAULTS | config
     fields = {name: given[name] for name in _FIELDS if name in given} | overrides
     fields["block_out_channels"] = tuple(fields["block_out_channels"])
@@ -82,7 +83,7 @@ def module_from_config(config: dict[str, Any], **overrides: Any) -> AutoencoderK
     try:
         return AutoencoderKL(**fields)
     except TypeError as error:
-        raise ValueError(f"the configuration of the autoencoder has an unknown field: {error}") from None
+        raise UserError(f"the configuration of the autoencoder has an unknown field: {error}") from None
 
 
 def config_of(module: AutoencoderKL) -> dict[str, Any]:
