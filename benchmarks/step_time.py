@@ -23,6 +23,7 @@ from onereward_jax.fill.pipeline import FillPipeline, latent_shape, sample_noise
 from onereward_jax.flow import conditioning, sampler
 from onereward_jax.flow.schedule import sigmas
 from onereward_jax.judge.judge import Judge
+from onereward_jax.judge.scorer import Questions
 from onereward_jax.parallel.activations import batch_sharding
 from onereward_jax.parallel.mesh import make_mesh
 from onereward_jax.rl.step import Frozen, StepConfig, make_step
@@ -96,7 +97,8 @@ def main() -> None:
 
     @jax.jit
     def ask(images, judge_params, reference, batch):
-        return judge.apply(judge_params, {**batch, "first": images, "second": reference})[..., 0].mean()
+        questions = Questions(batch["question_ids"], batch["question_lengths"])
+        return judge.scorer(judge_params, images, reference, questions)[..., 0].mean()
 
     def predict_and_ask(params, vae, judge_params, condition, tokens, reference, batch):
         scales = (step_config.gradient_guidance_scale, step_config.gradient_true_cfg_scale)
@@ -120,7 +122,7 @@ def main() -> None:
     )
 
     optimizer = make_optimizer(**config.optimizer)
-    step = make_step(pipeline.transformer, pipeline.vae, judge.apply, optimizer, step_config, pipeline.shift)
+    step = make_step(pipeline.transformer, pipeline.vae, judge.scorer, optimizer, step_config, pipeline.shift)
     create = lambda params: create_state(  # noqa: E731
         params, optimizer, config.seed, reference=config.algorithm == "fixed"
     )

@@ -127,7 +127,7 @@ class Miniature:
         """Of the mean update: that which makes its references and that which does not, each in its share."""
         pipeline, judge, fields = self.pipeline, self.judge, computation(config)
         modules = [module.clone(**fields) for module in (pipeline.transformer, pipeline.vae)]
-        update = make_update(config, *modules, judge.apply, pipeline.shift)
+        update = make_update(config, *modules, judge.scorer, pipeline.shift)
         params, frozen = update.start(pipeline.params["transformer"], pipeline.params["vae"], judge.params)
         mesh = make_mesh(**config.mesh)
         step, state, frozen = compile_step(update.step, update.create, params, frozen, mesh)

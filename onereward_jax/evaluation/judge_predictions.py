@@ -55,8 +55,8 @@ def ask_both_orders(
     params = judge.params if params is None else params
     answers = []
     for rows in batches_of(len(texts), batch_size):
-        batch = question_batch(judge, [texts[row][0] for row in rows], [texts[row][1] for row in rows], question_length)
-        log_p = ask(params, {"first": first[rows], "second": second[rows], **batch})
+        asked = question_batch(judge, [texts[row][0] for row in rows], [texts[row][1] for row in rows], question_length)
+        log_p = ask(params, {"first": first[rows], "second": second[rows], **asked.arrays()})
         answers.append(np.exp(hosts.fetch(log_p)[..., 0]))
     return np.concatenate(answers, axis=1)[:, : len(texts)]
 

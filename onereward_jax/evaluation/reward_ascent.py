@@ -92,9 +92,9 @@ def make_ascent(pipeline: FillPipeline, judge: Judge, config: ConfigDict) -> Any
             shift_keys, noise_keys = jax.random.split(key, (2, len(latents)))
             first, second = shift_together(shift_keys, decode(latents), reference / 255.0, config.rl.judge_shift)
             first, second = noise_together(noise_keys, first, second, config.rl.judge_noise)
-            log_p = judge.apply(judge_params, {**asked, "first": first, "second": second})
+            log_p = judge.scorer(judge_params, first, second, asked)
             # Each picture's own ascent: the sum, not the mean over the batch.
-            return len(latents) * reward_loss(jnp.exp(log_p[..., 0]), asked["weights"], config.rl.threshold)
+            return len(latents) * reward_loss(jnp.exp(log_p[..., 0]), asked.weights, config.rl.threshold)
 
         def step(latents, key):
             gradient = jax.grad(loss)(latents, key)

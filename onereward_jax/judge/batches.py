@@ -5,20 +5,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from onereward_jax.judge.judge import Judge
+from onereward_jax.judge.scorer import Questions
 from onereward_jax.tasks import CELLS, TASKS, dimensions_of
 
 MAX_DIMENSIONS = max(len(dimensions_of(task)) for task in TASKS)
 
 
-def question_batch(judge: Judge, tasks: Sequence[str], prompts: Sequence[str], length: int) -> dict[str, np.ndarray]:
+def question_batch(judge: Judge, tasks: Sequence[str], prompts: Sequence[str], length: int) -> Questions:
     """Every sample's questions, padded to the largest set of dimensions.
 
     Args:
       length: tokens of a question, S; static, so that one compiled program serves every batch.
 
     Returns:
-      question_ids (B, E, S), question_lengths (B, E), weights (B, E) and cell (B, E), an index into
-      `tasks.CELLS`; padding has length 0, weight 0 and cell −1.
+      NumPy arrays; padding has length 0, weight 0 and cell −1.
 
     Raises:
       UserError: a question is longer than `length`.
@@ -31,12 +31,12 @@ def question_batch(judge: Judge, tasks: Sequence[str], prompts: Sequence[str], l
         texts += [judge.question(task, dimension, prompt) for dimension in dimensions]
         texts += [None] * (MAX_DIMENSIONS - len(dimensions))
     ids, lengths = judge.encode_questions(texts, length)
-    return {
-        "question_ids": ids.reshape(len(tasks), MAX_DIMENSIONS, length),
-        "question_lengths": lengths.reshape(len(tasks), MAX_DIMENSIONS),
-        "weights": (cells >= 0).astype(np.float32),
-        "cell": cells,
-    }
+    return Questions(
+        ids=ids.reshape(len(tasks), MAX_DIMENSIONS, length),
+        lengths=lengths.reshape(len(tasks), MAX_DIMENSIONS),
+        weights=(cells >= 0).astype(np.float32),
+        cell=cells,
+    )
 
 
 def ask_only(batch: dict[str, np.ndarray], asked: np.ndarray) -> dict[str, np.ndarray]:
@@ -49,5 +49,5 @@ def ask_only(batch: dict[str, np.ndarray], asked: np.ndarray) -> dict[str, np.nd
     Returns:
       arrays (B, K, ...).
     """
-    take = lambda x: np.take_along_axis(x, asked.reshape(*asked.shape, *[1] * (x.ndim - 2)), axis=1)  # noqa: E731
+    take = lambda x: np.take_along_axis(x, asked.reshape(*asked.shape, *[1] * (x.ndim - 2)), axis=1)
     return {name: take(value) for name, value in batch.items()}

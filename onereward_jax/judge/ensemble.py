@@ -4,7 +4,8 @@ A policy that pleases one judge by what only that judge sees pleases their mean 
 Ensembles Help Mitigate Overoptimization").
 """
 
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +16,46 @@ import numpy as np
 from onereward_jax import tree as trees
 from onereward_jax.errors import UserError
 from onereward_jax.judge import scoring
-from onereward_jax.judge.judge import Judge, unit_range
+from onereward_jax.judge.judge import Judge
+from onereward_jax.judge.scorer import JudgeScorer, Questions, unit_range
 from onereward_jax.models.lora import attach
 from onereward_jax.weights.adapters import load_adapters
 
 MEMBERS = "members"  # beside the base's parameters: adapters, stacked over a leading axis
 
 
-class Ensemble(Judge):
-    """A judge whose P is the mean of its members' P. Made by `ensemble`.
+@dataclasses.dataclass(frozen=True)
+class EnsembleScorer:
+    """The mean of several judges' P, as `JudgeScorer` gives one's.
 
     Members share the vision tower, so an image passes it once, whatever their number. They read the tokens one after
     the other: without a gradient memory does not grow with their number; with one, each keeps what its backward pass
     reads.
+
+    Attributes:
+      member: every member's, whose parameters alone differ.
     """
 
-    def apply(self, params: Any, batch: Mapping[str, Any], both_orders: bool = False) -> jax.Array:
-        """See `Judge.apply`; `params` are the base's and, under "members", the stacked adapters."""
+    member: JudgeScorer
+
+    def __call__(
+        self, params: Any, first: Any, second: Any, questions: Questions, both_orders: bool = False
+    ) -> jax.Array:
+        """See `JudgeScorer`; `params` are the base's and, under "members", the stacked adapters."""
         base = {name: part for name, part in params.items() if name != MEMBERS}
-        images = {
-            name: scoring.encode_image(self.model, base, unit_range(batch[name]), self.settings)
-            for name in ("first", "second")
-        }
-        answer = lambda adapter: super(Ensemble, self).apply(  # noqa: E731
-            attach(base, adapter), {**batch, **images}, both_orders
-        )
+        model, settings = self.member.model, self.member.settings
+        first, second = (scoring.encode_image(model, base, unit_range(x), settings) for x in (first, second))
+        answer = lambda adapter: self.member(attach(base, adapter), first, second, questions, both_orders)
         log_p = jax.lax.map(answer, params[MEMBERS])
         return jax.nn.logsumexp(log_p, axis=0) - jnp.log(float(log_p.shape[0]))
+
+
+class Ensemble(Judge):
+    """A judge whose P is the mean of its members' P. Made by `ensemble`."""
+
+    def __init__(self, *arguments: Any, **templates: Any):
+        super().__init__(*arguments, **templates)
+        self.scorer = EnsembleScorer(self.scorer)
 
     def save_pretrained(self, directory: str | Path, params: Any = None, dtype: str = "float32") -> None:
         raise UserError("an ensemble has no files of its own: keep its base and its adapters")

@@ -14,6 +14,7 @@ from onereward_jax.atomic_files import atomic_directory, read_json, write_json
 from onereward_jax.errors import UserError
 from onereward_jax.judge import question as questions
 from onereward_jax.judge import scoring
+from onereward_jax.judge.scorer import JudgeScorer, Questions
 from onereward_jax.judge.scoring import ImageTokens
 from onereward_jax.judge.vision import ImageSettings
 from onereward_jax.models.lora import detach, merge
@@ -40,6 +41,7 @@ class Judge:
       settings: how images are resized, normalised and cut into patches.
       prefix: the text around the two images.
       yes_no: token ids of the two answers.
+      scorer: all of these but the tokenizer and the parameters, as an update calls it.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class Judge:
         self.template, self.template_with_prompt = template, template_with_prompt
         self.prefix = questions.shared_prefix(tokenizer)
         self.yes_no = questions.answer_ids(tokenizer)
+        self.scorer: Any = JudgeScorer(model, self.prefix, self.yes_no, settings)
         # Training asks the same few questions again and again.
         self._tokens = functools.lru_cache(maxsize=10_000)(functools.partial(questions.question_tokens, tokenizer))
         self._processor: Any = None
@@ -208,7 +211,8 @@ class Judge:
         Returns:
           float32 (B, D, 2), or (2, B, D, 2) with both orders.
         """
-        return answer(self.model, self.prefix, self.yes_no, self.settings, params, batch, both_orders)
+        asked = Questions(batch["question_ids"], batch["question_lengths"])
+        return self.scorer(params, batch["first"], batch["second"], asked, both_orders)
 
     def log_p_yes(self, first: Any, second: Any, *, question: str, params: Any = None) -> jax.Array:
         """log P(Yes) of one question about one pair: a scalar, differentiable in both images and in `params`.
@@ -338,37 +342,6 @@ class Judge:
         return self._processor
 
 
-def answer(
-    model: Any,
-    prefix: questions.Prefix,
-    yes_no: tuple[int, int],
-    settings: ImageSettings,
-    params: Any,
-    batch: Mapping[str, Any],
-    both_orders: bool = False,
-) -> jax.Array:
-    """`Judge.apply`, for those who have no tokenizer."""
-    log_p = scoring.log_p_both_orders if both_orders else scoring.log_p_answers
-    return log_p(
-        model,
-        params,
-        unit_range(batch["first"]),
-        unit_range(batch["second"]),
-        prefix,
-        batch["question_ids"],
-        batch["question_lengths"],
-        yes_no,
-        settings,
-    )
-
-
 def _concatenated(images: Sequence[ImageTokens]) -> ImageTokens:
     """Images of one grid as a batch."""
     return ImageTokens(jnp.concatenate([image.features for image in images]), images[0].grid)
-
-
-def unit_range(images: Any) -> Any:
-    """uint8 images in [0, 1]; others as they are."""
-    if not isinstance(images, ImageTokens) and images.dtype == jnp.uint8:
-        return images.astype(jnp.float32) / 255.0
-    return images

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from onereward_jax.judge.augment import perturb_against, shift_together
-from onereward_jax.judge.judge import unit_range
+from onereward_jax.judge.scorer import unit_range
 from onereward_jax.tasks import CELLS
 
 # (params, batch, both_orders=True) -> (2, B, D, 2): `Judge.apply`

@@ -5,7 +5,6 @@ program as it was compiled (`hlo`). The text encoders are not in the update: pro
 """
 
 import dataclasses
-import functools
 import math
 import re
 import tempfile
@@ -24,7 +23,8 @@ from onereward_jax.errors import UserError
 from onereward_jax.fill.pipeline import latent_shape, read_shift
 from onereward_jax.flow.schedule import Shift
 from onereward_jax.judge import question as questions
-from onereward_jax.judge.judge import PREPROCESSOR_FILE, answer
+from onereward_jax.judge.judge import PREPROCESSOR_FILE
+from onereward_jax.judge.scorer import JudgeScorer
 from onereward_jax.judge.vision import OFFICIAL_SETTINGS, ImageSettings
 from onereward_jax.parallel.activations import batch_sharding
 from onereward_jax.parallel.mesh import make_mesh
@@ -111,8 +111,7 @@ def program_of(config: ConfigDict) -> Program:
     latent_shape(vae, config.data.resolution, config.data.resolution)
     directory = Path(config.model.base)
     shift = read_shift(directory) if directory.is_dir() else Shift()
-    ask = functools.partial(answer, judge, *_words(config.model.judge))
-    update = make_update(config, transformer, vae, ask, shift)
+    update = make_update(config, transformer, vae, _scorer(judge, config.model.judge), shift)
     params = param_shapes(transformer, "transformer"), param_shapes(vae, "vae"), param_shapes(judge, "judge")
     masters, frozen = jax.eval_shape(update.start, *params)
     full = len(judge.visual.fullatt_block_indexes) / judge.visual.depth
@@ -129,16 +128,16 @@ def program_of(config: ConfigDict) -> Program:
     )
 
 
-def _words(judge: str) -> tuple[questions.Prefix, tuple[int, int], ImageSettings]:
-    """What the judge's tokenizer and processor add to its module."""
+def _scorer(model: Any, judge: str) -> JudgeScorer:
+    """The judge's module with what tokenizer and processor of `config.model.judge` add to it."""
     directory = Path(judge)
     if not directory.is_dir():
-        return questions.OFFICIAL_PREFIX, questions.OFFICIAL_ANSWERS, OFFICIAL_SETTINGS
+        return JudgeScorer(model, questions.OFFICIAL_PREFIX, questions.OFFICIAL_ANSWERS, OFFICIAL_SETTINGS)
     from onereward_jax.weights.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(directory)
     settings = ImageSettings.from_config(read_json(directory / PREPROCESSOR_FILE))
-    return questions.shared_prefix(tokenizer), questions.answer_ids(tokenizer), settings
+    return JudgeScorer(model, questions.shared_prefix(tokenizer), questions.answer_ids(tokenizer), settings)
 
 
 def share_of_references_made(config: ConfigDict) -> float:

@@ -10,8 +10,9 @@ from ml_collections import ConfigDict
 
 from onereward_jax.flow.schedule import Shift
 from onereward_jax.judge.batches import MAX_DIMENSIONS
+from onereward_jax.judge.scorer import Scorer
 from onereward_jax.models.lora import LoRA
-from onereward_jax.rl.step import Frozen, JudgeApply, StepConfig, make_step
+from onereward_jax.rl.step import Frozen, StepConfig, make_step
 from onereward_jax.training.state import TrainState, create_state, make_optimizer
 
 
@@ -29,12 +30,12 @@ class Update(NamedTuple):
     step: Callable[[TrainState, Frozen, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
 
 
-def make_update(config: ConfigDict, transformer: Any, vae: Any, judge: JudgeApply, shift: Shift) -> Update:
+def make_update(config: ConfigDict, transformer: Any, vae: Any, judge: Scorer, shift: Shift) -> Update:
     """The update that a configuration describes.
 
     Args:
       transformer, vae: modules, with `computation(config)` among their fields, the transformer with
-        `attention_of(config)`, too; judge: the answer of one that has them.
+        `attention_of(config)`, too; judge: `Judge.scorer` of one that has them.
       shift: of the noise schedule.
     """
     optimizer, adapters = make_optimizer(**config.optimizer), adapters_of(config)

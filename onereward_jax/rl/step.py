@@ -25,14 +25,12 @@ from onereward_jax.errors import UserError
 from onereward_jax.flow import conditioning, sampler
 from onereward_jax.flow.schedule import Shift, sigmas
 from onereward_jax.judge.augment import noise_together, shift_together
+from onereward_jax.judge.scorer import Questions, Scorer, one_dimension_a_call
 from onereward_jax.models import lora
 from onereward_jax.parallel.offload import to_devices
 from onereward_jax.rl.objective import reward_loss
 from onereward_jax.tasks import CELLS
 from onereward_jax.training.state import TrainState, apply_gradient
-
-# (judge parameters, {"first", "second", "question_ids", "question_lengths"}) -> log P(Yes), log P(No): (B, D, 2)
-JudgeApply = Callable[[Any, dict[str, jax.Array]], jax.Array]
 
 # The update's parts, as profiles and `onereward plan` name them; the last three with their backward passes.
 REFERENCE, ROLLOUT = "reference_rollout", "policy_rollout"
@@ -126,7 +124,7 @@ class Frozen:
 def make_step(
     transformer: Any,
     vae: Any,
-    judge: JudgeApply,
+    judge: Scorer,
     optimizer: optax.GradientTransformation,
     config: StepConfig,
     shift: Shift = Shift(),  # noqa: B008 (frozen)
@@ -248,15 +246,8 @@ def make_step(
             first, second = shift_together(keys[:, 4], policy_images, reference_images, config.judge_shift)
             first, second = noise_together(keys[:, 5], first, second, config.judge_noise)
             with jax.named_scope(JUDGEMENT):
-                log_p = judge(
-                    frozen.judge,
-                    {
-                        "first": first,
-                        "second": second,
-                        "question_ids": batch["question_ids"],
-                        "question_lengths": batch["question_lengths"],
-                    },
-                )
+                questions = Questions(batch["question_ids"], batch["question_lengths"])
+                log_p = judge(frozen.judge, first, second, questions)
             p_yes = jnp.exp(log_p[..., 0])
             value = reward_loss(p_yes, batch["weights"], config.threshold)
             metrics = {"learning/reward_loss": value, **_cell_sums(p_yes, batch["cell"])}
@@ -338,18 +329,6 @@ def _mean_and_kept(function: Callable[[Any], tuple[Any, Any]], inputs: Any) -> t
     total, kept = jax.lax.scan(add, zeros, inputs)
     count = jax.tree.leaves(inputs)[0].shape[0]
     return jax.tree.map(lambda x: x / count, total), kept
-
-
-def one_dimension_a_call(judge: JudgeApply) -> JudgeApply:
-    """The judge as the paper writes it: P(Yes | x_θ, x_ref, q_e) is a call for every dimension e."""
-
-    def ask(params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-        names = ("question_ids", "question_lengths")
-        of_each = [jnp.moveaxis(batch[name], 1, 0)[:, :, None] for name in names]
-        answer = lambda one: judge(params, batch | dict(zip(names, one, strict=True)))[:, 0]  # noqa: E731
-        return jnp.moveaxis(jax.lax.map(answer, of_each), 0, 1)
-
-    return ask
 
 
 def _cell_sums(p_yes: jax.Array, cell: jax.Array) -> dict[str, jax.Array]:

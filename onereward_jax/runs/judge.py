@@ -70,8 +70,8 @@ def train_judge(config: ConfigDict, workdir: Path, watch: Watch | None = None) -
 
     def prepare(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         tasks, prompts = ([str(text) for text in batch.pop(name)] for name in ("task", "prompt"))
-        questions = question_batch(judge, tasks, prompts, config.question_length) | {"label": batch.pop("label")}
-        return batch | ask_only(questions, batch.pop("asked"))
+        questions = question_batch(judge, tasks, prompts, config.question_length).arrays()
+        return batch | ask_only(questions | {"label": batch.pop("label")}, batch.pop("asked"))
 
     loss = make_loss(judge.apply, settings.max_shift, settings.adversarial_radius)
     params = {name: tree for name, tree in judge.params.items() if not (settings.freeze_vision and name == "visual")}

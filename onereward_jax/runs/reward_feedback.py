@@ -57,7 +57,7 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None, source:
     judge = ensemble(judge, config.model.get("judge_adapters", ()))
     transformer, vae = pipeline.transformer.clone(**computed, **attention_of(config)), pipeline.vae.clone(**computed)
     adapters = adapters_of(config)
-    update = make_update(config, transformer, vae, judge.apply, pipeline.shift)
+    update = make_update(config, transformer, vae, judge.scorer, pipeline.shift)
     params, frozen = update.start(pipeline.params["transformer"], pipeline.params["vae"], judge.params)
 
     options: dict[str, Any] = {}
@@ -143,4 +143,4 @@ def encode_text(
     if config.true_guidance:
         negative = pipeline.prompts.encode([NEGATIVE_PROMPT] * len(prompts), max_sequence_length)
         arrays["negative_prompt_embeds"], arrays["negative_pooled"] = negative
-    return arrays | question_batch(judge, tasks, prompts, question_length)
+    return arrays | question_batch(judge, tasks, prompts, question_length).arrays()

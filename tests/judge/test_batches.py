@@ -17,19 +17,19 @@ def test_questions_of_every_dimension_stand_in_their_tasks_order():
     batch = question_batch(tiny_judge.judge(), TASKS, PROMPTS, LENGTH)
     for row, (task, prompt) in enumerate(zip(TASKS, PROMPTS, strict=True)):
         dimensions = dimensions_of(task, prompt)
-        assert [CELLS[cell] for cell in batch["cell"][row] if cell >= 0] == [(task, d) for d in dimensions]
+        assert [CELLS[cell] for cell in batch.cell[row] if cell >= 0] == [(task, d) for d in dimensions]
         for column in range(MAX_DIMENSIONS):
             text = tiny_judge.judge().question(task, dimensions[column], prompt) if column < len(dimensions) else None
             ids, lengths = tiny_judge.judge().encode_questions([text], LENGTH)
-            np.testing.assert_array_equal(batch["question_ids"][row, column], ids[0])
-            assert batch["question_lengths"][row, column] == lengths[0]
+            np.testing.assert_array_equal(batch.ids[row, column], ids[0])
+            assert batch.lengths[row, column] == lengths[0]
 
 
 def test_what_is_not_annotated_need_not_be_asked():
     judge, generator = tiny_judge.judge(), np.random.default_rng(0)
     images = {name: generator.random((2, 32, 32, 3), dtype=np.float32) for name in ("first", "second")}
     labels = np.array([[0, 0, -1, 0], [1, 0, 0, 0]], np.int32)
-    questions = question_batch(judge, TASKS, PROMPTS, LENGTH) | {"label": labels}
+    questions = question_batch(judge, TASKS, PROMPTS, LENGTH).arrays() | {"label": labels}
     asked = np.stack([asked_first(generator, row)[:1] for row in labels])
     few = ask_only(questions, asked)
     assert few["question_ids"].shape == (2, 1, LENGTH)

@@ -36,7 +36,7 @@ def test_p_is_the_mean_of_the_members(files):
     both = ensemble(judge, [files / "a", files / "b"])
     draw = np.random.default_rng(0)
     batch = {name: draw.random((1, 24, 24, 3)).astype(np.float32) for name in ("first", "second")}
-    batch |= question_batch(judge, ["image_fill"], ["a red circle on the left"], 48)
+    batch |= question_batch(judge, ["image_fill"], ["a red circle on the left"], 48).arrays()
 
     def p(judge, params, first):
         return jax.numpy.exp(judge.apply(params, batch | {"first": first}, both_orders=True))

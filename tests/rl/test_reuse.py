@@ -28,17 +28,17 @@ from tests.support.tiny_plan import CONFIG, TINY
 BATCH, CONDITIONS = 4, 8
 
 
-def bright(params, batch):
-    """A judge that prefers bright pictures."""
-    p_yes = jax.nn.sigmoid(10 * (batch["first"] - batch["second"]).mean(axis=(1, 2, 3)))
-    return jnp.log(jnp.broadcast_to(p_yes[:, None, None], (*batch["question_lengths"].shape, 2)))
+def bright(params, first, second, questions):
+    """A judge that prefers bright images."""
+    p_yes = jax.nn.sigmoid(10 * (first - second).mean(axis=(1, 2, 3)))
+    return jnp.log(jnp.broadcast_to(p_yes[:, None, None], (*questions.lengths.shape, 2)))
 
 
 @functools.cache
 def questions():
     return question_batch(
         tiny_rl.models().judge, ["image_fill"] * BATCH, ["a red circle"] * BATCH, tiny_rl.QUESTION_LENGTH
-    )
+    ).arrays()
 
 
 @functools.cache

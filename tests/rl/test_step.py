@@ -12,8 +12,9 @@ import pytest
 from onereward_jax import tree
 from onereward_jax.flow import conditioning
 from onereward_jax.flow.schedule import sigmas
+from onereward_jax.judge.scorer import Questions, one_dimension_a_call
 from onereward_jax.rl.objective import reward_loss
-from onereward_jax.rl.step import StepConfig, make_step, one_dimension_a_call
+from onereward_jax.rl.step import StepConfig, make_step
 from onereward_jax.tasks import CELLS
 from onereward_jax.training.state import create_state
 from tests.support import tiny_rl
@@ -84,7 +85,7 @@ def test_gradient_is_the_derivative_of_the_loss():
     )
     plain = optax.sgd(1.0)
     made = tiny_rl.models()
-    step = jax.jit(make_step(made.transformer, made.vae, tiny_rl.judge_apply, plain, config))
+    step = jax.jit(make_step(made.transformer, made.vae, tiny_rl.scorer, plain, config))
     state = create_state(made.params, plain, seed=0, reference=True)
     after, metrics = step(state, made.frozen, tiny_rl.batch(4))
     norm = float(metrics["learning/grad_norm"])
@@ -139,9 +140,9 @@ class Watched:
         self._seen = {}
         self._step = jax.jit(make_step(Linear(), self.vae, self._judge, optax.sgd(0.0), config))
 
-    def _judge(self, params, batch):
-        jax.debug.callback(lambda **images: self._seen.update(images), first=batch["first"], second=batch["second"])
-        return jnp.full((*batch["question_lengths"].shape, 2), jnp.log(0.5)) + 0 * batch["first"].sum()
+    def _judge(self, params, first, second, questions):
+        jax.debug.callback(lambda **images: self._seen.update(images), first=first, second=second)
+        return jnp.full((*questions.lengths.shape, 2), jnp.log(0.5)) + 0 * first.sum()
 
     def __call__(self, batch, step=0, policy=0.0, reference=0.0):
         """(metrics, policy's images, reference's images) of the update number `step`."""
@@ -277,9 +278,9 @@ def test_regularisation_is_flow_matching_of_the_conditional_velocity():
 def gradient_of(config, policy=0.7):
     """The gradient of a `Linear` policy's one number, whose judge prefers bright pictures; and the metrics."""
 
-    def judge(params, batch):
-        p_yes = jax.nn.sigmoid((batch["first"] - batch["second"]).mean(axis=(1, 2, 3)))
-        return jnp.log(jnp.broadcast_to(p_yes[:, None, None], (*batch["question_lengths"].shape, 2)))
+    def judge(params, first, second, questions):
+        p_yes = jax.nn.sigmoid((first - second).mean(axis=(1, 2, 3)))
+        return jnp.log(jnp.broadcast_to(p_yes[:, None, None], (*questions.lengths.shape, 2)))
 
     step = jax.jit(make_step(Linear(), tiny_rl.models().vae, judge, optax.sgd(1.0), config))
     state = create_state({"w": jnp.float32(policy)}, optax.sgd(1.0), seed=0)
@@ -305,10 +306,10 @@ def test_two_predictions_of_a_rollout_are_the_mean_of_two_gradients():
 
 def test_a_call_for_every_dimension_answers_as_one_for_all():
     batch, judge = tiny_rl.batch(4), tiny_rl.models()
-    images = {"first": batch["image"], "second": batch["target"]}
-    asked = images | {name: jnp.asarray(batch[name]) for name in ("question_ids", "question_lengths")}
-    together = tiny_rl.judge_apply(judge.frozen.judge, asked)
-    alone = jax.jit(one_dimension_a_call(tiny_rl.judge_apply))(judge.frozen.judge, asked)
+    questions = Questions(jnp.asarray(batch["question_ids"]), jnp.asarray(batch["question_lengths"]))
+    asked = batch["image"], batch["target"], questions
+    together = tiny_rl.scorer(judge.frozen.judge, *asked)
+    alone = jax.jit(one_dimension_a_call(tiny_rl.scorer))(judge.frozen.judge, *asked)
     real = np.asarray(batch["weights"]) > 0
     np.testing.assert_allclose(np.asarray(alone)[real], np.asarray(together)[real], atol=1e-5)
 

@@ -34,7 +34,7 @@ def state(algorithm="dynamic"):
 
 def update():
     made = tiny_rl.models()
-    arguments = made.transformer, made.vae, tiny_rl.judge_apply, tiny_rl.optimizer(), tiny_rl.CONFIG
+    arguments = made.transformer, made.vae, tiny_rl.scorer, tiny_rl.optimizer(), tiny_rl.CONFIG
     return make_step(*arguments, adapter_scale=ADAPTERS.scale)
 
 

@@ -40,7 +40,7 @@ def test_gradient_on_eight_devices_in_parts_equals_one():
     def update(mesh, accumulate=1):
         """Plain gradient descent at rate 1: θ − θ' is the gradient."""
         settings = dataclasses.replace(step_config, accumulate=accumulate)
-        step = make_step(pipeline.transformer, pipeline.vae, judge.apply, plain, settings, pipeline.shift)
+        step = make_step(pipeline.transformer, pipeline.vae, judge.scorer, plain, settings, pipeline.shift)
         frozen = Frozen(vae=pipeline.params["vae"], judge=judge.params)
         compiled, state, frozen = compile_step(step, create, params, frozen, mesh)
         before = jax.device_get(state.params)

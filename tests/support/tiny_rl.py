@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from onereward_jax.judge.batches import question_batch
+from onereward_jax.judge.scorer import Questions
 from onereward_jax.rl.step import Frozen, StepConfig, make_step
 from onereward_jax.tasks import TASKS
 from onereward_jax.training.state import TrainState, create_state, make_optimizer
@@ -57,10 +58,10 @@ def models() -> Models:
     return Models(transformer, autoencoder, judge, random_params(transformer, flux, deviation=0.03), frozen)
 
 
-def judge_apply(params: Any, batch: dict[str, Any]) -> jax.Array:
+def scorer(params: Any, first: Any, second: Any, questions: Questions) -> jax.Array:
     """The judge's answer as of Yes and No alone: over a whole vocabulary, an untrained judge gives each about
     nothing, and the gradient would drown in rounding."""
-    return jax.nn.log_softmax(models().judge.apply(params, batch))
+    return jax.nn.log_softmax(models().judge.scorer(params, first, second, questions))
 
 
 def batch(size: int, first_index: int = 0) -> dict[str, np.ndarray]:
@@ -69,7 +70,7 @@ def batch(size: int, first_index: int = 0) -> dict[str, np.ndarray]:
     stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     tasks = [TASKS[index % len(TASKS)] for index in stacked["index"]]
     questions = question_batch(models().judge, tasks, ["a red circle on the left"] * size, QUESTION_LENGTH)
-    return stacked | questions
+    return stacked | questions.arrays()
 
 
 def sample(index: int) -> dict[str, np.ndarray]:
@@ -100,4 +101,4 @@ def state(algorithm: str = "dynamic") -> TrainState:
 def step(config: StepConfig = CONFIG):
     """The jitted update; nothing is donated, so that a test can compare states."""
     made = models()
-    return jax.jit(make_step(made.transformer, made.vae, judge_apply, optimizer(), config))
+    return jax.jit(make_step(made.transformer, made.vae, scorer, optimizer(), config))

@@ -1,0 +1,99 @@
+"""The judge as an update calls it: everything but its parameters, frozen together."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from onereward_jax.judge import scoring
+from onereward_jax.judge.question import Prefix
+from onereward_jax.judge.scoring import ImageTokens
+from onereward_jax.judge.vision import ImageSettings
+
+
+@flax.struct.dataclass
+class Questions:
+    """What is asked about each of B pairs of images: E questions, one a dimension, of at most S tokens.
+
+    Attributes:
+      ids: int32 (B, E, S), padded.
+      lengths: int32 (B, E); 0 where a dimension is not asked: its answer means nothing.
+      weights: float32 (B, E), 1 where it is asked, 0 on padding.
+      cell: int32 (B, E), index into `tasks.CELLS`, −1 on padding.
+    """
+
+    ids: Any
+    lengths: Any
+    weights: Any = None
+    cell: Any = None
+
+    def arrays(self) -> dict[str, Any]:
+        """As the batches of the judge's own training and evaluation name them."""
+        return {
+            "question_ids": self.ids,
+            "question_lengths": self.lengths,
+            "weights": self.weights,
+            "cell": self.cell,
+        }
+
+
+# (judge parameters, first and second images (B, H, W, 3), questions) -> log P(Yes), log P(No): float32 (B, E, 2)
+Scorer = Callable[[Any, Any, Any, Questions], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeScorer:
+    """Log-probabilities of the two answers, a pure function of parameters, images and questions; needs no tokenizer.
+
+    Attributes:
+      model: `Qwen2_5_VL`.
+      prefix: the text around the two images.
+      yes_no: token ids of the two answers.
+      settings: how images are resized, normalised and cut into patches.
+    """
+
+    model: Any
+    prefix: Prefix
+    yes_no: tuple[int, int]
+    settings: ImageSettings
+
+    def __call__(
+        self, params: Any, first: Any, second: Any, questions: Questions, both_orders: bool = False
+    ) -> jax.Array:
+        """log P(Yes) and log P(No) over the whole vocabulary, to be jitted and differentiated.
+
+        Args:
+          params: of the model.
+          first, second: (B, H, W, 3), float in [0, 1] or uint8, of any two sizes, or `ImageTokens`.
+          questions: their `ids` and `lengths` are read.
+          both_orders: also asks with the images swapped; each still passes the vision tower once.
+
+        Returns:
+          float32 (B, E, 2), or (2, B, E, 2) with both orders.
+        """
+        log_p = scoring.log_p_both_orders if both_orders else scoring.log_p_answers
+        images = unit_range(first), unit_range(second)
+        asked = questions.ids, questions.lengths
+        return log_p(self.model, params, *images, self.prefix, *asked, self.yes_no, self.settings)
+
+
+def one_dimension_a_call(judge: Scorer) -> Scorer:
+    """The judge as the paper writes it: P(Yes | x_θ, x_ref, q_e) is a call for every dimension e."""
+
+    def ask(params: Any, first: Any, second: Any, questions: Questions) -> jax.Array:
+        asked = Questions(questions.ids, questions.lengths)
+        each = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0)[:, :, None], asked)
+        answers = jax.lax.map(lambda one: judge(params, first, second, one)[:, 0], each)
+        return jnp.moveaxis(answers, 0, 1)
+
+    return ask
+
+
+def unit_range(images: Any) -> Any:
+    """uint8 images in [0, 1]; others as they are."""
+    if not isinstance(images, ImageTokens) and images.dtype == jnp.uint8:
+        return images.astype(jnp.float32) / 255.0
+    return images
