@@ -23,10 +23,11 @@ from onereward_jax.fill.pipeline import FillPipeline, latent_shape, sample_noise
 from onereward_jax.flow import conditioning, sampler
 from onereward_jax.flow.schedule import sigmas
 from onereward_jax.judge.judge import Judge
-from onereward_jax.judge.scorer import Questions
 from onereward_jax.parallel.activations import batch_sharding
 from onereward_jax.parallel.mesh import make_mesh
-from onereward_jax.rl.step import Frozen, StepConfig, make_step
+from onereward_jax.rl.rollout import Frozen
+from onereward_jax.rl.step import make_step
+from onereward_jax.rl.step_config import StepConfig
 from onereward_jax.runs.reward_feedback import encode_text, open_requests, sample_fields
 from onereward_jax.tasks import TASKS
 from onereward_jax.training.metrics import peak_memory_gib
@@ -80,7 +81,8 @@ def main() -> None:
     ids = conditioning.image_ids(*shape[:2])
     schedule = jnp.asarray(sigmas(step_config.num_steps, len(ids), pipeline.shift))
     middle = (step_config.first_index + step_config.last_index) // 2
-    text = (batch["prompt_embeds"], batch["pooled"], batch.get("negative_prompt_embeds"), batch.get("negative_pooled"))
+    states = (batch.text,) if batch.negative is None else (batch.text, batch.negative)
+    text = [x for part in states for x in (part.prompt_embeds, part.pooled)]
     masked = jax.jit(lambda p, *x: conditioning.encode_masked_image(pipeline.vae, p, *x))
     condition = conditioning.Condition(*masked(vae, raw["image"], raw["mask"]), *text)
 
@@ -96,19 +98,18 @@ def main() -> None:
         return conditioning.to_unit_range(conditioning.decode_latents(pipeline.vae, vae, latents))
 
     @jax.jit
-    def ask(images, judge_params, reference, batch):
-        questions = Questions(batch["question_ids"], batch["question_lengths"])
+    def ask(images, judge_params, reference, questions):
         return judge.scorer(judge_params, images, reference, questions)[..., 0].mean()
 
-    def predict_and_ask(params, vae, judge_params, condition, tokens, reference, batch):
+    def predict_and_ask(params, vae, judge_params, condition, tokens, reference, questions):
         scales = (step_config.gradient_guidance_scale, step_config.gradient_true_cfg_scale)
         velocity = sampler.velocity_of(pipeline.transformer, params, condition, ids, *scales)
         data = sampler.predict_data(velocity, tokens, jnp.full(size, schedule[middle]))
-        return ask(decode(vae, data), judge_params, reference, batch)
+        return ask(decode(vae, data), judge_params, reference, questions)
 
     print(f"{arguments.config}: batch {size}, {raw['mask'].shape[1:]} pixels, {jax.devices()[0].device_kind}")
     time_of = lambda name, function, *inputs: measure(name, function, *inputs, repeats=arguments.repeats)  # noqa: E731
-    questions = {name: batch[name] for name in ("question_ids", "question_lengths")}
+    questions = batch.questions
     time_of("condition (VAE encoder)", masked, vae, raw["image"], raw["mask"])
     time_of("reference rollout", rollout, params, condition, noise, step_config.num_steps)
     time_of(f"policy rollout (to index {middle})", rollout, params, condition, noise, middle)

@@ -31,8 +31,10 @@ from onereward_jax.parallel.activations import batch_sharding
 from onereward_jax.parallel.mesh import make_mesh
 from onereward_jax.planning import plan
 from onereward_jax.planning.cost import cost_of_program
+from onereward_jax.rl.batch import KnownReferences
 from onereward_jax.rl.build import computation, make_update
-from onereward_jax.rl.step import PARTS, StepConfig
+from onereward_jax.rl.parts import PARTS
+from onereward_jax.rl.step_config import StepConfig
 from onereward_jax.runs.reward_feedback import encode_text, open_requests, sample_fields
 from onereward_jax.tasks import TASKS
 from onereward_jax.training.state import compile_step
@@ -132,15 +134,15 @@ class Miniature:
         mesh = make_mesh(**config.mesh)
         step, state, frozen = compile_step(update.step, update.create, params, frozen, mesh)
         lengths = config.max_sequence_length, config.question_length
-        batch = encode_text(self.records, pipeline, judge, *lengths, StepConfig(**config.rl))
         numbers = np.arange(BATCH, dtype=np.int32)
-        batch |= {"index": numbers, "condition": numbers}
+        records = self.records | {"index": numbers, "condition": numbers}
+        batch = encode_text(records, pipeline, judge, *lengths, StepConfig(**config.rl))
 
         def run(reused: bool) -> float:
             nonlocal state
-            known = {"reference_known": np.full(BATCH, reused), "age": np.full(BATCH, reused, np.int32)}
-            reference = {"reference": self.records["image"] / np.float32(255)}
-            placed = jax.device_put(batch | known | reference, batch_sharding(mesh))
+            known = KnownReferences(self.records["image"] / np.float32(255), np.full(BATCH, reused))
+            told = batch.replace(references=known, age=np.full(BATCH, reused, np.int32))
+            placed = jax.device_put(told, batch_sharding(mesh))
             taken = []
             for turn in range(updates + 1):  # the first one compiles
                 started = clock()

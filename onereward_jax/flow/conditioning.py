@@ -16,6 +16,14 @@ import numpy as np
 
 
 @flax.struct.dataclass
+class TextStates:
+    """Prompts as the transformer reads them: prompt_embeds (B, L, D) of T5, pooled (B, P) of CLIP."""
+
+    prompt_embeds: Any
+    pooled: Any
+
+
+@flax.struct.dataclass
 class Condition:
     """Everything a velocity depends on besides the noisy latents.
 

@@ -33,8 +33,10 @@ from onereward_jax.parallel.rules import shardings
 from onereward_jax.planning.cost import Cost, cost_of_program
 from onereward_jax.planning.hlo import Collective, collectives_of
 from onereward_jax.planning.topology import Chip, Topology
-from onereward_jax.rl.build import Update, adapters_of, attention_of, batch_shapes, computation, make_update
-from onereward_jax.rl.step import PARTS, REFERENCE, ROLLOUT, StepConfig
+from onereward_jax.rl.batch import Batch, batch_shapes
+from onereward_jax.rl.build import Update, adapters_of, attention_of, computation, make_update
+from onereward_jax.rl.parts import PARTS, REFERENCE, ROLLOUT
+from onereward_jax.rl.step_config import StepConfig
 from onereward_jax.training.state import Placement, jit_step
 from onereward_jax.training.trainer import check_batch
 from onereward_jax.weights.load import param_shapes
@@ -76,7 +78,7 @@ class Program(NamedTuple):
     update: Update
     state: Any
     frozen: Any
-    batch: dict[str, jax.ShapeDtypeStruct]
+    batch: Batch
     trips: dict[str, float]
     shares: dict[str, tuple[float, float]]
     references_made: float

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from onereward_jax.flow.schedule import Shift
-from onereward_jax.judge.batches import MAX_DIMENSIONS
 from onereward_jax.judge.scorer import Scorer
 from onereward_jax.models.lora import LoRA
-from onereward_jax.rl.step import Frozen, StepConfig, make_step
+from onereward_jax.rl.batch import Batch
+from onereward_jax.rl.rollout import Frozen
+from onereward_jax.rl.step import make_step
+from onereward_jax.rl.step_config import StepConfig
 from onereward_jax.training.state import TrainState, create_state, make_optimizer
 
 
@@ -22,12 +24,13 @@ class Update(NamedTuple):
     Attributes:
       start: parameters of (transformer, vae, judge) -> (parameters to train, `Frozen`).
       create: parameters to train -> `TrainState` before the first update.
-      step: (state, frozen, batch) -> (state, metrics), see `rl.step.make_step`.
+      step: (state, frozen, batch) -> (state, metrics), or with cached references (state, (metrics, images)); see
+        `rl.step.make_step`.
     """
 
     start: Callable[[Any, Any, Any], tuple[Any, Frozen]]
     create: Callable[[Any], TrainState]
-    step: Callable[[TrainState, Frozen, dict[str, jax.Array]], tuple[TrainState, dict[str, jax.Array]]]
+    step: Callable[[TrainState, Frozen, Batch], tuple[TrainState, Any]]
 
 
 def make_update(config: ConfigDict, transformer: Any, vae: Any, judge: Scorer, shift: Shift) -> Update:
@@ -43,7 +46,7 @@ def make_update(config: ConfigDict, transformer: Any, vae: Any, judge: Scorer, s
     fixed = config.algorithm == "fixed"
     # What is frozen is kept as it computes; what is trained has float32 masters.
     dtype = jnp.dtype(frozen_dtype(config))
-    kept = lambda params: jax.tree.map(lambda x: x if x.dtype == dtype else x.astype(dtype), params)  # noqa: E731
+    kept = lambda params: jax.tree.map(lambda x: x if x.dtype == dtype else x.astype(dtype), params)
 
     def start(transformer_params: Any, vae_params: Any, judge_params: Any) -> tuple[Any, Frozen]:
         frozen = Frozen(vae=kept(vae_params), judge=kept(judge_params))
@@ -85,38 +88,3 @@ def attention_of(config: ConfigDict) -> dict[str, Any]:
 def frozen_dtype(config: ConfigDict) -> str:
     """In which dtype parameters are kept that no update changes."""
     return "bfloat16" if config.model.dtype == "bfloat16" else "float32"
-
-
-def batch_shapes(config: ConfigDict, transformer: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """What `step` takes as a batch, see `rl.step.make_step`.
-
-    Args:
-      transformer: the module, whose widths the embedded prompts have.
-    """
-    step_config, side = StepConfig(**config.rl), config.data.resolution
-    picture, questions = (side, side, 3), (MAX_DIMENSIONS,)
-    states = (config.max_sequence_length, transformer.joint_attention_dim)
-    pooled = (transformer.pooled_projection_dim,)
-    shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-        "index": ((), jnp.int32),
-        "image": (picture, jnp.uint8),
-        "mask": ((side, side), jnp.uint8),
-        "prompt_embeds": (states, jnp.float32),
-        "pooled": (pooled, jnp.float32),
-        "question_ids": ((*questions, config.question_length), jnp.int32),
-        "question_lengths": (questions, jnp.int32),
-        "weights": (questions, jnp.float32),
-        "cell": (questions, jnp.int32),
-    }
-    if step_config.true_guidance:
-        shapes |= {"negative_prompt_embeds": (states, jnp.float32), "negative_pooled": (pooled, jnp.float32)}
-    if step_config.flow_matching_weight:
-        shapes["target"] = (picture, jnp.uint8)
-    if config.data.get("num_conditions") or step_config.reference_max_age:
-        shapes["condition"] = ((), jnp.int32)
-    if step_config.reference_max_age:
-        shapes["age"] = ((), jnp.int32)
-    if step_config.reference_pool:
-        shapes |= {"reference": (picture, jnp.float32), "reference_known": ((), jnp.bool_)}
-    size = config.train.batch_size
-    return {name: jax.ShapeDtypeStruct((size, *shape), dtype) for name, (shape, dtype) in shapes.items()}

@@ -1,10 +1,11 @@
 """Reference images of Algorithm 1 on disk: its reference never changes, so a condition's image is made once.
 
 An entry is of one condition and the one noise that the run's seed gives it. It is made by the update that first needs
-it, in the program that would make it again: a run with a pool takes the steps of the run without, whether the pool was
-empty, full or anything between.
+it, in the program that would make it again: a run with a cache takes the steps of the run without, whether the
+cache was empty, full or anything between.
 """
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -20,6 +21,7 @@ from onereward_jax.atomic_files import check_writable, fingerprint, write_bytes
 from onereward_jax.config.load import fields
 from onereward_jax.data.source import Source
 from onereward_jax.parallel import hosts
+from onereward_jax.rl.batch import Batch, KnownReferences
 from onereward_jax.tasks import NEGATIVE_PROMPT
 from onereward_jax.weights.hub import model_directory
 
@@ -40,19 +42,19 @@ _MAKERS = (
 )
 
 
-class ReferencePool:
+class ReferenceCache:
     """A directory of reference images, float32 (H, W, 3) in [0, 1], by the number of their condition.
 
     A file holds the SHA-256 of what follows it, and the image in NumPy's format. Files appear whole or not at all;
-    several runs may fill one pool.
+    several runs may fill one cache.
     """
 
     def __init__(self, directory: str | Path, made_from: Mapping[str, Any]):
-        """Opens the pool, or makes it.
+        """Opens the cache, or makes it.
 
         Args:
-          directory: of many pools.
-          made_from: JSON values that tell this pool's entries from others.
+          directory: of many caches.
+          made_from: JSON values that tell this cache's entries from others.
 
         Raises:
           UserError: it can't be written.
@@ -92,25 +94,27 @@ class ReferencePool:
         digest = hashlib.sha256(content.getvalue()).digest()
         write_bytes(self.path(condition), digest + content.getvalue(), several_writers=True)
 
-    def around(self, step: Callable[[Any, dict], tuple[Any, dict]]) -> Callable[[Any, dict], tuple[Any, dict]]:
-        """The update, given what the pool has of its batch; what it had to make is added to the pool.
+    def around(self, step: Callable[[Any, Batch], tuple[Any, Any]]) -> Callable[[Any, Batch], tuple[Any, dict]]:
+        """The update, given what the cache has of its batch; what it had to make is added to the cache.
 
         Read when the update starts, and no earlier: the updates before it have then added theirs, whatever was read
-        ahead. Of several processes, the first reads and writes for all.
+        ahead. In multi-process runs the primary process reads and writes for all.
+
+        Args:
+          step: (state, batch) -> (state, (metrics, reference images)), as of `rl.references.Cached`.
         """
 
-        def call(state: Any, batch: dict) -> tuple[Any, dict]:
-            conditions = hosts.fetch(batch["condition"])
+        def call(state: Any, batch: Batch) -> tuple[Any, dict]:
+            conditions = hosts.fetch(batch.condition)
             entries = [self.read(int(condition)) if hosts.is_primary() else None for condition in conditions]
-            blank = np.zeros(batch["image"].shape[1:], np.float32)
+            blank = np.zeros(batch.image.shape[1:], np.float32)
             images = np.stack([blank if entry is None else entry for entry in entries])
             found = np.array([entry is not None for entry in entries], np.int32)
             images, found = hosts.broadcast((images, found))
             known = found.astype(bool)
-            sharding = batch["image"].sharding
-            placed = hosts.place({"reference": images, "reference_known": known}, sharding)
-            state, metrics = step(state, batch | placed)
-            references, added = metrics.pop("references"), 0
+            placed = hosts.place(KnownReferences(images, known), batch.image.sharding)
+            state, (metrics, references) = step(state, dataclasses.replace(batch, references=placed))
+            added = 0
             if hosts.is_primary() and not known.all():
                 for condition, image in zip(conditions[~known], np.asarray(references)[~known], strict=True):
                     added += self._add(int(condition), image)
@@ -119,9 +123,9 @@ class ReferencePool:
         return call
 
     def _add(self, condition: int, image: np.ndarray) -> bool:
-        """Writes an entry that may be used again: a picture, and not what an update that failed had instead of one.
+        """Writes an entry that may be used again: an image, and not what a skipped update had instead of one.
 
-        What can't be written is made again when it is needed; the training goes on.
+        What can't be written is made again when it is needed; training continues.
         """
         if not np.isfinite(image).all():
             return False
@@ -131,7 +135,7 @@ class ReferencePool:
             if not self._full:
                 reason = error.strerror or error
                 warnings.warn(
-                    f"{self.directory} takes no more references ({reason}): the training goes on without",
+                    f"{self.directory} takes no more references ({reason}): training continues without them",
                     RuntimeWarning,
                     stacklevel=3,
                 )
@@ -141,8 +145,8 @@ class ReferencePool:
         return True
 
 
-def open_pool(config: ConfigDict, source: Source) -> ReferencePool:
-    """The pool of a run's references in `config.rl.reference_pool`.
+def open_cache(config: ConfigDict, source: Source) -> ReferenceCache:
+    """The cache of a run's references in `config.rl.reference_pool`.
 
     Args:
       source: of the conditions.
@@ -156,4 +160,4 @@ def open_pool(config: ConfigDict, source: Source) -> ReferencePool:
         for path in sorted(base.rglob("*.json"))
     }
     made_from |= source.fingerprint()
-    return ReferencePool(config.rl.reference_pool, made_from)
+    return ReferenceCache(config.rl.reference_pool, made_from)

@@ -12,15 +12,17 @@ from ml_collections import ConfigDict
 from onereward_jax.atomic_files import write_json
 from onereward_jax.data.source import ENDLESS, Source
 from onereward_jax.fill.pipeline import FillPipeline, latent_shape
+from onereward_jax.flow.conditioning import TextStates
 from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.ensemble import ensemble
 from onereward_jax.judge.judge import Judge
 from onereward_jax.models.lora import attach
 from onereward_jax.parallel import hosts
 from onereward_jax.proving_ground.source import open_source
+from onereward_jax.rl.batch import Batch
 from onereward_jax.rl.build import adapters_of, attention_of, computation, frozen_dtype, make_update
-from onereward_jax.rl.reference_cache import open_pool
-from onereward_jax.rl.step import StepConfig
+from onereward_jax.rl.reference_cache import open_cache
+from onereward_jax.rl.step_config import StepConfig
 from onereward_jax.tasks import NEGATIVE_PROMPT
 from onereward_jax.training import trainer
 from onereward_jax.training.metrics import peak_memory_gib, training_seconds
@@ -63,15 +65,15 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None, source:
     options: dict[str, Any] = {}
     if watch is not None and config.evaluation.every:
         measure = watch(pipeline)
-        of_policy = lambda adapter: attach(pipeline.params["transformer"], adapter, adapters.scale)  # noqa: E731
+        of_policy = lambda adapter: attach(pipeline.params["transformer"], adapter, adapters.scale)
         options = {
             "evaluate": lambda state: measure(of_policy(state.params) if adapters.rank else state.params),
             "evaluate_every": config.evaluation.every,
         }
     if step_config.reference_pool:
-        options["around"] = open_pool(config, source).around
+        options["around"] = open_cache(config, source).around
 
-    def prepare(batch: dict[str, np.ndarray]) -> dict[str, Any]:
+    def prepare(batch: dict[str, np.ndarray]) -> Batch:
         return encode_text(batch, pipeline, judge, config.max_sequence_length, config.question_length, step_config)
 
     state = trainer.train(
@@ -135,12 +137,14 @@ def encode_text(
     max_sequence_length: int,
     question_length: int,
     config: StepConfig,
-) -> dict[str, Any]:
+) -> Batch:
     """Replaces a batch's prompts and tasks by embeddings and by the judge's questions, for `rl.step`."""
     prompts, tasks = [str(p) for p in batch["prompt"]], [str(t) for t in batch["task"]]
+    encode = lambda texts: TextStates(*pipeline.prompts.encode(texts, max_sequence_length))
     arrays: dict[str, Any] = {name: value for name, value in batch.items() if name not in ("prompt", "task")}
-    arrays["prompt_embeds"], arrays["pooled"] = pipeline.prompts.encode(prompts, max_sequence_length)
-    if config.true_guidance:
-        negative = pipeline.prompts.encode([NEGATIVE_PROMPT] * len(prompts), max_sequence_length)
-        arrays["negative_prompt_embeds"], arrays["negative_pooled"] = negative
-    return arrays | question_batch(judge, tasks, prompts, question_length).arrays()
+    return Batch(
+        **arrays,
+        text=encode(prompts),
+        negative=encode([NEGATIVE_PROMPT] * len(prompts)) if config.true_guidance else None,
+        questions=question_batch(judge, tasks, prompts, question_length),
+    )

@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -18,7 +17,7 @@ from onereward_jax.training import loop
 from onereward_jax.training.state import Placement, TrainState, compile_step
 
 Batch = dict[str, Any]
-Step = Callable[[TrainState, Batch], tuple[TrainState, dict[str, Any]]]
+Step = Callable[[TrainState, Any], tuple[TrainState, Any]]
 # Whole numbers of a sample, for random keys.
 _NUMBERS = ("index", "condition", "age")
 
@@ -27,13 +26,13 @@ def train(
     config: ConfigDict,
     workdir: Path,
     *,
-    step: Callable[[TrainState, Any, Batch], tuple[TrainState, dict[str, jax.Array]]],
+    step: Callable[[TrainState, Any, Any], tuple[TrainState, Any]],
     create: Callable[[Any], TrainState],
     params: Any,
     record: Callable[[int, str], dict[str, np.ndarray]],
     description: str,
     frozen: Any = None,
-    prepare: Callable[[Batch], Batch] = lambda batch: batch,
+    prepare: Callable[[Batch], Any] = lambda batch: batch,
     task_weights: Mapping[str, float] | None = None,
     num_conditions: int = 0,
     repeats: int = 1,
@@ -82,9 +81,8 @@ def train(
     )
 
     def place(batch: Batch) -> Batch:
-        arrays = prepare(batch)
         numbers = {name: batch[name].astype(np.int32) for name in _NUMBERS if name in batch}
-        return hosts.place_rows(arrays | numbers, sharding, size)
+        return hosts.place_rows(prepare(batch | numbers), sharding, size)
 
     launch = hosts.launch_together(compiled)
     return loop.run(

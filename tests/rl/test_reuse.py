@@ -1,4 +1,4 @@
-"""Reference images that are used again: from a pool (Algorithm 1), from the state (Algorithm 2)."""
+"""Reference images that are used again: from a cache (Algorithm 1), from the state (Algorithm 2)."""
 
 import dataclasses
 import errno
@@ -16,7 +16,7 @@ from onereward_jax.config.load import load_config
 from onereward_jax.data.mixture import mixture
 from onereward_jax.judge.batches import question_batch
 from onereward_jax.proving_ground import ProvingGround
-from onereward_jax.rl.reference_cache import ReferencePool, open_pool
+from onereward_jax.rl.reference_cache import ReferenceCache, open_cache
 from onereward_jax.rl.step import make_step
 from onereward_jax.training import loop
 from onereward_jax.training.metrics import read_metrics
@@ -38,7 +38,7 @@ def bright(params, first, second, questions):
 def questions():
     return question_batch(
         tiny_rl.models().judge, ["image_fill"] * BATCH, ["a red circle"] * BATCH, tiny_rl.QUESTION_LENGTH
-    ).arrays()
+    )
 
 
 @functools.cache
@@ -48,7 +48,7 @@ def update(**options):
 
 
 def train(workdir, num_steps, *, reference=None, around=lambda step: step, num_conditions=0, **options):
-    """The state after so many updates, or after those that are left; and the batches' references, where a pool keeps
+    """The state after so many updates, or after those that are left; and the batches' references, where a cache keeps
     them."""
     step, frozen = update(**options), tiny_rl.models().frozen
 
@@ -57,7 +57,8 @@ def train(workdir, num_steps, *, reference=None, around=lambda step: step, num_c
 
     def prepare(batch):
         numbers = {name: batch[name].astype(np.int32) for name in ("index", "condition", "age") if name in batch}
-        return jax.device_put(batch | questions() | numbers, jax.devices()[0])
+        arrays = {name: value for name, value in batch.items() if name != "task"} | numbers
+        return jax.device_put(tiny_rl.assembled(arrays, questions()), jax.devices()[0])
 
     state = create_state({"w": jnp.float32(0.7)}, optax.sgd(0.5), seed=0)
     state = state.replace(reference=None if reference is None else {"w": jnp.float32(reference)})
@@ -77,18 +78,18 @@ def train(workdir, num_steps, *, reference=None, around=lambda step: step, num_c
     )
 
 
-def test_a_pool_takes_the_steps_of_training_without(tmp_path, monkeypatch):
-    """Empty, stopped in the middle and gone on with, full, and damaged."""
+def test_a_cache_takes_the_steps_of_training_without(tmp_path, monkeypatch):
+    """Empty, stopped in the middle and resumed, full, and damaged."""
     of_first = functools.partial(train, reference=-0.4, num_conditions=CONDITIONS)
     plain = of_first(tmp_path / "plain", 6).params["w"]
-    pool = ReferencePool(tmp_path / "pool", {"made": "here"})
-    pooled = functools.partial(of_first, around=pool.around, reference_pool="somewhere")
-    pooled(tmp_path / "filling", 1)
-    assert len(list(pool.directory.glob("*.reference"))) == BATCH
-    filling = pooled(tmp_path / "filling", 6).params["w"]
-    assert len(list(pool.directory.glob("*.reference"))) == CONDITIONS
-    assert list(pool.directory.glob("*.tmp")) == []
-    full = pooled(tmp_path / "full", 6).params["w"]
+    cache = ReferenceCache(tmp_path / "cache", {"made": "here"})
+    cached = functools.partial(of_first, around=cache.around, reference_pool="somewhere")
+    cached(tmp_path / "filling", 1)
+    assert len(list(cache.directory.glob("*.reference"))) == BATCH
+    filling = cached(tmp_path / "filling", 6).params["w"]
+    assert len(list(cache.directory.glob("*.reference"))) == CONDITIONS
+    assert list(cache.directory.glob("*.tmp")) == []
+    full = cached(tmp_path / "full", 6).params["w"]
     added = [
         [line["perf/references_added"] for line in read_metrics(tmp_path / name / "metrics.jsonl")]
         for name in ("filling", "full")
@@ -100,17 +101,17 @@ def test_a_pool_takes_the_steps_of_training_without(tmp_path, monkeypatch):
         with pytest.warns(
             UserWarning, match=r"000000003\.reference can't be read \(the mount is gone\): it is made again"
         ):
-            assert pool.read(3) is None
-    damaged = bytearray(pool.path(3).read_bytes())
+            assert cache.read(3) is None
+    damaged = bytearray(cache.path(3).read_bytes())
     damaged[-5] ^= 1
-    pool.path(3).write_bytes(damaged)
+    cache.path(3).write_bytes(damaged)
     with pytest.warns(UserWarning, match=r"000000003\.reference is damaged .*: it is made again"):
-        mended = pooled(tmp_path / "mended", 6).params["w"]
-    assert pool.read(3) is not None
+        mended = cached(tmp_path / "mended", 6).params["w"]
+    assert cache.read(3) is not None
 
-    shutil.rmtree(pool.directory)
+    shutil.rmtree(cache.directory)
     with pytest.warns(RuntimeWarning, match=r"takes no more references \(No such file or directory\)"):
-        without = pooled(tmp_path / "without", 6).params["w"]
+        without = cached(tmp_path / "without", 6).params["w"]
     assert float(without) == float(full)
 
     assert float(plain) != 0.7
@@ -134,33 +135,33 @@ def test_references_of_the_average_are_used_again_for_so_many_updates(tmp_path):
     fresh, frozen = update(ema_decay=0.5), tiny_rl.models().frozen
     state, average = create_state({"w": jnp.float32(0.7)}, optax.sgd(0.5), seed=0), {"w": jnp.float32(0.7)}
     for number, line in enumerate(lines):
-        batch = tiny_rl.batch(BATCH, BATCH * number) | questions()
-        batch["condition"] = np.arange(BATCH, dtype=np.int32) + BATCH * (number // 3)
+        condition = np.arange(BATCH, dtype=np.int32) + BATCH * (number // 3)
         same = tiny_rl.batch(BATCH, BATCH * (number // 3))
-        batch |= {name: value for name, value in same.items() if name not in ("index", *questions())}
+        index = tiny_rl.batch(BATCH, BATCH * number).index
+        batch = same.replace(index=index, condition=condition, questions=questions())
         average = state.ema if number % 3 == 0 else average
         state, metrics = fresh(state.replace(reference=average), frozen, batch)
         assert float(metrics["learning/loss"]) == pytest.approx(line["learning/loss"], rel=1e-5)
     np.testing.assert_allclose(state.params["w"], whole.params["w"], rtol=1e-6)
 
 
-def test_a_pool_keeps_pictures_alone(tmp_path):
+def test_a_cache_keeps_images_alone(tmp_path):
     """What an update that is skipped had for a reference would make every later one of its condition skip, too."""
-    pool, image = ReferencePool(tmp_path, {"made": "here"}), np.full((4, 4, 3), np.nan, np.float32)
+    cache, image = ReferenceCache(tmp_path, {"made": "here"}), np.full((4, 4, 3), np.nan, np.float32)
     blank = np.zeros((1, 4, 4, 3))
-    batch = {"condition": np.array([5]), "image": jnp.asarray(blank)}
-    pool.around(lambda state, batch: (state, {"references": image[None]}))(None, batch)
-    assert pool.read(5) is None
-    pool.around(lambda state, batch: (state, {"references": blank}))(None, batch)
-    np.testing.assert_array_equal(pool.read(5), blank[0])
+    batch = tiny_rl.batch(1).replace(condition=np.array([5]), image=jnp.asarray(blank))
+    cache.around(lambda state, batch: (state, ({}, image[None])))(None, batch)
+    assert cache.read(5) is None
+    cache.around(lambda state, batch: (state, ({}, blank)))(None, batch)
+    np.testing.assert_array_equal(cache.read(5), blank[0])
 
 
-def test_a_pool_is_of_what_makes_its_entries(tmp_path):
+def test_a_cache_is_of_what_makes_its_entries(tmp_path):
     def directory(**changes):
         overrides = TINY | {"rl.reference_pool": str(tmp_path), "data.num_conditions": 8} | changes
         config = load_config(f"{CONFIG}:fixed", overrides)
         ground = ProvingGround("train", config.data.resolution, config.data.seed)
-        return open_pool(config, ground).directory
+        return open_cache(config, ground).directory
 
     first = directory()
     assert directory(**{"optimizer.learning_rate": 1e-6, "data.num_conditions": 16, "rl.predictions": 2}) == first

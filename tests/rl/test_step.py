@@ -12,9 +12,10 @@ import pytest
 from onereward_jax import tree
 from onereward_jax.flow import conditioning
 from onereward_jax.flow.schedule import sigmas
-from onereward_jax.judge.scorer import Questions, one_dimension_a_call
+from onereward_jax.judge.scorer import one_dimension_a_call
 from onereward_jax.rl.objective import reward_loss
-from onereward_jax.rl.step import StepConfig, make_step
+from onereward_jax.rl.step import make_step
+from onereward_jax.rl.step_config import StepConfig
 from onereward_jax.tasks import CELLS
 from onereward_jax.training.state import create_state
 from tests.support import tiny_rl
@@ -105,7 +106,7 @@ def test_a_samples_randomness_depends_on_its_index_only():
     batch = tiny_rl.batch(4)
     order = np.array([2, 0, 3, 1])
     _, straight = step(tiny_rl.state(), frozen, batch)
-    _, shuffled = step(tiny_rl.state(), frozen, {name: value[order] for name, value in batch.items()})
+    _, shuffled = step(tiny_rl.state(), frozen, jax.tree.map(lambda x: x[order], batch))
     for name, value in straight.items():
         np.testing.assert_allclose(shuffled[name], value, rtol=1e-4, err_msg=name)
     _, others = step(tiny_rl.state(), frozen, tiny_rl.batch(4, first_index=4))
@@ -117,7 +118,7 @@ def test_rewards_are_reported_for_the_cells_of_the_batch():
     rewards = {name: float(value) for name, value in metrics.items() if name.startswith("rewards/")}
     assert set(rewards) == {f"rewards/{task}/{dimension}" for task, dimension in CELLS} | {"rewards/mean"}
     assert all(0 <= value <= 1 for value in rewards.values())
-    one_task = {name: value[2:3].repeat(4, axis=0) for name, value in tiny_rl.batch(4).items()}
+    one_task = jax.tree.map(lambda x: x[2:3].repeat(4, axis=0), tiny_rl.batch(4))
     _, metrics = tiny_rl.step()(tiny_rl.state(), tiny_rl.models().frozen, one_task)
     present = {name for name, value in metrics.items() if name.startswith("rewards/") and not np.isnan(value)}
     assert present == {"rewards/object_removal/removal_quality", "rewards/mean"}
@@ -159,7 +160,7 @@ class Watched:
 
 def draws_of(batch, config):
     """By hand: reference's noise, policy's noise, noise of flow matching, and stopping index of each sample."""
-    keys = [jax.random.split(jax.random.fold_in(jax.random.key(0), index), 6) for index in batch["index"]]
+    keys = [jax.random.split(jax.random.fold_in(jax.random.key(0), index), 6) for index in batch.index]
     noises = [np.stack([jax.random.normal(key[i], (TOKENS, WIDTH)) for key in keys]) for i in range(3)]
     return *noises, np.array([jax.random.randint(k[3], (), config.first_index, config.last_index + 1) for k in keys])
 
@@ -185,7 +186,7 @@ def test_images_are_those_of_the_algorithm(matched_reference):
     reference_noise, policy_noise, _, stop = draws_of(batch, config)
     assert abs(np.corrcoef(reference_noise.ravel(), policy_noise.ravel())[0, 1]) < 0.2
     assert len(set(stop)) > 1
-    schedule, prompt = sigmas(5, TOKENS), batch["prompt_embeds"][:, :1, :1]
+    schedule, prompt = sigmas(5, TOKENS), batch.text.prompt_embeds[:, :1, :1]
     rollout = config.rollout_guidance_scale * config.rollout_true_cfg_scale * prompt
     gradient = config.gradient_guidance_scale * config.gradient_true_cfg_scale * prompt
 
@@ -230,7 +231,7 @@ def test_the_judge_sees_both_images_moved_alike():
 def test_stopping_indices_are_exactly_those_of_the_range():
     config = dataclasses.replace(tiny_rl.CONFIG, num_steps=5, first_index=1, last_index=3)
     update, sample = Watched(config), tiny_rl.batch(1)
-    drawn = [update(sample | {"index": np.array([i], np.int32)})[0]["learning/sigma"] for i in range(40)]
+    drawn = [update(sample.replace(index=np.array([i], np.int32)))[0]["learning/sigma"] for i in range(40)]
     expected = sigmas(5, TOKENS)[1:4]
     nearest = np.abs(np.subtract.outer(drawn, expected))
     assert nearest.min(axis=1).max() < 1e-6
@@ -247,7 +248,7 @@ def test_one_index_for_the_batch_or_one_for_each_sample():
         )
         update = Watched(config)
         # Samples of another update have other indices, as in training.
-        moved = [batch | {"index": batch["index"] + 8 * step} for step in range(20)]
+        moved = [batch.replace(index=batch.index + 8 * step) for step in range(20)]
         drawn = [update(moved[step], step=step)[0]["learning/sigma"] for step in range(20)]
         nearest[per_sample] = np.abs(np.subtract.outer(drawn, schedule))
     assert nearest[False].min(axis=1).max() < 1e-6
@@ -263,10 +264,10 @@ def test_regularisation_is_flow_matching_of_the_conditional_velocity():
     batch, watched, w = tiny_rl.batch(4), Watched(config), 0.7
     metrics, _, _ = watched(batch, policy=w)
     _, _, noise, stop = draws_of(batch, config)
-    images = conditioning.to_model_range(jnp.asarray(batch["target"]))
+    images = conditioning.to_model_range(jnp.asarray(batch.target))
     data = np.asarray(conditioning.pack(conditioning.encode_image(watched.vae, watched.frozen.vae, images)))
     sigma = sigmas(config.num_steps, TOKENS)[stop][:, None, None]
-    prompt = config.gradient_guidance_scale * batch["prompt_embeds"][:, :1, :1]
+    prompt = config.gradient_guidance_scale * batch.text.prompt_embeds[:, :1, :1]
     error = w * ((1 - sigma) * data + sigma * noise) + prompt - (noise - data)
     assert metrics["learning/flow_matching_loss"] == pytest.approx(float(np.square(error).mean()), rel=1e-4)
     # The judge says ½ of everything.
@@ -306,16 +307,15 @@ def test_two_predictions_of_a_rollout_are_the_mean_of_two_gradients():
 
 def test_a_call_for_every_dimension_answers_as_one_for_all():
     batch, judge = tiny_rl.batch(4), tiny_rl.models()
-    questions = Questions(jnp.asarray(batch["question_ids"]), jnp.asarray(batch["question_lengths"]))
-    asked = batch["image"], batch["target"], questions
+    asked = batch.image, batch.target, jax.tree.map(jnp.asarray, batch.questions)
     together = tiny_rl.scorer(judge.frozen.judge, *asked)
     alone = jax.jit(one_dimension_a_call(tiny_rl.scorer))(judge.frozen.judge, *asked)
-    real = np.asarray(batch["weights"]) > 0
+    real = np.asarray(batch.questions.weights) > 0
     np.testing.assert_allclose(np.asarray(alone)[real], np.asarray(together)[real], atol=1e-5)
 
 
 def test_true_guidance_needs_a_negative_prompt():
-    batch = {name: value for name, value in tiny_rl.batch(4).items() if not name.startswith("negative")}
+    batch = tiny_rl.batch(4).replace(negative=None)
     step = tiny_rl.step(dataclasses.replace(tiny_rl.CONFIG, rollout_true_cfg_scale=2.0))
     with pytest.raises(ValueError, match="needs a negative prompt"):
         step(tiny_rl.state(), tiny_rl.models().frozen, batch)

@@ -13,7 +13,8 @@ from onereward_jax.config.load import load_config
 from onereward_jax.config.validation import validate
 from onereward_jax.errors import UserError
 from onereward_jax.rl import build as updates
-from onereward_jax.rl.step import StepConfig
+from onereward_jax.rl.batch import batch_shapes
+from onereward_jax.rl.step_config import StepConfig
 from onereward_jax.weights.load import param_shapes
 from onereward_jax.weights.names import flux, qwen2_5_vl, vae
 from onereward_jax.weights.names.rules import official_shapes
@@ -96,9 +97,9 @@ def test_the_state_at_full_size(variant):
 
 def test_a_batch_at_full_size():
     config = load_config(f"{FLUX_FILL}:dynamic_1024")
-    shapes = updates.batch_shapes(config, official_module(config.model.base, "transformer"))
-    assert shapes["prompt_embeds"].shape == shapes["negative_prompt_embeds"].shape == (8, 512, 4096)
-    assert (shapes["image"].shape, shapes["question_ids"].shape) == ((8, 1024, 1024, 3), (8, 4, 128))
-    assert "target" not in shapes
+    shapes = batch_shapes(config, official_module(config.model.base, "transformer"))
+    assert shapes.text.prompt_embeds.shape == shapes.negative.prompt_embeds.shape == (8, 512, 4096)
+    assert (shapes.image.shape, shapes.questions.ids.shape) == ((8, 1024, 1024, 3), (8, 4, 128))
+    assert shapes.target is None
     plain = load_config(f"{FLUX_FILL}:dynamic_1024", {"rl.rollout_true_cfg_scale": 1, "rl.gradient_true_cfg_scale": 1})
-    assert "negative_pooled" not in updates.batch_shapes(plain, official_module(config.model.base, "transformer"))
+    assert batch_shapes(plain, official_module(config.model.base, "transformer")).negative is None

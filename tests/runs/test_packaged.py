@@ -13,7 +13,9 @@ from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.judge.judge import Judge
 from onereward_jax.parallel.activations import batch_sharding
 from onereward_jax.parallel.mesh import make_mesh
-from onereward_jax.rl.step import Frozen, StepConfig, make_step
+from onereward_jax.rl.rollout import Frozen
+from onereward_jax.rl.step import make_step
+from onereward_jax.rl.step_config import StepConfig
 from onereward_jax.runs.reward_feedback import encode_text, open_requests, sample_fields
 from onereward_jax.tasks import TASKS
 from onereward_jax.training.state import compile_step, create_state

@@ -6,9 +6,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from onereward_jax.flow.conditioning import TextStates
 from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.scorer import Questions
-from onereward_jax.rl.step import Frozen, StepConfig, make_step
+from onereward_jax.rl.batch import Batch
+from onereward_jax.rl.rollout import Frozen
+from onereward_jax.rl.step import make_step
+from onereward_jax.rl.step_config import StepConfig
 from onereward_jax.tasks import TASKS
 from onereward_jax.training.state import TrainState, create_state, make_optimizer
 from onereward_jax.weights.names import flux, vae
@@ -64,13 +68,25 @@ def scorer(params: Any, first: Any, second: Any, questions: Questions) -> jax.Ar
     return jax.nn.log_softmax(models().judge.scorer(params, first, second, questions))
 
 
-def batch(size: int, first_index: int = 0) -> dict[str, np.ndarray]:
+def batch(size: int, first_index: int = 0) -> Batch:
     """`size` samples of 16×16 pixels, tasks in turn; a sample depends on its global index only."""
     rows = [sample(first_index + row) for row in range(size)]
     stacked = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     tasks = [TASKS[index % len(TASKS)] for index in stacked["index"]]
-    questions = question_batch(models().judge, tasks, ["a red circle on the left"] * size, QUESTION_LENGTH)
-    return stacked | questions.arrays()
+    return assembled(
+        stacked, question_batch(models().judge, tasks, ["a red circle on the left"] * size, QUESTION_LENGTH)
+    )
+
+
+def assembled(arrays: dict[str, Any], questions: Questions) -> Batch:
+    """A batch of what `sample` gives, stacked, and of numbers beside it."""
+    others = {name: x for name, x in arrays.items() if not name.endswith(("prompt_embeds", "pooled"))}
+    return Batch(
+        **others,
+        text=TextStates(arrays["prompt_embeds"], arrays["pooled"]),
+        negative=TextStates(arrays["negative_prompt_embeds"], arrays["negative_pooled"]),
+        questions=questions,
+    )
 
 
 def sample(index: int) -> dict[str, np.ndarray]:

@@ -1,0 +1,28 @@
+"""Flow matching on the base model's data, which holds the policy to them."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from onereward_jax.rl.estimator import Stop
+from onereward_jax.rl.rollout import Flow
+
+
+def flow_matching_loss(flow: Flow, whole: Any, target: jax.Array, stop: Stop, guidance_scale: float) -> jax.Array:
+    """`mean((v_θ(x_σ) − (ε − x))²)` at the σ of the samples' t; a float32 scalar.
+
+    Its minimum is the conditional velocity: no true guidance here.
+
+    Args:
+      whole: full parameter tree of the transformer.
+      target: uint8 (B, H, W, 3).
+      guidance_scale: the embedded guidance.
+    """
+    data = flow.encode(target)
+    noise = stop.draw.matching_noise(data.shape[1:])
+    sigma = flow.schedule[stop.draw.stop][:, None, None]
+    noisy = (1 - sigma) * data + sigma * noise
+    velocity = flow.velocity(whole, guidance_scale)
+    error = velocity(noisy, flow.schedule[stop.draw.stop]) - (noise - data)
+    return jnp.mean(jnp.square(error))
