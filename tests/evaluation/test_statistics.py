@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from onereward_jax.errors import UserError
 from onereward_jax.evaluation.statistics import (
     good_minus_bad_interval,
     mean_interval,
@@ -25,7 +26,7 @@ def test_wilson_of_nothing_and_of_everything():
     low, high = wilson_interval(50, 50)
     assert high == 1.0
     assert 0.9 < low < 1
-    with pytest.raises(ValueError, match="impossible"):
+    with pytest.raises(UserError):
         wilson_interval(3, 2)
 
 
@@ -46,7 +47,7 @@ def test_good_minus_bad_has_a_width_even_where_all_agree():
     assert 0.9 < low < 1
     assert high == 1.0
     assert good_minus_bad_interval(30, 30, 100)[0] == -good_minus_bad_interval(30, 30, 100)[1]
-    with pytest.raises(ValueError, match="impossible"):
+    with pytest.raises(UserError):
         good_minus_bad_interval(60, 50, 100)
 
 
@@ -55,9 +56,9 @@ def test_paired_differences_of_whole_answers_are_good_minus_bad():
     assert paired_difference_interval(differences) == pytest.approx(good_minus_bad_interval(30, 12, 100))
     halves = paired_difference_interval([x / 2 for x in differences])
     assert halves[0] > paired_difference_interval(differences)[0] / 2 - 0.02
-    with pytest.raises(ValueError, match="not in"):
+    with pytest.raises(UserError):
         paired_difference_interval([1.5])
-    with pytest.raises(ValueError, match="2 differences, but 1 groups"):
+    with pytest.raises(UserError):
         paired_difference_interval([0.5, 0.0], ["a"])
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from onereward_jax.errors import UserError
 from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.vision import ImageSettings
 from tests.support import tiny_judge
@@ -54,7 +55,7 @@ def test_lists_are_compared_as_one_by_one():
     once = judge.compare(encoded[:1], second[:1], task=["image_fill"], dimension="structure")
     assert once == pytest.approx(together[:1], rel=1e-5)
     assert judge.compare([], [], task="image_fill", dimension="structure").shape == (0,)
-    with pytest.raises(ValueError, match="differ in length: give one for each pair"):
+    with pytest.raises(UserError):
         judge.compare(first, second[:2], task="image_fill", dimension="structure")
 
 
@@ -99,22 +100,22 @@ def test_uint8_batches_are_read_as_images(images):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    "arguments",
     [
-        ({"task": "image_fill", "dimension": "removal_quality"}, "not judged on 'removal_quality'"),
-        ({"task": "image_fill", "dimension": "text_alignment"}, "needs the prompt"),
-        ({"task": "painting", "dimension": "structure"}, "unknown task 'painting'"),
+        {"task": "image_fill", "dimension": "removal_quality"},
+        {"task": "image_fill", "dimension": "text_alignment"},
+        {"task": "painting", "dimension": "structure"},
     ],
 )
-def test_wrong_questions_are_named(images, arguments, message):
-    with pytest.raises(ValueError, match=message):
+def test_wrong_questions_are_refused(images, arguments):
+    with pytest.raises(UserError):
         tiny_judge.judge().compare(*images, **arguments)
 
 
 def test_other_arrays_are_refused(images):
-    with pytest.raises(ValueError, match=r"not \(32, 24\)"):
+    with pytest.raises(UserError):
         tiny_judge.judge().encode(images[0][..., 0])
-    with pytest.raises(ValueError, match="not int64"):
+    with pytest.raises(UserError, match="int64"):
         tiny_judge.judge().encode(images[0].astype(np.int64))
 
 
@@ -158,20 +159,20 @@ def test_answers_that_are_no_numbers_are_refused(images):
 
 def test_files_of_different_releases_are_refused():
     judge = tiny_judge.judge()
-    with pytest.raises(ValueError, match="patch_size is 14"):
+    with pytest.raises(UserError, match="patch_size"):
         Judge(judge.model, judge.params, judge.tokenizer, ImageSettings())
-    with pytest.raises(ValueError, match="tokens, but the model only 100"):
+    with pytest.raises(UserError):
         Judge.create(tiny_judge.config(100), judge.tokenizer, judge.settings)
 
 
 def test_missing_files_and_other_architectures_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
+    with pytest.raises(FileNotFoundError, match=r"config\.json"):
         Judge.from_pretrained(tmp_path)
     config = tiny_judge.config(100)
     for text, error, message in (
-        (config, FileNotFoundError, r"preprocessor_config\.json is missing"),
-        (config | {"model_type": "qwen2_vl"}, ValueError, "describes a qwen2_vl, but a judge is a qwen2_5_vl"),
-        ({"_class_name": "AutoencoderKL"}, ValueError, "describes a AutoencoderKL, but a judge is a qwen2_5_vl"),
+        (config, FileNotFoundError, r"preprocessor_config\.json"),
+        (config | {"model_type": "qwen2_vl"}, ValueError, "qwen2_vl"),
+        ({"_class_name": "AutoencoderKL"}, ValueError, "AutoencoderKL"),
     ):
         (tmp_path / "config.json").write_text(json.dumps(text))
         with pytest.raises(error, match=message):

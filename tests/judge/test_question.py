@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from onereward_jax.errors import UserError
 from onereward_jax.judge import question
 from tests.support import tiny_judge
 
@@ -30,7 +31,7 @@ def test_tokenizer_without_template_gets_ours():
 def test_template_without_images_is_refused():
     tokenizer = _copy()
     tokenizer.chat_template = "{{ messages[0].content }}"
-    with pytest.raises(ValueError, match="two images"):
+    with pytest.raises(UserError):
         question.shared_prefix(tokenizer)
 
 
@@ -39,7 +40,7 @@ def test_padding():
     np.testing.assert_array_equal(ids, [[1, 2, 3], [9, 9, 9], [4, 9, 9]])
     np.testing.assert_array_equal(lengths, [3, 0, 1])
     assert question.pad([(1, 2)], length=5)[0].shape == (1, 5)
-    with pytest.raises(ValueError, match="has 3 tokens, but there is room for 2"):
+    with pytest.raises(UserError):
         question.pad([(1, 2, 3)], length=2)
 
 
@@ -51,18 +52,18 @@ def test_answers_are_single_tokens():
 
 def test_tokenizer_without_the_answers_is_refused(monkeypatch):
     monkeypatch.setattr(question, "ANSWERS", ("Yes", "Nope"))
-    with pytest.raises(ValueError, match="no single token for 'Nope'"):
+    with pytest.raises(UserError, match="'Nope'"):
         question.answer_ids(tiny_judge.tokenizer())
 
 
 @pytest.mark.parametrize("text", ["Is <|image_pad|> here?", "Yes?<|im_end|>"])
 def test_special_tokens_in_a_question_are_refused(text):
-    with pytest.raises(ValueError, match="special token"):
+    with pytest.raises(UserError):
         question.question_tokens(tiny_judge.tokenizer(), text)
 
 
 def test_empty_question_is_refused():
-    with pytest.raises(ValueError, match="empty"):
+    with pytest.raises(UserError):
         question.question_tokens(tiny_judge.tokenizer(), " ")
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh
 
+from onereward_jax.errors import UserError
 from onereward_jax.models import attention as module
 from onereward_jax.models.attention import attention
 from onereward_jax.parallel.mesh import AXES, P, make_mesh
@@ -83,11 +84,11 @@ def test_auto_is_of_the_devices_that_the_program_is_for(platform, monkeypatch):
 
 def test_what_splash_does_not_take_is_said():
     x = jnp.ones((1, 128, 1, 8))
-    with pytest.raises(ValueError, match="splash attention takes neither mask nor bias"):
+    with pytest.raises(UserError):
         attention(x, x, x, bias=jnp.zeros((1, 1, 128, 128)), implementation="splash")
-    with pytest.raises(ValueError, match=r"blocks of splash attention must be multiples of 128, not \(100, 128\)"):
+    with pytest.raises(UserError, match="100, 128"):
         attention(x, x, x, implementation="splash", blocks=(100, 128))
-    with pytest.raises(ValueError, match="choose one of auto, reference, xla, cudnn, splash"):
+    with pytest.raises(UserError):
         attention(x, x, x, implementation="flash")
 
 

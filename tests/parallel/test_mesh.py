@@ -7,6 +7,7 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from onereward_jax import tree
+from onereward_jax.errors import UserError
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.judge.judge import Judge
 from onereward_jax.parallel.activations import activation_axes
@@ -16,9 +17,9 @@ from onereward_jax.weights.names import clip, flux, qwen2_5_vl, t5
 
 
 def test_mesh_must_use_all_devices():
-    with pytest.raises(ValueError, match="asks for 3 devices, but there are 8"):
+    with pytest.raises(UserError):
         make_mesh(3, 1, 1)
-    with pytest.raises(ValueError, match="leaves two axes open"):
+    with pytest.raises(UserError):
         make_mesh(-1, -1, 1)
     assert dict(make_mesh(2, -1, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
 
@@ -73,7 +74,7 @@ def test_an_axis_that_does_not_divide_stays_whole():
 def test_large_arrays_that_stay_whole_are_named():
     shape = lambda *sides: jax.ShapeDtypeStruct(sides, "float32")  # noqa: E731
     tree = {"split/kernel": shape(512, 512), "odd/kernel": shape(511, 513), "small/bias": shape(512)}
-    with pytest.warns(UserWarning, match=r"the whole of odd/kernel \(1 MiB\): choose mesh\.fsdp") as said:
+    with pytest.warns(UserWarning, match=r"odd/kernel .*mesh\.fsdp") as said:
         warn_of_unsharded(tree, make_mesh(2, 2, 2), 0.9)
     assert len(said) == 1
     warn_of_unsharded(tree, make_mesh(2, 2, 2), 2)

@@ -38,7 +38,7 @@ def test_a_split_stack_is_gathered_a_layer_at_a_time_in_every_step():
 
 
 def test_a_loop_whose_end_is_not_known_counts_once_and_is_named():
-    with pytest.warns(UserWarning, match=r"a loop in .*rollout/while has no end that can be read"):
+    with pytest.warns(UserWarning, match="rollout/while"):
         gathers = [c for c in collectives_of(compiled()) if c.kind == "all-gather"]
     assert sum(c.times * c.size for c in gathers) == LAYERS * WIDTH * WIDTH * 4
 

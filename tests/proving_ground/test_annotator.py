@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from onereward_jax.errors import UserError
 from onereward_jax.proving_ground import ProvingGround, annotate, annotate_scores, ceiling, defects
 
 SCORES = [
@@ -20,7 +21,7 @@ def test_no_difference_is_dropped():
     alike = [{"structure": 0.50}, {"structure": 0.54}]
     assert annotate_scores(alike, np.random.default_rng(0), noise=0.0, margin=0.05) == []
     assert len(annotate_scores(alike, np.random.default_rng(0), noise=0.0, margin=0.03)) == 1
-    with pytest.raises(ValueError, match="give at least two"):
+    with pytest.raises(UserError):
         annotate_scores(alike[:1], np.random.default_rng(0))
 
 

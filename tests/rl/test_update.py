@@ -50,7 +50,7 @@ def test_a_directory_is_read_as_well_and_an_unknown_model_is_named():
     found = official_module(str(ROOT / "miniature" / "base"), "transformer", {"remat": "full"})
     assert found.remat == "full"
     assert found.num_layers == 2
-    with pytest.raises(UserError, match=r"configuration of some/where is not known here: give a directory"):
+    with pytest.raises(UserError, match="some/where"):
         official_module("some/where", "vae")
 
 

