@@ -30,8 +30,10 @@ from onereward_jax.rl.step import make_step
 from onereward_jax.rl.step_config import StepConfig
 from onereward_jax.runs.reward_feedback import encode_text, open_requests, sample_fields
 from onereward_jax.tasks import TASKS
+from onereward_jax.training.compile import compile_step
 from onereward_jax.training.metrics import peak_memory_gib
-from onereward_jax.training.state import compile_step, create_state, make_optimizer
+from onereward_jax.training.optimizer import make_optimizer
+from onereward_jax.training.state import create_state
 
 
 def measure(name: str, function, *arguments, repeats: int, donated: int = 0) -> None:

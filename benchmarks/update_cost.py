@@ -37,7 +37,7 @@ from onereward_jax.rl.parts import PARTS
 from onereward_jax.rl.step_config import StepConfig
 from onereward_jax.runs.reward_feedback import encode_text, open_requests, sample_fields
 from onereward_jax.tasks import TASKS
-from onereward_jax.training.state import compile_step
+from onereward_jax.training.compile import compile_step
 
 UPDATES, BATCH, CONDITIONS = 8000, 8, 10_000
 

@@ -37,7 +37,7 @@ from onereward_jax.rl.batch import Batch, batch_shapes
 from onereward_jax.rl.build import Update, adapters_of, attention_of, computation, make_update
 from onereward_jax.rl.parts import PARTS, REFERENCE, ROLLOUT
 from onereward_jax.rl.step_config import StepConfig
-from onereward_jax.training.state import Placement, jit_step
+from onereward_jax.training.compile import Placement, jit_step
 from onereward_jax.training.trainer import check_batch
 from onereward_jax.weights.load import param_shapes
 from onereward_jax.weights.official import official_module

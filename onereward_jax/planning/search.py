@@ -19,7 +19,7 @@ from onereward_jax.planning.cost import cost_of
 from onereward_jax.planning.plan import GIB, LEAST_EFFORT, CompilerError, held_bytes, plan, program_of
 from onereward_jax.planning.topology import Topology
 from onereward_jax.rl.build import computation
-from onereward_jax.training.state import Placement
+from onereward_jax.training.compile import Placement
 from onereward_jax.weights.official import official_module
 
 # From the one that keeps least in memory to the one that computes least.

@@ -15,7 +15,8 @@ from onereward_jax.rl.batch import Batch
 from onereward_jax.rl.rollout import Frozen
 from onereward_jax.rl.step import make_step
 from onereward_jax.rl.step_config import StepConfig
-from onereward_jax.training.state import TrainState, create_state, make_optimizer
+from onereward_jax.training.optimizer import make_optimizer
+from onereward_jax.training.state import TrainState, create_state
 
 
 class Update(NamedTuple):

@@ -25,7 +25,8 @@ from onereward_jax.parallel.activations import batch_sharding, traced_for
 from onereward_jax.parallel.mesh import make_mesh
 from onereward_jax.parallel.rules import shardings
 from onereward_jax.training import trainer
-from onereward_jax.training.state import TrainState, create_state, make_optimizer, supervised_step
+from onereward_jax.training.optimizer import make_optimizer
+from onereward_jax.training.state import TrainState, create_state, supervised_step
 from onereward_jax.weights.adapters import save_adapter
 from onereward_jax.weights.hub import model_directory
 from onereward_jax.weights.load import stored_dtype

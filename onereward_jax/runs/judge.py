@@ -39,7 +39,8 @@ from onereward_jax.proving_ground.synthetic_pairs import synthetic_pair
 from onereward_jax.proving_ground.tokenizers import write_qwen2_tokenizer
 from onereward_jax.tasks import CELLS, dimensions_of, question
 from onereward_jax.training import trainer
-from onereward_jax.training.state import TrainState, create_state, make_optimizer, supervised_step
+from onereward_jax.training.optimizer import make_optimizer
+from onereward_jax.training.state import TrainState, create_state, supervised_step
 from onereward_jax.weights.adapters import save_adapter
 
 # A judge and held-out pairs -> (its parameters -> {"accuracy": of all, "<task>/<dimension>": of each cell})

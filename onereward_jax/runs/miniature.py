@@ -24,7 +24,8 @@ from onereward_jax.proving_ground import all_prompts
 from onereward_jax.proving_ground.source import open_source
 from onereward_jax.proving_ground.tokenizers import write_clip_tokenizer, write_t5_tokenizer
 from onereward_jax.training import trainer
-from onereward_jax.training.state import create_state, make_optimizer, supervised_step
+from onereward_jax.training.optimizer import make_optimizer
+from onereward_jax.training.state import create_state, supervised_step
 from onereward_jax.weights.adapters import save_adapter
 from onereward_jax.weights.load import load_component
 from onereward_jax.weights.names import clip, flux, t5, vae

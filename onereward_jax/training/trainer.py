@@ -14,7 +14,8 @@ from onereward_jax.parallel import hosts
 from onereward_jax.parallel.activations import batch_sharding, can_share
 from onereward_jax.parallel.mesh import batch_shards, make_mesh
 from onereward_jax.training import loop
-from onereward_jax.training.state import Placement, TrainState, compile_step
+from onereward_jax.training.compile import Placement, compile_step
+from onereward_jax.training.state import TrainState
 
 Batch = dict[str, Any]
 Step = Callable[[TrainState, Any], tuple[TrainState, Any]]

@@ -16,7 +16,8 @@ from onereward_jax.fill.requests import Request, output_files
 from onereward_jax.runs.export import COMFYUI_FILE
 from onereward_jax.tasks import EXTEND_PROMPT, REMOVAL_PROMPT
 from onereward_jax.training.checkpoint import Checkpointer
-from onereward_jax.training.state import create_state, make_optimizer
+from onereward_jax.training.optimizer import make_optimizer
+from onereward_jax.training.state import create_state
 from onereward_jax.weights import bfl
 from onereward_jax.weights.load import load_component
 from onereward_jax.weights.names import flux, rules

@@ -5,7 +5,8 @@ import numpy as np
 
 from onereward_jax.flow import losses
 from onereward_jax.models import lora
-from onereward_jax.training.state import create_state, make_optimizer, supervised_step
+from onereward_jax.training.optimizer import make_optimizer
+from onereward_jax.training.state import create_state, supervised_step
 from tests.support import tiny_fill
 
 ADAPTERS = lora.LoRA(rank=4, alpha=4.0)

@@ -12,7 +12,8 @@ from onereward_jax import tasks, tree
 from onereward_jax.config.load import load_config
 from onereward_jax.config.validation import validate
 from onereward_jax.runs.judge import model_config
-from onereward_jax.training.state import create_state, make_optimizer
+from onereward_jax.training.optimizer import make_optimizer
+from onereward_jax.training.state import create_state
 from onereward_jax.weights.names import qwen2_5_vl as weights
 from onereward_jax.weights.names.rules import official_shapes
 

@@ -23,7 +23,7 @@ from onereward_jax.rl.parts import JUDGEMENT, REFERENCE, ROLLOUT
 from onereward_jax.rl.step_config import StepConfig
 from onereward_jax.runs import reward_feedback
 from onereward_jax.training import trainer
-from onereward_jax.training.state import Placement
+from onereward_jax.training.compile import Placement
 from tests.support.tiny_plan import CONFIG, TINY
 
 ADAPTER = {"lora.rank": 2, "model.dtype": "bfloat16", "model.remat": "full", "rl.rollout_true_cfg_scale": 2.0}

@@ -21,7 +21,8 @@ from onereward_jax.fill.pipeline import load_transformer
 from onereward_jax.flow.losses import fill_loss
 from onereward_jax.flow.schedule import Shift
 from onereward_jax.models.lora import LoRA, factors
-from onereward_jax.training.state import create_state, make_optimizer, supervised_step
+from onereward_jax.training.optimizer import make_optimizer
+from onereward_jax.training.state import create_state, supervised_step
 from onereward_jax.weights.load import load_component, param_shapes
 from onereward_jax.weights.names import flux, vae
 

@@ -15,7 +15,8 @@ from onereward_jax.parallel.activations import batch_sharding
 from onereward_jax.parallel.mesh import make_mesh
 from onereward_jax.rl.step import make_step
 from onereward_jax.training.checkpoint import Checkpointer
-from onereward_jax.training.state import compile_step, create_state
+from onereward_jax.training.compile import compile_step
+from onereward_jax.training.state import create_state
 from tests.support import tiny_rl
 
 ADAPTERS = lora.LoRA(rank=4, alpha=8.0, targets="attn|ff|proj")

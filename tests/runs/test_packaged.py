@@ -18,7 +18,8 @@ from onereward_jax.rl.step import make_step
 from onereward_jax.rl.step_config import StepConfig
 from onereward_jax.runs.reward_feedback import encode_text, open_requests, sample_fields
 from onereward_jax.tasks import TASKS
-from onereward_jax.training.state import compile_step, create_state
+from onereward_jax.training.compile import compile_step
+from onereward_jax.training.state import create_state
 
 
 def test_gradient_on_eight_devices_in_parts_equals_one():

@@ -18,7 +18,8 @@ from onereward_jax.cli.exit_codes import guarded
 from onereward_jax.config.load import claim_workdir
 from onereward_jax.parallel import cluster, heartbeat, hosts
 from onereward_jax.training import trainer
-from onereward_jax.training.state import create_state, make_optimizer, supervised_step
+from onereward_jax.training.optimizer import make_optimizer
+from onereward_jax.training.state import create_state, supervised_step
 
 STEPS, HEARTBEAT_TIMEOUT = 24, 4.0
 

@@ -14,7 +14,8 @@ from onereward_jax.rl.rollout import Frozen
 from onereward_jax.rl.step import make_step
 from onereward_jax.rl.step_config import StepConfig
 from onereward_jax.tasks import TASKS
-from onereward_jax.training.state import TrainState, create_state, make_optimizer
+from onereward_jax.training.optimizer import make_optimizer
+from onereward_jax.training.state import TrainState, create_state
 from onereward_jax.weights.names import flux, vae
 from tests.support import tiny_judge as tiny_judge
 from tests.support.random_params import random_params

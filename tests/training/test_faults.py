@@ -20,7 +20,8 @@ import pytest
 from onereward_jax.errors import Fault, Hang, UserError
 from onereward_jax.training.checkpoint import Checkpointer, CheckpointWarning, SaveError
 from onereward_jax.training.metrics import MetricsWriter, read_metrics
-from onereward_jax.training.state import create_state, make_optimizer, supervised_step
+from onereward_jax.training.optimizer import make_optimizer
+from onereward_jax.training.state import create_state, supervised_step
 from tests.support.counting_run import Counter, expected_total, initial, lines, run, step
 
 FULL_AT = 16384  # bytes

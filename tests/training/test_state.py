@@ -13,7 +13,9 @@ from onereward_jax.parallel.activations import batch_sharding
 from onereward_jax.parallel.mesh import make_mesh
 from onereward_jax.parallel.offload import HOST
 from onereward_jax.training import checkpoint
-from onereward_jax.training.state import Placement, compile_step, create_state, make_optimizer, supervised_step
+from onereward_jax.training.compile import Placement, compile_step
+from onereward_jax.training.optimizer import make_optimizer
+from onereward_jax.training.state import create_state, supervised_step
 
 OFFLOADED = Placement(offload=OFFLOADABLE)
 
