@@ -1,13 +1,13 @@
-"""Operations and memory traffic of a program, counted on its jaxpr: loops as often as they run, kernels included.
+"""Counts a program's operations and memory traffic on its jaxpr: loops as often as they run, kernels included.
 
-The compiler's own count takes a loop's body once and a kernel not at all. What is counted here:
+XLA's own count takes a loop's body once and leaves kernels out. Counted here:
 
-  FLOPs   multiplications and additions of matrix products and convolutions, apart from those with padding; one per
-          number for everything else that computes
-  bytes   operands and results of matrix products and convolutions, of gathers, scatters and sorts, and the program's
-          arguments and results: the traffic that is left when everything else is fused into them
+  FLOPs   multiplications and additions in matrix products and convolutions, without those on padding; one per
+          output number for all other arithmetic
+  bytes   operands and results of matrix products, convolutions, gathers, scatters and sorts, and the program's
+          arguments and results: the traffic that remains when everything else is fused into them
 
-Both are of the whole program, whichever devices share it.
+Both are totals over all devices.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from onereward_jax.errors import UserError
 
-# Primitives that move or make numbers and compute none.
+# Primitives that move or create numbers without arithmetic.
 _FREE = frozenset(
     (
         *("broadcast_in_dim", "reshape", "transpose", "squeeze", "expand_dims", "split", "concatenate", "pad", "rev"),
@@ -31,20 +31,20 @@ _FREE = frozenset(
         *("convert_element_type", "bitcast_convert_type", "stop_gradient", "optimization_barrier", "name"),
         *("sharding_constraint", "device_put", "eq", "ne", "lt", "le", "gt", "ge", "and", "or", "not", "xor"),
         *("random_bits", "random_wrap", "random_unwrap", "random_seed", "random_fold_in", "threefry2x32"),
-        *("get", "swap", "program_id", "num_programs"),  # of kernels
+        *("get", "swap", "program_id", "num_programs"),  # in kernels
         *("shift_left", "shift_right_logical", "argmax", "argmin", "sort", "top_k"),
     )
 )
 _TRAFFIC = frozenset(("gather", "scatter", "scatter-add", "dynamic_update_slice", "sort", "top_k"))
 _REDUCTIONS = ("reduce_", "cum")
 _IN_KERNEL = "/pallas_call"
-# Though a program is among their parameters.
+# Primitives with a jaxpr among their parameters that is not called like a function.
 _CALLS_NOTHING = (*_TRAFFIC, "reduce", "reduce_window", "select_and_scatter_add")
 
 
 @dataclasses.dataclass
 class Cost:
-    """FLOPs and bytes, the FLOPs also by part of the program."""
+    """FLOPs and bytes of a program; `parts` has the FLOPs by part."""
 
     flops: float = 0.0
     bytes: float = 0.0
@@ -58,10 +58,11 @@ class Cost:
 
 
 def cost_of(function: Callable, *arguments: Any, **options: Any) -> Cost:
-    """What one call of a function costs; nothing is computed.
+    """Count the cost of one call of a function, without computing anything.
 
     Args:
-      arguments: arrays or `jax.ShapeDtypeStruct`s; options: of `cost_of_program`.
+      arguments: arrays or `jax.ShapeDtypeStruct`s.
+      options: options of `cost_of_program`.
     """
     return cost_of_program(jax.make_jaxpr(function)(*arguments), **options)
 
@@ -73,16 +74,16 @@ def cost_of_program(
     shares: Mapping[str, Sequence[float]] | None = None,
     parts: Sequence[str] = (),
 ) -> Cost:
-    """What a program costs.
+    """Count the cost of a program.
 
     Args:
-      trips: name of a `jax.named_scope` -> how often a loop inside it runs that has no fixed end.
-      shares: name of a scope -> the share of each branch in the runs of a `cond` inside it; of others the most
-        expensive branch is counted.
-      parts: names of scopes whose FLOPs are told apart; the rest is "other".
+      trips: name of a `jax.named_scope` -> number of iterations of a loop inside it whose length is not static.
+      shares: name of a scope -> how often each branch of a `cond` inside it is taken, as shares; for any other `cond`
+        the most expensive branch counts.
+      parts: names of scopes whose FLOPs are counted separately; the rest is "other".
 
     Raises:
-      UserError: a loop without a fixed end stands in no scope of `trips`.
+      UserError: a loop of unknown length is in no scope of `trips`.
     """
     count = _Count(dict(trips or {}), dict(shares or {}), tuple(parts))
     cost = count.of(program.jaxpr, "")
@@ -97,13 +98,13 @@ class _Count:
         self._known: dict[tuple[int, str], tuple[Jaxpr, Cost]] = {}
 
     def of(self, jaxpr: Jaxpr, scope: str) -> Cost:
-        """Of one pass through a program that stands in a scope."""
+        """Count one pass through a program inside a scope."""
         key = (id(jaxpr), scope)
         if key not in self._known:
             total = Cost()
             for equation in live(jaxpr):
                 total.add(self._equation(equation, f"{scope}/{equation.source_info.name_stack}"))
-            self._known[key] = (jaxpr, total)  # with the program, whose id nothing else gets as long as it lives
+            self._known[key] = (jaxpr, total)  # keeps the program alive, so that its id is not reused
         return self._known[key][1]
 
     def _equation(self, equation: Any, scope: str) -> Cost:
@@ -113,12 +114,12 @@ class _Count:
         elif name == "while":
             inner, times = Cost(), self._named(self._trips, scope)
             if times is None:
-                raise UserError(f"a loop without a fixed end stands in {scope or 'no scope'}: say how often it runs")
+                raise UserError(f"a loop of unknown length is in {scope or 'no scope'}: give its number of iterations")
             for part in ("cond_jaxpr", "body_jaxpr"):
                 inner.add(self.of(parameters[part].jaxpr, scope))
         elif name == "cond":
             branches = [self.of(branch.jaxpr, scope) for branch in parameters["branches"]]
-            # A scope's shares are of its own branches, not of those inside a kernel.
+            # A scope's shares are for its own branches, not for those inside a kernel.
             shares = None if _IN_KERNEL in scope else self._named(self._shares, scope)
             inner, times = Cost(), 1
             if shares is None or len(shares) != len(branches):
@@ -129,9 +130,9 @@ class _Count:
         elif name == "pallas_call":
             inner, times = self._kernel(parameters, scope), 1
         elif name not in _CALLS_NOTHING and (inside := list(programs_in(parameters.values()))):
-            # One shard of `shard_map` is the inner program, and every device has one.
+            # The inner program of `shard_map` is one shard; every device runs one.
             inner, times = Cost(), parameters["mesh"].size if name == "shard_map" else 1
-            # Of a function with a rule of its own for derivatives, the function.
+            # A custom derivative comes with several programs; the first is the function itself.
             for program in inside[:1] if name.startswith("custom_") else inside:
                 inner.add(self.of(program, scope))
         else:
@@ -142,9 +143,9 @@ class _Count:
         return total
 
     def _kernel(self, parameters: Mapping[str, Any], scope: str) -> Cost:
-        """A kernel's own estimate; without one its program, once for every cell of its grid.
+        """Take a kernel's own estimate, or else count its program once per cell of its grid.
 
-        A block moves between memory and kernel when its place changes from one cell to the next.
+        A block moves between memory and kernel when its index changes from one cell to the next.
         """
         if (estimate := parameters.get("cost_estimate")) is not None:
             return Cost(float(estimate.flops), float(estimate.bytes_accessed), self._part(scope, estimate.flops))
@@ -170,7 +171,7 @@ class _Count:
 
 
 def live(jaxpr: Jaxpr) -> list[Any]:
-    """The equations whose results are read; the compiler drops the others, such as a value beside its gradient."""
+    """Return the equations whose results are used; the compiler drops the others."""
     names = lambda variables: {variable for variable in variables if not isinstance(variable, Literal)}  # noqa: E731
     read, kept = names(jaxpr.outvars), []
     for equation in reversed(jaxpr.eqns):
@@ -181,7 +182,7 @@ def live(jaxpr: Jaxpr) -> list[Any]:
 
 
 def programs_in(values: Any) -> Iterator[Jaxpr]:
-    """The programs among an equation's parameters."""
+    """Find the programs among an equation's parameters."""
     for value in values:
         if isinstance(value, ClosedJaxpr):
             yield value.jaxpr
@@ -206,8 +207,8 @@ def _flops(name: str, equation: Any) -> float:
 
 
 def _convolution(equation: Any) -> float:
-    """2 · Σ over pairs of an output and a kernel position that meet a number of the input, neither padding nor a hole
-    of dilation, times the features and samples of each."""
+    """Return 2 · (pairs of an output and a kernel position that meet an input element, neither padding nor a dilation
+    hole) · samples · input features · output features."""
     left, right = (variable.aval for variable in equation.invars[:2])
     parameters, numbers = equation.params, equation.params["dimension_numbers"]
     pairs = 1
@@ -222,18 +223,18 @@ def _convolution(equation: Any) -> float:
         size = left.shape[numbers.lhs_spec[2 + axis]]
         outputs = equation.outvars[0].aval.shape[numbers.out_spec[2 + axis]]
         taps = right.shape[numbers.rhs_spec[2 + axis]]
-        # Long kernels and many outputs come in gradients of kernels: arrays, not loops.
+        # The gradient of a kernel is a convolution with a long kernel and many outputs, so arrays, not loops.
         positions = np.arange(outputs)[:, None] * stride + np.arange(taps)[None, :] * window - low
         pairs *= int(((positions >= 0) & (positions < (size - 1) * base + 1) & (positions % base == 0)).sum())
     samples, features_out = left.shape[numbers.lhs_spec[0]], right.shape[numbers.rhs_spec[0]]
-    features_in = right.shape[numbers.rhs_spec[1]]  # of one group
+    features_in = right.shape[numbers.rhs_spec[1]]  # per group
     return 2.0 * pairs * samples * features_in * features_out / parameters["batch_group_count"]
 
 
 def _traffic(name: str, equation: Any) -> float:
     if name in ("dot_general", "conv_general_dilated"):
         return float(sum(_bytes(variable.aval) for variable in itertools.chain(equation.invars, equation.outvars)))
-    if name in ("dynamic_update_slice", "scatter", "scatter-add"):  # what is written, in place
+    if name in ("dynamic_update_slice", "scatter", "scatter-add"):  # the written part, in place
         return 2.0 * _bytes(equation.invars[1 if name == "dynamic_update_slice" else 2].aval)
     if name in _TRAFFIC:
         return 2.0 * sum(_bytes(variable.aval) for variable in equation.outvars)

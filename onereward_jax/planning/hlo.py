@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices: its HLO text read, loops as often as they run."""
+"""Reads the communication between devices from a compiled program's HLO, with loops as often as they run."""
 
 import dataclasses
 import math
@@ -20,7 +20,7 @@ _BRANCHES = re.compile(
 )
 _CALLS = re.compile(r"\bcalls=%?([\w.\-]+)")
 _ARRAY = re.compile(r"\b(?P<dtype>[a-z]+\d+\w*|pred)\[(?P<shape>[\d,]*)\]")
-# Which devices take part together: [groups,size]<=..., {{0,2},{1,3}}, or mesh['a'=4,'b'=2] {'a', 'b':(1)2}.
+# Groups of devices: [groups,size]<=..., {{0,2},{1,3}}, or mesh['a'=4,'b'=2] {'a', 'b':(1)2}.
 _GROUPS = re.compile(
     r"replica_groups=(?:\[\d+,(?P<size>\d+)\]|\{\{(?P<first>[\d,]*)\}|mesh\[(?P<mesh>[^\]]*)\] *\{(?P<axes>[^}]*)\})"
 )
@@ -35,10 +35,10 @@ class Collective:
 
     Attributes:
       kind: "all-gather", "all-reduce", "reduce-scatter", "all-to-all" or "collective-permute".
-      size: bytes of the whole array, on each device, of which it has a part before or after.
-      group: devices that take part together.
+      size: bytes of the whole array, which a device holds in part before or after.
+      group: number of devices that take part together.
       times: how often it runs.
-      scope: where it comes from.
+      scope: named scope that it comes from.
     """
 
     kind: str
@@ -49,7 +49,7 @@ class Collective:
 
     @property
     def sent(self) -> float:
-        """Bytes that a device sends each time, by the ring algorithm."""
+        """Bytes that a device sends per run, by the ring algorithm."""
         if self.kind == "collective-permute":
             return self.size
         share = (self.group - 1) / self.group
@@ -59,12 +59,12 @@ class Collective:
 def collectives_of(
     text: str, trips: Mapping[str, float] | None = None, shares: Mapping[str, Sequence[float]] | None = None
 ) -> list[Collective]:
-    """The collectives of a compiled program.
+    """List the collectives of a compiled program.
 
     Args:
-      text: of `compiled.as_text()`.
-      trips, shares: as of `planning.cost.cost_of_program`. A loop that the compiler made and whose end can't be read,
-        with collectives in it, is counted once, and a warning names it.
+      text: result of `compiled.as_text()`.
+      trips, shares: see `planning.cost.cost_of_program`. A compiler-made loop of unknown length that contains
+        collectives is counted once, with a warning that names it.
     """
     program = _Program(text, dict(trips or {}), dict(shares or {}))
     return list(program.collectives(program.entry, 1.0, scattered=False))
@@ -83,9 +83,9 @@ class _Program:
                 lines.append(line)
 
     def collectives(self, computation: str, times: float, scattered: bool) -> Iterator[Collective]:
-        """Of a computation that runs so often, with all that it calls.
+        """Yield the collectives of a computation that runs `times` times, and of all that it calls.
 
-        `scattered`: it is the fusion of an all-reduce with the slice that is left of it.
+        `scattered`: the computation fuses an all-reduce with a slice of its result.
         """
         for line in self._lines.get(computation, ()):
             scope = found["scope"] if (found := _SCOPE.search(line)) else ""
@@ -111,7 +111,7 @@ class _Program:
     def _turns(self, line: str, condition: str, body: str, scope: str) -> float:
         if found := _KNOWN_TRIPS.search(line):
             return float(found[1])
-        # Else the condition compares the counter, from 0 on, with a constant.
+        # Otherwise the condition compares a counter, which starts at 0, with a constant.
         lines = self._lines.get(condition, [])
         constants = [int(n) for text in lines for n in re.findall(r"[su]32\[\]\S* constant\((\d+)\)", text)]
         if len(constants) == 1 and any("direction=LT" in text for text in lines):
@@ -120,12 +120,12 @@ class _Program:
             if re.search(rf"\b{re.escape(name)}/while$", scope):
                 return turns
         warnings.warn(
-            f"a loop in {scope or 'no scope'} has no end that can be read: its collectives count once", stacklevel=2
+            f"the length of a loop in {scope or 'no scope'} is unknown: its collectives count once", stacklevel=2
         )
         return 1.0
 
     def _stride(self, condition: list[str], body: str) -> int:
-        """What a turn adds to the counter: a loop that the compiler has unrolled in part adds more than 1."""
+        """Return the increment of the counter: more than 1 in a loop that the compiler has partly unrolled."""
         lines = self._lines.get(body, [])
         counter = next((found[1] for text in condition if (found := _COUNTER.search(text))), None)
         root = next((text for text in lines if text.lstrip().startswith("ROOT ")), "")
@@ -157,12 +157,12 @@ def _size(kind: str, types: str, group: int, start: bool, scattered: bool) -> fl
         for found in _ARRAY.finditer(types)
     ]
     total = float(sum(arrays))
-    if start and kind == "all-gather":  # its type has the parts and the whole
+    if start and kind == "all-gather":  # its type holds the parts and the whole
         return total * group / (group + 1)
     if start and kind == "reduce-scatter":
         return total * group / (group + 1)
     if start and kind == "collective-permute":  # source, target, two contexts
         return float(arrays[0])
-    if kind == "reduce-scatter" and not scattered:  # its type has the part
+    if kind == "reduce-scatter" and not scattered:  # its type holds the part
         return total * group
     return total

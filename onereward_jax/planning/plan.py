@@ -1,7 +1,7 @@
-"""What an update takes on a TPU slice: the program that training runs, compiled ahead of time and counted.
+"""Plans an update on a TPU slice: compiles the program that training runs ahead of time and counts its cost.
 
-Memory is the compiler's word, FLOPs and bytes are counted on the program as it was traced (`cost`), collectives on the
-program as it was compiled (`hlo`). The text encoders are not in the update: prompts are encoded ahead.
+Memory is the compiler's report, FLOPs and bytes are counted on the traced program (`cost`), collectives on the compiled
+one (`hlo`). The text encoders are not in the update: prompts are encoded beforehand.
 """
 
 import dataclasses
@@ -43,15 +43,15 @@ from onereward_jax.weights.load import param_shapes
 from onereward_jax.weights.official import official_module
 
 GIB = 2**30
-# Most of a full compilation is its last part, code for one chip, to which this gives the least effort.
+# Spends the least effort on the last part of compilation, code for one chip, which takes most of the time.
 LEAST_EFFORT: dict[str, Any] = {"exec_time_optimization_effort": -1.0}
-# What a program holds in the devices' memory, of the compiler's own report. The temporaries that JAX names are up to a
-# half larger. What is "thread-local" belongs to computations that the hosts run, on arrays of theirs.
+# Allocations in device memory, in the compiler's own report; the temporaries that JAX reports are up to half as large
+# again. "thread-local" allocations belong to computations on the hosts.
 _ALLOCATION = re.compile(r"^allocation \d+: size (\d+)(?!.*(?:, thread-local|, color [1-9]))", re.MULTILINE)
 _REPORT = "*buffer-assignment.txt"
-# Of every device, for the runtime: libtpu 0.0.42 names 260 to 263 MiB.
+# Bytes of every device that the runtime reserves: libtpu 0.0.42 reports 260 to 263 MiB.
 _RESERVED = 263 * 2**20
-# By how much a full compilation may exceed one with the least effort: by 1.8 GiB where both were made (docs/scale.md).
+# A full compilation may need this much more than one with the least effort: 1.8 GiB where both were run.
 _MARGIN = 2 * GIB
 # The two sentences in which the TPU compiler says that a program is too large.
 _TOO_LARGE = (
@@ -61,18 +61,18 @@ _TOO_LARGE = (
 
 
 class CompilerError(UserError):
-    """The TPU compiler fails for another reason than the devices' memory."""
+    """The TPU compiler failed for another reason than device memory."""
 
 
 class Program(NamedTuple):
-    """An update without its weights; state, frozen and batch are `jax.ShapeDtypeStruct`s.
+    """An update without weights; state, frozen and batch are `jax.ShapeDtypeStruct`s.
 
     Attributes:
       update: see `rl.build`.
-      state, frozen, batch: what its step takes.
-      trips: loops that end at a drawn index -> how often they run on average.
-      shares: see `planning.cost.cost_of`.
-      references_made: share of the updates that make their reference images, instead of using some again.
+      state, frozen, batch: arguments of its step.
+      trips: scopes of loops that end at a random index -> average number of iterations.
+      shares: see `planning.cost.cost_of_program`.
+      references_made: share of updates that make their reference images instead of reusing some.
     """
 
     update: Update
@@ -84,8 +84,8 @@ class Program(NamedTuple):
     references_made: float
 
     def trace(self, mesh: Mesh, placement: Placement = Placement()) -> Any:  # noqa: B008 (a tuple)
-        """What `onereward train` runs on this mesh, a `jax.stages.Traced`: its `lower().compile()` needs no weights."""
-        # Where arguments lie is a part of what is traced.
+        """Trace the program that `onereward train` runs on this mesh; `lower().compile()` of it needs no weights."""
+        # The arguments' shardings are part of the traced program.
         state = placed(self.state, placement.of_state(self.state, mesh))
         frozen = placed(self.frozen, shardings(self.frozen, mesh))
         batch = placed(self.batch, jax.tree.map(lambda x: batch_sharding(mesh, x.shape[0]), self.batch))
@@ -93,19 +93,19 @@ class Program(NamedTuple):
 
 
 def placed(shapes: Any, places: Any) -> Any:
-    """Shapes of arrays that lie there."""
+    """Attach shardings to shapes."""
     at = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)  # noqa: E731
     return jax.tree.map(at, shapes, places)
 
 
 def program_of(config: ConfigDict) -> Program:
-    """The update of a configuration; its models are read as far as `official_module` reads them.
+    """Build the update of a configuration, reading no more of its models than `official_module` does.
 
     Raises:
-      FileNotFoundError, UserError: a model is not known, or does not take the pictures' size.
+      FileNotFoundError, UserError: a model is unknown, or does not accept the image size.
     """
     if config.model.get("judge_adapters"):
-        raise UserError("a plan is of one judge: leave model.judge_adapters empty; each adapter costs one more reading")
+        raise UserError("a plan takes one judge: leave model.judge_adapters empty; each adapter adds a forward pass")
     fields = computation(config)
     transformer = official_module(config.model.base, "transformer", fields | attention_of(config))
     vae = official_module(config.model.base, "vae", fields)
@@ -124,14 +124,14 @@ def program_of(config: ConfigDict) -> Program:
         frozen,
         batch_shapes(config, transformer),
         expected_trips(StepConfig(**config.rl), config.train.batch_size),
-        # Windows, the whole image; references that are made, that are used again.
+        # Windowed and full attention; references made and reused.
         {"visual": (1 - full, full), REFERENCE: (made, 1 - made)},
         made,
     )
 
 
 def _scorer(model: Any, judge: str) -> JudgeScorer:
-    """The judge's module with what tokenizer and processor of `config.model.judge` add to it."""
+    """Join the judge's module with its prefix, answer tokens and image settings."""
     directory = Path(judge)
     if not directory.is_dir():
         return JudgeScorer(model, questions.OFFICIAL_PREFIX, questions.OFFICIAL_ANSWERS, OFFICIAL_SETTINGS)
@@ -143,8 +143,8 @@ def _scorer(model: Any, judge: str) -> JudgeScorer:
 
 
 def share_of_references_made(config: ConfigDict) -> float:
-    """Share of a run's updates that make their reference images: with a pool those of the first epoch, with an age
-    those that are not yet of it."""
+    """Return the share of a run's updates that make their reference images: with a cache those of the first epoch, with
+    a maximal age one in every 1 + age."""
     step_config = StepConfig(**config.rl)
     if step_config.reference_pool:
         return min(1.0, config.data.num_conditions / (config.train.num_steps * config.train.batch_size))
@@ -152,8 +152,8 @@ def share_of_references_made(config: ConfigDict) -> float:
 
 
 def expected_trips(config: StepConfig, batch_size: int) -> dict[str, float]:
-    """Euler steps of the two rollouts on average: the samples of a batch, and the predictions of a sample, wait for the
-    latest index among them."""
+    """Return the average Euler steps of the two rollouts: all samples of a batch, and all predictions of a sample, run
+    to the latest index among them."""
     draws = config.predictions * (batch_size // config.accumulate if config.index_per_sample else 1)
     count = config.last_index - config.first_index + 1
     latest = config.last_index - math.fsum((k / count) ** draws for k in range(1, count))
@@ -162,15 +162,16 @@ def expected_trips(config: StepConfig, batch_size: int) -> dict[str, float]:
 
 @dataclasses.dataclass
 class Plan:
-    """What an update takes; bytes of a device, FLOPs and bytes of the whole update.
+    """Cost of an update: memory per device, FLOPs and traffic over all devices.
 
     Attributes:
-      held: part of the state -> bytes.
-      on_hosts: part of the state that waits in the hosts' memory -> bytes of it for each device.
-      temporaries, peak: bytes; None where the compiler gave the program up. `needed` is then what it named, at least.
-      cost: of the whole update.
-      collectives: None where the compiler gave the program up.
-      exact: whether it was compiled as a run compiles it.
+      held: part of the state -> bytes on a device.
+      on_hosts: offloaded part of the state -> bytes in host memory, per device.
+      temporaries, peak: bytes; None if the compiler rejected the program as too large. `needed` is then the least size
+        that it reported.
+      cost: FLOPs and bytes of the whole update.
+      collectives: None if the compiler rejected the program.
+      exact: whether it was compiled with full effort, as for a run.
     """
 
     topology: str
@@ -195,7 +196,7 @@ class Plan:
 
     @property
     def peak_gib(self) -> float | None:
-        """GiB of a device; of a program that was given up what the compiler named."""
+        """Peak memory of a device, GiB; for a rejected program the size that the compiler reported."""
         found = self.needed if self.peak is None else self.peak
         return None if found is None else found / GIB
 
@@ -205,15 +206,16 @@ class Plan:
 
     @property
     def is_near(self) -> bool:
-        """Whether a full compilation may need more than there is."""
+        """Whether a full compilation may exceed the memory."""
         limit = self.chip.hbm_gib * GIB
         return self.fits and not self.exact and self.peak is not None and self.peak > limit - _MARGIN
 
     def seconds(self) -> dict[str, float]:
-        """Least time of an update by each of the chip's limits, and of the update if they overlap.
+        """Return the least time by each of the chip's limits, and of the update if they overlap perfectly.
 
-        The work is shared evenly: what devices repeat, of an autoencoder that `tensor` does not split, and of judge and
-        autoencoder where tokens are split, is not in it. A collective uses the two directions of one side of the torus.
+        Assumes evenly shared work: it leaves out work that devices repeat, in an autoencoder that `tensor` does not
+        split, and in judge and autoencoder where tokens are split. A collective uses both directions of one side of the
+        torus.
         """
         found = {
             "arithmetic": self.cost.flops / self.devices / self.chip.flops,
@@ -252,7 +254,7 @@ class Plan:
 
 
 def by_kind(collectives: list[Collective]) -> dict[str, dict[str, float]]:
-    """{kind: {"times": runs in an update, "bytes": that a device sends}}."""
+    """Sum collectives by kind: {kind: {"times": runs per update, "bytes": sent by a device}}."""
     table: dict[str, dict[str, float]] = {}
     for collective in collectives:
         row = table.setdefault(collective.kind, {"times": 0.0, "bytes": 0.0})
@@ -262,15 +264,16 @@ def by_kind(collectives: list[Collective]) -> dict[str, dict[str, float]]:
 
 
 def plan(config: ConfigDict, topology: Topology, exact: bool = False) -> Plan:
-    """Compiles and counts an update.
+    """Compile an update for the slice and count its cost.
 
     Args:
-      exact: compile as a run does; else with the least effort, which takes a fraction of the time and memory, and
-        gives somewhat smaller temporaries.
+      exact: compile with full effort, as a run does; otherwise with the least effort, which takes a fraction of the
+        time and memory and gives somewhat smaller temporaries.
 
     Raises:
-      UserError: the configuration's mesh or batch does not fit the slice; and as `program_of`.
-      CompilerError: see there.
+      UserError: the configuration's mesh or batch does not fit the slice.
+      FileNotFoundError, UserError: see `program_of`.
+      CompilerError: the compiler failed for another reason than memory.
     """
     mesh = make_mesh(**config.mesh, devices=topology.devices)
     check_batch(config, mesh)
@@ -311,7 +314,7 @@ def plan(config: ConfigDict, topology: Topology, exact: bool = False) -> Plan:
             return dataclasses.replace(found, needed=needed, compile_seconds=time.perf_counter() - started)
         memory = compiled.memory_analysis()
         reports = [file.read_text(encoding="utf-8") for file in Path(directory).glob(_REPORT)]
-    results = memory.output_size_in_bytes - memory.alias_size_in_bytes  # the donated state's place is taken again
+    results = memory.output_size_in_bytes - memory.alias_size_in_bytes  # the donated state's memory is reused
     laid_out = max(
         (sum(map(int, _ALLOCATION.findall(report))) for report in reports),
         default=memory.argument_size_in_bytes + memory.temp_size_in_bytes + results,
@@ -327,8 +330,7 @@ def plan(config: ConfigDict, topology: Topology, exact: bool = False) -> Plan:
 
 
 def held_bytes(program: Program, mesh: Mesh, placement: Placement) -> tuple[dict[str, int], dict[str, int]]:
-    """Part of what an update holds -> bytes of it on a device; and those of it in the host's memory for each device.
-    Empty parts are left out."""
+    """Return {part: bytes on a device} and {part: bytes in host memory, per device}, without empty parts."""
 
     def bytes_of(tree: Any, places: Any, on_host: bool) -> int:
         leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(places), strict=True)
@@ -353,7 +355,7 @@ def held_bytes(program: Program, mesh: Mesh, placement: Placement) -> tuple[dict
 
 
 def needed_bytes(message: str) -> float | None:
-    """What a program would have needed on a device, of the TPU compiler's refusal; None: it refuses something else."""
+    """Read from a compiler error how many bytes a device would need; None if it is about something else."""
     if "RESOURCE_EXHAUSTED" not in message:
         return None
     found = next((found for pattern in _TOO_LARGE if (found := pattern.search(message))), None)
@@ -363,7 +365,7 @@ def needed_bytes(message: str) -> float | None:
 
 
 def advice(config: ConfigDict) -> str:
-    """What to change so that an update takes less memory of a device."""
+    """Suggest changes that make an update need less memory per device."""
     ways = ["a larger --topology"]
     if config.model.remat != "full":
         ways.append("--config.model.remat=full")
@@ -375,7 +377,7 @@ def advice(config: ConfigDict) -> str:
     if config.train.batch_size % twice == 0:
         ways.append(f"--config.rl.accumulate={twice}, if the mesh can share what is left of a batch")
     if not trains_adapter:
-        ways.append("an adapter (a _lora variant, or --config.lora.rank)")
+        ways.append("LoRA (a _lora variant, or --config.lora.rank)")
     if config.rl.gradient_true_cfg_scale != 1.0:
         ways.append("--config.rl.gradient_true_cfg_scale=1, which halves what the backward pass keeps")
     if config.train.batch_size > 1:
@@ -384,40 +386,40 @@ def advice(config: ConfigDict) -> str:
 
 
 def report(name: str, found: Plan, config: ConfigDict) -> str:
-    """A plan in words."""
-    seconds, unit = found.seconds(), "a device"
+    """Describe a plan in text."""
+    seconds = found.seconds()
     mesh = ", ".join(f"{axis} {size}" for axis, size in found.mesh.items())
     peak = "an unknown size" if found.peak_gib is None or math.isinf(found.peak_gib) else f"{found.peak_gib:.1f} GiB"
     verdict = "fits" if found.fits else "does NOT fit"
     least = "" if found.peak is not None else "at least "
     lines = [
         f"{name} on {found.topology}, mesh {mesh}, batch {found.batch}",
-        f"{verdict}: {least}{peak} of {found.chip.hbm_gib} GiB {unit}"
+        f"{verdict}: {least}{peak} of {found.chip.hbm_gib} GiB per device"
         + ("" if found.fits else f"; what helps: {advice(config)}")
-        + ("; so near the limit, --exact says for sure" if found.is_near else ""),
+        + ("; near the limit: check with --exact" if found.is_near else ""),
         "",
-        f"memory of {unit}, GiB",
+        "memory per device, GiB",
     ]
     memory: dict[str, float] = dict(found.held)
     if found.temporaries is not None:
         memory["temporaries"] = found.temporaries
     lines += [_row(part, f"{size / GIB:.3f}") for part, size in memory.items()]
     lines += [_row(f"{part}, on hosts", f"{size / GIB:.3f}") for part, size in found.on_hosts.items()]
-    steps = ", ".join(f"{part.replace('_', ' ')} {turns:.1f} steps" for part, turns in found.trips.items())
+    steps = ", ".join(f"{part.replace('_', ' ')} {count:.1f} steps" for part, count in found.trips.items())
     if found.references_made < 1:
         steps += f"; references made in {found.references_made:.0%} of the updates"
-    lines += ["", f"arithmetic of an update, TFLOP of all devices ({steps})"]
+    lines += ["", f"arithmetic per update, TFLOP on all devices ({steps})"]
     lines += [_row(part, f"{flops / 1e12:.1f}") for part, flops in _largest_first(found.cost.parts)]
     if found.collectives is not None:
-        lines += ["", f"collectives of an update, GB sent by {unit}"]
+        lines += ["", "collectives per update, GB sent per device"]
         lines += [
             _row(kind, f"{row['bytes'] / 1e9:.1f} in {row['times']:.0f}")
             for kind, row in by_kind(found.collectives).items()
         ]
-    lines += ["", "seconds of an update, at least"]
+    lines += ["", "seconds per update, at least"]
     lines += [_row(limit, f"{value:.3f}") for limit, value in seconds.items()]
-    lines.append(_row("images an hour", f"{found.batch * 3600 / seconds['update']:.0f}"))
-    lines.append(_row("compiled in, s", f"{found.compile_seconds:.0f}"))
+    lines.append(_row("images per hour", f"{found.batch * 3600 / seconds['update']:.0f}"))
+    lines.append(_row("compile time, s", f"{found.compile_seconds:.0f}"))
     return "\n".join(lines)
 
 

@@ -1,5 +1,5 @@
-"""The cheapest way to run an update on a TPU slice: blocks of its attention, then plans of several meshes, remat
-policies and batches."""
+"""Searches the cheapest way to run an update on a TPU slice: attention block sizes first, then meshes, remat policies
+and batch sizes."""
 
 import functools
 import itertools
@@ -22,7 +22,7 @@ from onereward_jax.rl.build import computation
 from onereward_jax.training.compile import Placement
 from onereward_jax.weights.official import official_module
 
-# From the one that keeps least in memory to the one that computes least.
+# From least memory to least computation.
 REMAT = ("full", "dots", "none")
 
 
@@ -30,7 +30,7 @@ Blocks = tuple[int, int]
 
 
 class Choice(NamedTuple):
-    """What a search varies."""
+    """One point of the search: mesh, remat policy and batch size."""
 
     data: int
     fsdp: int
@@ -43,7 +43,7 @@ class Choice(NamedTuple):
         return {axis: getattr(self, axis) for axis in AXES}
 
     def of(self, config: ConfigDict) -> ConfigDict:
-        """That configuration with this choice."""
+        """Return a copy of the configuration with this choice."""
         config = config.copy_and_resolve_references()
         config.mesh.update(self.mesh)
         config.model.remat = self.remat
@@ -51,7 +51,7 @@ class Choice(NamedTuple):
         return config
 
     def needs_no_less_than(self, other: "Choice") -> bool:
-        """Whether this takes at least the memory of the other, both on one mesh."""
+        """Whether this needs at least as much memory as the other, on the same mesh."""
         return (
             self.mesh == other.mesh
             and REMAT.index(self.remat) >= REMAT.index(other.remat)
@@ -60,8 +60,8 @@ class Choice(NamedTuple):
 
 
 def choices(meshes: Iterable[Mapping[str, int]], batches: Iterable[int], accumulate: int = 1) -> list[Choice]:
-    """Every mesh and batch whose micro-batches the devices can share, with every remat policy; of a mesh those first
-    that need less memory."""
+    """List every mesh and batch whose micro-batches divide among the devices, with every remat policy; within a mesh,
+    in order of memory."""
     return [
         Choice(**mesh, remat=remat, batch=batch)
         for mesh in meshes
@@ -72,7 +72,7 @@ def choices(meshes: Iterable[Mapping[str, int]], batches: Iterable[int], accumul
 
 
 def meshes_of(devices: int) -> Iterator[dict[str, int]]:
-    """Every mesh over so many devices; those first that leave no axis to `data`, which splits no weights."""
+    """List every mesh over `devices` devices, smallest `data` axis first, since `data` shards no weights."""
     divisors = [n for n in range(1, devices + 1) if devices % n == 0]
     for data in divisors:
         for tensor in divisors:
@@ -88,17 +88,20 @@ def search(
     exact: bool = False,
     tell: Callable[[Choice, dict[str, Any]], None] = lambda choice, row: None,
 ) -> dict[Choice, dict[str, Any]]:
-    """A row for every choice: `Plan.to_json()`, or {"fits": False, "skipped": why} where compiling would be idle, and
-    {"fits": False, "failed": why} where the compiler fails for another reason than memory.
+    """Plan every choice.
 
     Args:
-      tried: in the order of `choices`.
-      known: rows of a search that was stopped.
+      tried: choices in the order of `choices`.
+      known: rows of an interrupted search.
       exact: see `plan`.
       tell: called after every row.
 
+    Returns:
+      choice -> `Plan.to_json()`, {"fits": False, "skipped": reason} where compiling would be futile, or {"fits": False,
+      "failed": reason} where the compiler fails for another reason than memory.
+
     Raises:
-      as `plan`.
+      UserError, FileNotFoundError, ValueError: see `plan`.
     """
     rows: dict[Choice, dict[str, Any]] = {}
     state: dict[tuple[int, ...], float] = {}
@@ -132,13 +135,14 @@ def search(
 def attention_blocks(
     config: ConfigDict, topology: Topology, around: Callable[[list[Blocks]], Iterable[Blocks]] = lambda sizes: sizes
 ) -> dict[Blocks, float | None]:
-    """Seconds of the transformer's attention, forward and backward, by block sizes of the splash kernel: products and
-    memory one after the other, at the chip's rates. None: the kernel does not fit the chip.
+    """Estimate the seconds of the transformer's attention, forward and backward, for block sizes of the splash kernel.
 
-    Of two samples with all heads, as true guidance has them: for one head the compiler found room where there is none.
+    The estimate adds arithmetic and memory time at the chip's rates. None means that the kernel does not fit the chip.
+    It is for two samples with all heads, as true guidance needs: with one head the compiler accepted sizes that do not
+    fit.
 
-    Sizes are multiples of 128 that divide the tokens of picture and prompt. Each takes a compilation of seconds;
-    `around` may show how far it is.
+    Sizes are multiples of 128 that divide the tokens of image and prompt. Each takes seconds to compile; wrap the sizes
+    with `around` to show progress.
     """
     fields = computation(config)
     transformer = official_module(config.model.base, "transformer", fields)
@@ -167,29 +171,28 @@ def attention_blocks(
 
 
 def fastest(blocks: Mapping[Blocks, float | None]) -> Blocks | None:
-    """The block sizes that take the least time; None if there are none, for tokens that are no multiple of 128, or none
-    fits."""
+    """Return the fastest block sizes; None if none fits, or the number of tokens is not a multiple of 128."""
     fitting = {sizes: seconds for sizes, seconds in blocks.items() if seconds is not None}
     return min(fitting, key=fitting.__getitem__, default=None)
 
 
 def cheapest(rows: Mapping[Choice, Mapping[str, Any]]) -> Choice | None:
-    """The choice that fits and takes the least time for a picture; None if none fits."""
+    """Return the choice with the least time per image among those that fit; None if none fits."""
     cost = {choice: row["seconds"]["update"] / choice.batch for choice, row in rows.items() if row["fits"]}
     return min(cost, key=cost.__getitem__, default=None)
 
 
 def table(rows: Mapping[Choice, Mapping[str, Any]], hbm_gib: float) -> str:
-    """A line for every choice that was compiled or would have to be; the cheapest is marked."""
+    """Format the rows as a table, with the cheapest choice marked."""
     best = cheapest(rows)
-    lines = [f"data fsdp tensor batch  remat     GiB  seconds  images an hour   ({hbm_gib} GiB a device)"]
+    lines = [f"data fsdp tensor batch  remat     GiB  seconds  images per hour   ({hbm_gib} GiB per device)"]
     for choice, row in rows.items():
         start = f"{choice.data:>4} {choice.fsdp:>4} {choice.tensor:>6} {choice.batch:>5}  {choice.remat:<5}"
         if why := row.get("skipped", row.get("failed")):
             lines.append(f"{start}  not compiled: {why}")
             continue
         peak = "?" if row["peak_gib"] is None else f"{row['peak_gib']:.1f}"
-        takes = f"{row['seconds']['update']:>7.1f}  {row['images_per_hour']:>14.0f}" if row["fits"] else "does not fit"
-        near = "  near the limit: --exact says for sure" if row.get("near_limit") else ""
+        takes = f"{row['seconds']['update']:>7.1f}  {row['images_per_hour']:>15.0f}" if row["fits"] else "does not fit"
+        near = "  near the limit: check with --exact" if row.get("near_limit") else ""
         lines.append(f"{start} {peak:>7}  {takes}{near}" + ("  <- cheapest" if choice == best else ""))
     return "\n".join(lines)

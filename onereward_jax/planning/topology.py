@@ -1,4 +1,4 @@
-"""TPU slices that are not here: their devices for the compiler, and what a device of each generation can do."""
+"""Devices of absent TPU slices, for ahead-of-time compilation, and the specifications of each TPU generation."""
 
 import importlib.util
 import os
@@ -9,14 +9,14 @@ from onereward_jax.errors import UserError
 
 
 class Chip(NamedTuple):
-    """One device as JAX sees it: a chip, on TPU7x half of one.
+    """One device as JAX sees it: a chip, or half a chip on TPU7x.
 
     Attributes:
-      hbm_gib: memory that the compiler gives a program, GiB; less than is sold.
-      flops: bfloat16 operations a second of its matrix units.
-      hbm_bandwidth: bytes a second.
-      link_bandwidth: bytes a second of one link in one direction.
-      sides: of a slice, a torus of so many dimensions.
+      hbm_gib: memory available to a program, GiB; less than the nominal size.
+      flops: bfloat16 matrix operations per second.
+      hbm_bandwidth: bytes per second.
+      link_bandwidth: bytes per second of one link in one direction.
+      sides: dimensions of a slice, which is a torus.
     """
 
     hbm_gib: float
@@ -39,7 +39,7 @@ _NAME = re.compile(r"(?P<chip>[a-z0-9]+):(?P<shape>\d+(x\d+){1,2})")
 
 
 class Topology(NamedTuple):
-    """A slice: `devices` for `parallel.mesh.make_mesh`, and what each is."""
+    """A slice: its name, the specification of a device, and the `devices` for `parallel.mesh.make_mesh`."""
 
     name: str
     chip: Chip
@@ -47,20 +47,20 @@ class Topology(NamedTuple):
 
 
 def prepare_environment() -> None:
-    """Before JAX starts: the TPU compiler works without a TPU, and beside another process that uses it."""
+    """Let the TPU compiler work without a TPU, and beside another process that uses it; call before JAX starts."""
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    # Else libtpu asks for a TPU host's names and prints that there are none. Which ones doesn't matter to the compiler.
+    # Otherwise libtpu asks for a TPU host's names and prints that there are none. The compiler ignores the values.
     for name, value in (("ACCELERATOR_TYPE", "v5p-8"), ("WORKER_HOSTNAMES", "localhost"), ("WORKER_ID", "0")):
         os.environ.setdefault(f"TPU_{name}", value)
 
 
 def open_topology(name: str) -> Topology:
-    """The slice of a name like "v5p:2x2x4": the generation and the chips along each side.
+    """Open a slice by a name like "v5p:2x2x4", the generation and the chips along each side.
 
     Raises:
-      UserError: there is no such slice, or no TPU compiler here.
+      UserError: there is no such slice, or no TPU compiler is installed.
     """
     found = _NAME.fullmatch(name)
     if found is None or found["chip"] not in CHIPS:

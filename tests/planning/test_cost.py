@@ -1,4 +1,4 @@
-"""The analytic count beside the compiler's, where the compiler's is right: without loops, or with one turn of each."""
+"""The analytic count equals the compiler's where that is right: without loops, or with one iteration of each."""
 
 import functools
 
@@ -60,7 +60,7 @@ def compilers_flops(function, *arguments):
 
 
 def gradient(apply, module, kind):
-    """Of the sum of squares, in parameters and inputs, so that every product has its backward pass."""
+    """Gradient of the sum of squares in parameters and inputs, so that every product has its backward pass."""
     params = param_shapes(module, kind)
     inputs = jax.tree.map(lambda x: array(*jnp.shape(x), dtype=jnp.result_type(x)), apply.inputs)
     loss = lambda params, inputs: jnp.square(apply(module, params, inputs)).sum()  # noqa: E731
@@ -103,7 +103,7 @@ def test_a_model_and_its_gradient_cost_what_the_compiler_counts(kind):
     ("strides", "padding", "base", "window", "groups"),
     [((1, 1), "SAME", (1, 1), (1, 1), 1), ((2, 1), ((0, 1), (2, 0)), (1, 2), (1, 2), 2)],
 )
-def test_convolutions_meet_neither_padding_nor_holes(strides, padding, base, window, groups):
+def test_convolutions_count_neither_padding_nor_dilation_holes(strides, padding, base, window, groups):
     def convolve(x, kernel):
         names = ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, base, window, names, groups)
@@ -146,7 +146,7 @@ def test_loops_branches_and_parts():
         count()
 
 
-def test_shares_are_not_of_the_branches_inside_a_kernel():
+def test_shares_do_not_apply_inside_a_kernel():
     attend = lambda x: attention(x, x, x, implementation="splash", blocks=(128, 128))  # noqa: E731
 
     def in_scope(x):

@@ -15,7 +15,7 @@ LAYERS, WIDTH, ROWS = 5, 64, 1024
 
 @functools.cache
 def compiled() -> str:
-    """A rollout of so many steps through a stack of layers whose kernels are split over all eight devices."""
+    """A rollout through a stack of layers whose kernels are sharded over all eight devices."""
 
     def function(x, layers, stop):
         through = lambda x: jax.lax.scan(lambda x, layer: (jnp.tanh(x @ layer), None), x, layers)[0]  # noqa: E731
@@ -30,14 +30,14 @@ def compiled() -> str:
     return jitted.lower(*shapes).compile().as_text()
 
 
-def test_a_split_stack_is_gathered_a_layer_at_a_time_in_every_step():
+def test_a_sharded_stack_is_gathered_layer_by_layer_in_every_step():
     gathers = [c for c in collectives_of(compiled(), {"rollout": 7}) if c.kind == "all-gather"]
     assert sum(c.times * c.size for c in gathers) == 7 * LAYERS * WIDTH * WIDTH * 4
     assert {c.group for c in gathers} == {8}
     assert gathers[0].sent == gathers[0].size * 7 / 8
 
 
-def test_a_loop_whose_end_is_not_known_counts_once_and_is_named():
+def test_a_loop_of_unknown_length_counts_once_and_is_named():
     with pytest.warns(UserWarning, match="rollout/while"):
         gathers = [c for c in collectives_of(compiled()) if c.kind == "all-gather"]
     assert sum(c.times * c.size for c in gathers) == LAYERS * WIDTH * WIDTH * 4
@@ -115,7 +115,7 @@ ENTRY %main (p: bf16[8]) -> bf16[8] {
 """
 
 
-def test_a_loop_that_was_unrolled_in_part_turns_less_often():
+def test_a_partly_unrolled_loop_runs_fewer_times():
     (found,) = collectives_of(OF_RING)
     assert (found.kind, found.times) == ("collective-permute", 4.0)
 
@@ -129,7 +129,7 @@ def test_a_loop_that_was_unrolled_in_part_turns_less_often():
         ("mesh['data'=8,'tensor'=2] {'data':(2)4,'tensor'}", 8),
     ],
 )
-def test_the_ways_to_write_who_takes_part(written, size):
+def test_replica_groups_are_read_in_every_notation(written, size):
     line = f"  %a = f32[16]{{0}} all-reduce(%p), replica_groups={written}, to_apply=%add"
     (found,) = collectives_of(f"ENTRY %main (p: f32[16]) -> f32[16] {{\n{line}\n}}\n")
     assert found.group == size
@@ -139,5 +139,5 @@ def test_the_ways_to_write_who_takes_part(written, size):
     ("kind", "sent"),
     [("all-gather", 75.0), ("reduce-scatter", 75.0), ("all-reduce", 150.0), ("collective-permute", 100)],
 )
-def test_what_a_ring_sends(kind, sent):
+def test_bytes_sent_around_a_ring(kind, sent):
     assert Collective(kind, 100.0, 4, 1.0, "").sent == sent

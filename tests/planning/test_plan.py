@@ -1,4 +1,4 @@
-"""`onereward plan`: of the program that training runs, on a simulated slice."""
+"""`onereward plan` on a simulated slice."""
 
 import dataclasses
 import hashlib
@@ -77,8 +77,8 @@ def test_the_program_is_the_one_that_training_runs(saving, tmp_path, monkeypatch
 
 @pytest.fixture
 def slice_of(monkeypatch):
-    """Stands in for the TPU compiler: the eight simulated devices, and what it answers to `compile()`; with nothing
-    `traced` the program is an empty one."""
+    """Replace the TPU compiler: eight simulated devices and a fixed answer to `compile()`; without `traced` the program
+    is empty."""
 
     def use(answer, traced=True):
         chip = Chip(hbm_gib=1.0, flops=1e12, hbm_bandwidth=1e11, link_bandwidth=1e10)
@@ -152,14 +152,14 @@ def test_it_fits(slice_of, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "least"), [((), {"exec_time_optimization_effort": -1.0}), (("--exact",), {})])
-def test_the_compiler_works_as_for_a_run_only_where_it_is_asked(slice_of, capsys, tmp_path, arguments, least):
+def test_only_exact_compiles_with_full_effort(slice_of, capsys, tmp_path, arguments, least):
     asked = []
     slice_of(lambda options: asked.append(options) or compiled(options, reports=False), traced=False)
     file = tmp_path / "plan.json"
     assert run("--topology", "v5p:2x2x2", "--json", str(file), *arguments) == 0
     assert asked == [least | {"xla_dump_to": asked[0]["xla_dump_to"]}]
     assert not Path(asked[0]["xla_dump_to"]).exists()
-    assert ("--exact says for sure" in capsys.readouterr().out) == (not arguments)
+    assert ("check with --exact" in capsys.readouterr().out) == (not arguments)
     found = json.loads(file.read_text())
     assert found["exact"] == bool(arguments)
     assert found["peak_gib"] == round((128 + 256 + 1 + 263) / 1024, 3)  # without a report JAX's figure is taken
@@ -217,13 +217,13 @@ def test_wrong_input_is_one_sentence(arguments, overrides, words, capsys):
         ((), {"model.base": "some/where"}, "the configuration of some/where is not known here: give a directory"),
     ],
 )
-def test_what_does_not_fit_together_is_one_sentence(slice_of, arguments, overrides, words, capsys):
+def test_an_impossible_combination_is_one_sentence(slice_of, arguments, overrides, words, capsys):
     slice_of(compiled)
     assert run("--topology", "v5p:2x2x2", *arguments, **overrides) == 2
     assert words in capsys.readouterr().err
 
 
-def test_batch_and_mesh_count_before_the_configuration_is_checked(slice_of):
+def test_batch_and_mesh_are_set_before_the_configuration_is_checked(slice_of):
     slice_of(compiled, traced=False)
     few = {"data.num_conditions": 12}  # no multiple of the configuration's batch
     assert run("--topology", "v5p:2x2x2", "--batch", "12", "--mesh", "fsdp=4,tensor=2", **few) == 0
@@ -241,7 +241,7 @@ def test_a_compiler_that_fails_is_one_sentence(slice_of, capsys):
     )
 
 
-def test_blocks_that_are_too_large_are_not_taken_for_a_lack_of_memory(slice_of, capsys):
+def test_too_large_blocks_are_not_reported_as_lack_of_memory(slice_of, capsys):
     def answer(options):
         raise jax.errors.JaxRuntimeError(
             "RESOURCE_EXHAUSTED: E1001: CompileTimeScopedVmemOom:\nRan out of memory in memory space vmem while"
@@ -266,7 +266,7 @@ def test_without_the_compiler_it_says_what_to_install(monkeypatch):
         topology.open_topology("v5p:2x2x4")
 
 
-def test_several_judges_are_refused_and_not_taken_for_one():
+def test_several_judges_are_refused():
     config = load_config(f"{CONFIG}:fixed", TINY)
     with config.unlocked():
         config.model.judge_adapters = ("runs/a", "runs/b")
@@ -274,7 +274,7 @@ def test_several_judges_are_refused_and_not_taken_for_one():
         plans.program_of(config)
 
 
-def test_axes_that_are_not_named_are_1():
+def test_unnamed_axes_are_1():
     assert mesh_axes("fsdp=8, tensor=2") == {"data": "1", "fsdp": "8", "tensor": "2"}
     assert mesh_axes(None) == {}
 
@@ -289,7 +289,7 @@ def test_a_batch_waits_for_its_latest_sample():
     assert matched[REFERENCE] == matched[ROLLOUT]
 
 
-def test_what_the_compiler_says_of_a_program_that_is_too_large():
+def test_the_needed_size_is_read_from_the_compilers_error():
     older = "RESOURCE_EXHAUSTED: ... Used 67.25G of 31.25G hbm. Exceeded"
     newer = (
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (223.59G) exceeds"

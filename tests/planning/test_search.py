@@ -1,4 +1,4 @@
-"""`onereward plan --search`: which plans are made, which are spared, and which is the cheapest."""
+"""`onereward plan --search`: which plans are compiled, which are skipped, and which is the cheapest."""
 
 import json
 import types
@@ -36,7 +36,7 @@ def test_every_mesh_once():
     assert found[0] == (1, 8, 1)
 
 
-def test_a_batch_is_shared_by_the_devices():
+def test_a_batch_divides_among_the_devices():
     found = {tuple(choice.mesh.values()) for choice in choices(meshes_of(8), (4,), accumulate=2)}
     whole = {(1, 1, 8), (2, 1, 4), (1, 2, 4)}
     assert found == whole | {(2, 2, 2), (2, 4, 1), (4, 2, 1)}  # 2 samples, each of which several devices share
@@ -45,7 +45,7 @@ def test_a_batch_is_shared_by_the_devices():
 
 
 def plans_of(peaks: dict[tuple[int, str, int], float], made: list[Choice]):
-    """Stands in for the compiler: `peaks` of (tensor, remat, batch), GiB; time falls with tensor and with remat."""
+    """Replace the compiler: `peaks` by (tensor, remat, batch), GiB; time falls with tensor and with remat."""
 
     def compiled(config, place, exact=False):
         choice = Choice(**config.mesh, remat=config.model.remat, batch=config.train.batch_size)
@@ -67,7 +67,7 @@ def place(monkeypatch):
     return Topology("v5p:2x2x2", CHIP, jax.devices())
 
 
-def test_what_can_not_fit_is_not_compiled(place, monkeypatch):
+def test_choices_that_cannot_fit_are_not_compiled(place, monkeypatch):
     config = load_config(f"{CONFIG}:fixed", TINY)
     made: list[Choice] = []
     peaks = {(2, "full", 8): 0.5, (2, "dots", 8): 0.9, (4, "full", 8): 0.4, (4, "full", 16): 0.9}
@@ -95,7 +95,7 @@ def test_what_can_not_fit_is_not_compiled(place, monkeypatch):
     assert marked[0].split()[:5] == ["1", "2", "4", str(best.batch), "full"]
 
 
-def test_blocks_of_attention_are_those_that_read_least():
+def test_the_fastest_attention_blocks_read_least():
     config = load_config(f"{CONFIG}:fixed", TINY | {"data.resolution": 128, "max_sequence_length": 128})
     found = attention_blocks(config, Topology("v5p:2x2x2", CHIP, jax.devices()))
     assert set(found) == {(128, 128), (128, 384), (384, 128), (384, 384)}  # of 256 + 128 tokens
@@ -104,7 +104,7 @@ def test_blocks_of_attention_are_those_that_read_least():
     assert fastest({(128, 128): None}) is None
 
 
-def test_the_command_goes_on_where_it_stopped(place, monkeypatch, tmp_path, capsys):
+def test_a_stopped_search_is_resumed(place, monkeypatch, tmp_path, capsys):
     made: list[Choice] = []
     monkeypatch.setattr(topology, "open_topology", lambda name: place)
     monkeypatch.setattr(searching, "plan", plans_of({(2, "full", 8): 0.5}, made))
@@ -123,7 +123,7 @@ def test_the_command_goes_on_where_it_stopped(place, monkeypatch, tmp_path, caps
     assert "holds something else than this search" in capsys.readouterr().err
 
 
-def test_a_compiler_that_fails_ends_no_search(place, monkeypatch, capsys):
+def test_a_compiler_error_does_not_end_the_search(place, monkeypatch, capsys):
     def failing(config, topology, exact):
         raise CompilerError("the TPU compiler can't compile this update (INTERNAL: its own check)")
 
