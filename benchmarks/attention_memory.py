@@ -1,10 +1,10 @@
-"""Memory that the gradient of FLUX's transformer takes beside its parameters, by implementation of attention.
+"""Measures the memory of the gradient of FLUX's transformer, besides its parameters, for each attention implementation.
 
     python -m benchmarks.attention_memory [--topology v5e:2x2] [--pixels 1024] [--json FILE]
 
-Compiles the gradient for a chip of the slice ahead of time, at full width, one sample a chip, blocks recomputed in the
-backward pass ("full"). Few blocks: each more would keep its input and no more, whichever the attention.
-No TPU is needed.
+Compiles the gradient ahead of time for one chip of the slice, at full width, with one sample and blocks recomputed in
+the backward pass (remat "full"). Few blocks suffice: each further block adds only its input, whatever the attention.
+Needs no TPU.
 """
 
 import argparse
@@ -23,9 +23,9 @@ TEXT = 512  # tokens
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--topology", default="v5e:2x2", metavar="NAME", help="generation and sides, such as v5p:2x2x1")
-    parser.add_argument("--pixels", type=int, default=1024, metavar="N", help="a side of the picture")
-    parser.add_argument("--blocks", type=int, default=1, metavar="N", help="of each of the two kinds")
-    parser.add_argument("--json", metavar="FILE", help="a file for the figures")
+    parser.add_argument("--pixels", type=int, default=1024, metavar="N", help="side of the image")
+    parser.add_argument("--blocks", type=int, default=1, metavar="N", help="blocks of each of the two kinds")
+    parser.add_argument("--json", metavar="FILE", help="write the figures to this file")
     args = parser.parse_args(arguments)
     topology.prepare_environment()
     place = topology.open_topology(args.topology)
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def measure(place: topology.Topology, implementation: str, pixels: int, blocks: int) -> dict[str, Any]:
-    """Temporaries of the gradient in parameters and inputs."""
+    """Measure the temporaries of the gradient with respect to parameters and inputs."""
     import jax
     import jax.numpy as jnp
 

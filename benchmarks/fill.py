@@ -1,10 +1,10 @@
-"""One velocity and one decoding against diffusers: same weights, machine, number of threads and dtype, as a ratio.
+"""Compares the time of one velocity and one decoding with diffusers: same weights, machine, threads and dtype.
 
     python -m benchmarks.fill MODEL [--side 256] [--text 64] [--threads 2] [--repeats 3]
 
-MODEL is a directory in diffusers layout: miniature/base, or what `benchmarks.random_checkpoint write` made.
-Both compute in float32; ours compiled, diffusers as it is. Calls take turns and the median counts, so that what else
-the machine does falls on both. Needs torch and diffusers (the `parity` extra).
+MODEL is a directory in diffusers layout: miniature/base, or one written by `benchmarks.random_checkpoint write`. Both
+compute in float32; ours is compiled, diffusers is not. Calls alternate and the median counts, so that other load on the
+machine affects both. Needs torch and diffusers (the `parity` extra).
 """
 
 import argparse

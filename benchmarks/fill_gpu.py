@@ -1,15 +1,15 @@
-"""FLUX.1-Fill's transformer at full size on one GPU, beside diffusers with torch.compile in the same run.
+"""Compares FLUX.1-Fill's transformer at full size on one GPU with diffusers under torch.compile in the same run.
 
     pip install -e '.[gpu,parity]'
     python -m benchmarks.fill_gpu                  # H100 of 80 GB; needs no weights and no network
     python -m benchmarks.fill_gpu --model miniature/base --side 64 --text 16 --batch 1 2 --steps 4 --repeats 3
 
-Prints milliseconds a velocity for each batch, and which share that is of the bfloat16 matrix rate that the same
-process measured; and seconds an image of a whole fill with true guidance, from pixels to pixels, its prompts encoded
-before.
-Weights are random and bfloat16, made on the device. Each library has a process of its own, since each takes the
-device's memory for itself; `--only` runs one of them, where they don't live in one environment. The second command is
-the same of the miniature, for a CPU.
+Prints milliseconds per velocity for each batch size, with its share of the bfloat16 matrix rate measured in the same
+process, and seconds per image of a whole fill with true guidance, from pixels to pixels, with prompts encoded
+beforehand.
+Weights are random bfloat16 numbers, made on the device. Each library runs in a process of its own, since each reserves
+the device's memory; `--only` runs one of them, where one environment cannot hold both. The second command does the same
+with the miniature on a CPU.
 """
 
 import argparse
@@ -32,7 +32,7 @@ PROMPTS = ["a small red circle", "nsfw"]
 
 
 def config_of(model: Path | None, kind: str) -> dict[str, Any]:
-    """A component's config.json: of a directory in diffusers layout, or of FLUX.1-Fill-dev."""
+    """Read a component's config.json from a directory in diffusers layout, or FLUX.1-Fill-dev's."""
     if model is not None:
         return json.loads((model / kind / "config.json").read_text())
     return json.loads((GOLDENS / f"flux.1-fill-dev.{kind}.json").read_text())["config"]
@@ -40,14 +40,14 @@ def config_of(model: Path | None, kind: str) -> dict[str, Any]:
 
 def report(who: str, batch: int, seconds: float, flops: float, rate: float) -> None:
     share = flops / seconds / rate
-    print(f"  {who}, batch {batch}: {1000 * seconds:.1f} ms a velocity, {share:.0%} of the matrix rate", flush=True)
+    print(f"  {who}, batch {batch}: {1000 * seconds:.1f} ms per velocity, {share:.0%} of the matrix rate", flush=True)
 
 
 # ---------------------------------------------------------------------------------------------------------------- ours
 
 
 def ours(args: argparse.Namespace) -> dict[str, float]:
-    """{"attention, batch": seconds a velocity, "fill": seconds an image}."""
+    """Measure {"attention, batch": seconds per velocity, "fill": seconds per image}."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -63,14 +63,14 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
     from onereward_jax.weights.load import param_shapes
 
     def component(kind: str, **changes: Any) -> tuple[Any, Any]:
-        """Module and random parameters."""
+        """Return a module and random parameters."""
         weights = kind_of(kind).module()
         module = weights.module_from_config(config_of(args.model, kind) | changes, dtype=jnp.bfloat16)
 
         def leaf(path: str, shape: jax.ShapeDtypeStruct) -> jax.Array:
             if path.endswith(("scale", "layer_norm/weight")):
                 return jnp.ones(shape.shape, jnp.bfloat16)
-            # "rbg" is what compiles soon.
+            # "rbg" compiles quickly.
             key = jax.random.key(zlib.crc32(path.encode()), impl="rbg")
             return 0.02 * jax.random.normal(key, shape.shape, jnp.bfloat16)
 
@@ -104,7 +104,9 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
             inputs = (*tokens, *scalars, np.zeros((args.text, 3), np.float32), jnp.ones(batch))
             flops = cost_of(lambda params, *x: module.apply({"params": params}, *x), params, *inputs).flops
             if attention == attentions[0]:
-                print(f"  {flops / 1e12:.4g} TFLOP a velocity of batch {batch}: at least {1000 * flops / rate:.1f} ms")
+                print(
+                    f"  {flops / 1e12:.4g} TFLOP per velocity of batch {batch}: at least {1000 * flops / rate:.1f} ms"
+                )
             call = lambda: apply(params, *inputs).block_until_ready()  # noqa: B023, E731
             (found[f"{attention}, {batch}"],) = median_seconds([call], args.repeats)
             report(f"ours with {attention} attention", batch, found[f"{attention}, {batch}"], flops, rate)
@@ -112,7 +114,7 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as scratch:
         tokenizer = write_clip_tokenizer(Path(scratch) / "clip", PROMPTS, model_max_length=77)
         tokenizer_2 = write_t5_tokenizer(Path(scratch) / "t5", PROMPTS)
-    # Two layers of the text encoders: what they give has the same shape.
+    # Two layers of each text encoder suffice: the output shapes are the same.
     clip, clip_params = component("text_encoder", num_hidden_layers=2, eos_token_id=tokenizer.eos_token_id)
     t5, t5_params = component("text_encoder_2", num_layers=2)
     prompts = PromptEncoder(tokenizer, tokenizer_2, clip, t5, clip_params, t5_params)
@@ -127,7 +129,7 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
     fill = lambda: pipeline(prompt=PROMPTS[0], image=image, mask_image=mask, **settings)  # noqa: E731
     (found["fill"],) = median_seconds([fill], max(1, args.repeats // 5))
     print(
-        f"  ours with {attentions[0]} attention: {args.steps} steps with true guidance {found['fill']:.2f} s an image"
+        f"  ours with {attentions[0]} attention: {args.steps} steps with true guidance {found['fill']:.2f} s per image"
     )
     return found
 
@@ -136,7 +138,7 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
 
 
 def theirs(args: argparse.Namespace) -> dict[str, float]:
-    """{"batch": seconds a velocity}."""
+    """Measure {"batch": seconds per velocity}."""
     import diffusers
     import torch
 
@@ -183,16 +185,17 @@ def theirs(args: argparse.Namespace) -> dict[str, float]:
         seconds = timed(lambda: compiled(**inputs, return_dict=False))  # noqa: B023
         found[str(batch)] = seconds
         print(
-            f"  diffusers, torch.compile {args.compile}, batch {batch}: {1000 * seconds:.1f} ms a velocity", flush=True
+            f"  diffusers, torch.compile {args.compile}, batch {batch}: {1000 * seconds:.1f} ms per velocity",
+            flush=True,
         )
     return found
 
 
 def check_installed() -> None:
-    """Before the minutes of our own half.
+    """Check for diffusers and torch before our own measurement takes minutes.
 
     Raises:
-      UserError: the other half lacks a library.
+      UserError: a library is missing.
     """
     missing = [name for name in ("diffusers", "torch") if importlib.util.find_spec(name) is None]
     if missing:
@@ -203,17 +206,17 @@ def check_installed() -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, help="a directory whose configurations are taken instead")
+    parser.add_argument("--model", type=Path, help="take the configurations in this directory instead")
     parser.add_argument("--side", type=int, default=1024, help="pixels")
     parser.add_argument("--text", type=int, default=512, help="tokens of T5")
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 4])
-    parser.add_argument("--steps", type=int, default=50, help="of the whole fill")
+    parser.add_argument("--steps", type=int, default=50, help="steps of the whole fill")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--square", type=int, default=8192, help="side of the matrices whose product gives the rate")
     parser.add_argument("--attention", nargs="+", choices=("cudnn", "xla"), help="default: both, on a CPU xla")
     parser.add_argument("--compile", default="max-autotune", help="mode of torch.compile")
     parser.add_argument("--only", choices=("ours", "diffusers"))
-    parser.add_argument("--json", type=Path, help="a file for the seconds")
+    parser.add_argument("--json", type=Path, help="write the seconds to this file")
     args = parser.parse_args()
     if args.only:
         found = ours(args) if args.only == "ours" else theirs(args)

@@ -1,15 +1,15 @@
-"""What `compare_all` with a task's four dimensions costs against `compare` with one: at most 1.3 times as much.
+"""Compares the cost of `compare_all` for four dimensions with `compare` for one; at most 1.3 times as much is allowed.
 
     python -m benchmarks.judge_cost [--repeats 5]
 
-In operations: Qwen2.5-VL-7B and two images of 1024 x 1024 pixels, from pixels to answers. JAX traces `Judge.apply` on
-abstract values, nothing is computed; every matrix product of the traced program is counted as often as it runs (the
-body of a scan once a layer, of full and of windowed attention the share of layers that takes it), also where a mask
-throws a part of it away. Words are tokens of the small judge below.
+Operations: Qwen2.5-VL-7B and two images of 1024 x 1024 pixels, from pixels to answers. JAX traces `Judge.apply` on
+abstract values without computing anything. Every matrix product of the traced program counts as often as it runs (the
+body of a scan once per layer; full and windowed attention for the share of layers that use it), even where a mask
+discards part of it. Questions are tokenized by the small judge below.
 
-In time: a judge of small width, and images so large that the prefix, which all questions share, is ten times as long as
-a question; whole calls on uint8 images, each with its official image processing. Calls take turns and the median
-counts, so that what else the machine does falls on both.
+Time: a judge of small width, and images so large that the prefix, which all questions share, is ten times as long as a
+question; whole calls on uint8 images, each with the official image processing. Calls alternate and the median counts,
+so that other load on the machine affects both.
 """
 
 import argparse
@@ -42,11 +42,11 @@ QUESTIONS = [question(TASK, dimension, PROMPT) for dimension in dimensions_of(TA
 
 
 def matrix_operations(function: Callable, *arguments: Any, taken: Sequence[float] = ()) -> float:
-    """Multiplications and additions in the matrix products of a function's program.
+    """Count multiplications and additions in the matrix products of a function.
 
     Args:
       arguments: arrays or `jax.ShapeDtypeStruct`s.
-      taken: the share of each branch in the runs of every `cond`.
+      taken: how often each branch of every `cond` is taken, as shares.
     """
     return _operations(jax.make_jaxpr(function)(*arguments).jaxpr, taken)
 
@@ -81,7 +81,7 @@ def _programs_in(values: Any) -> list[Jaxpr]:
 
 
 def answering_operations(judge: Judge, params: Any, images: Sequence[jax.ShapeDtypeStruct], texts: Sequence[str]):
-    """Operations of `Judge.apply` on a pair of images, for questions padded as `compare` and `compare_all` pad them."""
+    """Count operations of `Judge.apply` on two images, with questions padded as in `compare` and `compare_all`."""
     longest = max(len(ids) for ids in judge.encode_questions(texts)[0])
     ids, lengths = judge.encode_questions(texts, -(-longest // QUESTION_BUCKET) * QUESTION_BUCKET)
     visual = judge.model.visual
@@ -95,7 +95,7 @@ def answering_operations(judge: Judge, params: Any, images: Sequence[jax.ShapeDt
 
 
 def official_judge(tokenizer: Any) -> tuple[Judge, Any]:
-    """Qwen2.5-VL-7B without its weights: a judge, and the shapes of its parameters."""
+    """Return Qwen2.5-VL-7B without weights: a judge, and the shapes of its parameters."""
     model = qwen2_5_vl.module_from_config(json.loads(OFFICIAL.read_text())["config"], dtype=jnp.bfloat16)
     inputs = qwen2_5_vl.example_inputs(model)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), *inputs))["params"]
@@ -103,7 +103,7 @@ def official_judge(tokenizer: Any) -> tuple[Judge, Any]:
 
 
 def small_judge(directory: str | Path, width: int = 256, layers: int = 4) -> Judge:
-    """A judge of random weights with the official patches and windows."""
+    """Return a judge with random weights and the official patch and window sizes."""
     tokenizer = write_qwen2_tokenizer(directory, QUESTIONS)
     heads = {"num_attention_heads": width // 32, "num_key_value_heads": width // 128}
     text = {"hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": layers, **heads}
@@ -115,7 +115,7 @@ def small_judge(directory: str | Path, width: int = 256, layers: int = 4) -> Jud
 
 
 def lengths_of(judge: Judge, size: tuple[int, int]) -> tuple[int, int]:
-    """Tokens of the prefix with two images of a size, and of the longest question as it is padded."""
+    """Return the tokens of the prefix with two images of a size, and of the longest question with padding."""
     merge = judge.model.visual.spatial_merge_size
     grid = tuple(side // merge for side in grid_of(*size, judge.settings))
     asked = max(judge.encode_questions(QUESTIONS)[1])

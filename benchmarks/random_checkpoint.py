@@ -1,11 +1,11 @@
-"""Random checkpoints with FLUX.1-Fill's names, shapes and full width, with fewer layers; and what loading them takes.
+"""Writes random checkpoints with FLUX.1-Fill's names, shapes and width but fewer layers, and measures loading them.
 
     python -m benchmarks.random_checkpoint write DIR [--layers 2] [--text_layers 2]
     python -m benchmarks.random_checkpoint measure DIR
 
-`write` makes a whole model in diffusers layout, tensor by tensor, with the tokenizers of the proving ground. `measure`
-loads its transformer in bfloat16, prints the peak of memory beside the tensors' size and fails above 1.2 times it;
-then it computes one velocity, exports the transformer in both layouts, and checks that the export is the import.
+`write` writes a whole model in diffusers layout, tensor by tensor, with the tokenizers of the proving ground. `measure`
+loads its transformer in bfloat16, prints peak memory relative to the size of the tensors and fails above 1.2; then it
+computes one velocity, exports the transformer in both layouts, and checks that the export equals the import.
 """
 
 import argparse
@@ -39,7 +39,7 @@ LIMIT = 1.2
 
 
 def write_model(directory: Path, layers: int = 2, text_layers: int = 2, dtype: str = "bfloat16") -> None:
-    """A whole random model: `layers` blocks of each kind, `text_layers` in both text encoders."""
+    """Write a whole random model: `layers` blocks of each kind, `text_layers` in both text encoders."""
     tokenizer = write_clip_tokenizer(directory / "tokenizer", list(all_prompts()), model_max_length=77)
     write_t5_tokenizer(directory / "tokenizer_2", list(all_prompts()))
     write_component(directory, "transformer", {"num_layers": layers, "num_single_layers": layers}, dtype)
@@ -51,7 +51,7 @@ def write_model(directory: Path, layers: int = 2, text_layers: int = 2, dtype: s
 
 
 def write_component(directory: Path, kind: str, changes: dict, dtype: str) -> None:
-    """One component's config.json, as the release has it but for `changes`, and random weights."""
+    """Write a component's config.json, as released except for `changes`, and random weights."""
     component, weights = kind_of(kind), kind_of(kind).module()
     config = json.loads((OFFICIAL / f"flux.1-fill-dev.{kind}.json").read_text())["config"] | changes
     module = weights.module_from_config(config)
@@ -73,7 +73,7 @@ def write_component(directory: Path, kind: str, changes: dict, dtype: str) -> No
 
 
 def peak_bytes() -> int:
-    """The largest resident size of this process so far."""
+    """Return the peak resident size of this process."""
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
@@ -83,7 +83,7 @@ def resident_bytes() -> int:
 
 
 def measure(directory: Path) -> float:
-    """Loads, computes a velocity, exports; returns the peak of loading as a share of the tensors' size."""
+    """Load, compute a velocity and export; return peak memory while loading, relative to the size of the tensors."""
     (file,) = (directory / "transformer").glob("*.safetensors")
     size = sum(int(np.prod(tensor.shape)) * 2 for tensor in read_header(file).values())
     before, started = resident_bytes(), time.perf_counter()
@@ -96,7 +96,7 @@ def measure(directory: Path) -> float:
     inputs = [jnp.ones(x.shape, x.dtype) if x is not None else None for x in flux.example_inputs(module)]
     started = time.perf_counter()
     velocity = jax.jit(module.apply)({"params": params}, *inputs)
-    assert np.isfinite(np.asarray(velocity, np.float32)).all(), "the velocity is no number"
+    assert np.isfinite(np.asarray(velocity, np.float32)).all(), "the velocity is NaN or Inf"
     print(f"one velocity of {inputs[0].shape[1]} tokens: {time.perf_counter() - started:.1f} s with compilation")
 
     with tempfile.TemporaryDirectory(dir=directory) as out:
@@ -105,7 +105,7 @@ def measure(directory: Path) -> float:
         (again,) = (Path(out) / "transformer").glob("*.safetensors")
         assert digests(again) == digests(file), "the export differs from the import"
         save_bfl(Path(out) / "bfl.safetensors", params, "bfloat16")
-        print(f"exported in both layouts, bit by bit the import: {time.perf_counter() - started:.1f} s")
+        print(f"exported in both layouts, identical to the import: {time.perf_counter() - started:.1f} s")
     return share
 
 

@@ -1,4 +1,4 @@
-"""Time of one update of reward feedback learning by part, compile time, peak memory.
+"""Measures an update of reward feedback learning: time by part, compile time, peak memory.
 
     python benchmarks/step_time.py [--config configs/tiny.py:quick] [--config.train.batch_size=16] [--repeats 5]
 
@@ -37,10 +37,10 @@ from onereward_jax.training.state import create_state
 
 
 def measure(name: str, function, *arguments, repeats: int, donated: int = 0) -> None:
-    """Prints the time of a call of a jitted function, and of its compilation.
+    """Print the time of a call of a jitted function, and of its compilation.
 
     Args:
-      donated: how many of the first arguments the function consumes; its first outputs take their places.
+      donated: number of leading arguments that the function consumes; its first outputs replace them.
     """
     started = time.perf_counter()
     compiled = function.lower(*arguments).compile()

@@ -1,4 +1,4 @@
-"""Wall times of functions that are compared."""
+"""Compares wall times of functions."""
 
 import statistics
 import time
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def median_seconds(functions: Sequence[Callable[[], Any]], repeats: int) -> list[float]:
-    """Median wall time of a call of each, after one that compiles; they take turns."""
+    """Return the median wall time of each function; calls alternate, after one call each that compiles."""
     seconds: list[list[float]] = [[] for _ in functions]
     for turn in range(repeats + 1):
         for function, times in zip(functions, seconds, strict=True):

@@ -1,13 +1,13 @@
-"""What an update costs: the algorithm as printed, with each way to save compute by itself, and with all of them.
+"""Measures the cost of an update: the algorithm as printed, with each saving by itself, and with all of them.
 
     python -m benchmarks.update_cost [--json FILE] [--updates 4]    # --updates 0 measures no time
 
-Arithmetic: configs/flux_fill.py at 1024 x 1024 pixels, 8,000 updates of batch 8 over 10,000 conditions;
-the mean update, in which the filling of the pool has its share. Each update is traced as `onereward train` runs it and
-counted (`onereward_jax/planning/cost.py`); nothing is compiled. A gradient sample is a sample's gradient at one t.
+Arithmetic: configs/flux_fill.py at 1024 x 1024 pixels, 8,000 updates of batch 8 over 10,000 conditions; the mean
+update, which includes its share of filling the reference cache. Each update is traced as `onereward train` runs it and
+counted (`onereward_jax/planning/cost.py`) without compiling. A gradient sample is a sample's gradient at one t.
 
-Time: the miniature (configs/tiny.py) with true guidance as at full size and a fifth of its steps. On a CPU it is the
-processor's time, all cores together, which other work on the machine leaves as it is; elsewhere that of the clock.
+Time: the miniature (configs/tiny.py) with true guidance as at full size and a fifth of its steps. On a CPU it is
+processor time over all cores, which other load on the machine does not change; elsewhere wall time.
 """
 
 import argparse
@@ -48,34 +48,34 @@ AGE_4, AGE_8 = {"rl.reference_max_age": 4}, {"rl.reference_max_age": 8}
 ONE_GUIDANCE = {"rl.gradient_true_cfg_scale": 1.0}
 PREDICTIONS = {"rl.predictions": 4}
 KEPT = {"model.remat": "dots"}
-FULL = {"train.num_steps": 1000 * UPDATES}  # filling the pool is then no cost
-# Of the rollouts in training; at inference there may be as many as before.
+FULL = {"train.num_steps": 1000 * UPDATES}  # filling the cache then costs nothing
+# Steps of the rollouts in training; inference may keep its number.
 FEWER = {
     "full": {"rl.num_steps": 25, "rl.first_index": 7, "rl.last_index": 17},
     "miniature": {"rl.num_steps": 5, "rl.first_index": 1, "rl.last_index": 3},
 }
 
-# Algorithm -> name of a row -> what is switched on, beside the algorithm as printed.
+# Algorithm -> name of a row -> settings that differ from the algorithm as printed.
 ROWS: dict[str, dict[str, dict[str, Any]]] = {
     "fixed": {
         "as printed": {},
         "one call of the judge for all dimensions": SHARED,
-        "references from a pool": POOL,
+        "reference cache": POOL,
         "both": SHARED | POOL,
         "both, in the limit": SHARED | POOL | FULL,
         "both, matrix products kept for the backward pass": SHARED | POOL | KEPT,
         "one guidance in the gradient step": ONE_GUIDANCE,
-        "4 predictions a rollout": PREDICTIONS,
+        "4 predictions per rollout": PREDICTIONS,
         "half the steps": {"steps": "fewer"},
-        "pool, one call, one guidance, 4 predictions": SHARED | POOL | ONE_GUIDANCE | PREDICTIONS,
+        "cache, one call, one guidance, 4 predictions": SHARED | POOL | ONE_GUIDANCE | PREDICTIONS,
         "all": SHARED | POOL | ONE_GUIDANCE | PREDICTIONS | KEPT | {"steps": "fewer"},
     },
     "dynamic": {
         "as printed": {},
-        "references of an age up to 4": AGE_4,
-        "references of an age up to 8": AGE_8,
-        "age up to 4, one call of the judge": AGE_4 | SHARED,
-        "age up to 8, one call of the judge": AGE_8 | SHARED,
+        "references up to 4 updates old": AGE_4,
+        "references up to 8 updates old": AGE_8,
+        "up to 4 updates old, one call of the judge": AGE_4 | SHARED,
+        "up to 8 updates old, one call of the judge": AGE_8 | SHARED,
         "all": AGE_8 | SHARED | ONE_GUIDANCE | PREDICTIONS | KEPT | {"steps": "fewer"},
     },
 }
@@ -96,7 +96,7 @@ MINIATURE = {
 
 
 def configuration(size: str, algorithm: str, switches: dict[str, Any]) -> ConfigDict:
-    """Of a row, "full" or "miniature"."""
+    """Return the configuration of a row; `size` is "full" or "miniature"."""
     path = f"configs/flux_fill.py:{algorithm}_1024" if size == "full" else f"configs/tiny.py:{algorithm}"
     switches = PRINTED | switches
     if switches.pop("steps", None):
@@ -107,7 +107,7 @@ def configuration(size: str, algorithm: str, switches: dict[str, Any]) -> Config
 
 
 def arithmetic(config: ConfigDict) -> dict[str, Any]:
-    """FLOPs of the mean update, by part."""
+    """Count the FLOPs of the mean update, by part."""
     program = plan.program_of(config)
     traced = jax.make_jaxpr(program.update.step)(program.state, program.frozen, program.batch)
     cost = cost_of_program(traced, trips=program.trips, shares=program.shares, parts=PARTS)
@@ -126,7 +126,7 @@ class Miniature:
         self.records = {name: np.stack([record[name] for record in records]) for name in records[0]}
 
     def seconds(self, config: ConfigDict, updates: int) -> float:
-        """Of the mean update: that which makes its references and that which does not, each in its share."""
+        """Measure the mean update: updates with and without making references, weighted by their shares."""
         pipeline, judge, fields = self.pipeline, self.judge, computation(config)
         modules = [module.clone(**fields) for module in (pipeline.transformer, pipeline.vae)]
         update = make_update(config, *modules, judge.scorer, pipeline.shift)
@@ -163,14 +163,14 @@ def clock() -> float:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--json", metavar="FILE", type=Path)
-    parser.add_argument("--updates", type=int, default=4, help="that are timed, of each row")
+    parser.add_argument("--updates", type=int, default=4, help="timed updates per row")
     arguments = parser.parse_args()
     miniature = Miniature() if arguments.updates else None
     rows = []
     for algorithm, switches in ROWS.items():
         printed: dict[str, float] = {}
-        print(f"{'Algorithm 1' if algorithm == 'fixed' else 'Algorithm 2':<52}{'PFLOP':>8}{'a gradient':>12}", end="")
-        print(f"{'s':>8}{'a gradient':>12}" if miniature else "", flush=True)
+        print(f"{'Algorithm 1' if algorithm == 'fixed' else 'Algorithm 2':<52}{'PFLOP':>8}{'per gradient':>14}", end="")
+        print(f"{'s':>8}{'per gradient':>14}" if miniature else "", flush=True)
         for name, switched in switches.items():
             config = configuration("full", algorithm, switched)
             row: dict[str, Any] = {"algorithm": algorithm, "name": name, "switches": PRINTED | switched}
@@ -180,8 +180,8 @@ def main() -> int:
             figures = {unit: row[unit] / config.rl.predictions for unit in ("flops", "seconds") if unit in row}
             printed = printed or figures
             row["of_printed"] = {unit: figures[unit] / printed[unit] for unit in figures}
-            text = f"  {name:<50}{row['flops'] / 1e15:>8.2f}{row['of_printed']['flops']:>12.3f}"
-            text += f"{row['seconds']:>8.2f}{row['of_printed']['seconds']:>12.3f}" if miniature else ""
+            text = f"  {name:<50}{row['flops'] / 1e15:>8.2f}{row['of_printed']['flops']:>14.3f}"
+            text += f"{row['seconds']:>8.2f}{row['of_printed']['seconds']:>14.3f}" if miniature else ""
             print(text, flush=True)
             rows.append(row)
             jax.clear_caches()
