@@ -1,4 +1,4 @@
-"""Files and directories that appear whole or not at all, whenever the process ends, and a directory's lock."""
+"""Files and directories written whole or not at all, even if the process is killed, and a directory lock."""
 
 import contextlib
 import fcntl
@@ -17,10 +17,10 @@ _BLOCK = 1 << 20  # bytes
 
 
 def write_bytes(path: Path, content: bytes, several_writers: bool = False) -> None:
-    """Writes the whole file or nothing: a reader sees the old one or the new one.
+    """Write a file atomically: a reader sees either the old content or the new.
 
     Args:
-      several_writers: other processes, on this machine or another, may be writing the same file.
+      several_writers: other processes, on this machine or another, may write the same file at the same time.
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp" if several_writers else f"{path.name}.tmp")
     try:
@@ -35,15 +35,15 @@ def write_bytes(path: Path, content: bytes, several_writers: bool = False) -> No
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_bytes` of a text in UTF-8."""
+    """Write UTF-8 text atomically."""
     write_bytes(path, text.encode())
 
 
 def check_writable(directory: Path) -> None:
-    """Asks whether files can be written into a directory, which need not be there yet; writes nothing.
+    """Check that a directory, existing or to be made, can be written to; writes nothing.
 
     Raises:
-      UserError: they can't.
+      UserError: it can't.
     """
     above = directory.absolute()
     while not above.exists():
@@ -55,30 +55,30 @@ def check_writable(directory: Path) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object of a file that someone else wrote.
+    """Read a JSON object from a file that another program wrote.
 
     Raises:
-      UserError: it is none.
+      UserError: the file holds no JSON object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(value, dict):
-            raise ValueError("it is no object")
+            raise ValueError("not an object")
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}): download it again") from None
     return value
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_text` of a JSON value, indented."""
+    """Write a JSON value atomically, indented."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def lock(directory: Path) -> None:
-    """Keeps other processes out of a working directory until this one ends, however it ends.
+    """Lock a working directory against other processes until this one ends, however it ends.
 
     Raises:
-      UserError: another process holds it.
+      UserError: another process holds the lock.
     """
     directory = directory.resolve()
     if directory in _held:
@@ -90,7 +90,7 @@ def lock(directory: Path) -> None:
     except BlockingIOError:
         os.close(file)
         raise UserError(
-            f"another process is at work in {directory}: wait for it, stop it, or choose another --workdir"
+            f"another process is using {directory}: wait for it, stop it, or choose another --workdir"
         ) from None
     _held[directory] = file
 
@@ -99,9 +99,11 @@ _held: dict[Path, int] = {}  # directory -> descriptor of its lock, open as long
 
 
 def fingerprint(directory: Path) -> str:
-    """Tells the weights and preferences below a directory from others, without reading tens of gigabytes: a digest of
-    each .safetensors, .jsonl and array_record file's name, size, and three blocks of its bytes. Empty where there is
-    none. A file is told from others by itself."""
+    """Identify the weights and preferences below a directory without reading tens of gigabytes.
+
+    The digest covers the name, the size and three blocks of every .safetensors, .jsonl and array_record file, or of
+    `directory` itself if it is a file. Empty where there are no such files.
+    """
     digest = hashlib.sha256()
     kinds = ("safetensors", "jsonl", "array_record*")
     files = sorted(path for kind in kinds for path in directory.rglob(f"*.{kind}"))
@@ -119,9 +121,10 @@ def fingerprint(directory: Path) -> str:
 
 @contextlib.contextmanager
 def atomic_directory(directory: Path, keep: Callable[[str], bool] = lambda name: True) -> Iterator[Path]:
-    """A new directory to write into, which takes the name `directory` once it is whole.
+    """Yield a temporary directory that replaces `directory` once it is complete.
 
-    What an earlier directory of that name holds besides is kept, if `keep` says so of its name.
+    Args:
+      keep: of a name in the existing `directory`: whether the new one keeps that entry, unless it wrote its own.
 
     Raises:
       UserError: `directory` is a file.

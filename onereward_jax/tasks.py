@@ -1,6 +1,6 @@
 """The vocabulary: tasks, preference dimensions, fixed prompts and the judge's question.
 
-Everything else is written in these words. This file imports nothing of the project.
+This file imports nothing from the project.
 Source: OneReward (arXiv 2508.21066), section 3; the wording of the question is left open
 there (it is printed inside a figure), so ours is a template that a config may replace.
 """
@@ -14,11 +14,11 @@ DIMENSIONS = ("text_alignment", "consistency", "structure", "aesthetics", "remov
 REMOVAL_PROMPT = "remove"
 EXTEND_PROMPT = "high-definition, perfect composition"
 NEGATIVE_PROMPT = "nsfw"
-# What a task is asked for when there is no prompt.
+# Prompts of the tasks that the user describes no content for.
 FIXED_PROMPTS = {"object_removal": REMOVAL_PROMPT, "image_extend": EXTEND_PROMPT}
 
 _CREATIVE_DIMENSIONS = ("text_alignment", "consistency", "structure", "aesthetics")
-_DIMENSIONS_OF = {
+_TASK_DIMENSIONS = {
     "image_fill": _CREATIVE_DIMENSIONS,
     "image_extend": _CREATIVE_DIMENSIONS,
     "object_removal": ("removal_quality",),
@@ -26,10 +26,10 @@ _DIMENSIONS_OF = {
 }
 
 # Every (task, dimension) cell, in the order in which tables and plots show them.
-CELLS = tuple((task, dimension) for task in TASKS for dimension in _DIMENSIONS_OF[task])
+CELLS = tuple((task, dimension) for task in TASKS for dimension in _TASK_DIMENSIONS[task])
 
-# {task}, {dimension} and {prompt} are filled in; the two images stand before the question, so
-# that all dimensions share one prefix.
+# {task}, {dimension} and {prompt} are filled in; the two images come before the question, so
+# all dimensions share one prefix.
 QUESTION_TEMPLATE = "Task: {task}. Is the first image better than the second in {dimension}? Answer Yes or No."
 QUESTION_WITH_PROMPT_TEMPLATE = (
     'Task: {task}. Is the first image better than the second in {dimension} for "{prompt}"? Answer Yes or No.'
@@ -37,19 +37,19 @@ QUESTION_WITH_PROMPT_TEMPLATE = (
 
 
 def dimensions_of(task: str, prompt: str | None = None) -> tuple[str, ...]:
-    """Preference dimensions of a task.
+    """Return the preference dimensions of a task.
 
     Args:
       task: one of `TASKS`.
-      prompt: the sample's prompt. `None` asks for the task's full set. For `image_extend`, an empty
-        prompt or the fixed `EXTEND_PROMPT` means "without a prompt": no `text_alignment`.
+      prompt: the sample's prompt; `None` returns all dimensions of the task. For `image_extend`, an
+        empty prompt or the fixed `EXTEND_PROMPT` means "without a prompt": no `text_alignment`.
 
     Raises:
       UserError: the task is unknown.
     """
-    if task not in _DIMENSIONS_OF:
+    if task not in _TASK_DIMENSIONS:
         raise UserError(f"unknown task {task!r}: choose one of {', '.join(TASKS)}")
-    dimensions = _DIMENSIONS_OF[task]
+    dimensions = _TASK_DIMENSIONS[task]
     if task == "image_extend" and prompt is not None and prompt in ("", EXTEND_PROMPT):
         return tuple(d for d in dimensions if d != "text_alignment")
     return dimensions
@@ -62,7 +62,7 @@ def question(
     template: str = QUESTION_TEMPLATE,
     template_with_prompt: str = QUESTION_WITH_PROMPT_TEMPLATE,
 ) -> str:
-    """The query q = Φ(task, dimension, prompt); the prompt enters only for `text_alignment`.
+    """Return the question q = Φ(task, dimension, prompt); only `text_alignment` uses the prompt.
 
     Raises:
       UserError: the dimension does not belong to the task, or `text_alignment` has no prompt.
@@ -75,6 +75,7 @@ def question(
         return template.format(**words)
     if not prompt:
         raise UserError(
-            f"text_alignment of {task} needs the prompt that the image follows: give one, or name another dimension"
+            f"text_alignment for {task} needs the prompt that the image should follow: give one, or choose another"
+            " dimension"
         )
     return template_with_prompt.format(prompt=prompt, **words)

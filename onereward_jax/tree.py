@@ -12,7 +12,7 @@ Tree = Any  # a nested mapping with arrays (or shapes) as leaves
 
 
 def path_name(key_path: tuple) -> str:
-    """`jax.tree_util` key path -> "double_blocks/attn/to_q/kernel"."""
+    """Write a `jax.tree_util` key path as "double_blocks/attn/to_q/kernel"."""
     return jax.tree_util.keystr(key_path, simple=True, separator="/")
 
 
@@ -34,22 +34,22 @@ def unflatten(leaves: Mapping[str, Any]) -> dict:
 
 
 def map_with_path(function: Callable[[str, Any], Any], tree: Tree) -> Tree:
-    """Applies function(path, leaf) to every leaf."""
+    """Apply function(path, leaf) to every leaf."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: function(path_name(path), leaf), tree)
 
 
 def mean(trees: Sequence[Tree]) -> Tree:
-    """The mean of several models' parameters, leaf by leaf.
+    """Average the parameters of several models, leaf by leaf.
 
     Raises:
-      UserError: they are not of one model.
+      UserError: the trees have different leaves or shapes.
     """
     shapes = [{path: leaf.shape for path, leaf in flatten(tree).items()} for tree in trees]
     if any(other != shapes[0] for other in shapes):
-        raise UserError("the mean of models of different layers or sizes was asked for: give models of one training")
+        raise UserError("models of different layers or sizes can't be averaged: give checkpoints of one training run")
     return jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *trees)
 
 
 def count(tree: Tree) -> int:
-    """Number of scalars in the tree."""
+    """Count the scalars in the tree."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))

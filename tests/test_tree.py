@@ -11,5 +11,5 @@ def test_the_mean_of_models_is_of_each_leaf():
     mean = tree.mean([first, second])
     np.testing.assert_array_equal(mean["a"]["b"], [2.0, 4.0])
     assert mean["c"] == 2.0
-    with pytest.raises(ValueError, match="models of one training"):
+    with pytest.raises(ValueError, match="checkpoints of one training run"):
         tree.mean([first, {"a": {"b": np.zeros(3)}, "c": np.float32(0)}])

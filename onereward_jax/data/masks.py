@@ -1,7 +1,7 @@
-"""Masks to generate under: boxes, brush strokes, blobs and borders, at any resolution.
+"""Masks at any resolution: boxes, brush strokes, blobs and borders.
 
-Every function returns uint8 (height, width) with 1 = generate, and draws all its chances from the
-`numpy.random.Generator` it is given, so a mask is a function of a seed. A `Box` is
+Every function returns uint8 (height, width) with 1 = generate. All randomness comes from the
+`numpy.random.Generator` argument, so a mask is a function of a seed. A `Box` is
 (left, top, right, bottom) in pixels, right and bottom excluded; it may be fractional.
 """
 
@@ -20,7 +20,7 @@ COVERING_KINDS = ("box", "strokes", "blob")
 
 
 def box(height: int, width: int, bounds: Box) -> np.ndarray:
-    """A filled rectangle; bounds outside the image are cut off."""
+    """Fill a rectangle, clipped to the image."""
     left, top, right, bottom = (max(0, round(value)) for value in bounds)
     mask = np.zeros((height, width), np.uint8)
     mask[top:bottom, left:right] = 1
@@ -28,13 +28,13 @@ def box(height: int, width: int, bounds: Box) -> np.ndarray:
 
 
 def borders(height: int, width: int, widths: Mapping[str, int]) -> np.ndarray:
-    """Strips along the image's sides, as outpainting needs them.
+    """Fill strips along the image's sides, for outpainting.
 
     Args:
-      widths: pixels for each of the sides "left", "right", "top", "bottom" that is to be extended.
+      widths: width in pixels for each side to extend: "left", "right", "top", "bottom".
 
     Raises:
-      UserError: an unknown side, or strips that leave nothing of the image.
+      UserError: an unknown side, or strips that cover the whole image.
     """
     unknown = set(widths) - set(SIDES)
     if unknown:
@@ -49,7 +49,7 @@ def borders(height: int, width: int, widths: Mapping[str, int]) -> np.ndarray:
 
 
 def blob(height: int, width: int, bounds: Box, generator: np.random.Generator) -> np.ndarray:
-    """A smooth closed outline that touches, about, the sides of `bounds`.
+    """Fill a smooth closed outline that about touches the sides of `bounds`.
 
     The outline is an ellipse whose radius is modulated by a few low harmonics.
     """
@@ -69,10 +69,10 @@ def blob(height: int, width: int, bounds: Box, generator: np.random.Generator) -
 def strokes(
     height: int, width: int, bounds: Box, generator: np.random.Generator, thickness: float | None = None
 ) -> np.ndarray:
-    """A zigzag of a round brush that scrubs over `bounds`, as a person's hand would.
+    """Scrub over `bounds` with a round brush in a zigzag, as a person would.
 
     Args:
-      thickness: the brush's diameter in pixels; by default a third of the shorter side of `bounds`.
+      thickness: the brush's diameter in pixels; by default about a third of the shorter side of `bounds`.
     """
     left, top, right, bottom = bounds
     brush = thickness or max(2.0, min(right - left, bottom - top) * generator.uniform(0.28, 0.42))
@@ -102,7 +102,7 @@ def strokes(
 
 
 def cover(kind: str, height: int, width: int, bounds: Box, generator: np.random.Generator) -> np.ndarray:
-    """A mask of one of `COVERING_KINDS` over about `bounds`.
+    """Cover about `bounds` with a mask of one of `COVERING_KINDS`.
 
     Raises:
       UserError: the kind is unknown.
@@ -119,12 +119,12 @@ def cover(kind: str, height: int, width: int, bounds: Box, generator: np.random.
 def random_cover(
     height: int, width: int, generator: np.random.Generator, least: float = 0.2, most: float = 0.7
 ) -> np.ndarray:
-    """A mask of any of `COVERING_KINDS`, anywhere.
+    """Draw a mask of a random kind of `COVERING_KINDS` at a random place.
 
     Args:
-      least, most: sides of its bounds, as shares of the image's.
+      least, most: range of the sides of its bounds, as shares of the image's sides.
     """
-    # Four pixels, or the mask could be empty.
+    # At least four pixels, or the mask could be empty.
     extent = np.maximum(generator.uniform(least, most, 2) * (width, height), 4)
     left, top = generator.uniform(0, 1, 2) * ((width, height) - extent)
     kind = COVERING_KINDS[generator.integers(len(COVERING_KINDS))]
@@ -134,11 +134,10 @@ def random_cover(
 def random_borders(
     height: int, width: int, generator: np.random.Generator, least: float = 0.2, most: float = 0.7
 ) -> np.ndarray:
-    """Strips along one to four sides, few of them more often.
+    """Draw strips along one to four sides; fewer are more likely.
 
     Args:
-      least, most: what is to be extended of a height or a width, as a share of it; two strips that face each other
-        take half of it each.
+      least, most: range of the extended share of a height or width; two opposite strips take half of it each.
     """
     sides = generator.permutation(SIDES)[: generator.choice([1, 2, 3, 4], p=[0.45, 0.3, 0.15, 0.1])].tolist()
     widths = {}
@@ -152,7 +151,7 @@ def random_borders(
 
 
 def bounding_box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    """(left, top, right, bottom) of the ones in a mask, right and bottom excluded.
+    """Return (left, top, right, bottom) of the ones in a mask, right and bottom excluded.
 
     Raises:
       UserError: the mask is empty.

@@ -83,14 +83,14 @@ def good_records(
     bad_share: float = BAD_SHARE,
     num_threads: int = 4,
 ) -> Iterator[Checked]:
-    """Every record that can be used, after all its pictures were decoded; the others are named on stderr.
+    """Yield every usable record, after decoding all its images; bad ones are reported on stderr.
 
     Args:
       check: raises UserError for a record that the caller can't use.
-      bad_share: of the records, that may be bad.
+      bad_share: the share of the records that may be bad.
 
     Raises:
-      UserError: at the end, if more are.
+      UserError: at the end, if more are bad.
     """
     skipped = Skipped("records", str(records.directory), bad_share)
     seen: set[str] = set()
