@@ -31,7 +31,7 @@ from onereward_jax.data.source import ground_truth_of, samples_from
 from onereward_jax.errors import UserError
 from onereward_jax.fill.pipeline import FillPipeline, latent_shape, load_transformer, sample_noise
 from onereward_jax.flow import conditioning
-from onereward_jax.images.image_grid import png
+from onereward_jax.images.grid import png
 from onereward_jax.proving_ground import ProvingGround, Scene, defects
 from onereward_jax.proving_ground.annotator import annotate_scores
 from onereward_jax.proving_ground.source import open_source, proving_ground_of

@@ -21,7 +21,7 @@ from onereward_jax.evaluation.judge_predictions import batches_of, judge_views
 from onereward_jax.evaluation.while_training import FIRST_SAMPLE
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.flow import conditioning
-from onereward_jax.images.image_grid import mask_overlay, picture_grid, write_png
+from onereward_jax.images.grid import image_grid, mask_overlay, write_png
 from onereward_jax.judge.augment import noise_together, shift_together
 from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.ensemble import ensemble
@@ -73,7 +73,7 @@ def measure_ascent(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         found[task] = gsb.good_same_bad(comparisons)[task] | {"judge": {"before": means[0], "after": means[1]}}
         for row, sample in enumerate(samples[: config.evaluation.pictures_per_task]):
             rows.append([mask_overlay(sample.image, sample.mask), reference[row], before[row], after[row]])
-    write_png(workdir / "ascent.png", picture_grid(rows, ["source", "reference", "base", "ascended"], scale=2))
+    write_png(workdir / "ascent.png", image_grid(rows, ["source", "reference", "base", "ascended"], scale=2))
     write_json(workdir / "ascent.json", found)
     return found
 

@@ -19,7 +19,7 @@ from onereward_jax.evaluation.evaluate import generate_images
 from onereward_jax.evaluation.judge_predictions import batches_of
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.flow import conditioning
-from onereward_jax.images.image_grid import mask_overlay, picture_grid, write_png
+from onereward_jax.images.grid import image_grid, mask_overlay, write_png
 from onereward_jax.proving_ground import overall
 from onereward_jax.proving_ground.source import open_source
 
@@ -71,7 +71,7 @@ def measure_gates(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             left = [mask_overlay(sample.image, sample.mask), targets[row], decoded[row]]
             rows.append(left + [pictures[row] for pictures in candidates])
     columns = ["source", "target", "decoded", *(f"base {number + 1}" for number in range(CANDIDATES))]
-    write_png(workdir / "base.png", picture_grid(rows, columns, scale=2))
+    write_png(workdir / "base.png", image_grid(rows, columns, scale=2))
     write_json(workdir / "gates.json", gates)
     return gates
 

@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from onereward_jax.errors import UserError
-from onereward_jax.images.image_grid import to_uint8
+from onereward_jax.images.grid import to_uint8
 
 MAX_PIXELS = 2**26  # 8192 x 8192
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")  # endings of picture files

@@ -18,7 +18,7 @@ from onereward_jax.errors import UserError
 from onereward_jax.fill.pipeline import FOLDERS, FillPipeline, latent_shape, sample_noise
 from onereward_jax.fill.prompts import prompt_reader
 from onereward_jax.flow.losses import fill_loss
-from onereward_jax.images.image_grid import picture_grid, write_png
+from onereward_jax.images.grid import image_grid, write_png
 from onereward_jax.models.lora import LoRA
 from onereward_jax.parallel import hosts
 from onereward_jax.parallel.activations import batch_sharding, traced_for
@@ -258,6 +258,6 @@ def _sheet(pipeline: FillPipeline, samples: Sequence[Sample], config: ConfigDict
         for number, sample in enumerate(samples):
             seen = np.where(sample.mask[..., None] == 1, np.uint8(128), sample.image)
             rows.append([seen, make(sample, number, transformer_params), sample.image])
-        return picture_grid(rows, ("masked", "made", "original"), max(1, _SHEET_SIDE // config.data.resolution))
+        return image_grid(rows, ("masked", "made", "original"), max(1, _SHEET_SIDE // config.data.resolution))
 
     return sheet

@@ -101,7 +101,7 @@ def _fill(args: argparse.Namespace, prompts: dict, files: dict, tried) -> None:
     from onereward_jax.cli.commands import use_compilation_cache
     from onereward_jax.errors import in_memory
     from onereward_jax.fill.pipeline import FillPipeline
-    from onereward_jax.images.image_grid import write_png
+    from onereward_jax.images.grid import write_png
     from onereward_jax.images.reading import keep_outside
     from onereward_jax.parallel.mesh import make_mesh
 

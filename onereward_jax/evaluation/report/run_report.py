@@ -17,7 +17,7 @@ from PIL import Image
 from onereward_jax.atomic_files import write_text
 from onereward_jax.evaluation.report import plots
 from onereward_jax.evaluation.report.plots import label
-from onereward_jax.images import image_grid
+from onereward_jax.images.grid import image_grid, mask_overlay, png, to_uint8, write_png
 from onereward_jax.proving_ground.scorer import TIE_MARGIN
 from onereward_jax.tasks import CELLS, DIMENSIONS, TASKS
 
@@ -66,7 +66,7 @@ class ExampleRow:
         """Heading -> image."""
         found = {
             "source": self.source,
-            "mask": image_grid.mask_overlay(self.source, self.mask),
+            "mask": mask_overlay(self.source, self.mask),
             "base": self.base,
             "reference": self.reference,
             "policy": self.policy,
@@ -85,7 +85,7 @@ def write_examples(path: str | Path, examples: Sequence[ExampleRow], scenes: int
     rows = [[image for row in pair if row for image in row.columns.values()] for pair in zip_longest(left, right)]
     headings = [name for row in (left[:1] + right[:1]) for name in row.columns]
     height = max((row.source.shape[0] for row in examples), default=CRISP_BELOW)
-    image_grid.write_png(path, image_grid.picture_grid(rows, headings, scale=max(1, 128 // height)))
+    write_png(path, image_grid(rows, headings, scale=max(1, 128 // height)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -471,9 +471,9 @@ def _example(row: ExampleRow) -> dict[str, Any]:
 
 def _data_uri(image: np.ndarray) -> tuple[str, bool]:
     """Return the image as a data URI, and whether the browser should show its pixels as squares."""
-    image = image_grid.to_uint8(image)
+    image = to_uint8(image)
     if max(image.shape[:2]) < CRISP_BELOW:
-        return "data:image/png;base64," + base64.b64encode(image_grid.png(image)).decode(), True
+        return "data:image/png;base64," + base64.b64encode(png(image)).decode(), True
     small, buffer = Image.fromarray(image), io.BytesIO()
     small.thumbnail((CRISP_BELOW, CRISP_BELOW), Image.Resampling.LANCZOS)
     small.save(buffer, format="JPEG", quality=88)
