@@ -14,9 +14,9 @@ from onereward_jax.parallel.activations import activation_axes, platform, tokens
 from onereward_jax.parallel.mesh import P
 
 IMPLEMENTATIONS = ("auto", "reference", "xla", "cudnn", "splash")
-# Queries, and keys with values, of a block of splash attention. They divide FLUX's tokens at 1024 and at 512 pixels a
-# side (4608, 1536), and on every TPU generation a kernel of that size is bound by its products, not by reading keys and
-# values once for each block of queries.
+# Block sizes of splash attention: queries, keys/values. They divide FLUX's token counts at 1024² and 512² pixels (4608,
+# 1536), and on every TPU generation a kernel of that size is bound by compute, not by reading the keys and values once
+# for each block of queries.
 BLOCKS = (768, 768)
 LANES = 128
 
@@ -33,7 +33,7 @@ def attention(
     blocks: tuple[int, int] = BLOCKS,
     splits_tokens: bool = False,
 ) -> jax.Array:
-    """Scaled dot-product attention, equal to torch's `scaled_dot_product_attention`.
+    """Compute scaled dot-product attention, equal to torch's `scaled_dot_product_attention`.
 
     Args:
       query: (B, Q, H, D).
@@ -42,18 +42,18 @@ def attention(
       bias: added to the scaled logits, broadcastable to (B, H, Q, K).
       scale: factor on the logits; D ** -0.5 if None.
       implementation: "reference" is readable and computes in float32; "xla" and "cudnn" are
-        `jax.nn.dot_product_attention`; "splash" is the TPU's kernel, which keeps no logits, elsewhere interpreted.
-        "auto" is splash on a TPU and cuDNN on a GPU, of the program's mesh (`parallel.activations.platform`), for what
-        they take, and "xla" for everything else.
-      blocks: queries, and keys with values, of a block of "splash": multiples of 128.
-      splits_tokens: the queries may lie on several devices of a mesh, as `parallel.activations.activation_axes` says;
-        the caller's other activations do.
+        `jax.nn.dot_product_attention`; "splash" is the TPU kernel (interpreted elsewhere), which never stores the
+        logits. "auto" is splash on a TPU and cuDNN on a GPU, by the platform of the program's mesh
+        (`parallel.activations.platform`), where they support the arguments, and "xla" otherwise.
+      blocks: block sizes of "splash" for queries and for keys/values: multiples of 128.
+      splits_tokens: the queries may be sharded by tokens, like the caller's other activations, see
+        `parallel.activations.activation_axes`.
 
     Returns:
       (B, Q, H, D), in the query's dtype.
 
     Raises:
-      UserError: the implementation has no such name, or does not take these arguments.
+      UserError: the implementation is unknown, or does not support these arguments.
     """
     if scale is None:
         scale = query.shape[-1] ** -0.5
@@ -93,22 +93,22 @@ def _reference(query, key, value, mask, bias, scale):
     return jnp.einsum("bhqk,bkhd->bqhd", weights, value).astype(query.dtype)
 
 
-def _best(query: jax.Array, everything_attends: bool) -> str:
-    """The implementation for a platform; cuDNN's takes half precision and heads up to 128."""
-    if platform() == "tpu" and everything_attends:
+def _best(query: jax.Array, is_unmasked: bool) -> str:
+    """Choose the implementation for the platform; cuDNN's needs half precision and heads up to 128."""
+    if platform() == "tpu" and is_unmasked:
         return "splash"
     half, size = query.dtype in (jnp.bfloat16, jnp.float16), query.shape[-1]
-    takes = half and size <= 128 and size % 8 == 0
-    return "cudnn" if platform() == "gpu" and takes and _gpus_have_cudnn_attention() else "xla"
+    fits_cudnn = half and size <= 128 and size % 8 == 0
+    return "cudnn" if platform() == "gpu" and fits_cudnn and _gpus_have_cudnn_attention() else "xla"
 
 
 def _gpus_have_cudnn_attention() -> bool:
-    """From Ampere on."""
+    """Ampere or newer."""
     return all(float(device.compute_capability) >= 8 for device in jax.local_devices(backend="gpu"))
 
 
 def _splash(query, key, value, blocks, splits_tokens):
-    """Splash attention of scaled queries."""
+    """Splash attention; the queries are already scaled."""
     if any(block <= 0 or block % LANES for block in blocks):
         raise UserError(f"blocks of splash attention must be multiples of {LANES}, not {tuple(blocks)}")
     kernel = functools.partial(_splash_on_device, blocks=blocks)
@@ -118,13 +118,13 @@ def _splash(query, key, value, blocks, splits_tokens):
 
 
 def _by_device(function, query, key, value, splits_tokens):
-    """Each device of a mesh attends with its own samples, queries and heads, to all keys and values of theirs."""
+    """Run `function` per device on its shard of samples, queries and heads, with all of their keys and values."""
     mesh = jax.sharding.get_abstract_mesh()
     samples, tokens = activation_axes(mesh, query.shape[0], query.shape[1] if splits_tokens else 0)
     heads = "tensor" if all(x.shape[2] % mesh.shape["tensor"] == 0 for x in (query, key)) else None
     queries, keys = P(samples, tokens, heads), P(samples, None, heads)
-    places = {"in_specs": (queries, keys, keys), "out_specs": queries}
-    return jax.shard_map(function, **places, check_vma=False)(query, key, value)
+    specs = {"in_specs": (queries, keys, keys), "out_specs": queries}
+    return jax.shard_map(function, **specs, check_vma=False)(query, key, value)
 
 
 def _splash_on_device(query, key, value, blocks):
@@ -132,10 +132,10 @@ def _splash_on_device(query, key, value, blocks):
     block_q, block_kv = (min(block, -(-n // LANES) * LANES) for block, n in zip(blocks, (queries, keys), strict=True))
     query, key, value = _padded(query, block_q), _padded(key, block_kv), _padded(value, block_kv)
     segments = None
-    if key.shape[1] > keys:  # what fills the last block has an identity of its own
-        is_filling = (jnp.arange(key.shape[1]) >= keys).astype(jnp.int32)
-        segments = splash_attention.SegmentIds(q=jnp.zeros(query.shape[1], jnp.int32), kv=is_filling)
-    # The two backward kernels, and not the fused one: that would keep a gradient of the queries for each block of keys.
+    if key.shape[1] > keys:  # padding keys get a segment id of their own, so that no query attends to them
+        is_padding = (jnp.arange(key.shape[1]) >= keys).astype(jnp.int32)
+        segments = splash_attention.SegmentIds(q=jnp.zeros(query.shape[1], jnp.int32), kv=is_padding)
+    # Two separate backward kernels: the fused one would keep a gradient of the queries for each block of keys.
     sizes = splash_attention.BlockSizes(
         block_q=block_q,
         block_kv=block_kv,
@@ -144,9 +144,9 @@ def _splash_on_device(query, key, value, blocks):
         block_q_dq=block_q,
         block_kv_dq=block_kv,
     )
-    everything = splash_attention.FullMask((query.shape[1], key.shape[1]))
+    full = splash_attention.FullMask((query.shape[1], key.shape[1]))
     kernel = splash_attention.make_splash_mha(
-        splash_attention.MultiHeadMask([everything] * query.shape[2]),
+        splash_attention.MultiHeadMask([full] * query.shape[2]),
         block_sizes=sizes,
         head_shards=1,
         q_seq_shards=1,
@@ -158,5 +158,5 @@ def _splash_on_device(query, key, value, blocks):
 
 
 def _padded(x, block):
-    """(B, N, H, D) with zeros up to a multiple of `block` tokens."""
+    """Zero-pad (B, N, H, D) to a multiple of `block` tokens."""
     return jnp.pad(x, ((0, 0), (0, -x.shape[1] % block), (0, 0), (0, 0)))

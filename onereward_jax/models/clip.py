@@ -1,4 +1,4 @@
-"""CLIP text encoder: its pooled state is FLUX's summary of the prompt.
+"""CLIP text encoder; FLUX uses its pooled state as a summary of the prompt.
 
 Source: Radford et al. 2021; equals `transformers.CLIPTextModel` (no projection).
 Shapes: B batch, L tokens, H heads, K head size, D = `hidden_size`.
@@ -19,13 +19,13 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: nn.gelu(x, approximate=False),
 }
 
-# The configuration of the first CLIP releases, FLUX's among them, names 2 as the end of text, which no
-# tokenizer of theirs gives. They are read as meant: the end of text is the highest token of the vocabulary.
+# The configurations of the first CLIP releases, FLUX's among them, give 2 as the end-of-text token, which their
+# tokenizers never produce. transformers reads it as the highest token of the vocabulary, and so do we.
 LEGACY_EOS_TOKEN_ID = 2
 
 
 def pooled_position(input_ids: jax.Array, eos_token_id: int) -> jax.Array:
-    """Where each text ends: (B, L) integers -> (B,) positions of the first end-of-text token."""
+    """Find the first end-of-text token of each text: (B, L) integers -> (B,) positions."""
     if eos_token_id == LEGACY_EOS_TOKEN_ID:
         return jnp.argmax(input_ids, axis=-1)
     return jnp.argmax(input_ids == eos_token_id, axis=-1)
@@ -86,7 +86,7 @@ class CLIPEncoderLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, None]:
-        stddev = (2 * self.num_hidden_layers * x.shape[-1]) ** -0.5  # smaller the more layers add up
+        stddev = (2 * self.num_hidden_layers * x.shape[-1]) ** -0.5  # smaller with more residual layers
         attend = CLIPAttention(
             self.num_attention_heads, stddev, self.dtype, self.attention_implementation, name="self_attn"
         )
@@ -99,7 +99,7 @@ class CLIPEncoderLayer(nn.Module):
 class CLIPTextEncoder(nn.Module):
     """CLIP's text transformer, equal to `transformers.CLIPTextModel`.
 
-    Fields are the names of its configuration.
+    The fields have the names of its configuration.
     """
 
     vocab_size: int
@@ -117,17 +117,17 @@ class CLIPTextEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:
-        """States of a batch of texts.
+        """Encode a batch of texts.
 
         Args:
           input_ids: (B, L) integers, L at most `max_position_embeddings`.
-          attention_mask: (B, L), nonzero where a token may be attended to. FLUX gives none.
+          attention_mask: (B, L), nonzero where a token may be attended to. FLUX passes none.
 
         Returns:
-          The states (B, L, D), and each text's state at its end-of-text token (B, D), both in `dtype`.
+          The states (B, L, D), and the state at each text's end-of-text token (B, D), both in `dtype`.
 
         Raises:
-          UserError: the text is too long, or the activation has no such name.
+          UserError: the text is too long, or the activation is unknown.
         """
         length = input_ids.shape[1]
         if length > self.max_position_embeddings:

@@ -28,7 +28,7 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 class FluxTransformer(nn.Module):
-    """The velocity of packed latents under a prompt; fields are the names of the official configuration."""
+    """Predicts the velocity of packed latents given a prompt; fields are named as in the official configuration."""
 
     in_channels: int
     out_channels: int
@@ -56,21 +56,21 @@ class FluxTransformer(nn.Module):
         txt_ids: jax.Array | np.ndarray,
         guidance: jax.Array | None = None,
     ) -> jax.Array:
-        """Predicts `v = ε − x_data`.
+        """Predict `v = ε − x_data`.
 
         Args:
           hidden_states: (B, N, in_channels) packed latents with their conditions.
-          encoder_hidden_states: (B, L, joint_attention_dim) states of T5.
-          pooled_projections: (B, pooled_projection_dim) summary of CLIP.
+          encoder_hidden_states: (B, L, joint_attention_dim) token states from T5.
+          pooled_projections: (B, pooled_projection_dim) pooled state from CLIP.
           timestep: (B,) noise level σ in [0, 1].
-          img_ids, txt_ids: (N, A), (L, A) positions on the axes of rope.
+          img_ids, txt_ids: (N, A), (L, A) positions on the rope axes.
           guidance: (B,) scale of the distilled guidance; ignored without `guidance_embeds`.
 
         Returns:
           (B, N, out_channels), in `dtype`.
 
         Raises:
-          UserError: guidance is missing, or the axes of rope do not add up to the head size.
+          UserError: guidance is missing, or the rope axes do not add up to the head size.
         """
         if sum(self.axes_dims_rope) != self.attention_head_dim:
             raise UserError(
@@ -109,7 +109,7 @@ class FluxTransformer(nn.Module):
         return keep_whole(velocity)
 
     def _stack(self, block: type[nn.Module], length: int):
-        """`length` blocks one after another: parameters with a leading layer axis, one block compiled."""
+        """Scan over `length` blocks: parameters get a leading layer axis, and one block is compiled."""
         return nn.scan(
             remat(block, self.remat),
             variable_axes={"params": 0},
@@ -120,7 +120,7 @@ class FluxTransformer(nn.Module):
 
 
 class DoubleBlock(nn.Module):
-    """Image and text each by their own weights, one attention over both."""
+    """Image and text streams with separate weights and joint attention."""
 
     num_heads: int
     dtype: jnp.dtype
@@ -130,7 +130,7 @@ class DoubleBlock(nn.Module):
     def __call__(
         self, streams: tuple[jax.Array, jax.Array], conditioning: jax.Array, rope: Rotation
     ) -> tuple[tuple[jax.Array, jax.Array], None]:
-        """streams: image (B, N, D) and text (B, L, D), which the next block takes."""
+        """streams: image (B, N, D) and text (B, L, D)."""
         image, text = (shard_batch(stream, splits_tokens=True) for stream in streams)
         image_shift, image_scale, image_gate, image_mlp_shift, image_mlp_scale, image_mlp_gate = Modulation(
             6, self.dtype, name="norm1"
@@ -153,7 +153,7 @@ class DoubleBlock(nn.Module):
 
 
 class SingleBlock(nn.Module):
-    """Text and image as one sequence; attention and feed-forward side by side."""
+    """Text and image as one sequence; attention and feed-forward in parallel."""
 
     num_heads: int
     dtype: jnp.dtype
@@ -172,7 +172,7 @@ class SingleBlock(nn.Module):
 
 
 class JointAttention(nn.Module):
-    """Attention over text and image tokens, each with projections of its own."""
+    """Attention over text and image tokens, with separate projections for each."""
 
     num_heads: int
     dtype: jnp.dtype
@@ -202,7 +202,7 @@ class JointAttention(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Attention of a single block; its output projection is the block's."""
+    """Attention of a single block; the block itself has the output projection."""
 
     num_heads: int
     dtype: jnp.dtype
@@ -249,7 +249,7 @@ class Modulation(nn.Module):
 
 
 def modulate(x: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
-    """`LayerNorm(x)·(1 + scale) + shift`, the norm in float32 and without parameters."""
+    """Compute `LayerNorm(x)·(1 + scale) + shift`, with the norm in float32 and without parameters."""
     x32 = x.astype(jnp.float32)
     centred = x32 - x32.mean(axis=-1, keepdims=True)
     normed = centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + EPSILON)
@@ -287,9 +287,9 @@ class Embedder(nn.Module):
 
 
 def sinusoidal_features(x: jax.Array) -> jax.Array:
-    """(B,) scalars -> float32 (B, 256): cosines, then sines, of 1000·x at wavelengths from 2π to 2π·10⁴.
+    """Embed scalars: (B,) -> float32 (B, 256), cosines then sines of 1000·x at wavelengths from 2π to 2π·10⁴.
 
-    The exponents are rounded to float32 as in the original. At 1000·x that rounding is seen in the fourth decimal
+    The exponents are rounded to float32 as in the original. At 1000·x that rounding shows in the fourth decimal
     of the features, and the weights were trained with it.
     """
     half = TIME_FEATURES // 2

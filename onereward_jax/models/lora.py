@@ -1,13 +1,14 @@
 """Low-rank adapters (LoRA, Hu et al. 2021) as parameter trees.
 
-An adapter is a tree like its model's, with two leaves where the model has a kernel:
+An adapter is a parameter tree with two leaves in place of each adapted kernel:
 
     kernel  W  (..., in, out)
     lora_a  A  (..., in, r)
     lora_b  B  (..., r, out)
 
 The layer then computes `x·W + (x·A)·B`. Stacked layers have the same leading axis in all three. The factor alpha / r is
-no leaf: a trained adapter is scaled by `LoRA.scale` where it is used, and one from a file comes with its factor in B.
+not stored: a trained adapter is scaled by `LoRA.scale` when it is attached or merged, and an adapter read from a file
+has the factor already multiplied into B.
 """
 
 import dataclasses
@@ -28,12 +29,12 @@ A, B = "lora_a", "lora_b"
 
 @dataclasses.dataclass(frozen=True)
 class LoRA:
-    """An adapter to be trained.
+    """Settings of a trained adapter.
 
     Attributes:
       rank: r; 0 trains the whole model instead.
-      alpha: the product A·B counts alpha / rank.
-      targets: regular expression, searched in the path of every kernel's layer, "transformer_blocks/attn/to_q".
+      alpha: the product A·B is scaled by alpha / rank.
+      targets: regular expression, searched in each layer's path, such as "transformer_blocks/attn/to_q".
     """
 
     rank: int = 0
@@ -42,14 +43,14 @@ class LoRA:
 
     @property
     def scale(self) -> float:
-        """alpha / rank; without an adapter 1."""
+        """alpha / rank, or 1 without an adapter."""
         return self.alpha / self.rank if self.rank else 1.0
 
     def init(self, params: trees.Tree, key: jax.Array) -> trees.Tree:
-        """A new adapter, float32: A uniform in ±1/√in as in PEFT, B zero, so that it changes nothing yet.
+        """Initialise an adapter, float32: A uniform in ±1/√in as in PEFT, B zero, so the model is unchanged at first.
 
         Args:
-          params: of the model, or their shapes.
+          params: the model's parameters, or their shapes.
 
         Raises:
           UserError: no layer's path matches `targets`.
@@ -58,70 +59,69 @@ class LoRA:
         for path, kernel in layers(params).items():
             if re.search(self.targets, path):
                 *stack, features_in, features_out = kernel.shape
-                of_layer = jax.random.fold_in(key, zlib.crc32(path.encode()))
+                layer_key = jax.random.fold_in(key, zlib.crc32(path.encode()))
                 bound = features_in**-0.5
                 leaves[f"{path}/{A}"] = jax.random.uniform(
-                    of_layer, (*stack, features_in, self.rank), minval=-bound, maxval=bound
+                    layer_key, (*stack, features_in, self.rank), minval=-bound, maxval=bound
                 )
                 leaves[f"{path}/{B}"] = jnp.zeros((*stack, self.rank, features_out))
         if not leaves:
             some = ", ".join(sorted(layers(params))[:4])
-            raise UserError(f"lora.targets {self.targets!r} matches no layer: its layers are {some}, ...")
+            raise UserError(f"lora.targets {self.targets!r} matches no layer: the model's layers are {some}, ...")
         return trees.unflatten(leaves)
 
-    def whole(self, trained: trees.Tree, frozen: trees.Tree) -> trees.Tree:
-        """The model's parameters: the frozen ones with the adapter, or without a rank what is trained beside them."""
+    def full_params(self, trained: trees.Tree, frozen: trees.Tree) -> trees.Tree:
+        """Return the full parameter tree: base plus adapter, or frozen plus trained when rank is 0."""
         return attach(frozen, trained, self.scale) if self.rank else {**frozen, **trained}
 
     def loss(self, loss: Callable) -> Callable:
-        """`loss(params, frozen, batch, key)` as a function of what is trained, with the model's other parameters
-        frozen: what `training.state.supervised_step` descends."""
-        return lambda trained, frozen, batch, key: loss(self.whole(trained, frozen), None, batch, key)
+        """Turn a loss of the full parameters into one of (trained, frozen), for `training.state.supervised_step`."""
+        return lambda trained, frozen, batch, key: loss(self.full_params(trained, frozen), None, batch, key)
 
 
 def layers(params: trees.Tree) -> dict[str, Any]:
-    """{path of a layer: its kernel}, of all that can have an adapter: matrices, or stacks of them."""
+    """Return {layer path: kernel} of all layers that can have an adapter: matrices, or stacks of them."""
     kernels = {path: leaf for path, leaf in trees.flatten(params).items() if path.endswith("/kernel")}
     return {path.removesuffix("/kernel"): leaf for path, leaf in kernels.items() if leaf.ndim in (2, 3)}
 
 
 def factors(adapter: trees.Tree) -> dict[str, tuple[Any, Any]]:
-    """{path of a layer: (A, B)}."""
+    """Return {layer path: (A, B)}."""
     leaves = trees.flatten(adapter)
     paths = [path.removesuffix(f"/{A}") for path in leaves if path.endswith(f"/{A}")]
     return {path: (leaves[f"{path}/{A}"], leaves[f"{path}/{B}"]) for path in paths}
 
 
 def from_factors(pairs: dict[str, tuple[Any, Any]]) -> trees.Tree:
-    """Undoes `factors`."""
+    """Invert `factors`."""
     return trees.unflatten(
         {f"{path}/{name}": x for path, ab in pairs.items() for name, x in zip((A, B), ab, strict=True)}
     )
 
 
 def attach(params: trees.Tree, adapter: trees.Tree, scale: float = 1.0) -> trees.Tree:
-    """Parameters with which the model's `apply` computes `x·W + scale·(x·A)·B`: the live form.
+    """Add the adapter's leaves to the parameters, so that the model's `apply` computes `x·W + scale·(x·A)·B`.
 
-    No kernel is made anew: a layer costs r·(in + out) products a token more, and its backward pass gives gradients to A
-    and B alone, without one of the kernel's size. An empty adapter leaves the model as it is. Only layers of
-    `models.dense` look for an adapter: those of the transformer and of the judge.
+    No kernel is copied: a layer costs r·(in + out) more multiplications a token, and the backward pass computes
+    gradients for A and B only, none of the kernel's size. An empty adapter changes nothing. Only `models.dense` layers
+    read an adapter: those of the transformer and the judge.
     """
     scaled = {f"{path}/{name}": x for path, (a, b) in factors(adapter).items() for name, x in ((A, a), (B, scale * b))}
     return trees.unflatten(trees.flatten(params) | scaled)
 
 
 def detach(params: trees.Tree) -> tuple[trees.Tree, trees.Tree]:
-    """Undoes `attach`: the plain model's parameters, and the adapter with its scale in B."""
+    """Invert `attach`: return the base parameters, and the adapter with the scale multiplied into B."""
     leaves = trees.flatten(params)
     plain = {path: leaf for path, leaf in leaves.items() if path.rpartition("/")[2] not in (A, B)}
     return trees.unflatten(plain), from_factors(factors(params))
 
 
 def merge(params: trees.Tree, adapter: trees.Tree, scale: float = 1.0) -> trees.Tree:
-    """Parameters of the plain model with kernels `W + scale·A·B`, in the kernel's dtype.
+    """Merge the adapter into the kernels: `W + scale·A·B`, in the kernel's dtype.
 
-    Every kernel that has an adapter exists a second time, beside one float32 layer of it; to train through this would
-    need gradients as large. `attach` does not.
+    Every adapted kernel is copied, one layer at a time in float32. Training through this would need gradients of the
+    kernels' size; `attach` does not.
     """
 
     def merged(kernel, a, b):
@@ -137,7 +137,7 @@ def merge(params: trees.Tree, adapter: trees.Tree, scale: float = 1.0) -> trees.
 
 
 def combine(adapters: Iterable[tuple[trees.Tree, float]]) -> trees.Tree:
-    """One adapter that does what several do together, each by its weight: their ranks stand side by side."""
+    """Combine weighted adapters into one by concatenating their ranks."""
     parts: dict[str, list[tuple[Any, Any]]] = {}
     for adapter, weight in adapters:
         for path, (a, b) in factors(adapter).items():

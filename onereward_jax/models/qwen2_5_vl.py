@@ -26,7 +26,7 @@ Grid = tuple[int, int]  # rows and columns of patches, multiples of the merge si
 
 
 def vision_positions(grid: Grid, merge: int) -> np.ndarray:
-    """Row and column of every patch, in the processor's order: blocks of merge × merge patches, row by row.
+    """Return row and column of every patch, in the processor's order: blocks of merge × merge patches, row by row.
 
     Returns:
       (N, 2) int32.
@@ -43,29 +43,29 @@ def inverse_frequencies(size: int, theta: float) -> np.ndarray:
 
 
 def vision_angles(grid: Grid, merge: int, head_size: int) -> np.ndarray:
-    """Rotation of every patch: (N, K/2), the first half by its row, the second by its column."""
+    """Compute the rotation angles of every patch: (N, K/2), the first half by row, the second by column."""
     frequencies = inverse_frequencies(head_size // 2, 10_000.0)
     positions = vision_positions(grid, merge).astype(np.float32)
     return (positions[..., None] * frequencies).reshape(len(positions), -1)
 
 
 def text_angles(positions: jax.Array, sections: Sequence[int], head_size: int, theta: float) -> jax.Array:
-    """M-RoPE: each frequency turns with one of a token's three positions (time, row, column).
+    """Compute M-RoPE angles: each frequency uses one of a token's three positions (time, row, column).
 
     Args:
       positions: (3, B, L).
-      sections: how many frequencies each of the three takes; they add up to K/2.
+      sections: the number of frequencies for each of the three; they add up to K/2.
 
     Returns:
       (B, L, K/2), float32.
     """
     angles = positions[..., None].astype(jnp.float32) * inverse_frequencies(head_size, theta)
-    which = np.repeat(np.arange(3), sections)
-    return jnp.where(which == 0, angles[0], jnp.where(which == 1, angles[1], angles[2]))
+    axis = np.repeat(np.arange(3), sections)
+    return jnp.where(axis == 0, angles[0], jnp.where(axis == 1, angles[1], angles[2]))
 
 
 def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
-    """Turns the pairs (x_i, x_{i + K/2}), in float32.
+    """Rotate the pairs (x_i, x_{i + K/2}), in float32.
 
     Args:
       x: (..., L, H, K).
@@ -77,7 +77,7 @@ def rotate(x: jax.Array, angles: jax.Array) -> jax.Array:
 
 
 def split_windows(x: jax.Array, grid: Grid, window: int) -> jax.Array:
-    """Cuts images into windows of window × window merged patches; those at the lower and right border are padded.
+    """Split images into windows of window × window merged patches, padded at the lower and right border.
 
     Args:
       x: (B, N, ...) in the processor's order.
@@ -96,7 +96,7 @@ def split_windows(x: jax.Array, grid: Grid, window: int) -> jax.Array:
 
 
 def join_windows(x: jax.Array, grid: Grid, window: int) -> jax.Array:
-    """Undoes `split_windows`."""
+    """Invert `split_windows`."""
     (rows, columns), merged = grid, x.shape[1] // window**2
     tall, wide = -(-rows // window), -(-columns // window)
     rest = x.shape[2:]
@@ -106,7 +106,7 @@ def join_windows(x: jax.Array, grid: Grid, window: int) -> jax.Array:
 
 
 def window_attention(query, key, value, *, grid: Grid, window: int, implementation: str) -> jax.Array:
-    """Attention inside each window. query, key, value: (B, N, H, K); grid and window count merged patches."""
+    """Attend within each window. query, key, value: (B, N, H, K); grid and window count merged patches."""
     mask = None
     if grid[0] % window or grid[1] % window:
         real = jnp.ones((1, query.shape[1]), bool)
@@ -136,7 +136,7 @@ class RMSNorm(nn.Module):
 
 
 class MLP(nn.Module):
-    """Gated feed-forward: silu(gate) · up, then back to the width of the model."""
+    """Gated feed-forward: silu(gate) · up, then back to the model's width."""
 
     intermediate_size: int
     use_bias: bool
@@ -178,8 +178,8 @@ class VisionAttention(nn.Module):
         if max(grid) <= self.window:
             x = over_image(query, key, value)
         else:
-            # Checkpointed, since the backward pass of `cond` keeps what either branch would: without it
-            # every windowed layer would keep room for the weights of full attention.
+            # Checkpointed, since the backward pass of `cond` reserves the residuals of both branches: without it
+            # every windowed layer would reserve memory for the attention weights of the whole image.
             branches = [jax.checkpoint(branch, prevent_cse=False) for branch in (over_image, in_windows)]
             x = jax.lax.cond(is_full, *branches, query, key, value)
         return _dense(width, self.dtype, "proj", scale=self.residual_scale)(x.reshape(*x.shape[:-2], width))
@@ -209,7 +209,7 @@ class VisionBlock(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """The non-overlapping convolution, as a product with flattened patches: (B, N, C·T·p·p) -> (B, N, D)."""
+    """Patch embedding, as a matrix product with flattened patches: (B, N, C·T·p·p) -> (B, N, D)."""
 
     in_channels: int
     temporal_patch_size: int
@@ -237,7 +237,7 @@ class Kernel(nn.Module):
 
 
 class PatchMerger(nn.Module):
-    """Makes one token of merge² neighbouring patches: (B, N, D) -> (B, M, out)."""
+    """Merges merge² neighbouring patches into one token: (B, N, D) -> (B, M, out)."""
 
     merge: int
     out_hidden_size: int
@@ -254,8 +254,8 @@ class PatchMerger(nn.Module):
 class VisionTransformer(nn.Module):
     """The vision tower, equal to `transformers.Qwen2_5_VisionTransformerPretrainedModel`.
 
-    Fields are the names of its configuration. Patches stay in the processor's order: windows are cut by
-    padding and transposition where a layer needs them, at the cost of windowed attention.
+    The fields have the names of its configuration. Patches stay in the processor's order; layers with windowed
+    attention pad and transpose them into windows.
     """
 
     depth: int
@@ -275,7 +275,7 @@ class VisionTransformer(nn.Module):
 
     @nn.compact
     def __call__(self, patches: jax.Array, grid: Grid) -> jax.Array:
-        """Tokens of a batch of images of one size.
+        """Encode a batch of images of one size.
 
         Args:
           patches: (B, N, C·T·p·p), as the image processor orders them.
@@ -290,8 +290,8 @@ class VisionTransformer(nn.Module):
         merge = self.spatial_merge_size
         if patches.shape[1] != grid[0] * grid[1] or grid[0] % merge or grid[1] % merge:
             raise UserError(
-                f"{patches.shape[1]} patches are no grid of {grid[0]} x {grid[1]} with sides divisible by {merge}:"
-                " resize the image as its processor does"
+                f"{patches.shape[1]} patches do not form a grid of {grid[0]} x {grid[1]} with sides divisible by"
+                f" {merge}: resize the image as the processor does"
             )
         x = PatchEmbed(
             self.in_channels,
@@ -383,7 +383,7 @@ class DecoderLayer(nn.Module):
 class TextModel(nn.Module):
     """The language model without its output matrix, equal to `transformers.Qwen2_5_VLTextModel`.
 
-    Fields are the names of its configuration.
+    The fields have the names of its configuration.
     """
 
     vocab_size: int
@@ -425,10 +425,10 @@ class TextModel(nn.Module):
         self.norm = RMSNorm(self.rms_norm_eps, self.dtype)
 
     def __call__(self, embeddings: jax.Array, positions: jax.Array, mask: jax.Array) -> jax.Array:
-        """Final states.
+        """Compute the final states.
 
         Args:
-          embeddings: (B, L, D), of text and image tokens.
+          embeddings: (B, L, D), text and image tokens.
           positions: (3, B, L) or (3, 1, L): time, row and column of each token.
           mask: boolean (B, L, L) or (1, L, L), queries first; True may attend.
 
@@ -460,7 +460,7 @@ class Qwen2_5_VL(nn.Module):
       visual: the vision tower.
       model: the language model.
       tie_word_embeddings: the output matrix is the embedding table (no `lm_head`).
-      image_token_id: the token in whose place an image's tokens stand.
+      image_token_id: the placeholder token that image tokens replace.
     """
 
     visual: VisionTransformer
@@ -488,10 +488,10 @@ class Qwen2_5_VL(nn.Module):
         positions: jax.Array,
         mask: jax.Array,
     ) -> jax.Array:
-        """Logits at every token, for texts whose image tokens are all in the same places.
+        """Compute the logits at every token, for texts whose image tokens are all in the same places.
 
         Args:
-          input_ids: (B, L); `image_token_id` where images stand, as many as they have tokens.
+          input_ids: (B, L), with `image_token_id` once for every image token.
           patches, grids: an image per entry, (B, N, C·T·p·p) and its static grid.
           positions: (3, B, L).
           mask: boolean, (B, L, L).
@@ -507,7 +507,7 @@ class Qwen2_5_VL(nn.Module):
         return self.unembed(self.decode(embeddings, positions, mask))
 
     def encode_image(self, patches: jax.Array, grid: Grid) -> jax.Array:
-        """(B, N, C·T·p·p) patches of images of one size -> (B, M, D) tokens."""
+        """Encode images of one size: (B, N, C·T·p·p) patches -> (B, M, D) tokens."""
         return self.visual(patches, grid)
 
     def embed(self, input_ids: jax.Array) -> jax.Array:
@@ -515,7 +515,7 @@ class Qwen2_5_VL(nn.Module):
         return self.model.embed(input_ids)
 
     def decode(self, embeddings: jax.Array, positions: jax.Array, mask: jax.Array) -> jax.Array:
-        """Final states (B, L, D); arguments as of `TextModel`."""
+        """Compute the final states (B, L, D); for the arguments see `TextModel`."""
         return self.model(embeddings, positions, mask)
 
     def unembed(self, states: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Named rematerialisation policies: what the backward pass keeps and what it computes again."""
+"""Named rematerialisation policies: what the backward pass keeps and what it recomputes."""
 
 from collections.abc import Callable
 
@@ -17,14 +17,14 @@ _POLICIES: dict[str, Callable | None] = {
 
 
 def remat(block: type[nn.Module], policy: str, in_scan: bool = True) -> type[nn.Module]:
-    """Wraps a block class so that its activations are rematerialised by the named policy.
+    """Wrap a block class so that its activations are rematerialised by the named policy.
 
     Args:
-      in_scan: the block is the body of an nn.scan, where the loop already keeps XLA from merging the two
-        computations; elsewhere a barrier must.
+      in_scan: the block is the body of an nn.scan, where the loop already keeps XLA from merging the forward pass
+        with its recomputation; elsewhere a barrier is needed.
 
     Raises:
-      UserError: the policy has no such name.
+      UserError: the policy is unknown.
     """
     if policy not in _POLICIES:
         raise UserError(f"unknown remat policy {policy!r}: choose one of {', '.join(_POLICIES)}")

@@ -1,7 +1,7 @@
 """Rotary position embedding over several axes (Su et al. 2021), in float32.
 
 Equals diffusers' `FluxPosEmbed` and `apply_rotary_emb`: a head's features are split among the axes, and within an
-axis neighbouring features (2i, 2i + 1) are one plane of rotation.
+axis neighbouring features (2i, 2i + 1) form one plane of rotation.
 """
 
 from collections.abc import Sequence
@@ -22,15 +22,15 @@ class Rotation(NamedTuple):
 
 
 def rotation(ids: jax.Array | np.ndarray, axes_dims: Sequence[int], theta: float = 10_000.0) -> Rotation:
-    """The rotation of tokens at integer positions.
+    """Compute the rotation of tokens at integer positions.
 
     Args:
       ids: (N, A) position of each token on each axis.
-      axes_dims: A even numbers, the features of a head that belong to each axis; they sum to D.
+      axes_dims: A even numbers, a head's features for each axis; they sum to D.
       theta: base of the geometric sequence of wavelengths.
 
     Raises:
-      UserError: the axes of `ids` are not those of `axes_dims`, or a number of features is odd.
+      UserError: `ids` and `axes_dims` differ in the number of axes, or a number of features is odd.
     """
     if ids.shape[-1] != len(axes_dims):
         raise UserError(f"positions have {ids.shape[-1]} axes, axes_dims_rope has {len(axes_dims)}: they must agree")
@@ -46,9 +46,9 @@ def rotation(ids: jax.Array | np.ndarray, axes_dims: Sequence[int], theta: float
 
 
 def rotate(x: jax.Array, by: Rotation) -> jax.Array:
-    """Turns queries or keys (B, N, H, D) by their tokens' angles; computed in float32, returned in x's dtype."""
+    """Rotate queries or keys (B, N, H, D) by their tokens' angles; computed in float32, returned in x's dtype."""
     pairs = x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2)
     first, second = pairs[..., 0], pairs[..., 1]
     cos, sin = by.cos[:, None, :], by.sin[:, None, :]
-    turned = jnp.stack([first * cos - second * sin, first * sin + second * cos], axis=-1)
-    return turned.reshape(x.shape).astype(x.dtype)
+    rotated = jnp.stack([first * cos - second * sin, first * sin + second * cos], axis=-1)
+    return rotated.reshape(x.shape).astype(x.dtype)

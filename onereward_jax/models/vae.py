@@ -17,9 +17,9 @@ EPSILON = 1e-6
 
 
 class AutoencoderKL(nn.Module):
-    """Encoder and decoder; fields are the names of the official configuration.
+    """Encoder and decoder; the fields have the names of the official configuration.
 
-    `scaling_factor` and `shift_factor` are only carried: latents here are raw.
+    `scaling_factor` and `shift_factor` are not applied here: these latents are raw.
     """
 
     in_channels: int = 3
@@ -53,7 +53,7 @@ class AutoencoderKL(nn.Module):
             self.post_quant_conv = nn.Conv(self.latent_channels, (1, 1), dtype=self.dtype)
 
     def encode(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """The posterior of the latents.
+        """Compute the posterior over the latents.
 
         Args:
           images: (B, H, W, 3) in [−1, 1]; H and W multiples of f = 2^(blocks − 1).
@@ -62,11 +62,11 @@ class AutoencoderKL(nn.Module):
           mean and log-variance, each float32 (B, H/f, W/f, latent_channels).
 
         Raises:
-          UserError: a side of the images is no multiple of f.
+          UserError: a side of the images is not a multiple of f.
         """
         factor = 2 ** (len(self.block_out_channels) - 1)
         if images.shape[1] % factor or images.shape[2] % factor:
-            raise UserError(f"the autoencoder takes sides that are multiples of {factor}, not {images.shape[1:3]}")
+            raise UserError(f"the autoencoder needs sides that are multiples of {factor}, not {images.shape[1:3]}")
         moments = self.encoder(images)
         if self.use_quant_conv:
             moments = self.quant_conv(moments)
@@ -74,13 +74,13 @@ class AutoencoderKL(nn.Module):
         return mean, jnp.clip(log_variance, -30.0, 20.0)
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """Raw latents (B, h, w, latent_channels) -> images (B, f·h, f·w, out_channels), float32, not clipped."""
+        """Decode raw latents (B, h, w, latent_channels) -> images (B, f·h, f·w, out_channels), float32, not clipped."""
         if self.use_post_quant_conv:
             latents = self.post_quant_conv(latents)
         return self.decoder(latents).astype(jnp.float32)
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Images -> images, through the mean of the posterior."""
+        """Reconstruct images through the mean of the posterior."""
         return self.decode(self.encode(images)[0])
 
 
@@ -145,7 +145,7 @@ class Decoder(nn.Module):
 
 
 class ResnetStack(nn.Module):
-    """Residual blocks of one resolution, then a change of resolution ("down", "up" or none)."""
+    """Residual blocks at one resolution, then an optional resampling ("down" or "up")."""
 
     channels: int
     num_layers: int
@@ -184,7 +184,7 @@ class MidBlock(nn.Module):
 
 
 class ResnetBlock(nn.Module):
-    """Twice norm, SiLU, convolution, around a shortcut that is 1×1 where the channels change."""
+    """(Norm, SiLU, convolution) twice, with a shortcut that is 1×1 where the channels change."""
 
     channels: int
     norm_num_groups: int
@@ -203,7 +203,7 @@ class ResnetBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Every latent attends to all of its image, with one head as wide as the channels."""
+    """Single-head self-attention over all latents of an image, as wide as the channels."""
 
     norm_num_groups: int
     dtype: jnp.dtype
@@ -222,7 +222,7 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the resolution; the convolution is padded on the bottom and the right only."""
+    """Halve the resolution; the convolution is padded on the bottom and the right only."""
 
     channels: int
     dtype: jnp.dtype
@@ -234,7 +234,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the resolution: nearest neighbour, then a convolution."""
+    """Double the resolution: nearest neighbour, then a convolution."""
 
     channels: int
     dtype: jnp.dtype

@@ -95,7 +95,7 @@ def finetune(config: ConfigDict, workdir: Path, pictures: Sequence[Captioned]) -
         make_sheet = _sheet(pipeline, [source.fixed_sample(picture, _SHEET) for picture in shown], config)
 
         def write_sheet(step: int, trained: Any) -> dict[str, float]:
-            sheet = make_sheet(adapters.whole(trained, frozen)["transformer"])
+            sheet = make_sheet(adapters.full_params(trained, frozen)["transformer"])
             if hosts.is_primary():
                 write_png(workdir / SAMPLES / f"step_{step:08d}.png", sheet)
             return {}
