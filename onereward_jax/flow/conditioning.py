@@ -1,7 +1,7 @@
-"""From images, masks and prompts to what the FLUX-Fill transformer reads.
+"""Turns images, masks and prompts into inputs of the FLUX-Fill transformer.
 
 Shapes: B batch, H×W image, h×w latent (h = H/f), C latent channels, N = h/2 · w/2 image tokens,
-L prompt tokens. A token covers a 2×2 patch of the latent. The orders of channels equal diffusers'
+L prompt tokens. A token covers a 2×2 patch of the latent. The channel order equals diffusers'
 FluxFillPipeline (`_pack_latents`, `prepare_mask_latents`).
 """
 
@@ -25,13 +25,13 @@ class TextStates:
 
 @flax.struct.dataclass
 class Condition:
-    """Everything a velocity depends on besides the noisy latents.
+    """Everything the velocity depends on besides the noisy latents.
 
     Attributes:
       masked_image: (B, N, 4C) packed latents of the masked image.
       mask: (B, N, 4f²) packed mask, 1 = generate.
-      prompt_embeds: (B, L, D) of T5; pooled: (B, P) of CLIP.
-      negative_prompt_embeds, negative_pooled: the same for the negative prompt, None without true
+      prompt_embeds: (B, L, D) from T5; pooled: (B, P) from CLIP.
+      negative_prompt_embeds, negative_pooled: the same for the negative prompt; None without true
         classifier-free guidance.
     """
 
@@ -44,21 +44,21 @@ class Condition:
 
 
 def pack(latents: jax.Array) -> jax.Array:
-    """(B, h, w, C) -> (B, N, 4C); within a token the order is (channel, row, column)."""
+    """Pack 2×2 patches into tokens: (B, h, w, C) -> (B, N, 4C), ordered (channel, row, column) within a token."""
     b, h, w, c = latents.shape
     patches = latents.reshape(b, h // 2, 2, w // 2, 2, c)
     return patches.transpose(0, 1, 3, 5, 2, 4).reshape(b, (h // 2) * (w // 2), 4 * c)
 
 
 def unpack(tokens: jax.Array, height: int, width: int) -> jax.Array:
-    """(B, N, 4C) -> (B, h, w, C) for a latent of height h and width w: the inverse of `pack`."""
+    """Invert `pack` for a latent of height h and width w: (B, N, 4C) -> (B, h, w, C)."""
     b, _, d = tokens.shape
     patches = tokens.reshape(b, height // 2, width // 2, d // 4, 2, 2)
     return patches.transpose(0, 1, 4, 2, 5, 3).reshape(b, height, width, d // 4)
 
 
 def pack_mask(mask: jax.Array, factor: int) -> jax.Array:
-    """(B, H, W), 1 = generate -> (B, N, 4f²): the f×f pixels below each latent become its channels."""
+    """Pack a mask: (B, H, W), 1 = generate -> (B, N, 4f²); the f×f pixels of each latent become its channels."""
     b, height, width = mask.shape
     cells = mask.reshape(b, height // factor, factor, width // factor, factor)
     channels = cells.transpose(0, 1, 3, 2, 4).reshape(b, height // factor, width // factor, factor * factor)
@@ -66,31 +66,32 @@ def pack_mask(mask: jax.Array, factor: int) -> jax.Array:
 
 
 def image_ids(height: int, width: int) -> np.ndarray:
-    """Rope positions (0, row, column) of the tokens of an h×w latent: float32 (N, 3)."""
+    """Make the rope positions (0, row, column) for the tokens of an h×w latent: float32 (N, 3)."""
     rows, columns = np.meshgrid(np.arange(height // 2), np.arange(width // 2), indexing="ij")
     return np.stack([np.zeros_like(rows), rows, columns], axis=-1).reshape(-1, 3).astype(np.float32)
 
 
 def to_model_range(images: jax.Array) -> jax.Array:
-    """uint8 or [0, 1] float images -> float32 in [−1, 1]."""
+    """Convert uint8 or [0, 1] float images to float32 in [−1, 1]."""
     if images.dtype == jnp.uint8:
         images = images.astype(jnp.float32) / 255.0
     return images.astype(jnp.float32) * 2.0 - 1.0
 
 
 def to_unit_range(images: jax.Array) -> jax.Array:
-    """[−1, 1] -> [0, 1], not clipped: a clip would cut the gradient of every saturated pixel."""
+    """Convert [−1, 1] to [0, 1] without clipping, which would cut the gradient of every saturated pixel."""
     return images * 0.5 + 0.5
 
 
 def encode_image(
     vae: Any, vae_params, images: jax.Array, noise: jax.Array | None = None, tile: int | None = None
 ) -> jax.Array:
-    """Images (B, H, W, 3) in [−1, 1] -> normalised latents (B, h, w, C): `(z − shift)·scale`.
+    """Encode images (B, H, W, 3) in [−1, 1] as normalised latents (B, h, w, C): `(z − shift)·scale`.
 
     Args:
       noise: standard normal (B, h, w, C) to sample the posterior; None takes its mode.
-      tile: latents; see `decode_latents`. The posteriors of the tiles are blended, as in `AutoencoderKL.tiled_encode`.
+      tile: tile side in latents, see `decode_latents`. The tiles' posteriors are blended, as in
+        `AutoencoderKL.tiled_encode`.
     """
     factor = vae_factor(vae)
 
@@ -104,12 +105,12 @@ def encode_image(
 
 
 def decode_latents(vae: Any, vae_params, latents: jax.Array, tile: int | None = None) -> jax.Array:
-    """Normalised latents (B, h, w, C) -> images (B, H, W, 3) in [−1, 1], not clipped.
+    """Decode normalised latents (B, h, w, C) to images (B, H, W, 3) in [−1, 1], not clipped.
 
     Args:
-      tile: latents with a longer side than this go through the decoder one square of this side after the other, which
-        bounds its memory. The squares overlap by a quarter and are blended as in `AutoencoderKL.tiled_decode`, so that
-        no seams are seen; but each is normalised by itself, and its tones may differ a little from the whole's.
+      tile: latents with a side longer than this are decoded one square tile of this side at a time, to limit memory.
+        Tiles overlap by a quarter and are blended as in `AutoencoderKL.tiled_decode`, so that no seams show; but group
+        norm sees one tile at a time, so tones may differ slightly from decoding in one piece.
     """
     raw = latents / vae.scaling_factor + vae.shift_factor
     decode = lambda z: vae.apply({"params": vae_params}, z, method="decode")  # noqa: E731
@@ -119,11 +120,11 @@ def decode_latents(vae: Any, vae_params, latents: jax.Array, tile: int | None = 
 def _in_tiles(
     function: Callable[[jax.Array], jax.Array], array: jax.Array, tile: int | None, reads: int, writes: int
 ) -> jax.Array:
-    """`function` of an array (B, ·, ·, C), whole or square after square, blended.
+    """Apply `function` to an array (B, ·, ·, C), in one piece or in blended square tiles.
 
     Args:
-      tile: side of a square in latents; None never cuts.
-      reads, writes: elements of the array, and of what the function gives, a latent.
+      tile: tile side in latents; None never splits.
+      reads, writes: elements of the input, and of the output, per latent along a side.
     """
     batch, height, width, channels = array.shape
     height, width = height // reads, width // reads
@@ -132,22 +133,24 @@ def _in_tiles(
     (tops, row_weights), (lefts, column_weights) = _tiles(height, tile, writes), _tiles(width, tile, writes)
     size = (batch, min(height, tile) * reads, min(width, tile) * reads, channels)
 
-    def add(number, whole):
+    def add(number, total):
         row, column = number // len(lefts), number % len(lefts)
         top, left = jnp.asarray(tops)[row], jnp.asarray(lefts)[column]
         part = function(jax.lax.dynamic_slice(array, (0, top * reads, left * reads, 0), size))
         part = part * jnp.asarray(row_weights)[row, :, None, None] * jnp.asarray(column_weights)[column, :, None]
         corner = (0, top * writes, left * writes, 0)
-        return jax.lax.dynamic_update_slice(whole, jax.lax.dynamic_slice(whole, corner, part.shape) + part, corner)
+        return jax.lax.dynamic_update_slice(total, jax.lax.dynamic_slice(total, corner, part.shape) + part, corner)
 
-    made = jax.eval_shape(function, jax.ShapeDtypeStruct(size, array.dtype))
-    whole = jnp.zeros((batch, height * writes, width * writes, made.shape[-1]), made.dtype)
-    return jax.lax.fori_loop(0, len(tops) * len(lefts), add, whole)
+    output = jax.eval_shape(function, jax.ShapeDtypeStruct(size, array.dtype))
+    total = jnp.zeros((batch, height * writes, width * writes, output.shape[-1]), output.dtype)
+    return jax.lax.fori_loop(0, len(tops) * len(lefts), add, total)
 
 
 def _tiles(side: int, tile: int, factor: int) -> tuple[np.ndarray, np.ndarray]:
-    """Where tiles begin along a side of the latent, int32 (n,), and the share of each in what is made of it, float32
-    (n, tile·factor): rising and falling linearly over a quarter of a tile, and summing to 1 everywhere."""
+    """Place tiles along a side of the latent: starts, int32 (n,), and blending weights, float32 (n, tile·factor).
+
+    Weights rise and fall linearly over a quarter of a tile, and sum to 1 everywhere.
+    """
     if side <= tile:
         return np.zeros(1, np.int32), np.ones((1, side * factor), np.float32)
     overlap = tile // 4
@@ -168,7 +171,7 @@ def _tiles(side: int, tile: int, factor: int) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.partial(jax.jit, static_argnames="vae")
 def reconstruct(vae: Any, vae_params, images: jax.Array, latent_noise: jax.Array | float = 0.0) -> jax.Array:
-    """Images through the autoencoder and back: uint8 (B, H, W, 3) -> uint8 (B, H, W, 3).
+    """Encode and decode images: uint8 (B, H, W, 3) -> uint8 (B, H, W, 3).
 
     Args:
       latent_noise: added to the normalised latents (B, h, w, C).
@@ -179,7 +182,7 @@ def reconstruct(vae: Any, vae_params, images: jax.Array, latent_noise: jax.Array
 
 
 def vae_factor(vae: Any) -> int:
-    """Pixels per latent, f."""
+    """Return f, the pixels per latent along a side."""
     return 2 ** (len(vae.block_out_channels) - 1)
 
 
@@ -191,7 +194,7 @@ def encode_masked_image(
     noise: jax.Array | None = None,
     tile: int | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """The two picture conditions of FLUX-Fill.
+    """Encode the two image conditions of FLUX-Fill.
 
     Args:
       images: (B, H, W, 3), uint8 or [0, 1].
@@ -199,7 +202,7 @@ def encode_masked_image(
       noise, tile: see `encode_image`.
 
     Returns:
-      packed latents of `image·(1 − mask)` taken in [−1, 1], (B, N, 4C), and packed mask, (B, N, 4f²).
+      packed latents (B, N, 4C) of `image·(1 − mask)`, with the image in [−1, 1], and the packed mask (B, N, 4f²).
     """
     masks = masks.astype(jnp.float32)
     masked = to_model_range(images) * (1.0 - masks[..., None])
@@ -209,7 +212,7 @@ def encode_masked_image(
 def encode_sample(
     vae: Any, vae_params, images: jax.Array, masks: jax.Array, targets: jax.Array
 ) -> dict[str, jax.Array]:
-    """What flow matching needs of a sample, packed: data, masked_image (B, N, 4C) and mask (B, N, 4f²).
+    """Encode samples for flow matching, packed: data, masked_image (B, N, 4C) and mask (B, N, 4f²).
 
     Args:
       images, targets: (B, H, W, 3), uint8 or [0, 1]; masks: (B, H, W), 1 = generate.

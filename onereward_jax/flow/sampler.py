@@ -25,17 +25,17 @@ def velocity_of(
     guidance_scale: float | jax.Array = 1.0,
     true_cfg_scale: float | jax.Array = 1.0,
 ) -> Velocity:
-    """The velocity field of one parameter set under one condition.
+    """Return the velocity field of one parameter set under one condition.
 
     Args:
       transformer: `models.flux.FluxTransformer`.
       ids: rope positions of the image tokens, (N, 3).
-      guidance_scale: the embedded (distilled) guidance.
-      true_cfg_scale: s of `v = v_neg + s·(v_pos − v_neg)`; the number 1 leaves out the negative branch, a traced
-        scale never does. Both branches go through in one batch, with the same embedded guidance.
+      guidance_scale: scale of the embedded (distilled) guidance.
+      true_cfg_scale: s in `v = v_neg + s·(v_pos − v_neg)`; the number 1 skips the negative branch, a traced scale never
+        does. Both branches run in one batch, with the same embedded guidance.
 
     Raises:
-      UserError: true guidance is asked for, but the condition has no negative prompt.
+      UserError: true guidance is on, but the condition has no negative prompt.
     """
 
     def forward(tokens, sigma, condition):
@@ -56,7 +56,7 @@ def velocity_of(
     if condition.negative_prompt_embeds is None:
         raise UserError("true classifier-free guidance needs a negative prompt: encode one, or set true_cfg_scale=1")
     negative_pooled = condition.negative_pooled
-    assert negative_pooled is not None, "both parts of the negative prompt come together"
+    assert negative_pooled is not None, "a negative prompt needs both parts"
     doubled = Condition(
         masked_image=_interleave(condition.masked_image, condition.masked_image),
         mask=_interleave(condition.mask, condition.mask),
@@ -73,18 +73,18 @@ def velocity_of(
 
 
 def _interleave(first: jax.Array, second: jax.Array) -> jax.Array:
-    """Two batches as one in which a sample's branches are neighbours, and so stay on its device."""
+    """Interleave two batches, so that a sample's two branches are neighbours and stay on one device."""
     return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
 
 
 def denoise(velocity: Velocity, tokens: jax.Array, sigmas: jax.Array, stop: int | jax.Array) -> jax.Array:
-    """Euler steps from index 0 of the schedule to `stop`: `x ← x + (σ' − σ)·v`.
+    """Take Euler steps from index 0 of the schedule to `stop`: `x ← x + (σ' − σ)·v`.
 
     Args:
       tokens: (B, N, 4C) at σ = sigmas[0].
       sigmas: (n + 1,) decreasing to 0.
-      stop: index at which to stop, an integer for all samples or (B,) one for each. It may be traced, so
-        one compiled program serves every index; a sample that has arrived waits for the others.
+      stop: index at which to stop, one integer for all samples or (B,) one for each. It may be traced, so
+        one compiled program serves every index; samples past their index stay unchanged.
     """
     batch = tokens.shape[0]
     sigmas = jnp.asarray(sigmas)
@@ -99,13 +99,13 @@ def denoise(velocity: Velocity, tokens: jax.Array, sigmas: jax.Array, stop: int 
 
 
 def denoise_past(velocity: Velocity, tokens: jax.Array, sigmas: jax.Array, stops: jax.Array) -> jax.Array:
-    """Euler steps as of `denoise`, once, to the latest of several indices.
+    """Take the Euler steps of `denoise` once, up to the last of several indices.
 
     Args:
-      stops: (K, B), a sample's indices.
+      stops: (K, B), the indices of each sample.
 
     Returns:
-      (K, B, N, 4C), the tokens at each of them.
+      (K, B, N, 4C), the tokens at each index.
     """
     sigmas = jnp.asarray(sigmas)
 
@@ -120,5 +120,5 @@ def denoise_past(velocity: Velocity, tokens: jax.Array, sigmas: jax.Array, stops
 
 
 def predict_data(velocity: Velocity, tokens: jax.Array, sigma: jax.Array) -> jax.Array:
-    """One-step prediction `x̂ = x − σ·v` from (B, N, 4C) at noise levels sigma (B,)."""
+    """Predict the data in one step, `x̂ = x − σ·v`, from (B, N, 4C) at noise levels sigma (B,)."""
     return tokens - sigma[:, None, None] * velocity(tokens, sigma)

@@ -1,7 +1,7 @@
 """Noise levels of FLUX: σ = 1 is noise, σ = 0 is data.
 
-Equals diffusers' FlowMatchEulerDiscreteScheduler with dynamic exponential shifting, as its
-FluxFillPipeline sets it.
+Equals diffusers' FlowMatchEulerDiscreteScheduler with dynamic exponential shifting, as configured by
+its FluxFillPipeline.
 """
 
 import dataclasses
@@ -27,24 +27,24 @@ class Shift:
 
 
 def sigmas(num_steps: int, num_tokens: int, shift: Shift = Shift()) -> np.ndarray:
-    """`linspace(1, 1/n, n)` pushed through the shift, then 0.
+    """Return the shifted schedule: `linspace(1, 1/n, n)` through `shift_sigma`, then 0.
 
     Args:
-      num_steps: n, Euler steps of a full denoising.
-      num_tokens: image tokens (2×2 latent patches) of one sample.
+      num_steps: n, the number of Euler steps of a full denoising.
+      num_tokens: image tokens (2×2 latent patches) per sample.
 
     Returns:
       float32 (num_steps + 1,), decreasing from 1 to 0.
 
     Raises:
-      UserError: there is no step.
+      UserError: `num_steps` is less than 1.
     """
     if num_steps < 1:
-        raise UserError(f"a denoising needs at least one step, not {num_steps}: raise the number of steps")
+        raise UserError(f"denoising needs at least one step, not {num_steps}: raise the number of steps")
     uniform = np.linspace(1.0, 1.0 / num_steps, num_steps)
     return np.append(shift_sigma(uniform, shift.mu(num_tokens)), 0.0).astype(np.float32)
 
 
 def shift_sigma(sigma, mu: float):
-    """e^mu / (e^mu + 1/σ − 1): more of the steps at high noise, the larger the image."""
+    """Compute e^mu / (e^mu + 1/σ − 1): the larger the image, the more steps at high noise."""
     return math.exp(mu) / (math.exp(mu) + (1.0 / sigma - 1.0))
