@@ -1,6 +1,6 @@
-"""Several judges as one: adapters on one base, whose P(Yes) is averaged.
+"""An ensemble of judges: adapters on one base, whose P(Yes) is averaged.
 
-A policy that pleases one judge by what only that judge sees pleases their mean less (Coste et al. 2023, "Reward Model
+A policy that exploits one judge's errors gains less from the mean of several (Coste et al. 2023, "Reward Model
 Ensembles Help Mitigate Overoptimization").
 """
 
@@ -62,15 +62,15 @@ class Ensemble(Judge):
 
 
 def ensemble(judge: Judge, adapters: Sequence[str | Path]) -> Judge:
-    """The judge with adapters in PEFT's layout, each a member; without adapters the judge itself.
+    """Make an ensemble whose members are adapters in PEFT's layout; without adapters, return the judge itself.
 
     Args:
       judge: the base that all adapters were trained on.
-      adapters: directories, files or repositories, as of `weights.adapters.load_adapters`.
+      adapters: directories, files or repositories, see `weights.adapters.load_adapters`.
 
     Raises:
-      FileNotFoundError, UserError: an adapter is missing, does not fit the judge, adapts other layers or has another
-        rank than the first, or adapts the vision tower, which members share.
+      FileNotFoundError, UserError: an adapter is missing, does not fit the judge, differs from the first in layers or
+        rank, or adapts the vision tower, which members share.
     """
     if not adapters:
         return judge
@@ -78,10 +78,10 @@ def ensemble(judge: Judge, adapters: Sequence[str | Path]) -> Judge:
     first = {path: leaf.shape for path, leaf in trees.flatten(loaded[0]).items()}
     for path, adapter in zip(adapters, loaded, strict=True):
         if "visual" in adapter:
-            raise UserError(f"{path} adapts the vision tower, which an ensemble's members share: train it without")
+            raise UserError(f"{path} adapts the vision tower, which ensemble members share: train without that")
         if {name: leaf.shape for name, leaf in trees.flatten(adapter).items()} != first:
             raise UserError(
-                f"{path} has other layers or another rank than {adapters[0]}: train both with the same lora"
+                f"{path} differs from {adapters[0]} in layers or rank: train both with the same lora settings"
             )
     members = jax.tree.map(lambda *leaves: np.stack(leaves), *loaded)
     return Ensemble(

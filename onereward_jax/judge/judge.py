@@ -25,20 +25,20 @@ from onereward_jax.weights.names import qwen2_5_vl
 from onereward_jax.weights.save import save_component
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
-# How the judge was asked in training; an official release has none, and the words of `tasks` are taken.
+# The question templates used in training; official releases have no such file, and the templates in `tasks` are used.
 QUESTIONS_FILE = "questions.json"
-# Questions are padded to a multiple of this, so that similar ones share a compiled program.
+# Questions are padded to a multiple of this, so that similar lengths share a compiled program.
 QUESTION_BUCKET = 16
 
 
 class Judge:
-    """Qwen2.5-VL with its tokenizer and its way of seeing images.
+    """Qwen2.5-VL with its tokenizer and image preprocessing.
 
     Attributes:
       model: `Qwen2_5_VL`.
       params: its parameters.
-      tokenizer: a tokenizer of transformers.
-      settings: how images are resized, normalised and cut into patches.
+      tokenizer: a transformers tokenizer.
+      settings: how images are resized, normalised and split into patches.
       prefix: the text around the two images.
       yes_no: token ids of the two answers.
       scorer: all of these but the tokenizer and the parameters, as an update calls it.
@@ -57,7 +57,7 @@ class Judge:
         """See `create` and `from_pretrained`.
 
         Args:
-          template, template_with_prompt: the question Φ(task, dimension, prompt), see `tasks.question`.
+          template, template_with_prompt: templates of the question Φ(task, dimension, prompt), see `tasks.question`.
 
         Raises:
           UserError: model, tokenizer and image settings do not fit together.
@@ -83,7 +83,7 @@ class Judge:
         self.prefix = questions.shared_prefix(tokenizer)
         self.yes_no = questions.answer_ids(tokenizer)
         self.scorer: Any = JudgeScorer(model, self.prefix, self.yes_no, settings)
-        # Training asks the same few questions again and again.
+        # Training repeats the same few questions.
         self._tokens = functools.lru_cache(maxsize=10_000)(functools.partial(questions.question_tokens, tokenizer))
         self._processor: Any = None
         self._encode_patches = jax.jit(
@@ -105,11 +105,11 @@ class Judge:
         attention_implementation: str = "xla",
         **templates: str,
     ) -> "Judge":
-        """A judge with random weights.
+        """Create a judge with random weights.
 
         Args:
           config: as in an official `config.json`.
-          settings: None takes the model's patch and merge sizes, and no limit on the area.
+          settings: None uses the model's patch and merge sizes, and no limit on the area.
         """
         config = dict(config) | {"image_token_id": tokenizer.convert_tokens_to_ids(questions.IMAGE_TOKEN)}
         model = qwen2_5_vl.module_from_config(
@@ -132,24 +132,24 @@ class Judge:
         fields: Mapping[str, Any] | None = None,
         **templates: str,
     ) -> "Judge":
-        """Reads an official directory: config.json (flat or nested), weights, tokenizer, preprocessor_config.json.
+        """Load an official directory: config.json (flat or nested), weights, tokenizer, preprocessor_config.json.
 
         Args:
-          path_or_repo: the directory, or a repository of the Hugging Face hub: "Qwen/Qwen2.5-VL-7B-Instruct".
-          dtype: "bfloat16", or "float32" for training and exact comparisons: in which parameters are kept and products
-            computed. P(Yes) and P(No) are float32 either way.
-          lora: adapters in PEFT's layout: a path or a repository, or several, each with a weight or without. They stay
-            apart from the weights; `save_pretrained` merges them.
-          fields: more fields of the model: `remat`, `attention_implementation`; `dtype` of the computation alone.
+          path_or_repo: the directory, or a repository on the Hugging Face hub: "Qwen/Qwen2.5-VL-7B-Instruct".
+          dtype: dtype of parameters and computation: "bfloat16", or "float32" for training and exact comparisons.
+            P(Yes) and P(No) are float32 either way.
+          lora: adapters in PEFT's layout: a path or a repository, or several, each with or without a weight. They are
+            attached; `save_pretrained` merges them.
+          fields: more fields of the model: `remat`, `attention_implementation`; the compute `dtype` alone.
 
         Raises:
           FileNotFoundError: a file is missing.
-          UserError: the files are not of a Qwen2.5-VL, or do not fit together.
+          UserError: the files do not describe a Qwen2.5-VL, or do not fit together.
         """
         from onereward_jax.weights.tokenizer import load_tokenizer
 
         directory = model_directory(path_or_repo)
-        # Another architecture is named before the files are missed that only a judge has.
+        # Report a wrong architecture before missing files that only a judge has.
         module_from_directory(directory, "judge")
         preprocessor = directory / PREPROCESSOR_FILE
         if not preprocessor.is_file():
@@ -163,10 +163,10 @@ class Judge:
         return cls(model, params, tokenizer, settings, **templates)
 
     def save_pretrained(self, directory: str | pathlib.Path, params: Any = None, dtype: str = "float32") -> None:
-        """Writes weights, tokenizer, chat template and image settings as transformers opens them.
+        """Write weights, tokenizer, chat template and image settings for transformers.
 
         Args:
-          params: instead of the judge's own.
+          params: parameters to write in place of the judge's own.
         """
         if not self.tokenizer.chat_template:
             self.tokenizer.chat_template = questions.CHAT_TEMPLATE
@@ -181,15 +181,15 @@ class Judge:
     # Questions.
 
     def question(self, task: str, dimension: str, prompt: str | None = None) -> str:
-        """The query Φ(task, dimension, prompt), in this judge's words."""
+        """Return the question Φ(task, dimension, prompt) from this judge's template."""
         return tasks.question(task, dimension, prompt, self.template, self.template_with_prompt)
 
     def encode_questions(self, texts: Sequence[str | None], length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Questions as the judge's batch holds them.
+        """Tokenise and pad questions for a batch.
 
         Args:
           texts: D questions; None where a dimension is not asked.
-          length: S; the longest question if None.
+          length: S; None uses the longest question.
 
         Returns:
           ids int32 (D, S) and lengths int32 (D,).
@@ -215,11 +215,11 @@ class Judge:
         return self.scorer(params, batch["first"], batch["second"], asked, both_orders)
 
     def log_p_yes(self, first: Any, second: Any, *, question: str, params: Any = None) -> jax.Array:
-        """log P(Yes) of one question about one pair: a scalar, differentiable in both images and in `params`.
+        """Compute log P(Yes) of one question about one pair: a scalar, differentiable in both images and `params`.
 
         Args:
           first, second: (H, W, 3), float in [0, 1]; values outside are not clipped.
-          params: None takes the judge's own; under `jax.jit` pass them, or they are compiled in as constants.
+          params: None uses the judge's own; under `jax.jit` pass them, or they are compiled in as constants.
         """
         ids, lengths = self.encode_questions([question])
         first, second = (x if isinstance(x, ImageTokens) else jnp.asarray(x)[None] for x in (first, second))
@@ -229,16 +229,16 @@ class Judge:
     # For people.
 
     def encode(self, image: Any) -> ImageTokens:
-        """An image through the vision tower, to be compared many times.
+        """Encode an image with the vision tower, so that it can be compared many times.
 
         Args:
-          image: PIL image or uint8 (H, W, 3), seen through the official processor; or float (H, W, 3) in [0, 1].
+          image: PIL image or uint8 (H, W, 3), preprocessed by the official processor; or float (H, W, 3) in [0, 1].
 
         Returns:
-          what `ask`, `compare`, `compare_all` and `log_p_yes` take in an image's place.
+          tokens that `ask`, `compare`, `compare_all` and `log_p_yes` accept in place of an image.
 
         Raises:
-          UserError: the array has another shape or type.
+          UserError: the array has another shape or dtype.
         """
         if isinstance(image, ImageTokens):
             return image
@@ -249,16 +249,16 @@ class Judge:
             return self._encode_pixels(self.params, jnp.asarray(array, jnp.float32)[None])
         if array.dtype != np.uint8:
             raise UserError(f"an image is uint8, or float in [0, 1], not {array.dtype}: convert it to uint8")
-        # Left to itself it takes an image of one or three rows for one that has its channels first.
+        # Without `input_data_format`, an image with one or three rows would be taken as channels first.
         inputs = self._official_processor()(images=[array], input_data_format="channels_last", return_tensors="np")
         _, rows, columns = (int(x) for x in inputs["image_grid_thw"][0])
         return self._encode_patches(self.params, jnp.asarray(inputs["pixel_values"])[None], (rows, columns))
 
     def ask(self, first: Any, second: Any, *, question: str) -> dict[str, float]:
-        """P(Yes) and P(No) of a question in your own words, over the whole vocabulary.
+        """Ask a question in your own words: P(Yes) and P(No) over the whole vocabulary.
 
         Args:
-          first, second: images as of `encode`, or what it returned.
+          first, second: images, see `encode`, or the tokens that it returned.
         """
         yes, no = self._ask(self.encode(first), self.encode(second), [[question]])[0, 0]
         return {"yes": float(yes), "no": float(no)}
@@ -273,15 +273,15 @@ class Judge:
         prompt: str | Sequence[str | None] | None = None,
         batch_size: int = 16,
     ) -> Any:
-        """P(Yes): that the first image is better than the second in a dimension of a task.
+        """Compare two images: P(Yes), that the first is better than the second in a dimension of a task.
 
         Args:
-          first, second: images as of `encode`; or lists of N of them, of any sizes.
-          task, dimension, prompt: of all pairs, or lists of N.
-          batch_size: pairs of one shape that are asked at once, at most.
+          first, second: images, see `encode`; or lists of N images of any sizes.
+          task, dimension, prompt: one value for all pairs, or lists of N.
+          batch_size: the largest number of pairs of one shape in a batch.
 
         Returns:
-          a float; of lists float32 (N,), each as if it were asked alone.
+          a float; for lists float32 (N,), with the same values as one pair at a time.
 
         Raises:
           UserError: the dimension does not belong to the task, text alignment has no prompt, or the lists differ in
@@ -298,25 +298,25 @@ class Judge:
         by_grid: dict[Any, list[int]] = {}
         for number, (a, b) in enumerate(pairs):
             by_grid.setdefault((a.grid, b.grid), []).append(number)
-        found = np.zeros(count, np.float32)
+        p_yes = np.zeros(count, np.float32)
         for numbers in by_grid.values():
             for start in range(0, len(numbers), batch_size):
                 rows = numbers[start : start + batch_size]
-                # Filled up to a power of two: few batch sizes, few programs.
-                filled = rows + rows[-1:] * ((1 << (len(rows) - 1).bit_length()) - len(rows))
-                a, b = (_concatenated([pairs[n][which] for n in filled]) for which in (0, 1))
-                found[rows] = self._ask(a, b, [[texts[n]] for n in filled])[: len(rows), 0, 0]
-        return found
+                # Padded to a power of two: fewer batch sizes, fewer compiled programs.
+                padded = rows + rows[-1:] * ((1 << (len(rows) - 1).bit_length()) - len(rows))
+                a, b = (_concatenated([pairs[n][side] for n in padded]) for side in (0, 1))
+                p_yes[rows] = self._ask(a, b, [[texts[n]] for n in padded])[: len(rows), 0, 0]
+        return p_yes
 
     def compare_all(self, first: Any, second: Any, *, task: str, prompt: str | None = None) -> dict[str, float]:
-        """P(Yes) of each of the task's dimensions, in one pass; extension without a prompt has no text alignment."""
+        """Compute P(Yes) in all dimensions of the task at once; extension without a prompt has no text alignment."""
         dimensions = tasks.dimensions_of(task, prompt or "")
         asked = [self.question(task, dimension, prompt) for dimension in dimensions]
         answers = self._ask(self.encode(first), self.encode(second), [asked])[0]
         return {dimension: float(answer[0]) for dimension, answer in zip(dimensions, answers, strict=True)}
 
     def _ask(self, first: ImageTokens, second: ImageTokens, texts: Sequence[Sequence[str]]) -> np.ndarray:
-        """(B, D, 2): P(Yes), P(No), for B pairs and D texts a pair."""
+        """Compute P(Yes), P(No) for B pairs and D texts per pair: (B, D, 2)."""
         tokens = [self._tokens(text) for row in texts for text in row]
         length = -(-max(map(len, tokens)) // QUESTION_BUCKET) * QUESTION_BUCKET
         ids, lengths = questions.pad(tokens, length, self.tokenizer.pad_token_id or 0)
@@ -328,7 +328,7 @@ class Judge:
         }
         p = np.exp(np.asarray(self._answer(self.params, batch)))
         if not np.isfinite(p).all():
-            raise UserError("the judge's answer is not a number: check the weights and the images for NaN")
+            raise UserError("the judge's answer is NaN or Inf: check the weights and the images for NaN")
         return p
 
     def _official_processor(self) -> Any:

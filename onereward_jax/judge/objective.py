@@ -1,4 +1,4 @@
-"""Training the judge on preferences (Eq. 3): loss and metrics, pure."""
+"""The judge's training loss on preferences (Eq. 3) and its metrics, as pure functions."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,35 +15,35 @@ ApplyBothOrders = Callable[..., jax.Array]
 
 
 def preference_loss(apply: ApplyBothOrders, params: Any, batch: dict[str, jax.Array]) -> tuple[jax.Array, dict]:
-    """Eq. 3: −½ E[log P(Yes | winner, loser, q) + log P(No | loser, winner, q)], over annotated dimensions.
+    """Compute Eq. 3, −½ E[log P(Yes | winner, loser, q) + log P(No | loser, winner, q)], over annotated dimensions.
 
-    Both orders of a pair are in one batch, and all its dimensions ask on one shared prefix.
+    Both orders of a pair are in one batch, and the questions of all its dimensions share one prefix.
 
     Args:
       apply: `Judge.apply`: (params, batch, both_orders=True) -> log P(Yes), log P(No), float32 (2, B, D, 2).
-      params: of the judge.
+      params: the judge's parameters.
       batch: first, second: (B, H, W, 3) in [0, 1]
         question_ids (B, D, S), question_lengths (B, D)
-        label: (B, D), +1 the first image wins, −1 the second, 0 not annotated
-        weights: (B, D), of each dimension; 1 if absent
-        cell: optional int32 (B, D), index into `tasks.CELLS`, −1 on padding: accuracy of each cell as well
+        label: (B, D), +1 if the first image wins, −1 if the second, 0 if not annotated
+        weights: (B, D), weight of each dimension; 1 if absent
+        cell: optional int32 (B, D), index into `tasks.CELLS`, −1 on padding; adds the accuracy of each cell
 
     Returns:
       The loss and metrics, scalars: `judge/accuracy` (mean of both orders), `judge/accuracy_as_given`
-      and `judge/accuracy_swapped` (each order by itself), `judge/p_answers` (what Yes and No take of the whole
-      vocabulary's probability), `judge/accuracy/<task>/<dimension>` (NaN where the batch has no such cell).
+      and `judge/accuracy_swapped` (each order alone), `judge/p_answers` (probability of Yes and No together
+      over the whole vocabulary), `judge/accuracy/<task>/<dimension>` (NaN if the batch has no such cell).
     """
     log_p = apply(params, batch, both_orders=True)
     label = batch["label"].astype(jnp.float32)
     weights = batch.get("weights", jnp.ones_like(label)) * (label != 0)
     mean = lambda x: (x * weights).sum() / jnp.maximum(weights.sum(), 1e-8)  # noqa: E731
 
-    # The answer that is right when the first image shown wins is Yes; swapped, it is No.
-    yes_is_right = jnp.stack([label > 0, label < 0])
-    right = jnp.where(yes_is_right, log_p[..., 0], log_p[..., 1])
-    loss = -0.5 * mean(right.sum(axis=0))
+    # If the image shown first wins, the correct answer is Yes, otherwise No.
+    yes_is_correct = jnp.stack([label > 0, label < 0])
+    correct = jnp.where(yes_is_correct, log_p[..., 0], log_p[..., 1])
+    loss = -0.5 * mean(correct.sum(axis=0))
 
-    # As in `evaluation.accuracy`: the image shown first is called better when P(Yes) > ½; exactly ½ counts half.
+    # As in `evaluation.accuracy`: P(Yes) > ½ prefers the image shown first; exactly ½ counts half.
     lead = jnp.sign(jnp.exp(log_p[..., 0]) - 0.5) * label
     given, swapped = (1 + lead[0]) / 2, (1 - lead[1]) / 2
     averaged = (given + swapped) / 2
@@ -63,11 +63,11 @@ def preference_loss(apply: ApplyBothOrders, params: Any, batch: dict[str, jax.Ar
 def make_loss(
     apply: ApplyBothOrders, max_shift: int = 0, adversarial_radius: float = 0.0
 ) -> Callable[..., tuple[jax.Array, dict]]:
-    """`loss(params, frozen, batch, key)` for `training.state.supervised_step`; `frozen` are the judge's other
-    parameters, or None.
+    """Make `loss(params, frozen, batch, key)` for `training.state.supervised_step`.
 
-    With `max_shift`, the pairs are moved by `augment.shift_together`; with `adversarial_radius`, changed by
-    `augment.perturb_against`; each by the randomness of its `index` in the batch.
+    `frozen` are the judge's other parameters, or None. With `max_shift`, pairs are shifted by
+    `augment.shift_together`; with `adversarial_radius`, perturbed by `augment.perturb_against`. Random keys come from
+    the batch's `index`.
     """
 
     def loss(params, frozen, batch, key):
@@ -86,6 +86,6 @@ def make_loss(
 
 
 def _loss_as_given(apply: ApplyBothOrders, params: Any, batch: dict[str, jax.Array]) -> jax.Array:
-    """Eq. 3 in the order that the batch has, summed: half the cost, and enough for a direction."""
+    """Compute Eq. 3 in one order, summed over pairs: half the cost, and enough to find a direction."""
     log_p, label = apply(params, batch, both_orders=False), batch["label"]
     return -(jnp.where(label > 0, log_p[..., 0], log_p[..., 1]) * (label != 0)).sum()

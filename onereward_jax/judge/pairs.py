@@ -1,6 +1,6 @@
-"""Annotated pairs for the judge, of datasets in either form, and batches of pictures of many sizes.
+"""Annotated pairs for the judge, from datasets in either form, in batches of one shape.
 
-A batch holds pairs of one shape: the sizes at which the judge sees both pictures.
+A pair's shape is the sizes to which the judge resizes its two images.
 """
 
 import functools
@@ -26,13 +26,13 @@ Shape = tuple[Size, Size]
 
 
 class Pair(NamedTuple):
-    """Two candidates of a record and what annotators said of them.
+    """Two candidates of a record, with labels from the annotators.
 
     Attributes:
-      part, row: which of the datasets, and which of its records.
-      id, task, prompt, notes: of the record.
-      first, second: which of its candidates.
-      sizes: of both.
+      part, row: index of the dataset, and of the record in it.
+      id, task, prompt, notes: the record's fields.
+      first, second: indices of the candidates.
+      sizes: sizes of both images.
       labels: {dimension: +1 if the first is the winner, −1 if the second}.
     """
 
@@ -49,7 +49,7 @@ class Pair(NamedTuple):
 
 
 class Pairs(Sequence[Pair]):
-    """Pairs, and the datasets in which their pictures lie."""
+    """Pairs, and the datasets that hold their images."""
 
     def __init__(self, datasets: Sequence[Records], pairs: Sequence[Pair]):
         self._datasets, self._pairs = datasets, pairs
@@ -60,33 +60,33 @@ class Pairs(Sequence[Pair]):
     def __getitem__(self, index: Any) -> Any:
         return self._pairs[index]
 
-    def where(self, chosen: Callable[[Pair], bool]) -> "Pairs":
-        """Those of the pairs that are chosen."""
-        return Pairs(self._datasets, [pair for pair in self._pairs if chosen(pair)])
+    def where(self, condition: Callable[[Pair], bool]) -> "Pairs":
+        """Return the pairs for which the condition holds."""
+        return Pairs(self._datasets, [pair for pair in self._pairs if condition(pair)])
 
     def images(self, pair: Pair, shape: Shape | None = None) -> tuple[np.ndarray, np.ndarray]:
-        """Both pictures, uint8 (H, W, 3), resized to `shape` if it is given."""
+        """Read both images, uint8 (H, W, 3), resized to `shape` if it is given."""
         dataset = self._datasets[pair.part]
         candidates = dataset[pair.row].candidates
-        pictures = [read_image(candidates[i].image, dataset.name(pair.row)) for i in (pair.first, pair.second)]
+        images = [read_image(candidates[i].image, dataset.name(pair.row)) for i in (pair.first, pair.second)]
         if shape is not None:
-            pictures = [resized(picture, size) for picture, size in zip(pictures, shape, strict=True)]
-        return pictures[0], pictures[1]
+            images = [resized(image, size) for image, size in zip(images, shape, strict=True)]
+        return images[0], images[1]
 
 
 def read_pairs(
     *directories: Path, source: str = "", check: Callable[[Record], None] = lambda record: None, bad_share=BAD_SHARE
 ) -> Pairs:
-    """The pairs of datasets that were annotated in any dimension; bad records are named and left out.
+    """Read the annotated pairs of several datasets; bad records are reported and skipped.
 
     Args:
-      directories: in either form, or of `onereward make-preferences`.
+      directories: datasets in either form, or made by `onereward make-preferences`.
       source: "planted" or "base" reads only those pairs of `make-preferences`.
       check: raises UserError for a record that can't be used.
-      bad_share: of each dataset's records, that may be bad.
+      bad_share: the share of each dataset's records that may be bad.
 
     Raises:
-      FileNotFoundError, UserError: a directory holds no preferences, or not all of them; or too many bad ones.
+      FileNotFoundError, UserError: a directory holds no preferences, or incomplete ones, or too many bad ones.
     """
     datasets = [open_records(directory) for directory in directories]
     pairs: list[Pair] = []
@@ -97,26 +97,27 @@ def read_pairs(
                 pairs += _pairs_of(part, found.index, found.record, found.sizes)
         if len(pairs) == before:
             raise UserError(
-                f"{records.directory} holds no {source + ' ' if source else ''}pair that was annotated:"
-                " name other data, or make some"
+                f"{records.directory} holds no annotated {source + ' ' if source else ''}pair:"
+                " give other data, or make some"
             )
     return Pairs(datasets, pairs)
 
 
 def check_record(judge: Judge, question_length: int | None, record: Record) -> None:
-    """
+    """Check that the judge can be asked about a record.
+
     Args:
-      question_length: tokens that there is room for; None: any number.
+      question_length: the largest number of tokens in a question; None for no limit.
 
     Raises:
-      UserError: the judge can't be asked about the record.
+      UserError: a question can't be encoded or is too long.
     """
     for dimension in dimensions_of(record.task, record.prompt):
         judge.encode_questions([judge.question(record.task, dimension, record.prompt)], question_length)
 
 
 def _pairs_of(part: int, row: int, record: Record, sizes: Sequence[Size]) -> list[Pair]:
-    """One pair for every two candidates that some dimension set apart; all its dimensions together."""
+    """Make one pair, with the labels of all dimensions, for every two candidates with a preference."""
     labels: dict[tuple[int, int], dict[str, int]] = {}
     for preference in record.pairs:
         first, second = sorted((preference.winner, preference.loser))
@@ -139,19 +140,19 @@ def _pairs_of(part: int, row: int, record: Record, sizes: Sequence[Size]) -> lis
 
 
 def label_row(task: str, prompt: str, labels: dict[str, int]) -> np.ndarray:
-    """(E,) labels in the order of the task's dimensions: +1, −1, or 0 where the annotator saw no difference."""
+    """Return labels (E,) in the order of the task's dimensions: +1, −1, or 0 where the annotator saw no difference."""
     row = [labels.get(dimension, 0) for dimension in dimensions_of(task, prompt)]
     return np.asarray(row + [0] * (MAX_DIMENSIONS - len(row)), np.int32)
 
 
 def text_free(task: str, prompt: str) -> np.ndarray:
-    """(E,), 1 for the task's dimensions in which the prompt, and so the names of colours in it, plays no part."""
+    """Return (E,), 0 for the dimension whose question contains the prompt, and so its colour names, otherwise 1."""
     dimensions = dimensions_of(task, prompt)
     return np.asarray([int(d != "text_alignment") for d in dimensions] + [1] * (MAX_DIMENSIONS - len(dimensions)))
 
 
 def class_balance(pairs: Sequence[Pair]) -> dict[str, dict[str, int]]:
-    """{task: {dimension: annotated pairs}} of all cells, those without a pair too."""
+    """Count the annotated pairs of every cell: {task: {dimension: count}}."""
     balance: dict[str, dict[str, int]] = {}
     for task, dimension in CELLS:
         balance.setdefault(task, {})[dimension] = 0
@@ -165,19 +166,21 @@ def class_balance(pairs: Sequence[Pair]) -> dict[str, dict[str, int]]:
 
 
 def seen_size(size: Size, settings: ImageSettings, step: int = 0) -> Size:
-    """The size at which the judge sees a picture, its sides then rounded to multiples of `step` pixels (0: they are
-    not), so that pictures of many sizes share few."""
+    """Return the size to which the judge resizes an image, its sides rounded to multiples of `step` pixels.
+
+    Rounding leaves fewer distinct sizes; step 0 does not round.
+    """
     height, width = smart_resize(*size, settings)
     return (max(round(height / step), 1) * step, max(round(width / step), 1) * step) if step else (height, width)
 
 
 def seen_shape(pair: Pair, settings: ImageSettings, step: int = 0) -> Shape:
-    """`seen_size` of both pictures."""
+    """Return `seen_size` of both images."""
     return seen_size(pair.sizes[0], settings, step), seen_size(pair.sizes[1], settings, step)
 
 
 def resized(image: np.ndarray, size: Size) -> np.ndarray:
-    """uint8 (H, W, 3) -> (height, width, 3), as the official processor resizes: PIL's bicubic filter."""
+    """Resize uint8 (H, W, 3) to (height, width, 3) as the official processor does, with PIL's bicubic filter."""
     if image.shape[:2] == size:
         return image
     return np.asarray(PIL.Image.fromarray(image).resize(size[::-1], PIL.Image.Resampling.BICUBIC))
@@ -189,7 +192,7 @@ def _distance(shape: Shape, other: Shape) -> float:
 
 
 class PairDraw:
-    """Draws pairs for batches of one shape each: the sizes of both pictures, see `data.buckets`."""
+    """Draws pairs for batches of one shape each (the sizes of both images), see `data.buckets`."""
 
     def __init__(
         self,
@@ -202,40 +205,42 @@ class PairDraw:
     ):
         """
         Args:
-          weights: of the tasks.
-          balanced: of the batch's shape, a dimension of the task is drawn first, each as likely, then a pair that is
-            annotated in it.
+          weights: {task: weight}.
+          balanced: draw a dimension of the task first, uniformly, then a pair that is annotated in it.
         """
         self._pairs, self._balanced = pairs, balanced
         asked = pairs.where(lambda pair: weights.get(pair.task, 0) > 0)
-        # Both orders of a pair are asked in any case: of two sizes, the larger stands first.
+        # Both orders of a pair are asked anyway, so the larger size comes first.
         self._seen = functools.partial(seen_shape, settings=settings, step=step)
         ordered = [max(shape, shape[::-1]) for shape in map(self._seen, asked)]
-        # Fewer pairs than a batch would fill it with copies of one another.
+        # A shape with fewer pairs than a batch would fill it with copies.
         shown = common_shapes(ordered, batch_size, _distance)
         self._annotated: dict[tuple[Shape, str], dict[str, list[Pair]]] = {}
         for pair, shape in zip(asked, ordered, strict=True):
-            of_task = self._annotated.setdefault((shown[shape], pair.task), {})
+            annotated = self._annotated.setdefault((shown[shape], pair.task), {})
             for dimension in pair.labels:
-                of_task.setdefault(dimension, []).append(pair)
+                annotated.setdefault(dimension, []).append(pair)
         items = ((shown[shape], pair.task, pair) for pair, shape in zip(asked, ordered, strict=True))
         self._draw: BucketDraw[Shape, Pair] = BucketDraw(items, batch_size, weights)
         self.shapes = self._draw.shapes
 
     def shape(self, seed: int, index: int) -> Shape:
-        """Of the batch in which sample `index` of the run is."""
+        """Return the shape of the batch that contains sample `index` of the run."""
         return self._draw.shape(seed, index)
 
     def draw(
         self, generator: np.random.Generator, seed: int, index: int, task: str
     ) -> tuple[np.ndarray, np.ndarray, Pair, int, str]:
-        """Both pictures as they are shown, their pair, −1 where the pair's second stands first, otherwise 1, and the
-        dimension that was drawn, "" if none was.
+        """Draw a pair.
 
         Args:
-          generator: of the sample.
-          seed, index: of the run, and of the sample in it.
-          task: as the mixture drew it.
+          generator: the sample's random generator.
+          seed, index: the run's seed, and the sample's global index.
+          task: the task that the mixture drew.
+
+        Returns:
+          both images as shown; their pair; −1 if the pair's second image is shown first, otherwise 1; and the dimension
+          drawn, or "" if not `balanced`.
         """
         shape, task, pair = self._draw.draw(generator, seed, index, task)
         dimension = ""
@@ -244,9 +249,9 @@ class PairDraw:
             dimension = sorted(annotated)[generator.integers(len(annotated))]
             pair = annotated[dimension][generator.integers(len(annotated[dimension]))]
         if shape[0] == shape[1]:
-            turned = bool(generator.random() >= 0.5)  # which of the two stands first says nothing
+            swapped = bool(generator.random() >= 0.5)  # so that the order carries no information
         else:
-            mine = self._seen(pair)
-            turned = _distance(mine, shape) > _distance(mine[::-1], shape)
-        first, second = self._pairs.images(pair, shape[::-1] if turned else shape)
-        return (second, first, pair, -1, dimension) if turned else (first, second, pair, 1, dimension)
+            seen = self._seen(pair)
+            swapped = _distance(seen, shape) > _distance(seen[::-1], shape)
+        first, second = self._pairs.images(pair, shape[::-1] if swapped else shape)
+        return (second, first, pair, -1, dimension) if swapped else (first, second, pair, 1, dimension)

@@ -1,11 +1,11 @@
-"""The judge's question as tokens: a prefix that all questions share, and a suffix for each question.
+"""Tokenises the judge's question: a prefix that all questions share, and a suffix for each question.
 
 Prefix.begin    the system turn, "<|vision_start|>"
                 the first image
 Prefix.middle   "<|vision_end|><|vision_start|>"
                 the second image
 Prefix.end      "<|vision_end|>"
-suffix          the question, and where its answer stands
+suffix          the question, up to the answer
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ IMAGE_TOKEN = "<|image_pad|>"
 IMAGE_END = "<|vision_end|>"
 ANSWERS = ("Yes", "No")
 
-# For tokenizers that come without one: the conversation format of Qwen2.5-VL, still images only.
+# The conversation format of Qwen2.5-VL, still images only, for tokenizers without a template of their own.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {{- '<|im_start|>' + message.role + '\\n' -}}
@@ -36,21 +36,21 @@ CHAT_TEMPLATE = """\
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}
 """
 
-Tokenizer = Any  # a tokenizer of transformers
+Tokenizer = Any  # a transformers tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class Prefix:
-    """Token ids around the two images; the same for every size of image and every question."""
+    """Token ids around the two images; the same for all image sizes and questions."""
 
     begin: tuple[int, ...]
     middle: tuple[int, ...]
     end: tuple[int, ...]
 
 
-# What `shared_prefix` and `answer_ids` give for the tokenizer of the Qwen2.5-VL releases. The prefix stands in the
-# integration test of Qwen2.5-VL in transformers; Yes and No in qwen.tiktoken, the ranks of Qwen's byte pairs ("WWVz"
-# and "Tm8=" in base64), which all its releases up to 2.5 share. With small letters they are others, 9693 and 2152.
+# Results of `shared_prefix` and `answer_ids` for the tokenizer of the Qwen2.5-VL releases. The prefix is in
+# transformers' integration test of Qwen2.5-VL; Yes and No are in qwen.tiktoken, the ranks of Qwen's byte pairs ("WWVz"
+# and "Tm8=" in base64), which all releases up to 2.5 share. In lower case they are 9693 and 2152.
 OFFICIAL_PREFIX = Prefix(
     begin=(151644, 8948, 198, 2610, 525, 264, 10950, 17847, 13, 151645, 198, 151644, 872, 198, 151652),
     middle=(151653, 151652),
@@ -60,7 +60,7 @@ OFFICIAL_ANSWERS = (9454, 2753)
 
 
 def messages_of(question: str) -> list[dict[str, Any]]:
-    """The conversation: system turn, two images and the question."""
+    """Build the conversation: system turn, two images and the question."""
     return [
         {"role": "system", "content": SYSTEM},
         {"role": "user", "content": [{"type": "image"}, {"type": "image"}, {"type": "text", "text": question}]},
@@ -68,7 +68,7 @@ def messages_of(question: str) -> list[dict[str, Any]]:
 
 
 def _texts(tokenizer: Tokenizer, question: str) -> tuple[str, str, str, str]:
-    """The conversation's text: before, between and after the images, and from the question on."""
+    """Split the conversation's text: before, between and after the images, and from the question on."""
     template = None if getattr(tokenizer, "chat_template", None) else CHAT_TEMPLATE
     text = tokenizer.apply_chat_template(
         messages_of(question), tokenize=False, add_generation_prompt=True, chat_template=template
@@ -85,7 +85,7 @@ def _encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
 
 
 def shared_prefix(tokenizer: Tokenizer) -> Prefix:
-    """Everything up to and including the second image's `<|vision_end|>`.
+    """Tokenise everything up to and including the second image's `<|vision_end|>`.
 
     Raises:
       UserError: the tokenizer's chat template does not show two images.
@@ -95,7 +95,7 @@ def shared_prefix(tokenizer: Tokenizer) -> Prefix:
 
 
 def question_tokens(tokenizer: Tokenizer, question: str) -> tuple[int, ...]:
-    """A question's suffix: from the question on to where the answer stands.
+    """Tokenise a question's suffix: from the question up to the answer.
 
     Raises:
       UserError: the question is empty, or contains one of the tokenizer's special tokens.
@@ -109,11 +109,11 @@ def question_tokens(tokenizer: Tokenizer, question: str) -> tuple[int, ...]:
 
 
 def pad(tokens: Sequence[Sequence[int]], length: int | None = None, pad_id: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Questions of different lengths as one array.
+    """Pad questions of different lengths to one array.
 
     Args:
-      tokens: D token lists; an empty one stands for a dimension that is not asked.
-      length: S, static; the longest question if None.
+      tokens: D token lists; empty for a dimension that is not asked.
+      length: S, static; None uses the longest question.
 
     Returns:
       ids int32 (D, S) and lengths int32 (D,).
@@ -132,7 +132,7 @@ def pad(tokens: Sequence[Sequence[int]], length: int | None = None, pad_id: int 
 
 
 def answer_ids(tokenizer: Tokenizer) -> tuple[int, int]:
-    """Token ids of "Yes" and "No".
+    """Return the token ids of "Yes" and "No".
 
     Raises:
       UserError: one of them is not a single token.

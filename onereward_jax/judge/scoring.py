@@ -1,8 +1,8 @@
 """The judge's answer: log P(Yes) and log P(No) for pairs of images, as a pure function.
 
-The system turn and both images are computed once; the questions of all dimensions ride on them in one packed
-pass. A question sees the prefix and itself, at the positions it would have alone.
-Shapes: B pairs, D questions (dimensions) a pair, S tokens a question, P tokens of the prefix.
+The system turn and both images are computed once; the questions of all dimensions follow in one packed
+sequence. A question attends to the prefix and itself, at the positions it would have alone.
+Shapes: B pairs, D questions (dimensions) per pair, S tokens per question, P tokens in the prefix.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ class ImageTokens:
     """Images after the vision tower.
 
     Attributes:
-      features: (B, M, D), a row of tokens after the other.
+      features: (B, M, D), tokens row by row.
       grid: static, rows and columns of tokens.
     """
 
@@ -34,14 +34,14 @@ Images = jax.Array | ImageTokens  # (B, H, W, 3) in [0, 1], or already encoded
 
 
 def encode_patches(model: Any, params: Any, patches: jax.Array, grid: Grid) -> ImageTokens:
-    """(B, N, 3 · T · p²) patches and their grid, as the image processor gives them, through the vision tower."""
+    """Encode patches (B, N, 3 · T · p²) from the image processor with the vision tower; `grid` counts patches."""
     merge = model.visual.spatial_merge_size
     features = model.apply({"params": params}, patches, grid, method="encode_image")
     return ImageTokens(features, (grid[0] // merge, grid[1] // merge))
 
 
 def encode_image(model: Any, params: Any, images: Images, settings: ImageSettings) -> ImageTokens:
-    """Pixels through the vision tower; images that are already encoded come back as they are.
+    """Encode pixels with the vision tower; images that are already encoded are returned unchanged.
 
     Args:
       model: a `Qwen2_5_VL`.
@@ -53,8 +53,10 @@ def encode_image(model: Any, params: Any, images: Images, settings: ImageSetting
 
 
 def prefix_positions(prefix: Prefix, first: Grid, second: Grid) -> np.ndarray:
-    """M-RoPE positions of the prefix: text counts on in all three; an image stands still in time and spans rows
-    and columns; what follows it continues after its longer side.
+    """Compute the M-RoPE positions of the prefix.
+
+    Text advances all three positions; an image stays at one time and spans rows and columns; the text after it
+    continues from its longer side.
 
     Args:
       first, second: rows and columns of the images' tokens.
@@ -84,7 +86,7 @@ def prefix_positions(prefix: Prefix, first: Grid, second: Grid) -> np.ndarray:
 
 
 def packed_mask(prefix_length: int, questions: int, question_length: int) -> np.ndarray:
-    """Who attends to whom: causal, except that a question does not see the questions before it.
+    """Make the attention mask: causal, except that a question does not see the questions before it.
 
     Returns:
       (L, L) boolean, queries first, L = prefix_length + questions · question_length.
@@ -103,9 +105,9 @@ def answer_logits(
     question_ids: jax.Array,
     question_lengths: jax.Array,
 ) -> jax.Array:
-    """Logits over the whole vocabulary where each question's answer stands: float32 (B, D, V).
+    """Compute the logits of each question's answer over the whole vocabulary: float32 (B, D, V).
 
-    Arguments as of `log_p_answers`.
+    For the arguments see `log_p_answers`.
     """
     batch, questions, question_length = question_ids.shape
     apply = lambda method, *inputs: model.apply({"params": params}, *inputs, method=method)  # noqa: E731
@@ -124,7 +126,7 @@ def answer_logits(
     mask = packed_mask(prefix_length, questions, question_length)
 
     states = apply("decode", embeddings, jnp.asarray(positions)[:, None], jnp.asarray(mask)[None])
-    # Only the last token of each question meets the output matrix.
+    # The output matrix is applied to the last token of each question only.
     asked = states[:, prefix_length:].reshape(batch, questions, question_length, -1)
     last = jnp.maximum(question_lengths - 1, 0)[..., None, None]
     return shard_batch(apply("unembed", jnp.take_along_axis(asked, last, axis=2)[:, :, 0]))
@@ -141,17 +143,17 @@ def log_p_answers(
     yes_no: tuple[int, int],
     settings: ImageSettings,
 ) -> jax.Array:
-    """log P(Yes) and log P(No), over the whole vocabulary, for pairs of images.
+    """Compute log P(Yes) and log P(No), over the whole vocabulary, for pairs of images.
 
     Args:
-      model: a `Qwen2_5_VL`; its methods are `encode_image`, `embed`, `decode` and `unembed`.
+      model: a `Qwen2_5_VL`, with the methods `encode_image`, `embed`, `decode` and `unembed`.
       params: its parameters.
       first, second: (B, H, W, 3), float in [0, 1], of any two sizes, or `ImageTokens`.
       prefix: the text around the images.
       question_ids: int32 (B, D, S), padded.
-      question_lengths: int32 (B, D); 0 where a dimension is not asked: its answer means nothing.
+      question_lengths: int32 (B, D); 0 where a dimension is not asked, so that its answer is meaningless.
       yes_no: token ids of the two answers.
-      settings: how the judge sees an image.
+      settings: image preprocessing.
 
     Returns:
       float32 (B, D, 2).
@@ -172,7 +174,7 @@ def log_p_both_orders(
     yes_no: tuple[int, int],
     settings: ImageSettings,
 ) -> jax.Array:
-    """`log_p_answers` of (first, second) and of (second, first); each image passes the vision tower once.
+    """Compute `log_p_answers` for (first, second) and (second, first), encoding each image once.
 
     Returns:
       float32 (2, B, D, 2).

@@ -1,6 +1,6 @@
-"""From pixels to the judge's patches, in JAX: resize, normalise, patchify, with a gradient.
+"""The judge's image preprocessing in JAX, differentiable: resize, normalise, patchify.
 
-Equals `transformers.Qwen2VLImageProcessorPil`, apart from its rounding to whole grey levels.
+Equals `transformers.Qwen2VLImageProcessorPil`, except that it does not round to whole grey levels.
 Shapes: B batch, H × W pixels, N patches.
 """
 
@@ -23,20 +23,20 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_ASPECT_RATIO = 200
 
-# From this version on, Pillow resizes rows before columns where the height shrinks much more than the width.
+# From this version on, Pillow resizes vertically first if the height shrinks much more than the width.
 _PILLOW_ORDERS_BY_SHAPE = int(PIL.__version__.split(".")[0]) >= 13
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageSettings:
-    """How the judge sees an image: the content of `preprocessor_config.json`.
+    """Image preprocessing: the content of `preprocessor_config.json`.
 
     Attributes:
       patch_size: side of a patch in pixels.
-      merge_size: side, in patches, of what becomes one token.
-      temporal_patch_size: frames of a patch; a still image is repeated.
-      min_pixels, max_pixels: images outside are resized to it.
-      image_mean, image_std: of red, green and blue in [0, 1].
+      merge_size: side of a token in patches.
+      temporal_patch_size: frames per patch; a still image is repeated.
+      min_pixels, max_pixels: images are resized to an area in this range.
+      image_mean, image_std: mean and standard deviation of red, green and blue in [0, 1].
     """
 
     patch_size: int = 14
@@ -49,7 +49,7 @@ class ImageSettings:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "ImageSettings":
-        """Reads the content of `preprocessor_config.json`, of older and newer releases."""
+        """Parse the content of `preprocessor_config.json`, from older or newer releases."""
         size = config.get("size") or {}
         smallest = config.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels") or cls.min_pixels
         largest = config.get("max_pixels") or size.get("longest_edge") or size.get("max_pixels") or cls.max_pixels
@@ -64,7 +64,7 @@ class ImageSettings:
         )
 
     def to_config(self) -> dict[str, Any]:
-        """The content of `preprocessor_config.json` with which transformers opens the processor."""
+        """Make the content of `preprocessor_config.json` with which transformers opens the processor."""
         return {
             "image_processor_type": "Qwen2VLImageProcessor",
             "processor_class": "Qwen2_5_VLProcessor",
@@ -80,15 +80,15 @@ class ImageSettings:
         }
 
 
-# preprocessor_config.json of the Qwen2.5-VL releases.
+# From preprocessor_config.json in the Qwen2.5-VL releases.
 OFFICIAL_SETTINGS = ImageSettings(max_pixels=12_845_056)
 
 
 def smart_resize(height: int, width: int, settings: ImageSettings) -> tuple[int, int]:
-    """The size at which the judge sees an image: sides divisible into tokens, area within the limits.
+    """Return the (height, width) to which an image is resized: sides divisible into tokens, area within the limits.
 
     Raises:
-      UserError: the image is longer than 200 times its short side.
+      UserError: the long side is more than 200 times the short side.
     """
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise UserError(
@@ -108,14 +108,14 @@ def smart_resize(height: int, width: int, settings: ImageSettings) -> tuple[int,
 
 
 def grid_of(height: int, width: int, settings: ImageSettings) -> Grid:
-    """Rows and columns of patches of an image of this size."""
+    """Return the rows and columns of patches of an image of this size."""
     new_height, new_width = smart_resize(height, width, settings)
     return new_height // settings.patch_size, new_width // settings.patch_size
 
 
 @functools.lru_cache(maxsize=64)
 def bicubic_weights(size: int, new_size: int) -> np.ndarray:
-    """PIL's bicubic filter (a = −1/2, widened when shrinking) as a matrix (new_size, size), float32."""
+    """Build PIL's bicubic filter (a = −1/2, widened when shrinking) as a float32 matrix (new_size, size)."""
     scale = size / new_size
     stretch = max(scale, 1.0)
     support = 2.0 * stretch
@@ -138,16 +138,16 @@ def _vertical_first(height: int, width: int, new_height: int, new_width: int) ->
 
 
 def resize(images: jax.Array, height: int, width: int) -> jax.Array:
-    """Antialiased bicubic resizing as PIL does it: one direction after the other, clipped to [0, 1] after each.
+    """Resize as PIL does, antialiased bicubic: one direction at a time, clipped to [0, 1] after each.
 
-    What lies outside [0, 1] to begin with (a decoder's overshoot) is resized apart and not clipped: clipping
-    would leave such pixels without a gradient. On images within [0, 1] this changes nothing.
+    The part of the input outside [0, 1] (a decoder's overshoot) is resized separately and not clipped: clipping
+    would leave such pixels without a gradient. For images within [0, 1] this changes nothing.
 
     Args:
       images: (B, H, W, 3), float.
 
     Returns:
-      (B, height, width, 3), float32; the images themselves if they have that size.
+      (B, height, width, 3), float32; the images unchanged if they have that size.
     """
     images = images.astype(jnp.float32)
     old_height, old_width = images.shape[1:3]
@@ -170,13 +170,13 @@ def resize(images: jax.Array, height: int, width: int) -> jax.Array:
 
 
 def patchify(images: jax.Array, settings: ImageSettings) -> jax.Array:
-    """Cuts images into patches, in the processor's order.
+    """Split images into patches, in the processor's order.
 
     Args:
       images: (B, H, W, 3), sides divisible by patch_size · merge_size.
 
     Returns:
-      (B, N, 3 · temporal_patch_size · patch_size²): merge_size² neighbours after one another.
+      (B, N, 3 · temporal_patch_size · patch_size²), with the merge_size² patches of a token in sequence.
     """
     batch, height, width, channels = images.shape
     patch, merge = settings.patch_size, settings.merge_size
@@ -188,7 +188,7 @@ def patchify(images: jax.Array, settings: ImageSettings) -> jax.Array:
 
 
 def preprocess(images: jax.Array, settings: ImageSettings) -> tuple[jax.Array, Grid]:
-    """Images as the judge's vision tower takes them.
+    """Preprocess images for the judge's vision tower.
 
     Args:
       images: (B, H, W, 3), float in [0, 1]; values outside are kept.
