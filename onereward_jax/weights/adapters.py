@@ -1,6 +1,6 @@
-"""Adapters in files: FLUX in the naming of diffusers/PEFT, kohya, XLabs and Black Forest Labs, the judge in PEFT's.
+"""Adapter files: FLUX with the names of diffusers/PEFT, kohya, XLabs or Black Forest Labs, the judge with PEFT's.
 
-`with_adapters` is for who loads a model, `load_adapters` with `models.lora.attach` or `models.lora.merge` for the rest.
+Use `with_adapters` when loading a model, otherwise `load_adapters` with `models.lora.attach` or `models.lora.merge`.
 """
 
 import collections
@@ -25,10 +25,10 @@ from onereward_jax.weights.safetensors import DTYPES, Tensor, read_header, read_
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
 PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_METADATA = "lora_adapter_metadata"  # diffusers' field of the file's header: PEFT's configuration as JSON
+_METADATA = "lora_adapter_metadata"  # where diffusers puts PEFT's configuration in the file's header, as JSON
 
-# Beginnings of tensors' names that say which component of a pipeline they belong to; the first that fits.
-_OWNERS = {
+# Prefixes of tensor names for each component of a pipeline; the first match wins.
+_PREFIXES = {
     "text_encoder_2": re.compile(r"text_encoder_2\.|text_encoders\.t5xxl\.(?:transformer\.)?|lora_te[23]_"),
     "text_encoder": re.compile(r"text_encoder\.|text_encoders\.clip_l\.(?:transformer\.)?|lora_te1?_"),
     "transformer": re.compile(
@@ -42,7 +42,7 @@ _ALPHA = re.compile(r"(.+)\.alpha")
 
 
 class _Place(NamedTuple):
-    """A layer of the model: one of a stack, or one by itself (None)."""
+    """A layer of the model, stacked or not (`layer` is None)."""
 
     path: str
     layer: int | None
@@ -50,18 +50,18 @@ class _Place(NamedTuple):
 
 
 def load_adapters(kind: str, params: trees.Tree, adapters: Sequence[tuple[str | Path, float]]) -> trees.Tree:
-    """Several adapters as one, each by its weight, for `models.lora.attach` and `models.lora.merge`.
+    """Read several weighted adapters as one, for `models.lora.attach` and `models.lora.merge`.
 
     Args:
-      kind: component that they are for: "transformer", "judge", "text_encoder" or "text_encoder_2". What a file holds
-        for other components of a pipeline is left to the calls for those.
+      kind: the component to adapt: "transformer", "judge", "text_encoder" or "text_encoder_2". Tensors for other
+        components of a pipeline are ignored.
       params: the component's parameters, or their shapes.
-      adapters: (path, weight). A path is a .safetensors file, a directory with one (pytorch_lora_weights of diffusers,
-        adapter_model and adapter_config.json of PEFT), or a repository of the Hugging Face hub.
+      adapters: (path, weight). A path is a .safetensors file, a directory with one (diffusers' pytorch_lora_weights,
+        PEFT's adapter_model and adapter_config.json), or a repository on the Hugging Face hub.
 
     Returns:
-      The adapter, float32 on the host, the factors alpha / rank and the weights in its B. Empty where the files hold
-      nothing for the component.
+      The adapter, float32 on the host, with alpha / rank and the weights multiplied into B. Empty if the files have no
+      tensors for the component.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -71,12 +71,13 @@ def load_adapters(kind: str, params: trees.Tree, adapters: Sequence[tuple[str | 
 
 
 def with_adapters(kind: str, params: trees.Tree, adapters: Adapters) -> trees.Tree:
-    """The component's parameters with adapters from files: attached to the transformer or the judge, merged into a text
-    encoder, whose layers look for none.
+    """Add adapters from files to a component's parameters.
+
+    They are attached to the transformer or the judge, and merged into a text encoder, whose layers can't read them.
 
     Args:
-      kind, params: as of `load_adapters`.
-      adapters: nothing, a path, or several paths, each with a weight or without: `["a", ("b", 0.5)]`.
+      kind, params: see `load_adapters`.
+      adapters: None, a path, or several paths, each with or without a weight: `["a", ("b", 0.5)]`.
     """
     given = [] if adapters is None else [adapters] if isinstance(adapters, str | Path) else list(adapters)
     weighted = [(one, 1.0) if isinstance(one, str | Path) else one for one in given]
@@ -87,15 +88,15 @@ def with_adapters(kind: str, params: trees.Tree, adapters: Adapters) -> trees.Tr
 def save_adapter(
     directory: str | Path, kind: str, adapter: trees.Tree, scale: float = 1.0, base: str | None = None
 ) -> None:
-    """Writes an adapter as `load_adapters` and other programs read it; other files of the directory are kept.
+    """Write an adapter for `load_adapters` and other programs; the directory's other files are kept.
 
-    The scale is in the tensors, and the file says alpha = rank: a program that does not look for alpha is right too.
+    The scale is multiplied into the tensors, and the file says alpha = rank, so ignoring alpha is right too.
 
     Args:
-      kind: "transformer": pytorch_lora_weights.safetensors, as diffusers' `load_lora_weights` takes it; "judge":
-        adapter_model.safetensors and adapter_config.json, as PEFT takes them.
-      scale: of A·B, see `models.lora.attach`.
-      base: the model that it is for, a note for PEFT.
+      kind: "transformer" writes pytorch_lora_weights.safetensors for diffusers' `load_lora_weights`; "judge" writes
+        adapter_model.safetensors and adapter_config.json for PEFT.
+      scale: factor on A·B, see `models.lora.attach`.
+      base: the name of the base model, which PEFT notes.
     """
     module = kind_of(kind).module()
     peft_name = getattr(module, "nested_name", lambda name: name)
@@ -120,7 +121,7 @@ def save_adapter(
 
 
 def is_adapter(directory: str | Path) -> bool:
-    """Whether `save_adapter` wrote it."""
+    """Whether the directory holds an adapter that `save_adapter` wrote."""
     return any((Path(directory) / name).is_file() for name in (DIFFUSERS_FILE, PEFT_FILE))
 
 
@@ -128,8 +129,10 @@ def is_adapter(directory: str | Path) -> bool:
 
 
 def _peft_config(table: rules.Table, pairs: dict[str, tuple[np.ndarray, np.ndarray]], peft_name: Any) -> dict:
-    """Fields of PEFT's `LoraConfig`, with regular expressions that match the adapter's layers and no others: PEFT would
-    take a list's "proj_out" for every layer whose name ends so."""
+    """Make the fields of PEFT's `LoraConfig`, with regular expressions that match only the adapter's layers.
+
+    With a list of names instead, PEFT would match "proj_out" to every layer whose name ends in it.
+    """
     patterns, ranks = {}, {path: a.shape[-1] for path, (a, _) in pairs.items()}
     for path in pairs:
         name = peft_name(rules.official_name(table, f"{path}/kernel").removesuffix(".weight"))
@@ -158,9 +161,9 @@ def _load_adapter(kind: str, params: trees.Tree, path: str | Path) -> trees.Tree
     names = _names(kind, _places(kind, params))
     problems: dict[str, list[str]] = collections.defaultdict(list)
 
-    found: dict[str, dict[str, Tensor]] = collections.defaultdict(dict)  # layer as the file calls it -> its tensors
+    found: dict[str, dict[str, Tensor]] = collections.defaultdict(dict)  # layer name in the file -> its tensors
     for key, tensor in header.items():
-        name = _own_name(kind, key)
+        name = _component_name(kind, key)
         if name is None:
             continue
         if match := _FACTOR.fullmatch(name):
@@ -168,7 +171,7 @@ def _load_adapter(kind: str, params: trees.Tree, path: str | Path) -> trees.Tree
         elif match := _ALPHA.fullmatch(name):
             found[match[1]]["alpha"] = tensor
         else:
-            problems["neither A, B nor alpha of an adapter"].append(key)
+            problems["neither A, B nor alpha"].append(key)
     problems["not supported"] += _unsupported(config)
 
     official_name = getattr(kind_of(kind).module(), "official_name", lambda name: name)
@@ -189,7 +192,7 @@ def _load_adapter(kind: str, params: trees.Tree, path: str | Path) -> trees.Tree
         rank = a.shape[0] if a.shape else 0
         if not rank or a.shape != (rank, features_in) or b.shape != (sum(sizes), rank):
             problems["wrong shape"].append(
-                f"{layer} has A {a.shape} and B {b.shape}, the model asks for (r, {features_in}) and ({sum(sizes)}, r)"
+                f"{layer} has A {a.shape} and B {b.shape}, the model needs (r, {features_in}) and ({sum(sizes)}, r)"
             )
             continue
         rows = b.read().astype(np.float32) * _scale(config, tensors.get("alpha"), rank, kind, places[0])
@@ -201,33 +204,33 @@ def _load_adapter(kind: str, params: trees.Tree, path: str | Path) -> trees.Tree
             parts[place] = a.read().astype(np.float32).T, part.T
     if not header:
         problems["nothing"].append("the file has no tensors")
-    if told := "; ".join(part for what, which in problems.items() for part in listed(what, which)):
-        raise UserError(f"the adapter {file} does not fit this {kind}: {told}")
+    if found_problems := "; ".join(part for problem, names in problems.items() for part in listed(problem, names)):
+        raise UserError(f"the adapter {file} does not fit this {kind}: {found_problems}")
     return _stacked(parts, params)
 
 
 def _stacked(parts: dict[_Place, tuple[np.ndarray, np.ndarray]], params: trees.Tree) -> trees.Tree:
-    """Layers of a stack beside each other; zeros for those without an adapter, and up to the highest rank."""
+    """Stack the layers, with zeros for layers without an adapter and up to the highest rank."""
     by_path: dict[str, dict[int | None, tuple[np.ndarray, np.ndarray]]] = collections.defaultdict(dict)
     for place, ab in parts.items():
         by_path[place.path][place.layer] = ab
     kernels, pairs = lora.layers(params), {}
-    for path, of_layers in by_path.items():
-        if None in of_layers:
-            pairs[path] = of_layers[None]
+    for path, layers in by_path.items():
+        if None in layers:
+            pairs[path] = layers[None]
             continue
         count, features_in, features_out = kernels[path].shape
-        rank = max(a.shape[1] for a, _ in of_layers.values())
+        rank = max(a.shape[1] for a, _ in layers.values())
         stacked_a = np.zeros((count, features_in, rank), np.float32)
         stacked_b = np.zeros((count, rank, features_out), np.float32)
-        for layer, (a, b) in of_layers.items():
+        for layer, (a, b) in layers.items():
             stacked_a[layer, :, : a.shape[1]], stacked_b[layer, : b.shape[0]] = a, b
         pairs[path] = stacked_a, stacked_b
     return lora.from_factors(pairs)
 
 
 def _places(kind: str, params: trees.Tree) -> dict[str, _Place]:
-    """{official name of a layer: its place}."""
+    """Return {official layer name: place}."""
     table, places = kind_of(kind).module().TABLE, {}
     for path, kernel in lora.layers(params).items():
         name = rules.official_name(table, f"{path}/kernel").removesuffix(".weight")
@@ -240,7 +243,7 @@ def _places(kind: str, params: trees.Tree) -> dict[str, _Place]:
 
 
 def _names(kind: str, places: dict[str, _Place]) -> dict[str, tuple[list[_Place], bool]]:
-    """{what a program calls a layer: (where its rows belong, whether its halves change places)}."""
+    """Return {layer name in any program: (places of its rows, whether its halves are swapped)}."""
     names = {name: ([place], False) for name, place in places.items()}
     if kind == "transformer":
         layers = range(1 + max((place.layer or 0 for place in places.values()), default=0))
@@ -254,11 +257,11 @@ def _names(kind: str, places: dict[str, _Place]) -> dict[str, tuple[list[_Place]
     return {name.replace(".", "_"): target for name, target in names.items()} | names
 
 
-def _own_name(kind: str, key: str) -> str | None:
-    """The tensor's name without the component's prefix; None of another component."""
+def _component_name(kind: str, key: str) -> str | None:
+    """Return the tensor's name without the component's prefix; None if it belongs to another component."""
     if kind == "judge":
         return key.removeprefix(_PEFT_PREFIX)
-    owner, match = next((owner, match) for owner, regex in _OWNERS.items() if (match := regex.match(key)))
+    owner, match = next((owner, match) for owner, regex in _PREFIXES.items() if (match := regex.match(key)))
     return key.removeprefix(match[0]) if owner == kind else None
 
 
@@ -268,29 +271,29 @@ def _file_of(path: str | Path) -> Path:
         named = [found / name for name in (DIFFUSERS_FILE, PEFT_FILE) if (found / name).is_file()]
         files = named[:1] or sorted(found.glob("*.safetensors"))
         if len(files) > 1:
-            raise UserError(f"{found} has {len(files)} .safetensors files: give the adapter's own path")
+            raise UserError(f"{found} has {len(files)} .safetensors files: give the path of the adapter's file")
         if not files:
             raise FileNotFoundError(
-                f"{found} has no .safetensors file with an adapter, such as {DIFFUSERS_FILE} (a pickle is not read):"
+                f"{found} has no .safetensors file with an adapter, such as {DIFFUSERS_FILE} (pickles are not read):"
                 " give the path of one"
             )
         return files[0]
     if not found.is_file():
         raise FileNotFoundError(f"there is no adapter {path}: give a .safetensors file, or a directory with one")
     if found.suffix != ".safetensors":
-        raise UserError(f"{found} is no .safetensors file: convert it, since a pickle can run code when it is read")
+        raise UserError(f"{found} is not a .safetensors file: convert it, since a pickle can run code when it is read")
     return found
 
 
 def _config_of(file: Path, kind: str) -> dict[str, Any]:
-    """PEFT's configuration: beside the file, or in its header."""
+    """Read PEFT's configuration, from beside the file or from its header."""
     if (file.with_name(PEFT_CONFIG)).is_file():
         return read_json(file.with_name(PEFT_CONFIG))
     try:
         config = json.loads(read_metadata(file).get(_METADATA, "{}"))
         return {name.removeprefix(f"{kind}."): value for name, value in config.items() if name.startswith(f"{kind}.")}
     except (ValueError, AttributeError):
-        raise UserError(f"{file} is damaged: its {_METADATA} is no JSON object") from None
+        raise UserError(f"{file} is damaged: its {_METADATA} is not a JSON object") from None
 
 
 def _unsupported(config: dict[str, Any]) -> list[str]:
@@ -307,7 +310,7 @@ def _unsupported(config: dict[str, Any]) -> list[str]:
 
 
 def _scale(config: dict[str, Any], alpha: Tensor | None, rank: int, kind: str, place: _Place) -> np.float32:
-    """alpha / rank: of the file's own tensor, or of PEFT's configuration, or 1."""
+    """Return alpha / rank, with alpha from the file's own tensor or PEFT's configuration, or else 1."""
     if alpha is not None:
         return np.float32(float(alpha.read().reshape(-1)[0]) / rank)
     if "lora_alpha" not in config:

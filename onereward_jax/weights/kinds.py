@@ -1,4 +1,4 @@
-"""The components of a pipeline, and where each is described."""
+"""The components of a pipeline, and the module that describes each."""
 
 import importlib
 from types import ModuleType
@@ -11,21 +11,21 @@ class Kind(NamedTuple):
     """One component.
 
     Its `weights` module has `TABLE`, `module_from_config`, `config_of` and `example_inputs`, and may have
-      ALIASES, TIED_ALIASES: {official name: another name of the same tensor}; a file may hold either or both;
-      IGNORED: names of tensors that some files hold and no model reads;
+      ALIASES, TIED_ALIASES: {official name: second name of the same tensor}; a file may hold either or both;
+      IGNORED: names of tensors that some files hold and the model does not use;
       official_name(name): a tensor's name in a file -> its name in the table, where some files differ.
     """
 
     weights: str  # module in names/
-    type_field: str  # the field of config.json that tells the architecture
-    type_name: str  # and its value
-    stem: str  # name of the weight files
+    type_field: str  # the field of config.json that names the architecture
+    type_name: str  # its value
+    stem: str  # stem of the weight files' names
 
     def module(self) -> ModuleType:
         return importlib.import_module(f"onereward_jax.weights.names.{self.weights}")
 
     def aliases(self, expected: dict[str, Any]) -> dict[str, str]:
-        """Second names, but not those that are tensors of their own in this model."""
+        """Return {name: second name}, without second names that are separate tensors in this model."""
         module = self.module()
         both = getattr(module, "ALIASES", {}) | getattr(module, "TIED_ALIASES", {})
         return {name: other for name, other in both.items() if name in expected and other not in expected}
@@ -41,10 +41,10 @@ KINDS = {
 
 
 def kind_of(name: str) -> Kind:
-    """The component of that name.
+    """Look up a component by name.
 
     Raises:
-      UserError: there is none.
+      UserError: there is no such component.
     """
     if name not in KINDS:
         raise UserError(f"unknown kind of component {name!r}: choose one of {', '.join(KINDS)}")

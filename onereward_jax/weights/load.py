@@ -20,7 +20,7 @@ from onereward_jax.weights.safetensors import DTYPES, Tensor, read_header
 
 PARAM_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_NAMED = 8  # so many names of each kind of mismatch; the rest is counted
+_NAMED = 8  # names listed for each kind of mismatch; the rest are counted
 
 
 def load_component(
@@ -30,24 +30,24 @@ def load_component(
     fields: Mapping[str, Any] | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[Any, trees.Tree]:
-    """The module that a directory describes, and its weights.
+    """Load a component: the module that config.json describes, and its weights.
 
     Args:
       directory: holds config.json and *.safetensors, in one file or in shards with an index.
       kind: "transformer", "vae", "text_encoder", "text_encoder_2" or "judge".
-      dtype: of the parameters: "float32" (masters of training) or "bfloat16". Files may hold float64, float32,
+      dtype: dtype of the parameters: "float32" (training masters) or "bfloat16". Files may hold float64, float32,
         float16 or bfloat16.
-      fields: fields of the module that config.json does not know: `dtype` of the computation, `remat`, ...
-      mesh: puts the parameters there by `parallel.rules.TRANSFORMER_RULES`. Each device's part is read from the files
-        as it is needed, so this machine's memory holds one parameter at a time.
+      fields: module fields that are not in config.json: the compute `dtype`, `remat`, ...
+      mesh: shards the parameters by `parallel.rules.TRANSFORMER_RULES`. Each device's part is read from the files when
+        needed, so host memory holds one parameter at a time.
 
     Returns:
-      The Flax module and its parameters: on the mesh, or without one as numpy arrays in this machine's memory.
+      The Flax module and its parameters: on the mesh, or without one as NumPy arrays on the host.
 
     Raises:
-      FileNotFoundError: the directory, config.json or the weights are not there.
-      UserError: the configuration is not that of the kind, the files do not fit it (one message names every
-        mismatch), or there are only pickles.
+      FileNotFoundError: the directory, config.json or the weights are missing.
+      UserError: the configuration is for another kind, the files do not fit it (one message names every mismatch), or
+        there are only pickles.
     """
     directory = Path(directory)
     component = kind_of(kind)
@@ -55,19 +55,19 @@ def load_component(
     module = module_from_directory(directory, kind, fields)
     weights, shapes = component.module(), param_shapes(module, kind)
     tensors = _checked(directory, component, rules.official_shapes(weights.TABLE, shapes))
-    place = None if mesh is None else functools.partial(_on_mesh, mesh)
+    place = None if mesh is None else functools.partial(_place_on_mesh, mesh)
     return module, rules.from_official(weights.TABLE, shapes, lambda name: tensors[name].read(), param_dtype, place)
 
 
-def _on_mesh(mesh: Mesh, path: str, shape: tuple[int, ...], part: Callable[[Any], np.ndarray]) -> jax.Array:
+def _place_on_mesh(mesh: Mesh, path: str, shape: tuple[int, ...], part: Callable[[Any], np.ndarray]) -> jax.Array:
     return jax.make_array_from_callback(shape, sharding_of(path, shape, mesh), part)
 
 
 def module_from_directory(directory: str | Path, kind: str, fields: Mapping[str, Any] | None = None) -> Any:
-    """The module that a directory's config.json describes; its weights are not looked at.
+    """Build the module that a directory's config.json describes, without reading weights.
 
     Raises:
-      FileNotFoundError, UserError: as `load_component`.
+      FileNotFoundError, UserError: see `load_component`.
     """
     directory = Path(directory)
     component = kind_of(kind)
@@ -79,23 +79,23 @@ def module_from_directory(directory: str | Path, kind: str, fields: Mapping[str,
 
 
 def param_shapes(module: Any, kind: str) -> trees.Tree:
-    """The parameters of a component's module as `jax.ShapeDtypeStruct`s, float32."""
+    """Return the parameters' shapes as `jax.ShapeDtypeStruct`s, float32."""
     example_inputs = kind_of(kind).module().example_inputs
     return jax.eval_shape(lambda: module.init(jax.random.key(0), *example_inputs(module)))["params"]
 
 
 def stored_dtype(directory: str | Path, kind: str) -> str:
-    """In which of `PARAM_DTYPES` a component's files lose nothing."""
+    """Return the smallest of `PARAM_DTYPES` that holds a component's files without loss."""
     files, _ = _weight_files(Path(directory), kind_of(kind).stem)
     codes = {tensor.dtype for file in files for tensor in read_header(file).values()}
     return "bfloat16" if codes == {"BF16"} else "float32"
 
 
 def param_dtype_of(name: str) -> np.dtype:
-    """The parameters' dtype of that name.
+    """Look up a parameter dtype by name.
 
     Raises:
-      UserError: parameters cannot have it.
+      UserError: parameters can't have it.
     """
     if name not in PARAM_DTYPES:
         raise UserError(f"parameters cannot be {name!r}: choose one of {', '.join(PARAM_DTYPES)}")
@@ -111,7 +111,7 @@ def _config(directory: Path, kind: str, component: Kind) -> dict[str, Any]:
             raise FileNotFoundError(f"{directory} is a whole pipeline: give its subdirectory with the {kind}")
         raise FileNotFoundError(f"{directory} has no config.json: give the directory of a {kind} as it was published")
     config = read_json(file)
-    # A component of another library has its name in another field.
+    # Another library's component names its architecture in another field.
     names = (component.type_field, "_class_name", "model_type")
     found = next((config[name] for name in names if name in config), component.type_name)
     if found != component.type_name:
@@ -120,7 +120,7 @@ def _config(directory: Path, kind: str, component: Kind) -> dict[str, Any]:
 
 
 def _weight_files(directory: Path, stem: str) -> tuple[list[Path], dict[str, str] | None]:
-    """The files to read, and the index's {tensor: file name} if there is one."""
+    """List the files to read, and the index's {tensor: file name} if there is one."""
     single, index = directory / f"{stem}.safetensors", directory / f"{stem}.safetensors.index.json"
     if single.is_file() and index.is_file():
         raise UserError(f"{directory} has both {single.name} and {index.name}: remove the one that is out of date")
@@ -140,7 +140,7 @@ def _weight_files(directory: Path, stem: str) -> tuple[list[Path], dict[str, str
         pickles = sorted(file.name for pattern in _PICKLES for file in directory.glob(pattern))
         if pickles:
             raise UserError(
-                f"{directory} has its weights only as pickle ({pickles[0]}), which can run code when read: "
+                f"{directory} has weights only as pickle ({pickles[0]}), which can run code when read: "
                 "give a directory with .safetensors files"
             )
         raise FileNotFoundError(f"{directory} has no .safetensors file: download the weights")
@@ -153,11 +153,11 @@ def _weight_files(directory: Path, stem: str) -> tuple[list[Path], dict[str, str
 
 
 def _checked(directory: Path, component: Kind, expected: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
-    """Official name -> tensor for everything that is expected; all mismatches in one message."""
+    """Return {official name: tensor} for all expected tensors; one message names every mismatch."""
     files, weight_map = _weight_files(directory, component.stem)
     problems: list[str] = []
     found: dict[str, Tensor] = {}
-    unread: set[str] = set()  # files that cannot be read: what they should hold is not reported as missing, too
+    unread: set[str] = set()  # unreadable files: their tensors are not reported as missing as well
     official_name = getattr(component.module(), "official_name", lambda name: name)
     for file in files:
         if not file.is_file():
@@ -192,7 +192,7 @@ def _checked(directory: Path, component: Kind, expected: dict[str, tuple[int, ..
     problems += listed(
         "wrong shape",
         [
-            f"{where(name)} is {found[name].shape}, config.json asks for {tuple(expected[name])}"
+            f"{where(name)} is {found[name].shape}, config.json says {tuple(expected[name])}"
             for name in common
             if found[name].shape != tuple(expected[name])
         ],
@@ -206,9 +206,9 @@ def _checked(directory: Path, component: Kind, expected: dict[str, tuple[int, ..
     return found
 
 
-def listed(what: str, names: list[str]) -> list[str]:
-    """A part of a message about mismatches: what is wrong, and the first of the names; nothing where there are none."""
+def listed(problem: str, names: list[str]) -> list[str]:
+    """Format a problem and the first of the names that have it; an empty list if there are no names."""
     if not names:
         return []
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return [f"{what}: {', '.join(names[:_NAMED])}{more}"]
+    return [f"{problem}: {', '.join(names[:_NAMED])}{more}"]

@@ -1,4 +1,4 @@
-"""The published models' configurations: their modules and shapes at full size, without any of their files."""
+"""Configurations of the published models: full-size modules and shapes without any of their files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +8,7 @@ from onereward_jax.errors import UserError
 from onereward_jax.weights.kinds import kind_of
 from onereward_jax.weights.load import module_from_directory
 
-# Of config.json, what a module is made from.
+# The fields of config.json that define a module.
 _FLUX_FILL: dict[str, Any] = {
     "patch_size": 1,
     "in_channels": 384,
@@ -73,7 +73,7 @@ _QWEN_3B: dict[str, Any] = {
     },
     "vision_config": _QWEN_7B["vision_config"] | {"out_hidden_size": 2048},
 }
-# Repository of the hub -> kind of component -> its configuration.
+# Hub repository -> kind of component -> configuration.
 OFFICIAL: dict[str, dict[str, dict[str, Any]]] = {
     "black-forest-labs/FLUX.1-Fill-dev": {"transformer": _FLUX_FILL, "vae": _FLUX_VAE},
     "Qwen/Qwen2.5-VL-7B-Instruct": {"judge": _QWEN_7B},
@@ -82,16 +82,16 @@ OFFICIAL: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def official_module(model: str, kind: str, fields: Mapping[str, Any] | None = None) -> Any:
-    """The module of a published model's component, or of a model in a directory; neither weights nor network are asked.
+    """Build the module of a component of a published model or a local one, without weights or network access.
 
     Args:
-      model: a repository of the hub that is in `OFFICIAL`, or a directory in its official layout.
+      model: a hub repository in `OFFICIAL`, or a directory in the official layout.
       kind: "transformer", "vae" or "judge".
-      fields: fields of the module that config.json does not know: `dtype` of the computation, `remat`, ...
+      fields: module fields that are not in config.json: the compute `dtype`, `remat`, ...
 
     Raises:
       UserError: the model is neither.
-      FileNotFoundError, UserError: as `load.module_from_directory`.
+      FileNotFoundError, UserError: see `load.module_from_directory`.
     """
     if kind in OFFICIAL.get(model, {}):
         return kind_of(kind).module().module_from_config(OFFICIAL[model][kind], **(fields or {}))
@@ -99,6 +99,6 @@ def official_module(model: str, kind: str, fields: Mapping[str, Any] | None = No
     if not directory.is_dir():
         known = [name for name, parts in OFFICIAL.items() if kind in parts]
         raise UserError(
-            f"the configuration of {model} is not known here: give a directory that holds it, or {' or '.join(known)}"
+            f"the configuration of {model} is not built in: give a directory that holds it, or {' or '.join(known)}"
         )
     return module_from_directory(directory if kind == "judge" else directory / kind, kind, fields)

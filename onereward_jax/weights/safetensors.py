@@ -1,7 +1,7 @@
 """The safetensors format: 8 bytes of header length, a JSON header, the tensors' bytes.
 
-Reading is by memory map, one tensor at a time; writing is a stream. So neither needs more memory than one tensor,
-and bfloat16, which numpy lacks, is as good as the others.
+Files are read through a memory map and written as a stream, so neither needs more memory than one tensor. bfloat16,
+which NumPy lacks, is supported.
 """
 
 import json
@@ -15,7 +15,7 @@ import numpy as np
 
 from onereward_jax.errors import UserError
 
-# Those that a parameter may have on disk.
+# dtypes that a parameter may have on disk.
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -27,15 +27,15 @@ _MAX_HEADER = 100_000_000  # the format's own limit
 
 
 class Tensor(NamedTuple):
-    """Where a tensor lies."""
+    """A tensor's position in a file."""
 
     file: Path
-    dtype: str  # as the format names it: "BF16"
+    dtype: str  # the format's name for it: "BF16"
     shape: tuple[int, ...]
-    offset: int  # of its first byte in the file
+    offset: int  # position of its first byte
 
     def read(self) -> np.ndarray:
-        """The tensor, as a read-only view of the file."""
+        """Return the tensor as a read-only view of the file."""
         count = int(np.prod(self.shape, dtype=np.int64))
         if count == 0:
             return np.zeros(self.shape, DTYPES[self.dtype])
@@ -44,7 +44,7 @@ class Tensor(NamedTuple):
 
 
 def read_header(file: Path) -> dict[str, Tensor]:
-    """The tensors of a file.
+    """List the tensors in a file.
 
     Raises:
       UserError: the file is cut off or damaged; the message names it.
@@ -64,13 +64,13 @@ def read_header(file: Path) -> dict[str, Tensor]:
     tensors = {}
     for name, dtype, shape, begin, stop in entries:
         if dtype in DTYPES and int(np.prod(shape, dtype=np.int64)) * DTYPES[dtype].itemsize != stop - begin:
-            raise UserError(f"{file} is damaged: the size of {name} is not that of its shape")
+            raise UserError(f"{file} is damaged: the size of {name} does not match its shape")
         tensors[name] = Tensor(file, dtype, shape, start + begin)
     return tensors
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """What a file's writer noted beside the tensors.
+    """Read the metadata in a file's header.
 
     Raises:
       UserError: the file is cut off or damaged; the message names it.
@@ -79,14 +79,14 @@ def read_metadata(file: Path) -> dict[str, str]:
 
 
 def _header(file: Path) -> tuple[dict[str, Any], int]:
-    """The header as it stands, and where the data starts."""
+    """Read the header, and the offset at which the data starts."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or (length <= _MAX_HEADER and size < 8 + length):
             raise UserError(f"{file} is truncated: {size} bytes do not even hold its header")
         if length > _MAX_HEADER:
-            raise UserError(f"{file} is no safetensors file: it has no valid header")
+            raise UserError(f"{file} is not a safetensors file: it has no valid header")
         try:
             header = json.loads(stream.read(length))
         except ValueError:
@@ -103,10 +103,10 @@ def write(
     dtype: np.dtype,
     metadata: Mapping[str, str],
 ) -> None:
-    """Writes one file, tensor by tensor.
+    """Write one file, tensor by tensor.
 
     Args:
-      shapes: every tensor's shape, in the order in which `tensors` gives them.
+      shapes: every tensor's shape, in the order of `tensors`.
       tensors: (name, array), consumed one at a time and cast to `dtype`.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)}

@@ -1,4 +1,4 @@
-"""Writes a component to the official directory layout, for diffusers, transformers and `load_component`."""
+"""Writes a component in the official directory layout, for diffusers, transformers and `load_component`."""
 
 from collections.abc import Iterator, Mapping
 from itertools import islice
@@ -15,7 +15,7 @@ from onereward_jax.weights.load import param_dtype_of, param_shapes
 from onereward_jax.weights.names import rules
 from onereward_jax.weights.safetensors import write
 
-# diffusers asks for a version: the first whose configuration has all fields that we write.
+# diffusers requires a version: the first whose configuration has all the fields that we write.
 _DIFFUSERS_VERSION = "0.36.0"
 MAX_SHARD_BYTES = 5_000_000_000
 
@@ -28,18 +28,18 @@ def save_component(
     dtype: str = "float32",
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Writes config.json and the weights; what was in the directory is replaced at once when all is written.
+    """Write config.json and the weights atomically: an existing directory is replaced once everything is written.
 
     Args:
-      directory: is made; if it is there, its config.json and weights are replaced and its other files kept.
+      directory: made if missing; otherwise its config.json and weights are replaced and its other files kept.
       kind: "transformer", "vae", "text_encoder", "text_encoder_2" or "judge".
       module: the Flax module, or its configuration as `module_from_config` takes it.
-      params: its parameters, on host or on devices; fetched one stack of layers at a time.
-      dtype: on disk: "float32" or "bfloat16".
-      max_shard_bytes: a larger model is written in shards with an index.
+      params: the parameters, on host or on devices; fetched one stack of layers at a time.
+      dtype: dtype on disk: "float32" or "bfloat16".
+      max_shard_bytes: larger models are written in shards with an index.
 
     Raises:
-      UserError: the directory is a file or has subdirectories, or the parameters are not the module's.
+      UserError: the directory is a file or has subdirectories, or the parameters do not fit the module.
     """
     directory = Path(directory).resolve()
     component = kind_of(kind)
@@ -56,9 +56,9 @@ def save_component(
     else:
         config["dtype"] = dtype
 
-    # The judge's tokenizer stays, for one; shards of an earlier export do not.
-    of_weights = lambda name: name.startswith((f"{component.stem}.", f"{component.stem}-")) and ".safetensors" in name  # noqa: E731
-    with atomic_directory(directory, keep=lambda name: not of_weights(name)) as partial:
+    # Other files, such as the judge's tokenizer, are kept; shards of an earlier export are not.
+    is_weights = lambda name: name.startswith((f"{component.stem}.", f"{component.stem}-")) and ".safetensors" in name  # noqa: E731
+    with atomic_directory(directory, keep=lambda name: not is_weights(name)) as partial:
         write_json(partial / "config.json", config)
         _write_weights(partial, component.stem, weights.TABLE, params, param_dtype, max_shard_bytes)
 
@@ -69,7 +69,7 @@ def _write_weights(
     shapes = rules.official_shapes(table, params)
     sizes = {name: int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for name, shape in shapes.items()}
     shards = _split(sizes, max_shard_bytes)
-    tensors = rules.to_official(table, params)  # one iterator over all shards, in the order of shapes
+    tensors = rules.to_official(table, params)  # one iterator for all shards, in the order of shapes
     if len(shards) == 1:
         write(directory / f"{stem}.safetensors", shapes, tensors, dtype, {"format": "pt"})
         return
@@ -84,7 +84,7 @@ def _write_weights(
 
 
 def _split(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
-    """Names in order, cut into shards of at most `limit` bytes; a larger tensor is a shard of its own."""
+    """Split the names, in order, into shards of at most `limit` bytes; a larger tensor gets its own shard."""
     shards: list[list[str]] = [[]]
     filled = 0
     for name, size in sizes.items():
@@ -102,7 +102,7 @@ def _check_params(module: Any, params: trees.Tree, kind: str) -> None:
     if expected != given:
         different = sorted(path for path in expected.keys() | given.keys() if expected.get(path) != given.get(path))
         raise UserError(
-            f"these are not the parameters of this {kind}: {different[0]} is {given.get(different[0])}, "
+            f"the parameters do not fit this {kind}: {different[0]} is {given.get(different[0])}, "
             f"the module has {expected.get(different[0])} ({len(different)} differ)"
         )
 
@@ -115,5 +115,5 @@ def _check_other_files(directory: Path) -> None:
     for entry in sorted(directory.iterdir()):
         if not entry.is_file():
             raise UserError(
-                f"{directory} holds {entry.name}, which is no file of a component: choose another directory"
+                f"{directory} holds {entry.name}, which does not belong to a component: choose another directory"
             )

@@ -214,7 +214,7 @@ def test_wrong_input_is_one_sentence(arguments, overrides, words, capsys):
         (("--mesh", "fsdp=3"), {}, "asks for 3 devices, but there are 8"),
         ((), {"mesh.fsdp": 16, "mesh.tensor": -1}, "asks for 16 devices or a multiple, but there are 8"),
         (("--batch", "6"), {}, "a batch of 6 can't be shared by 4 devices"),
-        ((), {"model.base": "some/where"}, "the configuration of some/where is not known here: give a directory"),
+        ((), {"model.base": "some/where"}, "the configuration of some/where is not built in: give a directory"),
     ],
 )
 def test_an_impossible_combination_is_one_sentence(slice_of, arguments, overrides, words, capsys):

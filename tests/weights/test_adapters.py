@@ -97,11 +97,11 @@ def test_all_mismatches_are_in_one_message(params, tmp_path):
     with pytest.raises(UserError) as error:
         load_adapters("transformer", params, [(file, 1.0)])
     for part in (
-        f"neither A, B nor alpha of an adapter: {Q}.dora_scale",
+        f"neither A, B nor alpha: {Q}.dora_scale",
         "no such layer: transformer_blocks.7.attn.to_q",
         "incomplete: transformer_blocks.0.attn.to_k has no B",
         "wrong dtype: proj_out is I32",
-        "wrong shape: transformer_blocks.0.attn.to_q has A (2, 31) and B (32, 2), the model asks for (r, 32) and",
+        "wrong shape: transformer_blocks.0.attn.to_q has A (2, 31) and B (32, 2), the model needs (r, 32) and",
     ):
         assert part in str(error.value)
 

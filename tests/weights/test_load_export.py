@@ -223,7 +223,7 @@ def test_every_mismatch_is_in_one_message(copy):
         str(copy),
         "missing: proj_out.bias, transformer_blocks.1.ff.net.2.weight",
         "unexpected: extra.weight (diffusion_pytorch_model.safetensors)",
-        "x_embedder.weight (diffusion_pytorch_model.safetensors) is (12, 16), config.json asks for (16, 12)",
+        "x_embedder.weight (diffusion_pytorch_model.safetensors) is (12, 16), config.json says (16, 12)",
         "x_embedder.bias (diffusion_pytorch_model.safetensors) is I32, not a float",
     ):
         assert part in message
@@ -250,7 +250,7 @@ def test_a_truncated_file_is_named(copy, keep):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"version https://git-lfs.github.com/spec/v1", "is no safetensors file"),
+        (b"version https://git-lfs.github.com/spec/v1", "is not a safetensors file"),
         (struct.pack("<Q", 4) + b"nope", "is damaged"),
         (struct.pack("<Q", 6) + b'{"a":1', "is damaged"),
         (struct.pack("<Q", 2) + b"[]", "is damaged"),

@@ -18,7 +18,7 @@ TABLE: Table = (
     Rule(r"final_layer_norm/bias", r"text_model.final_layer_norm.bias"),
 )
 
-# Files of older versions of transformers also hold the numbers of the positions.
+# Files from older transformers versions also hold the position indices.
 IGNORED = ("text_model.embeddings.position_ids",)
 
 _FIELDS = (
@@ -35,21 +35,21 @@ _FIELDS = (
 
 
 def official_name(name: str) -> str:
-    """A tensor's name in a file -> its name in the table: some versions of transformers leave out the prefix."""
+    """Convert a tensor's name in a file to the table's: some transformers versions leave out the prefix."""
     return name if name.startswith("text_model.") else f"text_model.{name}"
 
 
 def module_from_config(config: dict[str, Any], **overrides: Any) -> CLIPTextEncoder:
-    """The module that an official `config.json` describes.
+    """Build the module that an official `config.json` describes.
 
     Args:
-      config: the file's content; what does not concern the text encoder is ignored.
+      config: the file's content; fields that do not concern the text encoder are ignored.
       overrides: fields of `CLIPTextEncoder`, e.g. `dtype`, `remat`.
 
     Raises:
       UserError: a field is missing.
     """
-    # A file without the token is read as transformers reads it, with the end of text of the first vocabulary.
+    # transformers' default, the end-of-text token of the first vocabulary.
     config = {"eos_token_id": 49407} | config
     fields = {name: config[name] for name in _FIELDS if name in config} | overrides
     try:
@@ -59,12 +59,12 @@ def module_from_config(config: dict[str, Any], **overrides: Any) -> CLIPTextEnco
 
 
 def config_of(module: CLIPTextEncoder) -> dict[str, Any]:
-    """The `config.json` with which transformers opens the exported weights."""
+    """Make the `config.json` with which transformers opens the exported weights."""
     return {
         "architectures": ["CLIPTextModel"],
         "model_type": "clip_text_model",
         **{name: getattr(module, name) for name in _FIELDS},
-        "projection_dim": module.hidden_size,  # of no consequence: the model ends before the projection
+        "projection_dim": module.hidden_size,  # irrelevant: the model ends before the projection
         "attention_dropout": 0.0,
         "initializer_factor": 1.0,
         "initializer_range": 0.02,
@@ -74,5 +74,5 @@ def config_of(module: CLIPTextEncoder) -> dict[str, Any]:
 
 
 def example_inputs(module: CLIPTextEncoder) -> tuple[jnp.ndarray]:
-    """Arguments for `init` and `eval_shape`: (1, 2) tokens."""
+    """Make arguments for `init` and `eval_shape`: (1, 2) tokens."""
     return (jnp.zeros((1, 2), jnp.int32),)

@@ -43,7 +43,7 @@ _FIELDS = (
 
 
 def module_from_config(config: dict[str, Any], **overrides: Any) -> FluxTransformer:
-    """The module that a `FluxTransformer2DModel` configuration describes.
+    """Build the module that a `FluxTransformer2DModel` configuration describes.
 
     Args:
       config: content of the official `config.json`.
@@ -66,7 +66,7 @@ def module_from_config(config: dict[str, Any], **overrides: Any) -> FluxTransfor
 
 
 def config_of(module: FluxTransformer) -> dict[str, Any]:
-    """The `config.json` with which diffusers opens the exported weights."""
+    """Make the `config.json` with which diffusers opens the exported weights."""
     config = {name: getattr(module, name) for name in _FIELDS}
     return {
         "_class_name": "FluxTransformer2DModel",
@@ -77,7 +77,7 @@ def config_of(module: FluxTransformer) -> dict[str, Any]:
 
 
 def example_inputs(module: FluxTransformer) -> tuple:
-    """Arguments for `init` and `eval_shape`: one sample of 2 image and 2 text tokens."""
+    """Make arguments for `init` and `eval_shape`: one sample of 2 image and 2 text tokens."""
     ids = jnp.zeros((2, len(module.axes_dims_rope)))
     return (
         jnp.zeros((1, 2, module.in_channels)),

@@ -24,7 +24,7 @@ TABLE: Table = (
     Rule(r"lm_head/kernel", r"lm_head.weight", "linear"),
 )
 
-# With tied embeddings, files may hold the output matrix as well: one tensor under two names.
+# With tied embeddings, files may also hold the output matrix: one tensor under two names.
 TIED_ALIASES = {"model.embed_tokens.weight": "lm_head.weight"}
 
 _VISION_FIELDS = (
@@ -49,7 +49,7 @@ _TEXT_FIELDS = (
     "num_key_value_heads",
     "rms_norm_eps",
 )
-# The defaults of transformers' Qwen2_5_VLVisionConfig; the hub release's file leaves most of them out.
+# Defaults of transformers' Qwen2_5_VLVisionConfig; the file in the hub release leaves most of them out.
 _VISION_DEFAULTS = {
     "depth": 32,
     "hidden_size": 3584,
@@ -63,7 +63,7 @@ _VISION_DEFAULTS = {
 
 
 def official_name(name: str) -> str:
-    """A tensor's name in a file -> its name in the table: some versions of transformers nest the two parts."""
+    """Convert a tensor's name in a file to the table's: some transformers versions nest the two parts."""
     for nested, flat in (("model.visual.", "visual."), ("model.language_model.", "model.")):
         if name.startswith(nested):
             return flat + name.removeprefix(nested)
@@ -71,7 +71,7 @@ def official_name(name: str) -> str:
 
 
 def nested_name(name: str) -> str:
-    """Undoes `official_name`: what current transformers calls it."""
+    """Invert `official_name`: return the name in current transformers."""
     for nested, flat in (("model.visual.", "visual."), ("model.language_model.", "model.")):
         if name.startswith(flat):
             return nested + name.removeprefix(flat)
@@ -79,18 +79,18 @@ def nested_name(name: str) -> str:
 
 
 def module_from_config(config: dict[str, Any], **overrides: Any) -> Qwen2_5_VL:
-    """The module that an official `config.json` describes.
+    """Build the module that an official `config.json` describes.
 
     Args:
       config: the file's content: flat, as in the hub release, or with a `text_config`, as transformers now writes it.
-      overrides: `dtype`, `remat` and `attention_implementation`, of both parts.
+      overrides: `dtype`, `remat` and `attention_implementation` of both parts.
 
     Raises:
       UserError: another architecture, a feature this model lacks, or a missing field.
     """
     kind = config.get("model_type", "qwen2_5_vl")
     if kind != "qwen2_5_vl":
-        raise UserError(f"the checkpoint is of type {kind!r}: the judge needs a Qwen2.5-VL ('qwen2_5_vl')")
+        raise UserError(f"the checkpoint has model_type {kind!r}: the judge needs a Qwen2.5-VL ('qwen2_5_vl')")
     text = config.get("text_config") or config
     vision: dict[str, Any] = _VISION_DEFAULTS | dict(config.get("vision_config") or {})
     if text.get("use_sliding_window"):
@@ -113,11 +113,11 @@ def module_from_config(config: dict[str, Any], **overrides: Any) -> Qwen2_5_VL:
     text_fields |= {
         "rope_theta": float(rope.get("rope_theta", text.get("rope_theta", 1_000_000.0))),
         "mrope_section": tuple(rope.get("mrope_section", (16, 24, 24))),
-        # A tied table is the output matrix too, whose logits should start near 1.
+        # A tied table is also the output matrix, whose logits should start near 1.
         "embedding_stddev": text["hidden_size"] ** -0.5 if tied else 1.0,
     }
     vision_fields: dict[str, Any] = {name: vision[name] for name in _VISION_FIELDS if name in vision}
-    if "in_chans" in vision:  # the hub release's word
+    if "in_chans" in vision:  # the name in the hub release
         vision_fields["in_channels"] = vision["in_chans"]
     vision_fields["fullatt_block_indexes"] = tuple(vision_fields["fullatt_block_indexes"])
     try:
@@ -135,9 +135,9 @@ _OFFICIAL_END_OF_TURN = 151645
 
 
 def config_of(module: Qwen2_5_VL) -> dict[str, Any]:
-    """The `config.json` with which transformers opens the exported weights."""
+    """Make the `config.json` with which transformers opens the exported weights."""
     text, vision = module.model, module.visual
-    # transformers supposes the official vocabulary's ends of text, and warns where a smaller one has no such tokens.
+    # transformers assumes the official vocabulary's end tokens, and warns if a smaller vocabulary lacks them.
     ends = {} if text.vocab_size > _OFFICIAL_END_OF_TURN else {"bos_token_id": None, "eos_token_id": None}
     return {
         "architectures": ["Qwen2_5_VLForConditionalGeneration"],
@@ -167,7 +167,7 @@ def config_of(module: Qwen2_5_VL) -> dict[str, Any]:
 
 
 def example_inputs(module: Qwen2_5_VL) -> tuple:
-    """Arguments for `init` and `eval_shape`: one image of one token, in a text of two."""
+    """Make arguments for `init` and `eval_shape`: an image of one token, in a text of two."""
     visual = module.visual
     merge = visual.spatial_merge_size
     patch = visual.in_channels * visual.temporal_patch_size * visual.patch_size**2

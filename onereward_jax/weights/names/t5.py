@@ -33,15 +33,15 @@ _FIELDS = (
 
 
 def official_name(name: str) -> str:
-    """A tensor's name in a file -> its name in the table."""
+    """Convert a tensor's name in a file to the table's."""
     return next((official for official, alias in ALIASES.items() if name == alias), name)
 
 
 def module_from_config(config: dict[str, Any], **overrides: Any) -> T5Encoder:
-    """The module that an official `config.json` describes.
+    """Build the module that an official `config.json` describes.
 
     Args:
-      config: the file's content; what does not concern the encoder is ignored.
+      config: the file's content; fields that do not concern the encoder are ignored.
       overrides: fields of `T5Encoder`, e.g. `dtype`, `remat`.
 
     Raises:
@@ -58,7 +58,7 @@ def module_from_config(config: dict[str, Any], **overrides: Any) -> T5Encoder:
 
 
 def config_of(module: T5Encoder) -> dict[str, Any]:
-    """The `config.json` with which transformers opens the exported weights."""
+    """Make the `config.json` with which transformers opens the exported weights."""
     return {
         "architectures": ["T5EncoderModel"],
         "model_type": "t5",
@@ -77,5 +77,5 @@ def config_of(module: T5Encoder) -> dict[str, Any]:
 
 
 def example_inputs(module: T5Encoder) -> tuple[jnp.ndarray]:
-    """Arguments for `init` and `eval_shape`: (1, 2) tokens."""
+    """Make arguments for `init` and `eval_shape`: (1, 2) tokens."""
     return (jnp.zeros((1, 2), jnp.int32),)

@@ -46,7 +46,7 @@ _FIELDS = (
     "use_post_quant_conv",
 )
 
-# What the official class assumes where a configuration is silent, and we do not.
+# Defaults of the official class that differ from ours.
 _OFFICIAL_DEFAULTS: dict[str, Any] = {
     "block_out_channels": (64,),
     "layers_per_block": 1,
@@ -60,7 +60,7 @@ _ONLY_SUPPORTED = {"act_fn": "silu", "mid_block_add_attention": True}
 
 
 def module_from_config(config: dict[str, Any], **overrides: Any) -> AutoencoderKL:
-    """The module that an `AutoencoderKL` configuration describes.
+    """Build the module that an `AutoencoderKL` configuration describes.
 
     Args:
       config: content of the official `config.json`.
@@ -74,7 +74,7 @@ def module_from_config(config: dict[str, Any], **overrides: Any) -> AutoencoderK
             raise UserError(f"{name} is {config[name]!r}: only autoencoders with {value!r} can be loaded")
     for name, block in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         if set(config.get(name, [block])) != {block}:
-            raise UserError(f"{name} is {config[name]}: only autoencoders of {block!r} can be loaded")
+            raise UserError(f"{name} is {config[name]}: only autoencoders with {block!r} can be loaded")
     given = _OFFICIAL_DEFAULTS | config
     fields = {name: given[name] for name in _FIELDS if name in given} | overrides
     fields["block_out_channels"] = tuple(fields["block_out_channels"])
@@ -87,7 +87,7 @@ def module_from_config(config: dict[str, Any], **overrides: Any) -> AutoencoderK
 
 
 def config_of(module: AutoencoderKL) -> dict[str, Any]:
-    """The `config.json` with which diffusers opens the exported weights."""
+    """Make the `config.json` with which diffusers opens the exported weights."""
     blocks = len(module.block_out_channels)
     return {
         "_class_name": "AutoencoderKL",
@@ -102,6 +102,6 @@ def config_of(module: AutoencoderKL) -> dict[str, Any]:
 
 
 def example_inputs(module: AutoencoderKL) -> tuple[jnp.ndarray]:
-    """Arguments for `init` and `eval_shape`: one image of 2×2 latents."""
+    """Make arguments for `init` and `eval_shape`: one image of 2×2 latents."""
     side = 2 ** len(module.block_out_channels)
     return (jnp.zeros((1, side, side, module.in_channels)),)
