@@ -82,10 +82,10 @@ def train_judge(config: ConfigDict, workdir: Path, watch: Watch | None = None) -
         params = adapters.init(params, jax.random.key(config.seed))
     else:
         frozen = {name: tree for name, tree in judge.params.items() if name not in params}
-    whole = functools.partial(adapters.whole, frozen=frozen)
+    full_params = functools.partial(adapters.full_params, frozen=frozen)
 
     def export(trained: Any) -> None:
-        trained = hosts.fetch(trained if adapters.rank else whole(trained))
+        trained = hosts.fetch(trained if adapters.rank else full_params(trained))
         if not hosts.is_primary():
             return
         if adapters.rank:
@@ -101,7 +101,7 @@ def train_judge(config: ConfigDict, workdir: Path, watch: Watch | None = None) -
 
         def evaluate(state: TrainState) -> dict[str, float]:
             averaged = state.averaged
-            found = measure(whole(averaged))
+            found = measure(full_params(averaged))
             if settings.keep_best:
                 best.see(int(state.step), found, averaged)
             return {f"judge/held_out/{name}": value for name, value in found.items()}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from onereward_jax.errors import UserError
 from onereward_jax.images.grid import GAP, LABEL_HEIGHT, MASK_COLOUR, image_grid, mask_overlay, png, to_uint8, write_png
 
 
@@ -25,9 +26,9 @@ def test_grid_with_headings_and_mixed_sizes():
     assert headed.shape[0] == plain.shape[0] + LABEL_HEIGHT
     assert (headed[:LABEL_HEIGHT] < 200).any()
     np.testing.assert_array_equal(headed[LABEL_HEIGHT + GAP :], plain[GAP:])
-    with pytest.raises(ValueError, match="at least one image"):
+    with pytest.raises(UserError):
         image_grid([])
-    with pytest.raises(ValueError, match="one for each column"):
+    with pytest.raises(UserError):
         image_grid([[small, grey]], columns=("a",))
 
 
@@ -36,7 +37,7 @@ def test_conversion_rounds_clips_and_refuses():
         to_uint8(np.array([[[-1.0, 0.5, 2.0], [np.nan, 1.0, 0.0]]])), [[[0, 128, 255], [0, 255, 0]]]
     )
     for wrong in (np.zeros((2, 2, 4), np.uint8), np.zeros(3), np.zeros((2, 2, 3), np.int32)):
-        with pytest.raises(ValueError, match="an image"):
+        with pytest.raises(UserError):
             to_uint8(wrong)
 
 
@@ -48,7 +49,7 @@ def test_overlay_changes_the_hole_alone_and_outlines_it():
     np.testing.assert_array_equal(shown[mask == 0], image[mask == 0])
     np.testing.assert_array_equal(shown[3, 5], MASK_COLOUR)
     assert abs(shown[5, 5].astype(int) - image[5, 5]).max() < abs(shown[3, 5].astype(int) - image[3, 5]).max()
-    with pytest.raises(ValueError, match="same height and width"):
+    with pytest.raises(UserError):
         mask_overlay(image, mask[:6])
 
 
