@@ -46,3 +46,15 @@ def test_torch_is_never_imported_and_linen_only_by_models(path):
     assert not imported & {"torch", "diffusers", "peft", "tensorflow"}
     if path.relative_to(PACKAGE).parts[0] != "models":
         assert not any(name.startswith("flax.linen") for name in imports_of(path))
+
+
+# Folders of tests/ that are no rooms: fixtures, recorded results, and tests of the whole.
+OTHER_TESTS = {"support", "goldens", "parity", "kill_and_resume", "multiprocess"}
+
+
+def test_tests_mirror_the_rooms_and_share_fixtures_in_support():
+    folders = {path.name for path in (TOP / "tests").iterdir() if path.is_dir() and path.name != "__pycache__"}
+    assert folders - OTHER_TESTS <= {name for row in ROWS for name in row}
+    for path in (TOP / "tests").rglob("*.py"):
+        imported = {name for name in imports_of(path) if re.match(r"tests\.(?!support\b)\w", name)}
+        assert not imported, f"{path} takes {imported} of another test: move what they share to tests/support"

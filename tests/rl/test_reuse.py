@@ -21,9 +21,9 @@ from onereward_jax.rl.step import make_step
 from onereward_jax.training import loop
 from onereward_jax.training.metrics import read_metrics
 from onereward_jax.training.state import create_state
-from tests.rl.test_step import Linear
 from tests.support import tiny_rl
 from tests.support.tiny_plan import CONFIG, TINY
+from tests.support.tiny_rl import Linear
 
 BATCH, CONDITIONS = 4, 8
 

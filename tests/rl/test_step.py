@@ -20,8 +20,7 @@ from onereward_jax.rl.step_config import StepConfig
 from onereward_jax.tasks import CELLS
 from onereward_jax.training.state import create_state
 from tests.support import tiny_rl
-
-TOKENS, WIDTH = 16, 8  # packed latents of a tiny sample: 8×8 latents of two channels
+from tests.support.tiny_rl import TOKENS, WIDTH, Linear
 
 
 def distance(a, b) -> float:
@@ -123,15 +122,6 @@ def test_rewards_are_reported_for_the_cells_of_the_batch():
     _, metrics = tiny_rl.step()(tiny_rl.state(), tiny_rl.models().frozen, one_task)
     present = {name for name, value in metrics.items() if name.startswith("rewards/") and not np.isnan(value)}
     assert present == {"rewards/object_removal/removal_quality", "rewards/mean"}
-
-
-class Linear:
-    """A transformer of one number: v = w·x_σ + g·p, with p the prompt's first number and g the embedded guidance.
-    The tiny batch's negative prompt is 0, so that true guidance makes it w·x_σ + s·g·p."""
-
-    def apply(self, variables, hidden, prompt_embeds, pooled, sigma, img_ids, txt_ids, guidance):
-        prompt = guidance[:, None, None] * prompt_embeds[:, :1, :1]
-        return variables["params"]["w"] * hidden[..., :WIDTH] + prompt
 
 
 class Watched:

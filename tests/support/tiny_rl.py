@@ -119,3 +119,15 @@ def step(config: StepConfig = CONFIG):
     """The jitted update; nothing is donated, so that a test can compare states."""
     made = models()
     return jax.jit(make_step(made.transformer, made.vae, scorer, optimizer(), config))
+
+
+TOKENS, WIDTH = 16, 8  # packed latents of a tiny sample: 8×8 latents of two channels
+
+
+class Linear:
+    """A transformer of one number: v = w·x_σ + g·p, with p the prompt's first number and g the embedded guidance.
+    The tiny batch's negative prompt is 0, so that true guidance makes it w·x_σ + s·g·p."""
+
+    def apply(self, variables, hidden, prompt_embeds, pooled, sigma, img_ids, txt_ids, guidance):
+        prompt = guidance[:, None, None] * prompt_embeds[:, :1, :1]
+        return variables["params"]["w"] * hidden[..., :WIDTH] + prompt
