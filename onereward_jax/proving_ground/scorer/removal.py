@@ -1,0 +1,24 @@
+"""Whether the object to be removed is gone."""
+
+import numpy as np
+
+from onereward_jax.proving_ground.scorer.aesthetics import cleanness, tone_factor
+from onereward_jax.proving_ground.scorer.measures import bell, chroma_bins
+from onereward_jax.proving_ground.scorer.observation import Observation, named_distance
+from onereward_jax.proving_ground.scorer.photograph import Photograph
+from onereward_jax.proving_ground.scorer.truth import Truth
+from onereward_jax.proving_ground.spec import chroma
+
+
+def removal_quality(truth: Truth, picture: np.ndarray, look: Observation, photograph: Photograph) -> float:
+    passes = photograph.consistency * photograph.structure
+    return _gone(truth, look) * passes * cleanness(truth, picture, look) * tone_factor(truth, picture, look)
+
+
+def _gone(truth: Truth, look: Observation) -> float:
+    """How much of the object's colourfulness is left in the hole, as a share of the object's own."""
+    table, margin = truth.distance_table, 0.06
+    left = np.maximum(table[chroma_bins(chroma(look.picture))] - margin, 0)[truth.hole].sum()
+    native = np.maximum(table[chroma_bins(chroma(truth.background))] - margin, 0)[truth.hole].sum()
+    object_own = max(named_distance(truth) - margin, 0.1) * max(float(truth.alpha.sum()), 1.0)
+    return bell(float((left - native) / object_own), 0.02, 0.45)

@@ -1,0 +1,39 @@
+"""The verdict between two images, from their scores."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+
+from onereward_jax.proving_ground.scorer.dimensions import score
+from onereward_jax.proving_ground.spec import Scene
+
+# Fixed before any model was trained, and not to be moved. The margin is on the mean over a scene's dimensions: .04 is
+# one dimension of four falling by .16, or removal quality, the only one of its scenes, by .04. What a person would not
+# tell apart stays below it (a target blurred by .8 pixels or with noise of 4 grey levels moves by less than .02, and a
+# defect of a fifth of the gross strength by about as much); most kinds at half the gross strength move it by more.
+TIE_MARGIN = 0.04
+
+Verdict = Literal["good", "same", "bad"]
+
+
+def compare(scene: Scene, image_a: np.ndarray, image_b: np.ndarray) -> Verdict:
+    """Is `image_a` better than `image_b` by truth: "good", "same" or "bad".
+
+    The means of `score` over the scene's dimensions are compared, each dimension counting alike; a difference of at
+    most `TIE_MARGIN` is "same".
+    """
+    return verdict(score(scene, image_a), score(scene, image_b))
+
+
+def verdict(scores_a: Mapping[str, float], scores_b: Mapping[str, float]) -> Verdict:
+    """`compare` for scores that are already there."""
+    difference = overall(scores_a) - overall(scores_b)
+    if abs(difference) <= TIE_MARGIN:
+        return "same"
+    return "good" if difference > 0 else "bad"
+
+
+def overall(scores: Mapping[str, float]) -> float:
+    """One number for an image: the mean over its dimensions."""
+    return float(np.mean(list(scores.values())))
