@@ -1,4 +1,4 @@
-"""The questions of many samples at once, as the judge's batches hold them."""
+"""Batches of questions for the judge."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,10 @@ MAX_DIMENSIONS = max(len(dimensions_of(task)) for task in TASKS)
 
 
 def question_batch(judge: Judge, tasks: Sequence[str], prompts: Sequence[str], length: int) -> Questions:
-    """Every sample's questions, padded to the largest set of dimensions.
+    """Tokenise the questions of every sample, padded to the largest number of dimensions.
 
     Args:
-      length: tokens of a question, S; static, so that one compiled program serves every batch.
+      length: S, tokens per question; static, so that one compiled program serves every batch.
 
     Returns:
       NumPy arrays; padding has length 0, weight 0 and cell −1.
@@ -40,11 +40,11 @@ def question_batch(judge: Judge, tasks: Sequence[str], prompts: Sequence[str], l
 
 
 def ask_only(batch: dict[str, np.ndarray], asked: np.ndarray) -> dict[str, np.ndarray]:
-    """Keeps K of the E questions of every sample: what is not asked costs nothing.
+    """Keep K of the E questions of every sample, so that the others cost nothing.
 
     Args:
       batch: arrays (B, E, ...).
-      asked: (B, K), which.
+      asked: (B, K), indices of the questions to keep.
 
     Returns:
       arrays (B, K, ...).

@@ -21,19 +21,18 @@ from onereward_jax.judge.scorer import JudgeScorer, Questions, unit_range
 from onereward_jax.models.lora import attach
 from onereward_jax.weights.adapters import load_adapters
 
-MEMBERS = "members"  # beside the base's parameters: adapters, stacked over a leading axis
+MEMBERS = "members"  # key of the adapters, stacked over a leading axis, beside the base's parameters
 
 
 @dataclasses.dataclass(frozen=True)
 class EnsembleScorer:
-    """The mean of several judges' P, as `JudgeScorer` gives one's.
+    """Averages P over the members of an ensemble; called like `JudgeScorer`.
 
-    Members share the vision tower, so an image passes it once, whatever their number. They read the tokens one after
-    the other: without a gradient memory does not grow with their number; with one, each keeps what its backward pass
-    reads.
+    Members share the vision tower, so each image is encoded once. The rest runs one member at a time: without a
+    gradient, memory does not grow with their number; with one, each member keeps its residuals.
 
     Attributes:
-      member: every member's, whose parameters alone differ.
+      member: the scorer of every member; only the parameters differ.
     """
 
     member: JudgeScorer
@@ -41,7 +40,7 @@ class EnsembleScorer:
     def __call__(
         self, params: Any, first: Any, second: Any, questions: Questions, both_orders: bool = False
     ) -> jax.Array:
-        """See `JudgeScorer`; `params` are the base's and, under "members", the stacked adapters."""
+        """See `JudgeScorer`; `params` holds the base's parameters and, under "members", the stacked adapters."""
         base = {name: part for name, part in params.items() if name != MEMBERS}
         model, settings = self.member.model, self.member.settings
         first, second = (scoring.encode_image(model, base, unit_range(x), settings) for x in (first, second))
@@ -58,7 +57,7 @@ class Ensemble(Judge):
         self.scorer = EnsembleScorer(self.scorer)
 
     def save_pretrained(self, directory: str | Path, params: Any = None, dtype: str = "float32") -> None:
-        raise UserError("an ensemble has no files of its own: keep its base and its adapters")
+        raise UserError("an ensemble has no files of its own: keep the base and the adapters")
 
 
 def ensemble(judge: Judge, adapters: Sequence[str | Path]) -> Judge:

@@ -41,7 +41,7 @@ class Judge:
       settings: how images are resized, normalised and split into patches.
       prefix: the text around the two images.
       yes_no: token ids of the two answers.
-      scorer: all of these but the tokenizer and the parameters, as an update calls it.
+      scorer: the judge as a pure function of its parameters, for training steps.
     """
 
     def __init__(
@@ -200,13 +200,13 @@ class Judge:
     # Pure functions of the parameters.
 
     def apply(self, params: Any, batch: Mapping[str, Any], both_orders: bool = False) -> jax.Array:
-        """log P(Yes) and log P(No) over the whole vocabulary; pure, to be jitted and differentiated.
+        """Compute log P(Yes) and log P(No) over the whole vocabulary; pure, can be jitted and differentiated.
 
         Args:
-          params: of the model; the judge's own are not read.
+          params: the model's parameters; the judge's own are not used.
           batch: first, second: (B, H, W, 3), float in [0, 1] or uint8, of any two sizes, or `ImageTokens`
             question_ids: int32 (B, D, S); question_lengths: int32 (B, D), 0 where a dimension is not asked
-          both_orders: also asks with the images swapped; each still passes the vision tower once.
+          both_orders: also ask with the images swapped; each image is still encoded once.
 
         Returns:
           float32 (B, D, 2), or (2, B, D, 2) with both orders.
@@ -343,5 +343,5 @@ class Judge:
 
 
 def _concatenated(images: Sequence[ImageTokens]) -> ImageTokens:
-    """Images of one grid as a batch."""
+    """Concatenate images of one grid into a batch."""
     return ImageTokens(jnp.concatenate([image.features for image in images]), images[0].grid)

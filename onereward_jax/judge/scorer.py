@@ -1,4 +1,4 @@
-"""The judge as an update calls it: everything but its parameters, frozen together."""
+"""The judge as a pure function of its parameters: model, prefix, answer ids and image settings frozen together."""
 
 import dataclasses
 from collections.abc import Callable
@@ -16,11 +16,11 @@ from onereward_jax.judge.vision import ImageSettings
 
 @flax.struct.dataclass
 class Questions:
-    """What is asked about each of B pairs of images: E questions, one a dimension, of at most S tokens.
+    """The questions about each of B pairs of images: E questions, one per dimension, of at most S tokens.
 
     Attributes:
       ids: int32 (B, E, S), padded.
-      lengths: int32 (B, E); 0 where a dimension is not asked: its answer means nothing.
+      lengths: int32 (B, E); 0 where a dimension is not asked, so that its answer is meaningless.
       weights: float32 (B, E), 1 where it is asked, 0 on padding.
       cell: int32 (B, E), index into `tasks.CELLS`, −1 on padding.
     """
@@ -31,7 +31,7 @@ class Questions:
     cell: Any = None
 
     def arrays(self) -> dict[str, Any]:
-        """As the batches of the judge's own training and evaluation name them."""
+        """Return the arrays under their names in batches of the judge's training and evaluation."""
         return {
             "question_ids": self.ids,
             "question_lengths": self.lengths,
@@ -46,13 +46,13 @@ Scorer = Callable[[Any, Any, Any, Questions], jax.Array]
 
 @dataclasses.dataclass(frozen=True)
 class JudgeScorer:
-    """Log-probabilities of the two answers, a pure function of parameters, images and questions; needs no tokenizer.
+    """Computes log-probabilities of the two answers from parameters, images and questions, without a tokenizer.
 
     Attributes:
       model: `Qwen2_5_VL`.
       prefix: the text around the two images.
       yes_no: token ids of the two answers.
-      settings: how images are resized, normalised and cut into patches.
+      settings: how images are resized, normalised and split into patches.
     """
 
     model: Any
@@ -63,13 +63,13 @@ class JudgeScorer:
     def __call__(
         self, params: Any, first: Any, second: Any, questions: Questions, both_orders: bool = False
     ) -> jax.Array:
-        """log P(Yes) and log P(No) over the whole vocabulary, to be jitted and differentiated.
+        """Compute log P(Yes) and log P(No) over the whole vocabulary; can be jitted and differentiated.
 
         Args:
-          params: of the model.
+          params: the model's parameters.
           first, second: (B, H, W, 3), float in [0, 1] or uint8, of any two sizes, or `ImageTokens`.
-          questions: their `ids` and `lengths` are read.
-          both_orders: also asks with the images swapped; each still passes the vision tower once.
+          questions: only `ids` and `lengths` are used.
+          both_orders: also ask with the images swapped; each image is still encoded once.
 
         Returns:
           float32 (B, E, 2), or (2, B, E, 2) with both orders.
@@ -81,7 +81,7 @@ class JudgeScorer:
 
 
 def one_dimension_a_call(judge: Scorer) -> Scorer:
-    """The judge as the paper writes it: P(Yes | x_θ, x_ref, q_e) is a call for every dimension e."""
+    """Call the judge once per dimension e, as the paper writes it: P(Yes | x_θ, x_ref, q_e)."""
 
     def ask(params: Any, first: Any, second: Any, questions: Questions) -> jax.Array:
         asked = Questions(questions.ids, questions.lengths)
@@ -93,7 +93,7 @@ def one_dimension_a_call(judge: Scorer) -> Scorer:
 
 
 def unit_range(images: Any) -> Any:
-    """uint8 images in [0, 1]; others as they are."""
+    """Convert uint8 images to floats in [0, 1]; return others unchanged."""
     if not isinstance(images, ImageTokens) and images.dtype == jnp.uint8:
         return images.astype(jnp.float32) / 255.0
     return images
