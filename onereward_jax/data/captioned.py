@@ -1,4 +1,4 @@
-"""A user's own pictures with captions: a folder as it lies, or described by metadata.jsonl; see docs/finetune.md."""
+"""A user's own captioned images: a plain folder, or one described by metadata.jsonl; see docs/how-to/finetune.md."""
 
 import dataclasses
 import functools
@@ -26,23 +26,23 @@ from onereward_jax.errors import UserError
 from onereward_jax.images import reading
 from onereward_jax.tasks import FIXED_PROMPTS, TASKS
 
-METADATA = "metadata.jsonl"  # as of the `datasets` library's ImageFolder
-_CAPTIONS = ("text", "caption", "prompt")  # names that the field has in public data, the first that is there counts
-# Tasks of a picture that names none: what is under a mask of these can be any picture's own.
+METADATA = "metadata.jsonl"  # as in the `datasets` library's ImageFolder
+_CAPTIONS = ("text", "caption", "prompt")  # names of the field in public data; the first that is present counts
+# Tasks of an image that names none: for these, any image is a right answer under any mask.
 _ANY_TASK = ("image_fill", "image_extend")
-_CACHED = 256  # pictures, at the size at which they are cut
+_CACHED = 256  # resized images
 
 
 @dataclasses.dataclass(frozen=True)
 class Captioned:
-    """A picture and what it shows.
+    """An image and its caption.
 
     Attributes:
-      id: path of the picture as the folder or its metadata names it.
-      image, mask: picture files; white in the mask is what the model is asked for. Without a mask, masks are drawn.
+      id: path of the image, relative to the folder or as in the metadata.
+      image, mask: image files; the mask is white where the model should generate. Without a mask, masks are drawn.
       caption: empty only for a task that has a fixed prompt.
-      tasks: for which it is shown.
-      size: of the picture, upright.
+      tasks: the tasks it can be used for.
+      size: (height, width) of the image, upright.
     """
 
     id: str
@@ -54,30 +54,30 @@ class Captioned:
 
 
 def read_captioned(path: Path, caption: str = "", bad_share: float = 0.0, num_threads: int = 4) -> list[Captioned]:
-    """Every picture that can be used, after it was decoded; the others are named on stderr.
+    """List all usable images, after decoding them; bad ones are reported on stderr.
 
     Args:
-      path: a folder of pictures or a .jsonl file whose paths are relative to it.
-      caption: of pictures that have none.
-      bad_share: of the pictures, that may be bad.
+      path: a folder of images, or a .jsonl file whose paths are relative to it.
+      caption: caption of images that have none.
+      bad_share: the share of the images that may be bad.
 
     Raises:
       FileNotFoundError: there is no such folder or file.
-      UserError: it holds no picture, or none has a caption, or more are bad than may be.
+      UserError: there are no images, none has a caption, or too many are bad.
     """
     if not path.exists():
-        raise FileNotFoundError(f"there is no folder {path} of pictures: check data.path")
+        raise FileNotFoundError(f"there is no image folder {path}: check data.path")
     found: list[Captioned | str] = list(_listed(path, caption))
     if not found:
-        raise UserError(f"{path} holds no picture ({', '.join(reading.PICTURES)}): give another data.path")
+        raise UserError(f"{path} holds no images ({', '.join(reading.SUFFIXES)}): give another data.path")
     if all(isinstance(item, Captioned) and not item.caption and item.tasks == _ANY_TASK for item in found):
         raise UserError(
-            f"no picture of {path} has a caption: write NAME.txt beside each, or {METADATA}, or one for all in"
+            f"no image in {path} has a caption: write NAME.txt beside each, or {METADATA}, or one caption for all in"
             " data.caption"
         )
-    skipped = Skipped("pictures", str(path), bad_share)
+    skipped = Skipped("images", str(path), bad_share)
     with ThreadPoolExecutor(num_threads) as pool:
-        read = tqdm(pool.map(_checked, found), total=len(found), desc="reading pictures", disable=None)
+        read = tqdm(pool.map(_checked, found), total=len(found), desc="reading images", disable=None)
         good = []
         for item in read:
             if isinstance(item, Captioned):
@@ -86,12 +86,12 @@ def read_captioned(path: Path, caption: str = "", bad_share: float = 0.0, num_th
                 skipped.add(item)
     skipped.end(len(found))
     if not good:
-        raise UserError(f"no picture of {path} can be used, see above: mend them, or give another data.path")
+        raise UserError(f"no image in {path} can be used, see above: correct them, or give another data.path")
     return good
 
 
 def _checked(item: Captioned | str) -> Captioned | str:
-    """The picture with its size, or what is wrong with it."""
+    """Decode an image and fill in its size, or return the error message."""
     if isinstance(item, str):
         return item
     try:
@@ -111,7 +111,7 @@ def _checked(item: Captioned | str) -> Captioned | str:
 
 
 def _listed(path: Path, caption: str) -> Iterator[Captioned | str]:
-    """What the folder or the file names, unread; a text for a line that is none."""
+    """List the images in a folder or .jsonl file without reading them; an invalid line gives an error message."""
     metadata = path / METADATA if path.is_dir() else path
     if metadata.is_file() and metadata.suffix == ".jsonl":
         for number, line in enumerate(_text(metadata).splitlines(), start=1):
@@ -122,8 +122,8 @@ def _listed(path: Path, caption: str) -> Iterator[Captioned | str]:
                     yield f"{metadata}, line {number}: {error}"
         return
     if not path.is_dir():
-        raise UserError(f"{path} is neither a folder of pictures nor a .jsonl file: give another data.path")
-    files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in reading.PICTURES and file.is_file()]
+        raise UserError(f"{path} is neither an image folder nor a .jsonl file: give another data.path")
+    files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in reading.SUFFIXES and file.is_file()]
     given = {file: mask for file in files if (mask := _mask_beside(file)) is not None}
     masks_there = set(given.values())
     for file in files:
@@ -136,13 +136,13 @@ def _listed(path: Path, caption: str) -> Iterator[Captioned | str]:
 
 
 def _text(file: Path) -> str:
-    """As any editor saves it."""
+    """Read text as any editor saves it."""
     return file.read_text(encoding="utf-8-sig", errors="replace")
 
 
 def _mask_beside(image: Path) -> Path | None:
-    """NAME_mask.* beside the picture, or masks/NAME.* in its folder."""
-    for suffix in reading.PICTURES:
+    """Find NAME_mask.* beside the image, or masks/NAME.* in its folder."""
+    for suffix in reading.SUFFIXES:
         for mask in (image.with_name(f"{image.stem}_mask{suffix}"), image.parent / "masks" / f"{image.stem}{suffix}"):
             if mask.is_file():
                 return mask
@@ -156,16 +156,17 @@ def _tasks(task: str | None, mask: Path | None) -> tuple[str, ...]:
 
 
 def _of_line(line: str, directory: Path, caption: str) -> Captioned:
-    """
+    """Parse a line of the metadata.
+
     Raises:
-      UserError: the line describes no picture.
+      UserError: the line does not describe an image.
     """
     try:
         fields: Any = json.loads(line)
     except ValueError as error:
-        raise UserError(f"it is no JSON ({error}): write one object a line") from None
+        raise UserError(f"it is not JSON ({error}): write one object per line") from None
     if not isinstance(fields, dict) or not isinstance(fields.get("file_name"), str):
-        raise UserError("it names no picture: write its path into file_name")
+        raise UserError("it names no image: write its path into file_name")
     for name in (*_CAPTIONS, "mask", "task"):
         if not isinstance(fields.get(name, ""), str | None):
             raise UserError(f"{name} is {fields[name]!r}: write a text")
@@ -176,7 +177,7 @@ def _of_line(line: str, directory: Path, caption: str) -> Captioned:
     image = directory / fields["file_name"]
     mask = directory / mask if mask else _mask_beside(image)
     text = next((fields[name].strip() for name in _CAPTIONS if fields.get(name)), "")
-    # The caption for all pictures is none of a removal.
+    # The common caption does not apply to removal, which has a fixed prompt.
     text = text or ("" if task == "object_removal" else caption)
     return Captioned(fields["file_name"], image, mask, text, _tasks(task, mask))
 
@@ -185,14 +186,14 @@ def _of_line(line: str, directory: Path, caption: str) -> Captioned:
 
 
 class CaptionedFolder(Source):
-    """An endless source: images cut to the sizes of batches, at random places, under masks of their own or drawn ones.
+    """An endless source: images randomly cropped to the batch sizes, with their own masks or drawn ones.
 
     The target of a sample is its image.
 
     Attributes:
-      images: of which samples are made.
-      sizes: of which there are batches.
-      weights: {task: weight} of the tasks that an image has.
+      images: the images.
+      sizes: the batch sizes, (height, width).
+      weights: {task: weight} of the tasks that some image has.
     """
 
     def __init__(self, config: ConfigDict, images: Sequence[Captioned]):
@@ -200,17 +201,17 @@ class CaptionedFolder(Source):
         Args:
           config: its `seed`, `train.batch_size` and `data`: `task_weights`, `resolution`, `bucket_step`, `max_aspect`,
             `min_hole` and `max_hole`.
-          images: at least one. Sizes that few of them have are left to the nearest others.
+          images: at least one. Images of rare sizes use the nearest common one.
 
         Raises:
-          UserError: no task that an image has has a weight.
+          UserError: the tasks of the images all have weight 0.
         """
         data = config.data
         self.images = tuple(images)
         there = {task for image in images for task in image.tasks}
         self.weights = {task: weight for task, weight in data.task_weights.items() if weight and task in there}
         if not self.weights:
-            raise UserError(f"the pictures are of {', '.join(sorted(there))}, whose data.task_weights are 0: raise one")
+            raise UserError(f"the images are for {', '.join(sorted(there))}, whose data.task_weights are 0: raise one")
         self.tasks = tuple(self.weights)
         sizes = bucket_sizes(data.resolution, data.bucket_step, data.max_aspect)
         nearest = [_nearest(image.size, sizes) for image in images]
@@ -221,24 +222,24 @@ class CaptionedFolder(Source):
 
     @property
     def drawn_sizes(self) -> tuple[Size, ...]:
-        """Sizes of which there are samples of a task that has a weight, in the order of the images."""
+        """Sizes that samples of weighted tasks have, in the order of the images."""
         return self._drawn.shapes
 
     def size_of(self, image: Captioned) -> Size:
-        """At which an image is shown."""
+        """Return the size to which an image is cropped."""
         return _nearest(image.size, self.sizes)
 
     def sample(self, index: int, task: str) -> Sample:
-        """Sample `index` of the run; all of a batch have one size, and where there are several, it draws the task."""
+        """Make sample `index` of the run; all in a batch have one size. With several sizes, the task is drawn anew."""
         generator = np.random.default_rng((self._seed, index))
         _, task, image = self._drawn.draw(generator, self._seed, index, task)
         return self._cut(image, task, generator)
 
     def fixed_sample(self, image: Captioned, *stream: int) -> Sample:
-        """The same in every run: task, place and mask are chosen by the image and the numbers of `stream`.
+        """Make a sample that is the same in every run: `image` and `stream` determine its task, crop and mask.
 
         Args:
-          image: one of the source's own or another, such as one that is held out.
+          image: from this source or not, such as a held-out one.
         """
         generator = np.random.default_rng((self._seed, zlib.crc32(image.id.encode()), *stream))
         tasks = [task for task in image.tasks if task in self.tasks] or image.tasks
@@ -257,47 +258,47 @@ def _nearest(size: Size, sizes: Sequence[Size]) -> Size:
 
 
 def fingerprint_of(images: Sequence[Captioned]) -> str:
-    """Digest of image files, masks, captions and tasks."""
+    """Digest image files, masks, captions and tasks."""
     described = [
         (x.id, fingerprint(x.image), x.mask and fingerprint(x.mask), x.caption, x.tasks, x.size) for x in images
     ]
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()
 
 
-def prompt_of(picture: Captioned, task: str) -> str:
-    """The caption, or the task's fixed prompt."""
-    return picture.caption or FIXED_PROMPTS[task]
+def prompt_of(item: Captioned, task: str) -> str:
+    """Return the caption, or the task's fixed prompt."""
+    return item.caption or FIXED_PROMPTS[task]
 
 
 def draw_sample(
-    picture: Captioned, size: Size, task: str, generator: np.random.Generator, hole: tuple[float, float]
+    item: Captioned, size: Size, task: str, generator: np.random.Generator, hole: tuple[float, float]
 ) -> Sample:
-    """The picture at `size`, cut to its aspect at a random place, under its own mask or one that is drawn.
+    """Resize and randomly crop an image to `size`, with its own mask or a drawn one.
 
     Args:
-      hole: least and most of a side of the picture that a drawn mask takes, see `data.masks`.
+      hole: range of the share of the image's sides that a drawn mask covers, see `data.masks`.
     """
-    image = _covering(picture.image, size)
+    image = _covering(item.image, size)
     slack = np.subtract(image.shape[:2], size)
-    if picture.mask is None:
+    if item.mask is None:
         top, left = (int(generator.integers(room + 1)) for room in slack)
         draw = masks.random_borders if task == "image_extend" else masks.random_cover
         mask = draw(*size, generator, *hole)
     else:
-        whole = _covering_mask(picture.mask, size)
-        rows, columns = np.nonzero(whole)
-        place = generator.integers(len(rows))  # a pixel of the mask, so that some of it is within
+        full_mask = _covering_mask(item.mask, size)
+        rows, columns = np.nonzero(full_mask)
+        pixel = generator.integers(len(rows))  # of the mask, so that the crop contains some of it
         top, left = (
-            int(np.clip(at[place] - side // 2, 0, room))
+            int(np.clip(at[pixel] - side // 2, 0, room))
             for at, side, room in zip((rows, columns), size, slack, strict=True)
         )
-        mask = whole[top : top + size[0], left : left + size[1]]
-    cut = image[top : top + size[0], left : left + size[1]]
-    return Sample(cut, mask, prompt_of(picture, task), task, picture.id)
+        mask = full_mask[top : top + size[0], left : left + size[1]]
+    crop = image[top : top + size[0], left : left + size[1]]
+    return Sample(crop, mask, prompt_of(item, task), task, item.id)
 
 
 def _covering_size(source: Size, size: Size) -> Size:
-    """`source` made as small or as large as covers `size`."""
+    """Scale `source` to the smallest size that covers `size`."""
     scale = max(size[0] / source[0], size[1] / source[1])
     return max(size[0], round(source[0] * scale)), max(size[1], round(source[1] * scale))
 
@@ -311,22 +312,25 @@ def _covering(path: Path, size: Size) -> np.ndarray:
 
 @functools.lru_cache(maxsize=_CACHED)
 def _covering_mask(path: Path, size: Size) -> np.ndarray:
-    """Every pixel is asked for that has a part in the mask: none of it may stay in sight."""
+    """Resize a mask; every pixel that overlaps it is generated, so that nothing under it stays visible."""
     mask = reading.read_mask(path)
     height, width = _covering_size(mask.shape[:2], size)
     shares = Image.fromarray(mask.astype(np.float32)).resize((width, height), Image.Resampling.BOX)
     return (np.asarray(shares) > 0).astype(np.uint8)
 
 
-def hold_out(pictures: Sequence[Captioned], share: float, seed: int) -> tuple[list[Captioned], list[Captioned]]:
-    """(to train on, held out): at least one of each if a share is held out, and of a growing folder mostly the same."""
+def hold_out(images: Sequence[Captioned], share: float, seed: int) -> tuple[list[Captioned], list[Captioned]]:
+    """Split into (training, held out), each with at least one image if a share is held out.
+
+    The split is mostly the same when the folder grows.
+    """
 
     def digest(name: str) -> bytes:
         return hashlib.sha256(f"{seed} {name}".encode()).digest()
 
-    names = sorted({picture.id for picture in pictures}, key=digest)  # one may be there under several masks
+    names = sorted({image.id for image in images}, key=digest)  # an image may occur with several masks
     held_out = set(names[: min(max(1, round(share * len(names))), len(names) - 1) if share else 0])
     return (
-        [picture for picture in pictures if picture.id not in held_out],
-        [picture for picture in pictures if picture.id in held_out],
+        [image for image in images if image.id not in held_out],
+        [image for image in images if image.id in held_out],
     )

@@ -14,7 +14,7 @@ class Sample:
     """One request: repaint the masked part of an image.
 
     Attributes:
-      image: source, uint8 (H, W, 3). What lies under the mask is hidden from the policy.
+      image: source, uint8 (H, W, 3). The part under the mask is hidden from the policy.
       mask: uint8 (H, W), 1 = generate, 0 = keep.
       prompt: what the hole should show; the fixed prompts are in `tasks`.
       task: one of `tasks.TASKS`.
@@ -47,14 +47,14 @@ class Sample:
             raise UserError(f"sample {self.id!r}: unknown task {self.task!r}: choose one of {', '.join(tasks.TASKS)}")
 
     def arrays(self, *names: str) -> dict[str, Any]:
-        """The named fields, to be stacked into a batch: arrays as they are, text as NumPy's.
+        """Return the named fields for stacking into a batch, with text as NumPy strings.
 
         Raises:
-          UserError: `target` is asked for, and there is none.
+          UserError: `target` is named, and there is none.
         """
         fields = {name: getattr(self, name) for name in names}
         if "target" in fields and self.target is None:
-            raise UserError("these data have no right answers (targets) to learn from: use others")
+            raise UserError("these data have no targets to learn from: use other data")
         return {name: np.str_(value) if isinstance(value, str) else value for name, value in fields.items()}
 
     @property

@@ -99,7 +99,7 @@ def read_requests(image: Path, mask: Path | None, **given: Any) -> list[Request]
         return [Request(image, mask, name=str(image), **given)]
     files = _pictures_in(image)
     if not files:
-        raise UserError(f"{image} holds no picture ({', '.join(reading.PICTURES)}): give another folder")
+        raise UserError(f"{image} holds no images ({', '.join(reading.SUFFIXES)}): give another folder")
     if mask is None or not mask.is_dir():
         return [Request(file, mask, name=str(file), **given) for file in files]
     masks = {file.stem: file for file in _pictures_in(mask)}
@@ -107,7 +107,7 @@ def read_requests(image: Path, mask: Path | None, **given: Any) -> list[Request]
 
 
 def _pictures_in(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in reading.PICTURES)
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in reading.SUFFIXES)
 
 
 def _of_line(line: str, directory: Path, name: str, given: dict[str, Any]) -> Request:

@@ -17,7 +17,7 @@ import numpy as np
 
 @flax.struct.dataclass
 class TextStates:
-    """Prompts as the transformer reads them: prompt_embeds (B, L, D) of T5, pooled (B, P) of CLIP."""
+    """Encoded prompts: prompt_embeds (B, L, D) from T5, pooled (B, P) from CLIP."""
 
     prompt_embeds: Any
     pooled: Any

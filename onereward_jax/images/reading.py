@@ -19,7 +19,7 @@ from onereward_jax.errors import UserError
 from onereward_jax.images.grid import to_uint8
 
 MAX_PIXELS = 2**26  # 8192 x 8192
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")  # endings of picture files
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")  # of image files
 SIDES = ("left", "right", "top", "bottom")
 _WHITE = 128  # from this value on, a mask counts as white, as in diffusers
 

@@ -1,4 +1,4 @@
-"""A user's folder of pictures: every way to say what they show, what is passed over, and how they are cut."""
+"""A user's folder of captioned images: its forms, skipped images, and crops."""
 
 import json
 
@@ -13,7 +13,7 @@ from onereward_jax.tasks import REMOVAL_PROMPT
 HOLE = (0.2, 0.7)
 
 
-def picture(path, height=20, width=30, value=None):
+def image(path, height=20, width=30, value=None):
     path.parent.mkdir(parents=True, exist_ok=True)
     generator = np.random.default_rng(len(path.name))
     pixels = generator.integers(0, 256, (height, width, 3), np.uint8)
@@ -30,16 +30,16 @@ def mask(path, box, height=20, width=30):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Pictures beside their captions, two with masks."""
+    """Images beside their captions, two with masks."""
     for name in ("a.png", "b.jpg", "c.png", "deep/d.png"):
-        picture(tmp_path / name)
+        image(tmp_path / name)
         (tmp_path / name).with_suffix(".txt").write_text(f" a {name}\n")
     mask(tmp_path / "a_mask.png", (2, 8, 3, 9))
     mask(tmp_path / "deep" / "masks" / "d.png", (2, 8, 3, 9))
     return tmp_path
 
 
-def test_a_folder_as_it_lies(folder):
+def test_a_plain_folder(folder):
     a, b, c, d = read_captioned(folder)
     assert [p.id for p in (a, b, c, d)] == ["a.png", "b.jpg", "c.png", "deep/d.png"]
     assert (a.caption, d.caption, b.size) == ("a a.png", "a deep/d.png", (20, 30))
@@ -64,7 +64,7 @@ def test_metadata(folder, name):
     assert sample.prompt == REMOVAL_PROMPT
 
 
-def test_bad_pictures_are_named_and_skipped(folder, capsys):
+def test_bad_images_are_reported_and_skipped(folder, capsys):
     (folder / "c.txt").unlink()
     (folder / "b.jpg").write_bytes((folder / "b.jpg").read_bytes()[:200])
     mask(folder / "a_mask.png", (2, 8, 3, 9), height=10)
@@ -75,7 +75,7 @@ def test_bad_pictures_are_named_and_skipped(folder, capsys):
     assert "b.jpg is a damaged image" in said[1]
     assert "c.png: it has no caption: write c.txt beside it, or set data.caption" in said[2]
     assert len(read_captioned(folder, caption="a thing", bad_share=0.5)) == 2
-    with pytest.raises(UserError, match=r"3 of 4 pictures in .* are bad, more than the allowed share of 0\.1"):
+    with pytest.raises(UserError, match=r"3 of 4 images in .* are bad, more than the allowed share of 0\.1"):
         read_captioned(folder, bad_share=0.1)
     lines = ["{", "[]", '{"file_name": "no.png", "text": "x"}', '{"file_name": "c.png", "text": 3}']
     lines += ['{"file_name": "c.png", "text": "x", "task": "fill"}', '{"file_name": "c.png", "text": "x"}']
@@ -84,8 +84,8 @@ def test_bad_pictures_are_named_and_skipped(folder, capsys):
     assert len(read_captioned(folder, bad_share=0.9)) == 1
     said = capsys.readouterr().err
     for words in (
-        "line 1: it is no JSON",
-        "line 2: it names no picture",
+        "line 1: it is not JSON",
+        "line 2: it names no image",
         "no.png can't be opened (No such file or directory)",
         "line 4: text is 3: write a text",
         "line 5: task is 'fill': choose one of image_fill",
@@ -93,12 +93,12 @@ def test_bad_pictures_are_named_and_skipped(folder, capsys):
         assert words in said, words
 
 
-def test_what_is_no_data_is_one_sentence(tmp_path):
+def test_missing_data_and_captions_are_errors(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"data\.path"):
         read_captioned(tmp_path / "none")
     with pytest.raises(UserError):
         read_captioned(tmp_path)
-    picture(tmp_path / "a.png")
+    image(tmp_path / "a.png")
     with pytest.raises(UserError, match=r"NAME\.txt"):
         read_captioned(tmp_path)
     with pytest.raises(UserError):
@@ -106,9 +106,9 @@ def test_what_is_no_data_is_one_sentence(tmp_path):
 
 
 def test_a_sample_is_cut_to_its_bucket_with_its_mask(folder):
-    """A mask of the picture's own goes with its pixels, and some of it is always within."""
+    """The image's own mask is cropped with it, and the crop always contains some of it."""
     mask(folder / "b_mask.png", (9, 11, 28, 30))
-    picture(folder / "b.jpg", value=255)
+    image(folder / "b.jpg", value=255)
     Image.fromarray(np.asarray(Image.open(folder / "b_mask.png"))).save(folder / "b.png")  # white where the mask is
     (folder / "b.png").rename(folder / "b.jpg")
     b = next(p for p in read_captioned(folder) if p.id == "b.jpg")
@@ -125,7 +125,7 @@ def test_a_sample_is_cut_to_its_bucket_with_its_mask(folder):
     assert first.mask[[0, -1]].any() or first.mask[:, [0, -1]].any()
 
 
-def test_pictures_are_held_out_by_file(folder):
+def test_images_are_held_out_by_file(folder):
     pictures = read_captioned(folder)
     trained, held_out = hold_out(pictures, 0.25, seed=0)
     assert (len(trained), len(held_out)) == (3, 1)
@@ -135,9 +135,9 @@ def test_pictures_are_held_out_by_file(folder):
     assert [len(part) for part in hold_out(pictures[:1], 0.5, seed=0)] == [1, 0]
 
 
-def test_a_picture_of_several_masks_is_held_out_with_all_of_them(tmp_path):
-    picture(tmp_path / "a.png")
-    picture(tmp_path / "b.png")
+def test_an_image_with_several_masks_is_held_out_with_all_of_them(tmp_path):
+    image(tmp_path / "a.png")
+    image(tmp_path / "b.png")
     lines = [{"file_name": name, "text": text} for name in ("a.png", "b.png") for text in ("one", "two", "three")]
     (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     trained, held_out = hold_out(read_captioned(tmp_path), 0.2, seed=0)
@@ -146,7 +146,7 @@ def test_a_picture_of_several_masks_is_held_out_with_all_of_them(tmp_path):
 
 
 def test_names_that_no_file_can_have_are_skipped(tmp_path, capsys):
-    picture(tmp_path / "a.png")
+    image(tmp_path / "a.png")
     lines = [{"file_name": name, "text": "x"} for name in ("a.png", "a\0.png", "a" * 300 + ".png")]
     (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert [p.id for p in read_captioned(tmp_path, bad_share=0.7)] == ["a.png"]

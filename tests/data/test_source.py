@@ -66,7 +66,7 @@ def test_a_source_says_how_much_it_has_and_lacks():
         ground_truth_of(Noise(), "`onereward evaluate`")
     with pytest.raises(UserError, match="needs scenes of the proving ground"):
         proving_ground_of(Noise(), "judge.planted_share")
-    with pytest.raises(UserError, match="no right answers"):
+    with pytest.raises(UserError, match="no targets"):
         dataclasses.replace(Noise().sample(0, "image_fill"), target=None).arrays("image", "target")
 
 

@@ -127,9 +127,9 @@ def test_an_adapter_its_samples_and_every_export(runs, tmp_path, capsys):
     [
         ("no path", "data.path is empty: give a folder of pictures"),
         ("no folder", "there is no folder"),
-        ("no picture", "holds no picture"),
+        ("no picture", "holds no images"),
         ("no captions", "has a caption: write NAME.txt beside each"),
-        ("mask of another size", "1 of 1 pictures in"),
+        ("mask of another size", "1 of 1 images in"),
         ("no model", "there is no directory nowhere"),
         ("no Fill model", "has in_channels 64, but it is 384 for a Fill model"),
         ("wrong value", "data.max_hole must be above 0 and below 1, not 1.0"),
