@@ -131,6 +131,27 @@ def record_of(fields: Mapping[str, Any], where: str, read: Read) -> Record:
       BadRecord: a field is wrong; the message names the first.
     """
     at = _At(where)
+    identity, task, prompt = _request(at, fields)
+    candidates = _candidates(at, fields["candidates"], read)
+    votes = _votes(at, fields.get("votes") or (), task, prompt, len(candidates))
+    pairs = _pairs(at, fields.get("pairs"), task, prompt, len(candidates))
+    if votes:
+        derived = pairs_of_votes(votes)
+        at.check(pairs is None or set(pairs) == set(derived), "pairs", "do not follow from the votes: leave them out")
+        pairs = derived if pairs is None else pairs
+    pairs = pairs or ()
+    for (dimension, *two), count in Counter((p.dimension, *sorted((p.winner, p.loser))) for p in pairs).items():
+        at.check(count == 1, "pairs", f"have candidates {two[0]} and {two[1]} twice in {dimension}: give them once")
+    image, mask = (
+        None if fields.get(name) is None else at.image(fields[name], name, read) for name in ("image", "mask")
+    )
+    at.check(mask is None or image is not None, "mask", "has no image beside it: give the source image as well")
+    notes = at.json_object(fields.get("notes") or {}, "notes")
+    return Record(identity, task, prompt, candidates, votes, pairs, image, mask, notes)
+
+
+def _request(at: "_At", fields: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Check that all fields are known and read id, task and prompt."""
     at.check(isinstance(fields, Mapping), "", "is not a JSON object: write one object per line")
     known = _names(Record)
     for name in fields:
@@ -138,36 +159,37 @@ def record_of(fields: Mapping[str, Any], where: str, read: Read) -> Record:
         at.check(name in known, str(name), f"is not a field of a record{hint}")
     for name in ("id", "task", "prompt", "candidates"):
         at.check(name in fields, name, "is missing: every record needs it")
-
     identity, task, prompt = (at.text(fields[name], name) for name in ("id", "task", "prompt"))
     at.check(identity != "", "id", "is empty: give every record an id")
     hint = did_you_mean(task, TASKS) or f": choose one of {', '.join(TASKS)}"
     at.check(task in TASKS, "task", f"is {task!r}{hint}")
-    dimensions = dimensions_of(task, prompt)
     at.check(
-        bool(prompt) or "text_alignment" not in dimensions,
+        bool(prompt) or "text_alignment" not in dimensions_of(task, prompt),
         "prompt",
         f"is empty, but {task} is judged on text alignment: say what the candidates should show",
     )
+    return identity, task, prompt
 
-    given = at.items(fields["candidates"], "candidates", ("image", "sampling"), required=("image",))
-    at.check(len(given) >= 2, "candidates", f"has length {len(given)}: give at least two to compare")
-    candidates = tuple(
+
+def _candidates(at: "_At", given: Any, read: Read) -> tuple[Candidate, ...]:
+    items = at.items(given, "candidates", ("image", "sampling"), required=("image",))
+    at.check(len(items) >= 2, "candidates", f"has length {len(items)}: give at least two to compare")
+    return tuple(
         Candidate(
             at.image(item["image"], f"candidates[{number}].image", read),
             at.json_object(item.get("sampling") or {}, f"candidates[{number}].sampling"),
         )
-        for number, item in enumerate(given)
+        for number, item in enumerate(items)
     )
 
-    votes: list[Vote] = []
-    pairs: list[Preference] = []
-    for number, item in enumerate(at.items(fields.get("votes") or (), "votes", _names(Vote))):
+
+def _votes(at: "_At", given: Any, task: str, prompt: str, candidates: int) -> tuple[Vote, ...]:
+    votes = []
+    for number, item in enumerate(at.items(given, "votes", _names(Vote))):
         name = f"votes[{number}]"
-        at.dimension(item["dimension"], f"{name}.dimension", task, dimensions)
+        at.dimension(item["dimension"], f"{name}.dimension", task, prompt)
         best, worst = (
-            None if item[end] is None else at.index(item[end], f"{name}.{end}", len(candidates))
-            for end in ("best", "worst")
+            None if item[end] is None else at.index(item[end], f"{name}.{end}", candidates) for end in ("best", "worst")
         )
         at.check(
             (best is None) == (worst is None),
@@ -176,29 +198,19 @@ def record_of(fields: Mapping[str, Any], where: str, read: Read) -> Record:
         )
         at.check(best is None or best != worst, name, f"has candidate {best} as best and as worst: give two")
         votes.append(Vote(item["dimension"], at.text(item["annotator"], f"{name}.annotator"), best, worst))
-    for number, item in enumerate(at.items(fields.get("pairs") or (), "pairs", _names(Preference))):
+    return tuple(votes)
+
+
+def _pairs(at: "_At", given: Any, task: str, prompt: str, candidates: int) -> tuple[Preference, ...] | None:
+    """Read the pairs; None if none are given, so that they follow from the votes."""
+    pairs = []
+    for number, item in enumerate(at.items(given or (), "pairs", _names(Preference))):
         name = f"pairs[{number}]"
-        at.dimension(item["dimension"], f"{name}.dimension", task, dimensions)
-        winner, loser = (at.index(item[end], f"{name}.{end}", len(candidates)) for end in ("winner", "loser"))
+        at.dimension(item["dimension"], f"{name}.dimension", task, prompt)
+        winner, loser = (at.index(item[end], f"{name}.{end}", candidates) for end in ("winner", "loser"))
         at.check(winner != loser, name, f"has candidate {winner} as winner and as loser: give two")
         pairs.append(Preference(item["dimension"], winner, loser))
-    if votes:
-        derived = pairs_of_votes(votes)
-        at.check(
-            fields.get("pairs") is None or set(pairs) == set(derived),
-            "pairs",
-            "do not follow from the votes: leave them out",
-        )
-        pairs = list(derived) if fields.get("pairs") is None else pairs
-    for (dimension, *two), count in Counter((p.dimension, *sorted((p.winner, p.loser))) for p in pairs).items():
-        at.check(count == 1, "pairs", f"have candidates {two[0]} and {two[1]} twice in {dimension}: give them once")
-
-    image, mask = (
-        None if fields.get(name) is None else at.image(fields[name], name, read) for name in ("image", "mask")
-    )
-    at.check(mask is None or image is not None, "mask", "has no image beside it: give the source image as well")
-    notes = at.json_object(fields.get("notes") or {}, "notes")
-    return Record(identity, task, prompt, candidates, tuple(votes), tuple(pairs), image, mask, notes)
+    return None if given is None else tuple(pairs)
 
 
 def fields_of(record: Record, write: Callable[[str, bytes], Any]) -> dict[str, Any]:
@@ -274,7 +286,8 @@ class _At:
         self.check(whole and 0 <= value < count, name, f"is {value!r}: give a candidate's number, 0 to {count - 1}")
         return value
 
-    def dimension(self, value: Any, name: str, task: str, known: tuple[str, ...]) -> None:
+    def dimension(self, value: Any, name: str, task: str, prompt: str) -> None:
+        known = dimensions_of(task, prompt)
         hint = f"choose one of {', '.join(known)}"
         if value == "text_alignment" and value in dimensions_of(task):
             hint = "give the record a prompt of its own, or leave the dimension out"
