@@ -118,7 +118,7 @@ def _reward_feedback(config: ConfigDict) -> None:
     config.evaluation.batch_size = 50
     config.evaluation.pictures_per_task = 6
     config.evaluation.what = "policy"  # or "ema"
-    # `onereward ascend`: how far it follows the judge's gradient.
+    # `onereward reward-ascent`: how far it follows the judge's gradient.
     config.ascent = ConfigDict({"scenes_per_task": 50, "num_steps": 10, "step_size": 0.02})
 
     # While training: the truth on so many other held-out scenes a task, every so many updates; 0 never looks.

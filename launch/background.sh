@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# One command in the background of this machine, which outlives the connection that started it.
-#   bash launch/background.sh start COMMAND...   says what it does in run.log
-#   bash launch/background.sh stop               SIGTERM, then waits: a training saves first
-#   bash launch/background.sh idle               exit code 2 if a command is running
+# Runs one command in the background, so that it outlives the connection that started it.
+#   bash launch/background.sh start COMMAND...   appends output to run.log
+#   bash launch/background.sh stop               sends SIGTERM and waits, while a training saves
+#   bash launch/background.sh idle               exits with 2 if a command is running
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/run.sh
 
-# The number of a process is used again once it is gone, but not with the same clock ticks since the machine started.
+# A process id is reused once its process is gone, but not with the same start time, in clock ticks since boot.
 identity() {
   echo "$1 $(sed 's/.*) //' "/proc/$1/stat" 2>/dev/null | cut -d ' ' -f 20)"
 }

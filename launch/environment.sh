@@ -1,5 +1,5 @@
-# Sourced by the other scripts: `environment EXTRA[,EXTRA]` makes .venv hold the project and the extras,
-# in the versions of constraints.txt, and activates it. Does nothing when that is already so.
+# Sourced by the other scripts: `environment EXTRA[,EXTRA]` installs the project and the extras into .venv, in the
+# versions of constraints.txt, and activates it. Skips the installation if it is up to date.
 source launch/run.sh
 
 suits() {
@@ -15,9 +15,9 @@ environment() {
   fi
   if needed [ ! -x .venv/bin/python ]; then run "$python" -m venv .venv || return; fi
   run source .venv/bin/activate
-  # XLA's buffers on the CPU in large pages: without them a third of a step goes into page faults.
+  # Huge pages for XLA's buffers on the CPU: without them page faults take a third of a step.
   run export GLIBC_TUNABLES="${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}"
-  # The stamp names what was installed from which files; a change of either installs again.
+  # The stamp names the extras and a hash of the requirements; a change of either reinstalls.
   local stamp
   stamp="$extras $(cat pyproject.toml constraints.txt | sha256sum | cut -d' ' -f1)"
   needed [ "$(cat ".venv/installed-${extras:-base}" 2>/dev/null)" != "$stamp" ] || return 0

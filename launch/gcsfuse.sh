@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs Cloud Storage FUSE on Debian or Ubuntu, if it is not there, from Google's packages
+# Installs Cloud Storage FUSE on Debian or Ubuntu, unless it is installed, from Google's packages
 # (https://cloud.google.com/storage/docs/cloud-storage-fuse/install). --dry_run prints every command instead.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -15,7 +15,7 @@ esac
 if [ -z "$dry_run" ] && command -v gcsfuse >/dev/null; then exit; fi
 
 key=/usr/share/keyrings/cloud.google.asc
-# A new machine may still be at its first updates, which hold the lock of the packages.
+# A new machine may still be running its first updates, which hold the package lock.
 apt=(sudo apt-get -o DPkg::Lock::Timeout=600 --quiet --yes)
 run sudo curl --fail --silent --show-error --location --output $key https://packages.cloud.google.com/apt/doc/apt-key.gpg
 run sudo sh -c ". /etc/os-release && echo \"deb [signed-by=$key] https://packages.cloud.google.com/apt gcsfuse-\$VERSION_CODENAME main\" >/etc/apt/sources.list.d/gcsfuse.list"

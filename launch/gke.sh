@@ -3,14 +3,14 @@
 #   bash launch/gke.sh --name fill --image IMAGE --accelerator tpu-v6e-slice --topology 2x4 [--spot] -- \
 #     train --config configs/flux_fill.py:dynamic_lora_512 --workdir gs://BUCKET/runs/fill
 #   bash launch/gke.sh --name fill --logs|--down
-# IMAGE is built from launch/Dockerfile. Buckets named by gs:// after -- are mounted by GKE's driver of Cloud Storage FUSE; all
-# other paths are in the pod and go with it.
-#   --spot               nodes that are cheaper, and taken away at any time
-#   --hosts N            machines of the slice, which share its chips: 1
-#   --restarts N         new pods after the resume loop has given up: 3
-#   --service_account S  of Kubernetes, with access to the bucket: default
-#   --logs               prints what the pods said
-#   --down               deletes the JobSet; SIGTERM first, so that the training saves
+# IMAGE is built from launch/Dockerfile. GKE's Cloud Storage FUSE driver mounts buckets named by gs:// after --; all other paths
+# are in the pod and are lost with it.
+#   --spot               cheaper nodes, which may be preempted at any time
+#   --hosts N            machines that share the chips of the slice (default: 1)
+#   --restarts N         new pods after the resume loop has given up (default: 3)
+#   --service_account S  Kubernetes service account with access to the bucket (default: default)
+#   --logs               prints the logs of the pods
+#   --down               deletes the JobSet, with SIGTERM first, so that the training saves
 #   --dry_run            prints the command with the whole manifest instead
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -36,7 +36,7 @@ if [ "$action" = up ]; then
   check_command "$@"
 fi
 
-# The words as a list of JSON, which YAML reads as well.
+# Prints the words as a JSON list, which YAML reads as well.
 json() {
   local word list=''
   for word in "$@"; do
@@ -46,7 +46,7 @@ json() {
   echo "[${list#, }]"
 }
 
-# One line of the manifest with the values in the place of their names; the command comes last, it may hold such a name.
+# Fills values into a line of the manifest; the command comes last, because it may contain such a placeholder itself.
 filled() {
   local line=$1 field
   for field in name image accelerator topology hosts restarts service_account chips index bucket command; do

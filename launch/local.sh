@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The quick run on a laptop: reward feedback learning (Algorithm 2) in miniature, then the report.
+# Runs reward feedback learning (Algorithm 2) in miniature on a laptop, then writes the report.
 # Arguments are overrides, for example: bash launch/local.sh --config.train.num_steps=200
-# With --dry_run before them, every command is printed instead.
+# --dry_run before them prints every command instead.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh

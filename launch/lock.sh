@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Renews constraints.txt: one pinned version of everything for Python 3.11 to 3.13, every extra included.
+# Updates constraints.txt: one pinned version of every dependency for Python 3.11 to 3.13, with all extras.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/environment.sh

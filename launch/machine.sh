@@ -1,15 +1,15 @@
-# Sourced by gpu.sh and tpu.sh: `machine EXTRA [--dry_run] [--install] COMMAND...` makes this machine ready and runs
-# `onereward COMMAND...` under the resume loop.
+# Sourced by gpu.sh and tpu.sh: `machine EXTRA [--dry_run] [--install] COMMAND...` prepares this machine and runs
+# `onereward COMMAND...` in the resume loop.
 source launch/environment.sh
 
-# Python and pip know no gs://, so a bucket is mounted at gs/BUCKET. It may be so already, as in a pod of Kubernetes.
+# Python and pip cannot read gs://, so a bucket is mounted at gs/BUCKET, unless it already is, as in a Kubernetes pod.
 mount_bucket() {
   needed bucket_is_absent "$1" || return 0
   if [ -z "${dry_run:-}" ] && ! command -v gcsfuse >/dev/null; then
     wrong "gcsfuse is needed for gs://$1: bash launch/gcsfuse.sh installs it on Debian and Ubuntu"
   fi
   run mkdir -p "gs/$1"
-  # Checkpoints and exports are renamed when they are whole; a bucket without folders does that file by file.
+  # Complete checkpoints and exports are renamed; a bucket without folders does that file by file.
   run gcsfuse --implicit-dirs --rename-dir-limit=1000000 "$1" "gs/$1"
 }
 
@@ -17,7 +17,7 @@ bucket_is_absent() {
   ! mountpoint --quiet "gs/$1"
 }
 
-# An image of the cloud may have an older Python than ours: uv brings one.
+# If a cloud image has too old a Python, uv installs one.
 bring_python() {
   if [ -z "${dry_run:-}" ] && [ ! -x .venv/bin/python ] && ! suits "${PYTHON:-python3}"; then
     python3 -m pip install --quiet --user uv

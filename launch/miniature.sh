@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes the packaged models in miniature/ from nothing: hours on two cores. Every stage goes on where it stopped.
+# Trains the packaged models in miniature/ from scratch: hours on two cores. Every stage resumes where it stopped.
 # --dry_run prints every command instead.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -15,43 +15,44 @@ runs=runs/miniature
 run onereward train-vae --config configs/tiny.py:vae --workdir $runs/vae
 run onereward train-base --config configs/tiny.py:base --workdir $runs/base
 run onereward package --base $runs/base/export --out miniature
-run onereward gates --config configs/tiny.py:quick --workdir $runs/gates
+run onereward sanity-checks --config configs/tiny.py:quick --workdir $runs/sanity_checks
 run onereward make-preferences --config configs/tiny.py:judge --workdir $runs/preferences
 run onereward train-judge --config configs/tiny.py:judge --workdir $runs/judge
 run onereward package --judge $runs/judge/export --out miniature
 
-# Policies that learn to please a judge without much restraint; then a judge that has seen what they make.
-fool() {
+# Over-optimise policies against a judge, then train a judge that has seen their images.
+over_optimise() {
     run onereward train --config configs/tiny.py:quick --config.train.num_steps=120 --config.rl.threshold=0.9 \
         --config.rl.matched_reference=false --config.rl.flow_matching_weight=0 --config.rl.judge_noise=0 \
         --config.optimizer.decay_steps=0 --config.evaluation.every=0 "$@"
 }
-fool --config.rl.first_index=2 --config.rl.last_index=5 --config.rl.judge_shift=0 --config.optimizer.learning_rate=2e-5 \
+over_optimise --config.rl.first_index=2 --config.rl.last_index=5 --config.rl.judge_shift=0 --config.optimizer.learning_rate=2e-5 \
     --workdir $runs/policy_early
-fool --config.rl.first_index=5 --config.rl.last_index=7 --config.rl.judge_shift=0 --config.optimizer.learning_rate=3e-5 \
+over_optimise --config.rl.first_index=5 --config.rl.last_index=7 --config.rl.judge_shift=0 --config.optimizer.learning_rate=3e-5 \
     --workdir $runs/policy_late
 run onereward make-preferences --config configs/tiny.py:second_judge --workdir $runs/second_preferences
 run onereward train-judge --config configs/tiny.py:second_judge --workdir $runs/second_judge
 
-# More of the base's own pictures, and pairs that are new at every step.
+# More images by the base model, and synthetic pairs that are new at every step.
 run onereward make-preferences --config configs/tiny.py:third_judge --workdir $runs/third_preferences
 run onereward train-judge --config configs/tiny.py:third_judge --workdir $runs/third_judge
 run onereward package --judge $runs/third_judge/export --out miniature
 
-# The same again.
-fool --config.rl.first_index=1 --config.rl.last_index=4 --config.optimizer.learning_rate=1e-5 \
+# Repeat with three other policies.
+over_optimise --config.rl.first_index=1 --config.rl.last_index=4 --config.optimizer.learning_rate=1e-5 \
     --config.train.num_steps=80 --config.rl.threshold=0.6 --config.rl.matched_reference=true \
     --config.rl.flow_matching_weight=0.5 --workdir $runs/policy_gentle
-fool --config.rl.first_index=1 --config.rl.last_index=4 --config.optimizer.learning_rate=2e-5 \
+over_optimise --config.rl.first_index=1 --config.rl.last_index=4 --config.optimizer.learning_rate=2e-5 \
     --config.rl.matched_reference=true --workdir $runs/policy_grainy
-fool --config.rl.first_index=4 --config.rl.last_index=7 --config.optimizer.learning_rate=2e-5 \
+over_optimise --config.rl.first_index=4 --config.rl.last_index=7 --config.optimizer.learning_rate=2e-5 \
     --workdir $runs/policy_sharp
 run onereward make-preferences --config configs/tiny.py:fourth_judge --workdir $runs/fourth_preferences
 run onereward train-judge --config configs/tiny.py:fourth_judge --workdir $runs/fourth_judge
 run onereward package --judge $runs/fourth_judge/export --out miniature
 
-# Once more, with policies that please the fourth judge: one bolder than the quick run, one that nothing holds to the data.
-# Every dimension is drawn as often as the others, and the rarest pairs, the aesthetics of extensions, get scenes of their own.
+# Repeat with policies that hack the fourth judge: one with a higher learning rate than the quick run, one without flow
+# matching on the data. All dimensions are drawn equally often, and the rarest pairs, the aesthetics of extensions, get
+# additional scenes.
 run onereward train --config configs/tiny.py:quick --config.optimizer.learning_rate=1e-4 --config.evaluation.every=0 \
     --workdir $runs/policy_bold
 run onereward train --config configs/tiny.py:quick --config.train.num_steps=120 --config.rl.flow_matching_weight=0 \

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Runs a command, and runs it again when it was killed or crashed: a training goes on from its newest checkpoint.
+# Runs a command, and runs it again when it was killed or crashed: a training resumes from its newest checkpoint.
 #   bash launch/resume.sh onereward train --config configs/tiny.py:quick --workdir runs/quick
-# Over, with the command's exit code: after 0 (done), 2 (wrong input), 3 (does not fit), 126 or 127 (no such command); after
-# RESUME_TRIES=5 failures in a row that each came within RESUME_QUICK=600 seconds; after SIGTERM or Ctrl-C, which the
-# command is told, so that it saves. RESUME_PAUSE=10 seconds pass before it is run again.
+# Stops, with the command's exit code, after 0 (done), 2 (wrong input), 3 (does not fit), 126 or 127 (no such command); after
+# RESUME_TRIES=5 failures in a row, each within RESUME_QUICK=600 seconds; and after SIGTERM or Ctrl-C, which it passes on
+# to the command, so that it saves. Waits RESUME_PAUSE=10 seconds before it runs the command again.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 source launch/run.sh
@@ -31,14 +31,14 @@ trap 'tell INT' INT
 await() {
   [ -z "$pending" ] || kill -s "$pending" "$child" 2>/dev/null
   while signalled=''; do
-    wait "$child" 2>/dev/null  # bash would say "Killed", we say more
+    wait "$child" 2>/dev/null  # bash would print "Killed", we print more
     code=$?
     [ -n "$signalled" ] || break
   done
   child=''
 }
 
-# A process group of its own: Ctrl-C reaches the command through us, once. A second one would stop it unsaved.
+# The command gets its own process group: Ctrl-C reaches it only through us. A second one would stop it before it saves.
 set -m
 failures=0
 while true; do

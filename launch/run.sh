@@ -1,16 +1,16 @@
-# Sourced by the other scripts: commands that a dry run prints, and one sentence for a wrong argument.
+# Sourced by the other scripts: runs commands or prints them in a dry run, and checks arguments.
 
-# Runs a command; a dry run prints it, quoted as a shell takes it.
+# Runs a command; a dry run prints it, quoted for a shell.
 run() {
   if [ -n "${dry_run:-}" ]; then quoted "$@"; else "$@"; fi
 }
 
-# Whether a step has to be done: by a test on this machine; a dry run prints every step, as on a new one.
+# Tests whether a step is needed on this machine; a dry run prints every step, as on a new machine.
 needed() {
   [ -n "${dry_run:-}" ] || "$@"
 }
 
-# The words as one line that a shell splits into the same words.
+# Prints the words as one line that a shell splits into the same words.
 quoted() {
   local word option words=() quote=\'
   for word in "$@"; do
@@ -30,7 +30,7 @@ wrong() {
   exit 2
 }
 
-# Prints the comment at the top of the script, which says how it is used.
+# Prints the comment at the top of the script.
 usage() {
   sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
   exit 0
@@ -68,7 +68,7 @@ options() {
   if [ "$action" != up ] && [ $# -gt 0 ]; then wrong "--$action takes no command: leave -- and what follows out"; fi
 }
 
-# The command that a slice or machine is to run has to be one of ours, before anything is made or installed for it.
+# Checks the command before anything is created or installed for it.
 check_command() {
   [ $# -gt 0 ] || wrong "the command is missing, such as: train --config configs/tiny.py:quick --workdir runs/quick"
   [ -f "onereward_jax/cli/commands/${1//-/_}.py" ] || wrong "there is no command $1: choose one of \`onereward --help\`"
@@ -82,7 +82,7 @@ check_command() {
   done
 }
 
-# The buckets that the words name by gs://, each once.
+# Prints the buckets named by gs:// in the words, each once.
 buckets() {
   printf '%s\n' "$@" | grep -oE 'gs://[a-z0-9][a-z0-9._-]*' | sed 's|gs://||' | sort -u
 }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One machine with TPUs, such as a worker of a slice (launch/tpu_pod.sh) or a pod of GKE (launch/gke.sh): as launch/gpu.sh.
+# Like launch/gpu.sh, on a machine with TPUs, such as a worker of a slice (launch/tpu_pod.sh) or a GKE pod (launch/gke.sh).
 #   bash launch/tpu.sh train --config configs/flux_fill.py:dynamic_lora_512 --workdir gs://BUCKET/runs/fill
 set -euo pipefail
 cd "$(dirname "$0")/.."

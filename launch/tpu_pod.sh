@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Trains on a Cloud TPU slice: makes it or takes the one that is there, installs this commit on all of its workers, and
-# starts a command of `onereward` on them, which is resumed until it is done (launch/resume.sh).
+# Trains on a Cloud TPU slice: creates or reuses the slice, installs this commit on all workers, and starts a command of
+# `onereward` on them, which is resumed until it is done (launch/resume.sh).
 #   bash launch/tpu_pod.sh --name fill --zone us-east5-a --type v6e-8 [--spot] [--queued] -- \
 #     train --config configs/flux_fill.py:dynamic_lora_512 --workdir gs://BUCKET/runs/fill
 #   bash launch/tpu_pod.sh --name fill --zone us-east5-a --logs|--stop|--down [--queued]
-# The same command again goes on with the slice, and makes a preempted one anew. gs:// anywhere after -- is mounted by
-# gcsfuse; other paths are on the disks of the workers, which --down deletes.
-#   --spot             cheaper, and taken away at any time
-#   --queued           asks by a queued resource, and waits; give it with --down as well
-#   --project P        not gcloud's default
-#   --runtime_version  not the usual one of the type
-#   --logs             prints what the workers said, after the name of each
-#   --stop             ends the training, which saves first; the slice stays and costs
+# Running the same command again reuses the slice, or replaces a preempted one. Buckets named by gs:// after -- are mounted
+# by gcsfuse; other paths are on the disks of the workers, which --down deletes.
+#   --spot             cheaper, may be preempted at any time
+#   --queued           requests a queued resource and waits; give it with --down as well
+#   --project P        instead of gcloud's default project
+#   --runtime_version  instead of the usual one for the type
+#   --logs             prints the logs of the workers, each line after the worker's name
+#   --stop             stops the training, which saves first; the slice stays and is billed
 #   --down             deletes the slice
 #   --dry_run          prints every command instead, as for a new slice
 set -euo pipefail
@@ -67,7 +67,7 @@ delete() {
   run "${tpus[@]}" "${kind[@]}" delete "$name" "${where[@]}" ${delete_flags[@]+"${delete_flags[@]}"} --quiet
 }
 
-# Returns when the slice is there.
+# Returns when the slice is ready.
 slice() {
   local found made=''
   if [ -n "$dry_run" ]; then
@@ -86,14 +86,14 @@ slice() {
         ;;
       PREEMPTED | TERMINATED | FAILED | SUSPENDED)
         if [ -n "$made" ]; then
-          echo "tpu_pod.sh: $name is $found as soon as it is made: \`$(quoted "${tpus[@]}" "${kind[@]}" describe "$name" "${where[@]}")\` says why" >&2
+          echo "tpu_pod.sh: $name was $found right after it was created: \`$(quoted "${tpus[@]}" "${kind[@]}" describe "$name" "${where[@]}")\` says why" >&2
           exit 1
         fi
         delete
         ;;
       STOPPED) run "${tpus[@]}" tpu-vm start "$name" "${where[@]}" ;;
       *)
-        echo "tpu_pod.sh: $name is $found: looking again in ${TPU_POD_PAUSE:-60} s" >&2
+        echo "tpu_pod.sh: $name is $found: checking again in ${TPU_POD_PAUSE:-60} s" >&2
         sleep "${TPU_POD_PAUSE:-60}"
         ;;
     esac
@@ -106,13 +106,13 @@ case $action in
   down) delete ;;
   up)
     if [ -z "$dry_run" ] && [ -n "$(git status --porcelain)" ]; then
-      echo "tpu_pod.sh: the workers get the last commit: what is not committed stays here" >&2
+      echo "tpu_pod.sh: the workers get the last commit, without uncommitted changes" >&2
     fi
     slice
     run mkdir -p runs
     run git archive --output="runs/$name.tar.gz" HEAD
     run "${tpus[@]}" tpu-vm scp "runs/$name.tar.gz" "$name:onereward.tar.gz" "${where[@]}" --worker=all
-    # A training that runs keeps its code: the check comes first.
+    # Check first, so as not to replace the code of a running training.
     gcsfuse=''
     [ -z "$(buckets "$@")" ] || gcsfuse='bash launch/gcsfuse.sh && '
     on_workers "mkdir -p onereward && cd onereward && { [ ! -e launch/background.sh ] || bash launch/background.sh idle; } && tar -xzf ../onereward.tar.gz && ${gcsfuse}bash launch/tpu.sh --install $(quoted "$@")"

@@ -22,6 +22,8 @@ from onereward_jax.parallel import cluster, heartbeat, hosts
 
 PACKAGE = Path(__file__).resolve().parents[1]
 _CONFIG_PREFIX = "--config."
+# Old names of commands, accepted with a warning until the release after 0.1.
+RENAMED = {"ascend": "reward-ascent", "gates": "sanity-checks"}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -67,6 +69,9 @@ def _run(argv: list[str]) -> int | None:
     name, known = argv[0], commands()
     if name.startswith("-"):
         raise UserError(f"the command comes first, before {name}: one of {', '.join(known)}")
+    if name in RENAMED:
+        warnings.warn(f"`onereward {name}` is now `onereward {RENAMED[name]}`: use the new name", stacklevel=1)
+        name = RENAMED[name]
     if name.replace("_", "-") not in known:
         hint = did_you_mean(name, known) or f": choose one of {', '.join(known)}"
         raise UserError(f"there is no command {name}{hint}")

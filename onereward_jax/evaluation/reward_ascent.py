@@ -1,7 +1,7 @@
-"""Where the judge's gradient leads when no policy stands between: a gate before any policy is trained.
+"""Reward ascent: follows the judge's gradient without a policy, as a check before any policy is trained.
 
-The latents of the base's pictures are moved up the judge's objective (Eq. 5) against another picture of the base. If
-the truth does not rise with the judge here, it will not rise in reward feedback learning either.
+Moves the latents of the base's images up the judge's objective (Eq. 5), against other images of the base. If the
+ground-truth score does not rise with the judge here, it will not rise in reward feedback learning either.
 """
 
 from pathlib import Path
@@ -30,24 +30,24 @@ from onereward_jax.proving_ground.source import open_source
 from onereward_jax.rl.objective import reward_loss
 
 
-def measure_ascent(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Ascends the judge of `config.model.judge` on pictures of the model of `config.model.base`.
+def run_reward_ascent(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Ascend the reward of the judge in `config.model.judge` on images by the model in `config.model.base`.
 
     `config.ascent`: `scenes_per_task` held-out scenes, `num_steps` steps along the gradient, each moving the normalised
-    latents of a picture by `step_size` in root mean square.
+    latents of an image by `step_size` in root mean square.
 
-    Writes workdir/ascent.json and workdir/ascent.png (source, reference, base, the same after the ascent).
+    Writes workdir/reward_ascent.json and workdir/reward_ascent.png (source, reference, base, base after the ascent).
 
     Returns:
-      {task: {"good", "same", "bad", "n", "ci95"} of the ascended picture against its start by truth, and
-      "judge": {"before", "after"}, the judge's mean P(better than the reference)}.
+      {task: {"good", "same", "bad", "n", "ci95"}, the ground truth's verdict on images after the ascent against before,
+      and "judge": {"before", "after"}, the judge's mean P(better than the reference)}.
 
     Raises:
       UserError: the data have no ground truth.
     """
     settings, size = config.ascent, config.evaluation.batch_size
     source = open_source(config, "test")
-    truth = ground_truth_of(source, "`onereward ascend`")
+    truth = ground_truth_of(source, "`onereward reward-ascent`")
     pipeline = FillPipeline.from_pretrained(config.model.base, dtype="float32")
     judge = ensemble(Judge.from_pretrained(config.model.judge, "float32"), config.model.get("judge_adapters", ()))
     ascend = make_ascent(pipeline, judge, config)
@@ -66,24 +66,23 @@ def measure_ascent(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         comparisons = [gsb.Comparison(task, base=row[0], policy=row[1]) for row in scores]
         texts = [(task, prompt) for prompt in prompts]
         views = [
-            judge_views(judge, texts, pictures, reference, size, config.question_length)[0]
-            for pictures in (before, after)
+            judge_views(judge, texts, images, reference, size, config.question_length)[0] for images in (before, after)
         ]
         means = [float(np.mean([p for view in each for p in view.values()])) for each in views]
         found[task] = gsb.good_same_bad(comparisons)[task] | {"judge": {"before": means[0], "after": means[1]}}
         for row, sample in enumerate(samples[: config.evaluation.pictures_per_task]):
             rows.append([mask_overlay(sample.image, sample.mask), reference[row], before[row], after[row]])
-    write_png(workdir / "ascent.png", image_grid(rows, ["source", "reference", "base", "ascended"], scale=2))
-    write_json(workdir / "ascent.json", found)
+    write_png(workdir / "reward_ascent.png", image_grid(rows, ["source", "reference", "base", "ascended"], scale=2))
+    write_json(workdir / "reward_ascent.json", found)
     return found
 
 
 def make_ascent(pipeline: FillPipeline, judge: Judge, config: ConfigDict) -> Any:
-    """A function (pictures, reference, questions) -> ascended pictures; uint8 (B, H, W, 3)."""
+    """Compile a function (images, reference, questions) -> images after the ascent; uint8 (B, H, W, 3)."""
     settings = config.ascent
 
     @jax.jit
-    def ascend(vae_params, judge_params, pictures, reference, asked):
+    def ascend(vae_params, judge_params, images, reference, asked):
         decode = lambda latents: conditioning.to_unit_range(  # noqa: E731
             conditioning.decode_latents(pipeline.vae, vae_params, latents)
         )
@@ -93,7 +92,7 @@ def make_ascent(pipeline: FillPipeline, judge: Judge, config: ConfigDict) -> Any
             first, second = shift_together(shift_keys, decode(latents), reference / 255.0, config.rl.judge_shift)
             first, second = noise_together(noise_keys, first, second, config.rl.judge_noise)
             log_p = judge.scorer(judge_params, first, second, asked)
-            # Each picture's own ascent: the sum, not the mean over the batch.
+            # Each image ascends by itself: the sum, not the mean over the batch.
             return len(latents) * reward_loss(jnp.exp(log_p[..., 0]), asked.weights, config.rl.threshold)
 
         def step(latents, key):
@@ -101,11 +100,11 @@ def make_ascent(pipeline: FillPipeline, judge: Judge, config: ConfigDict) -> Any
             size = jnp.sqrt(jnp.square(gradient).mean(axis=(1, 2, 3), keepdims=True))
             return latents - settings.step_size * gradient / (size + 1e-12), None
 
-        start = conditioning.encode_image(pipeline.vae, vae_params, conditioning.to_model_range(pictures))
+        start = conditioning.encode_image(pipeline.vae, vae_params, conditioning.to_model_range(images))
         keys = jax.random.split(jax.random.key(config.seed), settings.num_steps)
         latents, _ = jax.lax.scan(step, start, keys)
         return jnp.round(jnp.clip(decode(latents), 0.0, 1.0) * 255).astype(jnp.uint8)
 
-    return lambda pictures, reference, asked: np.asarray(
-        ascend(pipeline.params["vae"], judge.params, jnp.asarray(pictures), jnp.asarray(reference), asked)
+    return lambda images, reference, asked: np.asarray(
+        ascend(pipeline.params["vae"], judge.params, jnp.asarray(images), jnp.asarray(reference), asked)
     )

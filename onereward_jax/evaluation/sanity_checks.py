@@ -1,8 +1,7 @@
-"""What the policy stands on, measured by the truth before anything is trained on it.
+"""Sanity checks of autoencoder and base model by ground truth, before anything is trained on them.
 
-Two gates of the miniature: what of a right answer's score survives the autoencoder, and the base model's head-room,
-which is how much better the best of a few candidates is than one of them. Without head-room there is nothing that a
-judge could teach.
+They measure how much of a right answer's score survives the autoencoder, and the base model's headroom: how much better
+the best of a few candidates is than one of them. Without headroom a judge has nothing to teach.
 """
 
 from pathlib import Path
@@ -24,24 +23,25 @@ from onereward_jax.proving_ground import overall
 from onereward_jax.proving_ground.source import open_source
 
 
-def measure_gates(config: ConfigDict, workdir: Path) -> dict[str, Any]:
-    """Measures the model of `config.model.base` on `config.evaluation.scenes_per_task` held-out scenes a task.
+def run_sanity_checks(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+    """Check the model in `config.model.base` on `config.evaluation.scenes_per_task` held-out scenes per task.
 
-    Writes workdir/gates.json and workdir/base.png (source, target, its reconstruction, four candidates).
+    Writes workdir/sanity_checks.json and workdir/base.png (source, target, reconstruction of the target, four
+    candidates).
 
     Returns:
-      {"autoencoder": {task: {dimension: {"target", "reconstruction"}}} (mean truth),
-       "base": {task: {"truth": {dimension: mean}, "best_of_4": good, same, bad of the best candidate against the
-       first}}}.
+      {"autoencoder": {task: {dimension: {"target", "reconstruction"}}} (mean ground-truth scores),
+       "base": {task: {"truth": {dimension: mean score}, "best_of_4": good, same and bad of the best candidate against
+       the first}}}.
 
     Raises:
       UserError: the data have no ground truth.
     """
     settings = config.evaluation
     source = open_source(config, "test")
-    truth = ground_truth_of(source, "`onereward gates`")
+    truth = ground_truth_of(source, "`onereward sanity-checks`")
     pipeline = FillPipeline.from_pretrained(config.model.base, dtype="float32")
-    gates: dict[str, Any] = {"autoencoder": {}, "base": {}}
+    checks: dict[str, Any] = {"autoencoder": {}, "base": {}}
     rows: list[list[np.ndarray]] = []
     for task in source.tasks:
         samples = samples_from(source, task, 0, settings.scenes_per_task)
@@ -62,21 +62,21 @@ def measure_gates(config: ConfigDict, workdir: Path) -> dict[str, Any]:
             answers += scores
             comparisons.append(gsb.Comparison(task, base=scores[0], policy=best))
         target, reconstruction = _means(of_targets), _means(of_reconstructions)
-        gates["autoencoder"][task] = {
+        checks["autoencoder"][task] = {
             dimension: {"target": target[dimension], "reconstruction": reconstruction[dimension]}
             for dimension in target
         }
-        gates["base"][task] = {"truth": _means(answers), "best_of_4": gsb.good_same_bad(comparisons)[task]}
+        checks["base"][task] = {"truth": _means(answers), "best_of_4": gsb.good_same_bad(comparisons)[task]}
         for row, sample in enumerate(samples[: settings.pictures_per_task]):
             left = [mask_overlay(sample.image, sample.mask), targets[row], decoded[row]]
             rows.append(left + [pictures[row] for pictures in candidates])
     columns = ["source", "target", "decoded", *(f"base {number + 1}" for number in range(CANDIDATES))]
     write_png(workdir / "base.png", image_grid(rows, columns, scale=2))
-    write_json(workdir / "gates.json", gates)
-    return gates
+    write_json(workdir / "sanity_checks.json", checks)
+    return checks
 
 
 def _means(scores: list[dict[str, float]]) -> dict[str, float]:
-    """Mean of each dimension, over the scenes that have it."""
+    """Average each dimension over the scenes that have it."""
     names = dict.fromkeys(name for values in scores for name in values)
     return {name: float(np.mean([values[name] for values in scores if name in values])) for name in names}

@@ -381,6 +381,13 @@ def test_the_commands_there_are_light_and_documented():
     assert result.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("old", list(cli.RENAMED))
+def test_an_old_command_name_is_accepted_with_a_warning(old, capsys):
+    with pytest.warns(UserWarning, match=f"onereward {cli.RENAMED[old]}"), pytest.raises(SystemExit):
+        cli.main([old, "--help"])
+    assert f"usage: onereward {cli.RENAMED[old]}" in capsys.readouterr().out
+
+
 TINY = str(Path(__file__).parents[2] / "configs" / "tiny.py")
 
 

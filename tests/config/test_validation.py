@@ -102,9 +102,14 @@ WRONG = [
     ("evaluate", "quick", "evaluation.batch_size=0", "evaluation.batch_size must be a whole number, 1 or more"),
     ("evaluate", "quick", "evaluation.num_steps=0", "evaluation.num_steps must be a whole number, 1 or more"),
     ("evaluate", "quick", "evaluation.what=best", "evaluation.what must be one of policy, ema, not 'best'"),
-    ("gates", "quick", "evaluation.pictures_per_task=0", "evaluation.pictures_per_task must be a whole number, 1 or"),
     (
-        "gates",
+        "sanity-checks",
+        "quick",
+        "evaluation.pictures_per_task=0",
+        "evaluation.pictures_per_task must be a whole number, 1 or",
+    ),
+    (
+        "sanity-checks",
         "quick",
         "evaluation.pictures_per_task=401",
         "evaluation.pictures_per_task (401) must be at most evaluation.scenes_per_task (400)",

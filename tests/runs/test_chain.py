@@ -112,20 +112,20 @@ def test_packaged_models_are_whole(chain):
     assert {str(array.dtype) for array in judge.values()} == {"bfloat16"}
 
 
-def test_gates_measure_every_task(chain):
-    assert (chain.root / "gates" / "base.png").read_bytes().startswith(b"\x89PNG")
-    gates = json.loads((chain.root / "gates" / "gates.json").read_text())
-    assert set(gates["autoencoder"]) == set(gates["base"]) == set(TASKS)
+def test_sanity_checks_cover_every_task(chain):
+    assert (chain.root / "sanity_checks" / "base.png").read_bytes().startswith(b"\x89PNG")
+    checks = json.loads((chain.root / "sanity_checks" / "sanity_checks.json").read_text())
+    assert set(checks["autoencoder"]) == set(checks["base"]) == set(TASKS)
     for task in TASKS:
-        assert all(0 <= share <= 1 for share in gates["base"][task]["truth"].values())
-        best = gates["base"][task]["best_of_4"]
+        assert all(0 <= share <= 1 for share in checks["base"][task]["truth"].values())
+        best = checks["base"][task]["best_of_4"]
         assert best["n"] == SCENES
         assert best["good"] + best["same"] + best["bad"] == pytest.approx(1)
 
 
-def test_the_judges_gradient_is_followed(chain):
-    assert (chain.root / "ascent" / "ascent.png").read_bytes().startswith(b"\x89PNG")
-    ascent = json.loads((chain.root / "ascent" / "ascent.json").read_text())
+def test_reward_ascent_follows_the_judges_gradient(chain):
+    assert (chain.root / "reward_ascent" / "reward_ascent.png").read_bytes().startswith(b"\x89PNG")
+    ascent = json.loads((chain.root / "reward_ascent" / "reward_ascent.json").read_text())
     assert set(ascent) == set(TASKS)
     for found in ascent.values():
         assert found["n"] == SCENES
@@ -133,13 +133,13 @@ def test_the_judges_gradient_is_followed(chain):
         assert found["judge"]["after"] != found["judge"]["before"]  # an untrained judge has no way up
 
 
-def test_preferences_are_of_every_task(chain):
+def test_every_task_has_preferences(chain):
     lines = [line for path in (chain.root / "preferences" / "train").glob("*.jsonl") for line in lines_of(path)]
     assert {line["task"] for line in lines if line["pairs"]} == set(TASKS)
     assert len(lines) == 2 * SCENES * len(TASKS)
 
 
-def test_the_second_judge_goes_on_from_the_first(chain):
+def test_the_second_judge_starts_from_the_first(chain):
     first, second = (load_file(chain.root / name / "export" / "model.safetensors") for name in ("first_judge", "judge"))
     assert {name: array.shape for name, array in first.items()} == {name: array.shape for name, array in second.items()}
     # Two steps at a small rate, averaged: far nearer to the first judge than to another start.
@@ -184,7 +184,7 @@ def test_training_reports_the_rewards_of_its_cells(chain):
     assert seen <= set(TASKS)
 
 
-def test_the_truth_is_looked_at_while_training(chain):
+def test_ground_truth_is_evaluated_during_training(chain):
     for line in lines_of(chain.run / "metrics.jsonl"):
         gains = {name: line[name] for name in line if name.startswith("evaluation/")}
         assert set(gains) == {f"evaluation/{task}/truth_gain" for task in TASKS}
@@ -192,7 +192,7 @@ def test_the_truth_is_looked_at_while_training(chain):
         assert all(abs(gain) < 0.2 for gain in gains.values())
 
 
-def test_evaluation_has_what_is_promised(chain):
+def test_the_evaluation_is_complete(chain):
     evaluation = json.loads((chain.run / "evaluation.json").read_text())
     assert evaluation["algorithm"] == "dynamic"
     accuracy, ceiling = evaluation["judge_accuracy"], evaluation["judge_ceiling"]

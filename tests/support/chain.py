@@ -94,7 +94,7 @@ def main(root: Path) -> None:
     tuned = STEPS | {"base.start": models / "base", "base.train_text_encoders": "false", "base.scenes_per_task": 16}
     onereward("train-base", "base", root / "tuned_base", tuned)
     feedback = STEPS | FEEDBACK | {"model.base": models / "base", "model.judge": models / "judge"}
-    onereward("gates", "dynamic", root / "gates", feedback)
+    onereward("sanity-checks", "dynamic", root / "sanity_checks", feedback)
     onereward("make-preferences", "judge", root / "preferences", JUDGE | PREFERENCES | base)
     onereward("train-judge", "judge", root / "first_judge", STEPS | JUDGE | PREFERENCES | base | data)
     second = {"judge.start": root / "first_judge" / "export", "judge.max_shift": 2, "judge.flips": True}
@@ -102,7 +102,7 @@ def main(root: Path) -> None:
     second |= {"judge.planted_share": 0.5, "judge.questions_per_pair": 1}
     onereward("train-judge", "judge", root / "judge", STEPS | PREFERENCES | base | data | second)
     assert cli.main(["package", "--judge", str(root / "judge" / "export"), "--out", str(models)]) == 0
-    onereward("ascend", "dynamic", root / "ascent", feedback)
+    onereward("reward-ascent", "dynamic", root / "reward_ascent", feedback)
     adapter = {"lora.rank": 2, "optimizer.learning_rate": 0.01}
     onereward("train", "dynamic", run, feedback | adapter)
     onereward("evaluate", "dynamic", run, feedback | adapter)

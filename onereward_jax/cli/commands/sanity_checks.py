@@ -1,4 +1,4 @@
-"""Measures autoencoder and base model by the truth; writes WORKDIR/gates.json and WORKDIR/base.png."""
+"""Checks autoencoder and base model by ground truth; writes WORKDIR/sanity_checks.json and WORKDIR/base.png."""
 
 import argparse
 
@@ -11,13 +11,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from onereward_jax.evaluation.sanity_checks import measure_gates
+    from onereward_jax.evaluation.sanity_checks import run_sanity_checks
 
-    gates = measure_gates(args.config, claim_workdir(args.workdir, args.config))
+    checks = run_sanity_checks(args.config, claim_workdir(args.workdir, args.config))
     print(f"{'task':<16} {'dimension':<16} target  decoded   base    best of 4 against one")
-    for task, base in gates["base"].items():
+    for task, base in checks["base"].items():
         best = base["best_of_4"]
-        for row, (dimension, values) in enumerate(gates["autoencoder"][task].items()):
+        for row, (dimension, values) in enumerate(checks["autoencoder"][task].items()):
             gain = f"   {100 * (best['good'] - best['bad']):+.0f} points" if row == 0 else ""
             numbers = f"{values['target']:>6.2f} {values['reconstruction']:>8.2f} {base['truth'][dimension]:>6.2f}"
             print(f"{task:<16} {dimension:<16} {numbers}{gain}")
