@@ -1,4 +1,4 @@
-"""Files and directories appear whole or not at all; a working directory has one process."""
+"""Files and directories are written whole or not at all; a working directory is locked by one process."""
 
 import os
 import subprocess
@@ -14,7 +14,7 @@ def files(directory):
     return {str(path.relative_to(directory)): path.read_text() for path in directory.rglob("*") if path.is_file()}
 
 
-def test_takes_the_name_once_it_is_whole_and_keeps_the_rest(tmp_path):
+def test_a_complete_directory_replaces_the_old_one_and_keeps_the_rest(tmp_path):
     model = tmp_path / "model"
     (model / "old").mkdir(parents=True)
     (model / "old" / "notes").write_text("mine")
@@ -26,7 +26,7 @@ def test_takes_the_name_once_it_is_whole_and_keeps_the_rest(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_an_error_leaves_everything_as_it_was(tmp_path):
+def test_an_error_changes_nothing(tmp_path):
     model = tmp_path / "model"
     model.mkdir()
     (model / "weights").write_text("1")
@@ -41,7 +41,7 @@ def test_an_error_leaves_everything_as_it_was(tmp_path):
     assert files(tmp_path) == {"model/weights": "1"}
 
 
-def test_what_a_killed_export_left_is_not_taken_over(tmp_path):
+def test_leftovers_of_a_killed_export_are_ignored(tmp_path):
     (tmp_path / ".model.partial").mkdir()
     (tmp_path / ".model.partial" / "half").write_text("?")
     with atomic_directory(tmp_path / "model") as partial:
@@ -49,7 +49,7 @@ def test_what_a_killed_export_left_is_not_taken_over(tmp_path):
     assert files(tmp_path) == {"model/weights": "1"}
 
 
-def test_a_file_that_can_not_be_written_leaves_no_half_of_it(tmp_path):
+def test_a_failed_write_leaves_no_partial_file(tmp_path):
     (tmp_path / "picture.png").mkdir()
     with pytest.raises(IsADirectoryError):
         write_bytes(tmp_path / "picture.png", b"1234")

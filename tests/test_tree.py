@@ -6,7 +6,7 @@ import pytest
 from onereward_jax import tree
 
 
-def test_the_mean_of_models_is_of_each_leaf():
+def test_models_are_averaged_leaf_by_leaf():
     first, second = ({"a": {"b": np.float32([x, 4.0])}, "c": np.float32(x)} for x in (1.0, 3.0))
     mean = tree.mean([first, second])
     np.testing.assert_array_equal(mean["a"]["b"], [2.0, 4.0])

@@ -1,4 +1,4 @@
-"""Buckets of one shape: which sizes there are, where rare ones go. Draws are tested in tests/judge/test_pairs.py."""
+"""Bucket sizes and the mapping of rare ones. Draws are tested in tests/judge/test_pairs.py."""
 
 import pytest
 
@@ -17,7 +17,7 @@ def test_sizes_have_about_one_area_and_sides_that_divide(resolution, step):
     assert bucket_sizes(resolution, step, 1.0) == ((resolution, resolution),)
 
 
-def test_rare_shapes_are_shown_as_the_nearest_common_one():
+def test_rare_shapes_map_to_the_nearest_common_one():
     square, wide, tall, slim = (8, 8), (8, 16), (16, 8), (8, 20)
     shown = common_shapes([square] * 4 + [wide] * 4 + [tall, slim], 4, aspect_distance)
     assert shown == {square: square, wide: wide, tall: square, slim: wide}

@@ -29,7 +29,7 @@ def test_borders():
     assert masks.bounding_box(1 - mask) == (3, 0, 20, 8)
 
 
-def test_what_is_wrong_is_said_in_one_sentence():
+def test_wrong_arguments_are_refused():
     with pytest.raises(UserError, match="'north'"):
         masks.borders(10, 10, {"north": 2})
     with pytest.raises(UserError):
@@ -41,7 +41,7 @@ def test_what_is_wrong_is_said_in_one_sentence():
 
 
 @pytest.mark.parametrize("draw", [masks.random_cover, masks.random_borders])
-def test_drawn_masks_ask_for_a_part(draw):
+def test_drawn_masks_cover_a_part(draw):
     made = [draw(48, 80, np.random.default_rng(seed), 0.2, 0.7) for seed in range(40)]
     assert all(mask.shape == (48, 80) and 0.02 < mask.mean() < 0.95 for mask in made)
     np.testing.assert_array_equal(made[0], draw(48, 80, np.random.default_rng(0), 0.2, 0.7))

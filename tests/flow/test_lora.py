@@ -1,4 +1,4 @@
-"""Flow matching of an adapter: the loss falls, and the base is not among what is trained."""
+"""Flow matching of an adapter: the loss falls, and the base is not trained."""
 
 import jax
 import numpy as np
@@ -28,7 +28,7 @@ def batch():
     }
 
 
-def test_an_adapter_learns_beside_a_frozen_base():
+def test_an_adapter_learns_on_a_frozen_base():
     transformer, base = tiny_fill.transformer()
     params, optimizer = {"transformer": base}, make_optimizer(1e-2)
     loss = ADAPTERS.loss(losses.flow_matching_loss(transformer, (4, 4)))

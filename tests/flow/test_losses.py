@@ -1,4 +1,4 @@
-"""Flow matching: where its minimum is, and what a dropped prompt hides."""
+"""Flow matching: its minimum, and prompt dropout."""
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ class Exact:
 
 
 def batch(size, prompt=0.0, negative=0.0):
-    """The data stands in the place of the masked image; prompts and pooled states hold one number each."""
+    """The masked image is the data; prompts and pooled states hold one number each."""
     generator = np.random.default_rng(0)
     data = generator.normal(size=(size, TOKENS, WIDTH)).astype(np.float32)
     full = lambda *shape: np.full((size, *shape), 1.0, np.float32)  # noqa: E731
@@ -57,7 +57,7 @@ def test_the_minimum_is_the_velocity_from_data_to_noise():
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.25, 1.0])
-def test_dropout_shows_its_share_of_samples_the_empty_prompt(dropout):
+def test_prompt_dropout_gives_its_share_of_samples_the_empty_prompt(dropout):
     """Prompt and pooled state of 0.5 add 1 to the velocity, the empty prompt nothing: the loss is the share shown."""
     value, _ = loss_of(Exact(), batch(512, prompt=0.5), prompt_dropout=dropout)
     exact = dropout in (0.0, 1.0)

@@ -1,4 +1,4 @@
-"""Changes that both images of a pair undergo alike."""
+"""Augmentations change both images of a pair equally."""
 
 import itertools
 
@@ -15,7 +15,7 @@ def pair(size=6, shape=(12, 10, 3)):
     return generator.random((2, size, *shape), dtype=np.float32)
 
 
-def test_both_images_move_by_the_same_offset_and_stay_within_reach():
+def test_both_images_shift_by_the_same_bounded_offset():
     first, _ = pair()
     keys = jax.random.split(jax.random.key(0), len(first))
     moved, moved_too = shift_together(keys, first, first + 1, max_shift=2)
@@ -34,7 +34,7 @@ def test_both_images_move_by_the_same_offset_and_stay_within_reach():
     assert len(set(offsets)) > 2
 
 
-def test_a_pair_moves_by_its_own_key_whatever_the_batch():
+def test_a_shift_depends_on_the_pairs_key_alone():
     first, second = pair()
     keys = jax.random.split(jax.random.key(3), len(first))
     together = shift_together(keys, first, second, max_shift=3)
@@ -44,14 +44,14 @@ def test_a_pair_moves_by_its_own_key_whatever_the_batch():
 
 
 @pytest.mark.parametrize("change", [shift_together, noise_together])
-def test_nothing_changes_nothing(change):
+def test_zero_changes_nothing(change):
     first, second = pair()
     same = change(jax.random.split(jax.random.key(0), len(first)), first, second, 0)
     assert same[0] is first
     assert same[1] is second
 
 
-def test_both_images_get_the_same_noise_each_pair_its_own():
+def test_both_images_of_a_pair_get_the_same_noise():
     first, second = pair(size=64)
     keys = jax.random.split(jax.random.key(0), len(first))
     noisy, noisy_too = noise_together(keys, first, second, max_noise=0.2)
@@ -65,7 +65,7 @@ def test_both_images_get_the_same_noise_each_pair_its_own():
 
 
 @pytest.mark.parametrize("prompt", ["remove", "a small red circle"])
-def test_flips_are_all_found_and_alike(prompt):
+def test_all_flips_occur_and_agree(prompt):
     first, second = pair(1, (12, 12, 3))[:, 0]
     ways = [
         lambda x, axes=axes, down=down, right=right: x.transpose(*axes, 2)[::down, ::right]
@@ -88,7 +88,7 @@ def test_flips_are_all_found_and_alike(prompt):
 
 
 @pytest.mark.parametrize("prompt", ["a red circle on the left", "a blue star at the top", 'the word "SUN" in red'])
-def test_what_means_something_else_in_a_mirror_is_left_alone(prompt):
+def test_prompts_with_sides_or_words_are_not_mirrored(prompt):
     first, second = pair(1)[:, 0]
     for seed in range(10):
         flipped, flipped_too = flip_together(np.random.default_rng(seed), first, second, prompt)
@@ -96,7 +96,7 @@ def test_what_means_something_else_in_a_mirror_is_left_alone(prompt):
         np.testing.assert_array_equal(flipped_too, second)
 
 
-def test_tones_change_alike_and_keep_their_order():
+def test_tones_change_equally_and_keep_their_order():
     generator = np.random.default_rng(1)
     first = generator.integers(0, 256, (8, 9, 3), dtype=np.uint8)
     second = 255 - first

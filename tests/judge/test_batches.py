@@ -13,7 +13,7 @@ TASKS, PROMPTS = ["image_fill", "object_removal"], ["a red circle on the left", 
 LENGTH = 96
 
 
-def test_questions_of_every_dimension_stand_in_their_tasks_order():
+def test_questions_follow_the_order_of_the_tasks_dimensions():
     batch = question_batch(tiny_judge.judge(), TASKS, PROMPTS, LENGTH)
     for row, (task, prompt) in enumerate(zip(TASKS, PROMPTS, strict=True)):
         dimensions = dimensions_of(task, prompt)
@@ -25,7 +25,7 @@ def test_questions_of_every_dimension_stand_in_their_tasks_order():
             assert batch.lengths[row, column] == lengths[0]
 
 
-def test_what_is_not_annotated_need_not_be_asked():
+def test_unannotated_dimensions_need_not_be_asked():
     judge, generator = tiny_judge.judge(), np.random.default_rng(0)
     images = {name: generator.random((2, 32, 32, 3), dtype=np.float32) for name in ("first", "second")}
     labels = np.array([[0, 0, -1, 0], [1, 0, 0, 0]], np.int32)
@@ -41,7 +41,7 @@ def test_what_is_not_annotated_need_not_be_asked():
         np.testing.assert_allclose(metrics_of_few[name], value, rtol=1e-4, err_msg=name)
 
 
-def test_annotated_dimensions_come_first_and_each_of_them_sometimes():
+def test_annotated_dimensions_come_first_in_random_order():
     labels = np.array([0, 1, 0, -1])
     orders = [asked_first(np.random.default_rng(seed), labels) for seed in range(20)]
     assert all(sorted(order) == [0, 1, 2, 3] for order in orders)

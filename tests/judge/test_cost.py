@@ -1,4 +1,4 @@
-"""What a pass costs, in operations of its matrix products, as benchmarks/judge_cost.py counts them."""
+"""Cost of a pass in operations of its matrix products, as counted by benchmarks/judge_cost.py."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from onereward_jax.judge import scoring
 from tests.support import tiny_judge
 
 
-def test_loops_and_branches_are_counted_as_often_as_they_run():
+def test_loops_and_branches_count_as_often_as_they_run():
     def function(x, layers):
         def body(x, layer):
             double, single = (lambda x: layer @ (layer @ x)), (lambda x: layer @ x)
@@ -23,7 +23,7 @@ def test_loops_and_branches_are_counted_as_often_as_they_run():
     assert matrix_operations(function, *shapes, taken=(0.75, 0.25)) == 4 * 1.25 * (2 * 5 * 5 * 3)
 
 
-def test_full_size_costs_what_its_sizes_say_and_all_dimensions_cost_little_more():
+def test_full_size_cost_follows_from_its_sizes():
     judge, shapes = judge_cost.official_judge(tiny_judge.tokenizer())
     images = [jax.ShapeDtypeStruct((1, 1024, 1024, 3), jnp.float32)] * 2
     counted = {}

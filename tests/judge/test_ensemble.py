@@ -59,7 +59,7 @@ def test_p_is_the_mean_of_the_members(files):
     assert float(value) > 0
 
 
-def test_people_ask_it_like_any_judge(files):
+def test_an_ensemble_answers_like_any_judge(files):
     judge = tiny_judge.judge()
     both = ensemble(judge, [files / "a", files / "b"])
     draw = np.random.default_rng(0)

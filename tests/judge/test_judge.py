@@ -1,4 +1,4 @@
-"""The public face of the judge; files are compared with transformers in tests/parity."""
+"""The judge's public interface; tests/parity compares its files with transformers."""
 
 import json
 import subprocess
@@ -32,8 +32,8 @@ def test_one_pass_for_all_dimensions_equals_comparing_one_by_one(images):
         assert alone == pytest.approx(p, rel=1e-4)
 
 
-def test_lists_are_compared_as_one_by_one():
-    """Of several sizes, tasks and dimensions; more than one batch."""
+def test_lists_equal_single_comparisons():
+    """Several sizes, tasks and dimensions, in more than one batch."""
     judge, generator = tiny_judge.judge(), np.random.default_rng(1)
     sizes = [(32, 24), (32, 24), (20, 30), (32, 24), (20, 30), (32, 24)]
     first = [generator.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
@@ -64,7 +64,7 @@ def test_extension_without_a_prompt_has_no_text_alignment(images):
     assert list(extended) == ["consistency", "structure", "aesthetics"]
 
 
-def test_kinds_of_images_agree(images):
+def test_image_types_agree(images):
     judge = tiny_judge.judge()
     ask = lambda *pair: judge.ask(*pair, question="Is the first better?")  # noqa: E731
     expected = ask(*images)
@@ -127,7 +127,7 @@ def test_rows_are_never_taken_for_channels():
     np.testing.assert_allclose(official, ours, atol=0.05 * np.abs(ours).max())
 
 
-def test_judge_is_imported_when_it_is_asked_for():
+def test_judge_is_imported_lazily():
     import onereward_jax
 
     assert onereward_jax.Judge is Judge
@@ -138,7 +138,7 @@ def test_judge_is_imported_when_it_is_asked_for():
     subprocess.run([sys.executable, "-c", f"import sys, onereward_jax; assert not {heavy}, {heavy}"], check=True)
 
 
-def test_parameters_are_bfloat16_unless_asked_otherwise(tmp_path, images):
+def test_parameters_are_bfloat16_by_default(tmp_path, images):
     judge = tiny_judge.judge()
     judge.save_pretrained(tmp_path)
     half, full = Judge.from_pretrained(tmp_path), Judge.from_pretrained(tmp_path, "float32")
@@ -150,7 +150,7 @@ def test_parameters_are_bfloat16_unless_asked_otherwise(tmp_path, images):
     assert ask(half)["yes"] == pytest.approx(ask(full)["yes"], rel=0.1)
 
 
-def test_answers_that_are_no_numbers_are_refused(images):
+def test_nan_answers_are_refused(images):
     judge = tiny_judge.judge()
     broken = Judge(judge.model, jax.tree.map(lambda x: x * np.nan, judge.params), judge.tokenizer, judge.settings)
     with pytest.raises(ValueError, match="NaN"):

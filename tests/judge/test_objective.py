@@ -1,4 +1,4 @@
-"""Eq. 3."""
+"""The judge's loss, Eq. 3."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from tests.support import tiny_judge
 
 
 def _answers(p_yes_given, p_yes_swapped, rest=0.1):
-    """`apply` of a judge that gives these P(Yes) and the rest of the vocabulary 0.1."""
+    """Make `apply` of a judge with these P(Yes), which leaves 0.1 to the rest of the vocabulary."""
     p = np.stack([np.asarray(p_yes_given), np.asarray(p_yes_swapped)])
     log_p = jnp.log(jnp.stack([p, 1 - rest - p], axis=-1))
 
@@ -25,7 +25,7 @@ def _answers(p_yes_given, p_yes_swapped, rest=0.1):
     return apply
 
 
-def test_loss_is_the_papers():
+def test_loss_equals_the_paper():
     apply = _answers([[0.6, 0.3, 0.8]], [[0.2, 0.5, 0.8]])
     loss, metrics = preference_loss(apply, None, {"label": jnp.asarray([[1, -1, 0]])})
     # Dimension 0, the first wins: P(Yes | first, second) = .6, P(No | second, first) = .9 − .2.
@@ -51,7 +51,7 @@ def test_accuracy_of_each_order_and_cell():
     assert sum(name.startswith("judge/accuracy/") for name in metrics) == len(CELLS)
 
 
-def test_weights_and_nothing_annotated():
+def test_weights_and_unannotated_batches():
     apply = _answers([[0.6, 0.3]], [[0.2, 0.5]])
     loss, _ = preference_loss(apply, None, {"label": jnp.asarray([[1, 1]]), "weights": jnp.asarray([[1.0, 0.0]])})
     assert float(loss) == pytest.approx(-0.5 * (np.log(0.6) + np.log(0.7)), rel=1e-5)
@@ -92,7 +92,7 @@ def test_a_judge_learns_a_preference_in_both_orders():
     assert late["learning/loss"] < history[0]["learning/loss"] / 3
 
 
-def test_an_adapter_learns_beside_a_frozen_judge():
+def test_an_adapter_learns_on_a_frozen_judge():
     judge, adapters = tiny_judge.judge(), lora.LoRA(rank=4, alpha=8.0, targets="layers/(self_attn|mlp)/")
     generator = np.random.default_rng(0)
     ids, lengths = judge.encode_questions([tiny_judge.QUESTIONS[0]])

@@ -1,4 +1,4 @@
-"""Pairs of datasets in either form, of many sizes: batches of one shape, every task with its weight."""
+"""Pairs from datasets in either form and of many sizes: batches have one shape, tasks keep their weights."""
 
 import collections
 
@@ -52,7 +52,7 @@ def test_all_dimensions_of_two_candidates_are_one_pair(write, form):
     assert balance["object_removal"] == {"removal_quality": 1}
 
 
-def test_resizing_is_the_official_processors():
+def test_resizing_equals_the_official_processor():
     image = np.random.default_rng(0).integers(0, 256, (37, 50, 3), np.uint8)
     size = seen_size((37, 50), tiny_judge.SETTINGS)
     judge = tiny_judge.judge()
@@ -62,13 +62,13 @@ def test_resizing_is_the_official_processors():
     assert resized(image, (37, 50)) is image
 
 
-def test_steps_make_few_sizes_of_many():
+def test_rounding_leaves_few_sizes():
     assert seen_size((105, 60), SETTINGS) == (104, 64)
     assert seen_size((105, 60), SETTINGS, 32) == (96, 64)
     assert seen_size((17, 8), SETTINGS, 32) == (32, 32)
 
 
-def test_batches_are_of_one_shape_and_tasks_keep_their_weights(write):
+def test_batches_have_one_shape_and_tasks_keep_their_weights(write):
     small, large = (16, 16), (24, 32)
     made = [record(n, "image_fill", (small, small)) for n in range(4)]
     made += [record(n, "image_fill", (large, small)) for n in range(4, 12)]
@@ -106,7 +106,7 @@ def test_a_rare_dimension_is_drawn_as_often_as_a_frequent_one(write):
     assert {pair.id for *_, pair, _, dimension in drawn if dimension == "structure"} == {str(n) for n in range(10)}
 
 
-def test_larger_pictures_are_shown_smaller(write):
+def test_larger_images_are_resized(write):
     made = [record(n, "image_fill", ((40, 64), (41, 66))) for n in range(3)]
     draw = PairDraw(read_pairs(write(made)), SETTINGS, 32, 2, {"image_fill": 1.0})
     assert draw.shapes == (((32, 64), (32, 64)),)
@@ -116,7 +116,7 @@ def test_larger_pictures_are_shown_smaller(write):
     np.testing.assert_array_equal(first, np.asarray(expected))
 
 
-def test_what_the_judge_cannot_be_asked_is_passed_over(write, capsys):
+def test_records_the_judge_cannot_read_are_skipped(write, capsys):
     judge = tiny_judge.judge()
     poisoned = record(1, "image_fill", ((16, 16), (16, 16)))
     made = [record(0, "image_fill", ((16, 16), (16, 16)))]

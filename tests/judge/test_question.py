@@ -1,4 +1,4 @@
-"""The question as tokens."""
+"""Tokenised questions."""
 
 import numpy as np
 import pytest

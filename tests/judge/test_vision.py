@@ -17,7 +17,7 @@ def _images(*shape, seed=0):
     return np.random.default_rng(seed).random((*shape, 3), np.float32)
 
 
-def test_right_size_is_an_identity_on_any_value():
+def test_the_right_size_is_not_resized():
     images = jnp.asarray(4 * _images(2, 64, 64) - 1.5)
     assert vision.resize(images, 64, 64) is images
     patches, grid = vision.preprocess(images, SETTINGS)

@@ -1,4 +1,4 @@
-"""Splash attention equals the readable one, alone and on a mesh; and which implementation is taken where."""
+"""Splash attention equals the reference, alone and on a mesh; "auto" chooses by platform."""
 
 import functools
 
@@ -16,7 +16,7 @@ from onereward_jax.planning.cost import cost_of, programs_in
 
 
 def inputs(batch, length, heads, size):
-    """Queries, keys, values, and what the gradient of the output is to be."""
+    """Queries, keys, values, and the gradient of the output."""
     draw = np.random.default_rng(0)
     return [draw.standard_normal((batch, length, heads, size)).astype(np.float32) for _ in range(4)]
 
@@ -57,7 +57,7 @@ def test_splash_on_a_mesh_equals_the_reference_on_one_device():
 
 
 def kernels(jaxpr):
-    """Names of a program's kernels."""
+    """List the kernels in a program."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == "pallas_call":
             yield equation.params["name"]
@@ -67,7 +67,7 @@ def kernels(jaxpr):
 
 
 @pytest.mark.parametrize("platform", ["tpu", "gpu", "cpu"])
-def test_auto_is_of_the_devices_that_the_program_is_for(platform, monkeypatch):
+def test_auto_follows_the_platform_of_the_mesh(platform, monkeypatch):
     query = jax.ShapeDtypeStruct((4, 256, 2, 128), jnp.bfloat16)
     device = AbstractDevice(device_kind="", num_cores=None, platform=platform)
     program = lambda **more: jax.make_jaxpr(functools.partial(attention, implementation="auto", **more))(*[query] * 3)  # noqa: E731
@@ -82,7 +82,7 @@ def test_auto_is_of_the_devices_that_the_program_is_for(platform, monkeypatch):
             assert not list(kernels(program(mask=jnp.ones((256, 256), bool)).jaxpr))
 
 
-def test_what_splash_does_not_take_is_said():
+def test_arguments_that_splash_lacks_are_refused():
     x = jnp.ones((1, 128, 1, 8))
     with pytest.raises(UserError):
         attention(x, x, x, bias=jnp.zeros((1, 1, 128, 128)), implementation="splash")
@@ -92,7 +92,7 @@ def test_what_splash_does_not_take_is_said():
         attention(x, x, x, implementation="flash")
 
 
-def test_a_kernel_costs_its_products_and_the_blocks_that_it_reads():
+def test_a_kernel_costs_its_products_and_block_reads():
     """Of its backward pass the plain way has 4 products; the two kernels each make the logits and their gradients
     again, so they have 7."""
     length, heads, size = 1536, 2, 128

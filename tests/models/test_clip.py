@@ -94,7 +94,7 @@ def test_bfloat16_follows_float32(model):
     assert float(jnp.linalg.norm(half.astype(jnp.float32) - full) / jnp.linalg.norm(full)) < 0.03
 
 
-def test_too_long_texts_and_unknown_activations_are_named(model):
+def test_too_long_texts_and_unknown_activations_are_refused(model):
     module, variables = model
     with pytest.raises(UserError):
         _apply(module, variables, np.zeros((1, 10), np.int32))
@@ -119,10 +119,10 @@ def test_config_round_trip():
     assert weights.module_from_config(exported, dtype=jnp.bfloat16) == module
 
 
-def test_end_of_text_of_a_file_that_names_none():
+def test_the_default_end_of_text():
     assert weights.module_from_config(SIZES).eos_token_id == 49407
 
 
-def test_incomplete_configuration_is_named():
+def test_incomplete_configurations_are_refused():
     with pytest.raises(ValueError, match="hidden_size"):
         weights.module_from_config({"vocab_size": 50})

@@ -1,4 +1,4 @@
-"""FluxTransformer and rope by themselves; tests/parity compares them with diffusers."""
+"""FluxTransformer and rope alone; tests/parity compares them with diffusers."""
 
 import functools
 import json
@@ -171,7 +171,7 @@ def test_rope_explains_wrong_axes(axes, message):
         rope.rotation(np.zeros((2, 3), np.float32), axes)
 
 
-def test_it_is_the_same_where_a_samples_tokens_are_split():
+def test_sharding_tokens_changes_nothing():
     """Fewer samples than `data` and `fsdp` have devices."""
     module = flux.module_from_config(TINY, remat="full")
     params, mesh = random_params(module, flux), make_mesh(2, 2, 2)

@@ -1,4 +1,4 @@
-"""Adapters as pure trees: the live form is the merged one, in values and gradients."""
+"""Adapters as parameter trees: attached and merged, they agree in values and gradients."""
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,7 @@ def params():
     return tiny_fill.transformer()[1]
 
 
-def test_a_new_adapter_is_of_the_layers_that_match_and_changes_nothing(params):
+def test_a_new_adapter_has_the_matching_layers_and_changes_nothing(params):
     adapter = LoRA(rank=3, targets=r"attn/to_[qv]$|^proj_out$").init(params, jax.random.key(0))
     double, single = "transformer_blocks/attn", "single_transformer_blocks/attn"
     assert set(lora.factors(adapter)) == {f"{x}/{y}" for x in (double, single) for y in ("to_q", "to_v")} | {"proj_out"}
@@ -39,7 +39,7 @@ def test_a_new_adapter_is_of_the_layers_that_match_and_changes_nothing(params):
         LoRA(rank=3, targets="to_x").init(params, jax.random.key(0))
 
 
-def test_live_and_merged_forms_agree_in_values_and_gradients(params):
+def test_attached_and_merged_adapters_agree_in_values_and_gradients(params):
     adapter = random(LoRA(rank=3).init(params, jax.random.key(0)))
     assert set(lora.factors(adapter)) == set(lora.layers(params))
     module, _ = tiny_fill.transformer()
@@ -61,7 +61,7 @@ def test_live_and_merged_forms_agree_in_values_and_gradients(params):
         assert float(jnp.linalg.norm(found - gradient)) < 1e-4 * float(jnp.linalg.norm(gradient)), path
 
 
-def test_detach_undoes_attach(params):
+def test_detach_inverts_attach(params):
     adapter = random(LoRA(rank=2, targets="attn").init(params, jax.random.key(0)))
     plain, detached = lora.detach(lora.attach(params, adapter, 2.0))
     jax.tree.map(np.testing.assert_array_equal, plain, params)

@@ -68,19 +68,19 @@ def test_config_round_trip():
         ({"vision_config": {"hidden_act": "relu"}}, "'relu'"),
     ],
 )
-def test_what_the_model_cannot_be_is_refused(changes, message):
+def test_unsupported_configurations_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         weights.module_from_config(tiny_judge.config(50) | changes)
 
 
-def test_names_of_all_versions_of_transformers():
+def test_names_in_all_transformers_versions():
     assert weights.official_name("model.visual.merger.ln_q.weight") == "visual.merger.ln_q.weight"
     assert weights.official_name("model.language_model.norm.weight") == "model.norm.weight"
     assert weights.official_name("model.norm.weight") == "model.norm.weight"
 
 
 @pytest.mark.parametrize("grid", [(4, 6), (5, 3), (1, 7)])
-def test_windows_hold_neighbours_and_come_apart_again(grid):
+def test_windows_hold_neighbours_and_join_again(grid):
     tokens = np.arange(2 * grid[0] * grid[1]).reshape(2, -1, 1)
     cut = models.split_windows(jnp.asarray(tokens + 1), grid, 2)  # 0 is padding
     assert cut.shape == (2 * -(-grid[0] // 2) * -(-grid[1] // 2), 4, 1)
@@ -151,7 +151,7 @@ def test_windowed_layers_cost_windows():
     assert flops((32, 32)) / flops((16, 16)) == pytest.approx(4, rel=0.1)
 
 
-def test_wrong_grid_is_named():
+def test_wrong_grids_are_refused():
     with pytest.raises(ValueError, match="5 x 4"):
         _vision().init(jax.random.key(0), _patches((5, 4)), (5, 4))
 

@@ -74,7 +74,7 @@ def test_bfloat16_follows_float32_and_keeps_float32_parameters(model):
 
 
 def test_initial_states_keep_their_size():
-    """T5's initialisation makes up for the missing factor on the logits: nothing explodes or vanishes."""
+    """T5's initialisation makes up for unscaled logits: nothing explodes or vanishes."""
     module = T5Encoder(**(SIZES | {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_heads": 4, "num_layers": 4}))
     variables = jax.jit(module.init)(jax.random.key(0), *weights.example_inputs(module))
     x = _apply(module, variables, jax.random.randint(jax.random.key(1), (4, 12), 0, 50))
@@ -108,6 +108,6 @@ def test_other_feed_forwards_are_refused():
         weights.module_from_config(SIZES)
 
 
-def test_incomplete_configuration_is_named():
+def test_incomplete_configurations_are_refused():
     with pytest.raises(ValueError, match="d_model"):
         weights.module_from_config({"feed_forward_proj": "gated-gelu", "vocab_size": 50})

@@ -1,4 +1,4 @@
-"""AutoencoderKL by itself; tests/parity compares it with diffusers."""
+"""AutoencoderKL alone; tests/parity compares it with diffusers."""
 
 import functools
 import json
@@ -88,7 +88,7 @@ def test_remat_computes_activations_again_with_the_same_result(tiny):
     np.testing.assert_allclose(gradient("full")(latents), gradient("none")(latents), rtol=1e-4, atol=1e-4)
 
 
-def test_silent_configurations_mean_the_official_defaults():
+def test_missing_fields_have_the_official_defaults():
     module = vae.module_from_config({})
     assert (module.latent_channels, module.use_quant_conv, module.shift_factor) == (4, True, 0.0)
 

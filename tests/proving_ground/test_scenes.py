@@ -140,7 +140,7 @@ def test_a_users_folder_is_split_by_photograph(tmp_path):
     assert scene.target.shape == (128, 128, 3)
 
 
-def test_what_is_wrong_is_said_in_one_sentence(tmp_path, ground):
+def test_wrong_arguments_are_refused(tmp_path, ground):
     with pytest.raises(UserError, match="'val'"):
         ProvingGround("val")
     with pytest.raises(UserError):

@@ -1,4 +1,4 @@
-"""Adapters in files; that they do what diffusers and PEFT do with them is in tests/parity."""
+"""Adapter files; tests/parity compares their effect with diffusers and PEFT."""
 
 import jax
 import numpy as np
@@ -27,7 +27,7 @@ def params():
     return tiny_fill.transformer()[1]
 
 
-def test_what_is_saved_comes_back_with_its_scale(params, tmp_path):
+def test_saved_adapters_load_with_their_scale(params, tmp_path):
     adapter = lora.LoRA(3, targets="attn|proj_out").init(params, jax.random.key(0))
     adapter = jax.tree.map(lambda x: x + 1, adapter)
     (tmp_path / "README.md").write_text("kept")
@@ -62,8 +62,8 @@ def test_layers_without_an_adapter_and_lower_ranks_are_filled_with_zeros(tmp_pat
     np.testing.assert_array_equal((a @ b)[:, 0, 0], [1, 0, 3])
 
 
-def test_a_component_takes_its_own_part_of_a_file(params, tmp_path):
-    """kohya's files hold an adapter of CLIP as well: merged, since its layers look for none."""
+def test_a_component_reads_only_its_part_of_a_file(params, tmp_path):
+    """kohya's files also hold an adapter for CLIP, which is merged, since its layers can't read one."""
     names = {"lora_unet_double_blocks_0_img_attn_proj": 32, "lora_te1_text_model_encoder_layers_0_self_attn_q_proj": 16}
     tensors = {}
     for name, width in names.items():
@@ -106,7 +106,7 @@ def test_all_mismatches_are_in_one_message(params, tmp_path):
         assert part in str(error.value)
 
 
-def test_files_that_are_no_adapters_are_named(params, tmp_path):
+def test_other_files_are_refused(params, tmp_path):
     load = lambda path: load_adapters("transformer", params, [(path, 1.0)])  # noqa: E731
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "none.safetensors")
@@ -124,7 +124,7 @@ def test_files_that_are_no_adapters_are_named(params, tmp_path):
         load(tmp_path / "a.safetensors")
 
 
-def test_peft_configurations_that_do_more_are_refused(params, tmp_path):
+def test_unsupported_peft_configurations_are_refused(params, tmp_path):
     save_file({f"{Q}.lora_A.weight": zeros(2, 32), f"{Q}.lora_B.weight": zeros(32, 2)}, tmp_path / "a.safetensors")
     (tmp_path / "adapter_config.json").write_text('{"use_dora": true, "bias": "all", "r": 2, "lora_alpha": 2}')
     with pytest.raises(UserError, match="use_dora"):

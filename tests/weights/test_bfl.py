@@ -1,4 +1,4 @@
-"""Black Forest Labs' names: every tensor of the transformer once, fused and split again bit by bit."""
+"""Black Forest Labs' names: every tensor of the transformer once; fusing and splitting is bit-exact."""
 
 import json
 
@@ -17,8 +17,8 @@ def params():
     return random_params("transformer")
 
 
-def test_names_are_those_of_the_release(params):
-    """Shapes too: what is fused has the rows of its parts."""
+def test_names_and_shapes_equal_the_release(params):
+    """A fused tensor has the rows of its parts."""
     names = bfl.fused_names(rules.official_shapes(flux.TABLE, params))
     shapes = {name: array.shape for name, array in bfl.fuse(names, _reader(params))}
     width = FLUX.num_attention_heads * FLUX.attention_head_dim
@@ -31,14 +31,14 @@ def test_names_are_those_of_the_release(params):
     assert sorted(parts) == sorted(rules.official_shapes(flux.TABLE, params))
 
 
-def test_the_last_norm_has_its_shift_first(params):
+def test_the_last_norm_has_the_shift_first(params):
     fused = dict(bfl.fuse(bfl.fused_names(rules.official_shapes(flux.TABLE, params)), _reader(params)))
     scale, shift = np.split(_reader(params)("norm_out.linear.bias"), 2)
     np.testing.assert_array_equal(fused["final_layer.adaLN_modulation.1.bias"], np.concatenate([shift, scale]))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_file_and_back_is_bit_by_bit_the_same(params, dtype, tmp_path):
+def test_a_file_round_trip_is_bit_exact(params, dtype, tmp_path):
     params = jax.tree.map(lambda x: x.astype(bfl.param_dtype_of(dtype)), params)
     bfl.save_bfl(tmp_path / "flux.safetensors", params, dtype)
     assert [file.name for file in tmp_path.iterdir()] == ["flux.safetensors"]

@@ -1,4 +1,4 @@
-"""A repository in the cache of huggingface_hub, and what the hub may answer; nothing here asks the network."""
+"""A repository in the huggingface_hub cache, and answers of the hub; no test uses the network."""
 
 import json
 import sys
@@ -21,7 +21,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def snapshot(cache):
-    """A repository of which the cache holds a transformer in shards and an autoencoder."""
+    """A cached repository with a sharded transformer and an autoencoder."""
     repository = cache / "models--owner--a-model"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text(COMMIT)
@@ -39,7 +39,7 @@ def snapshot(cache):
 
 @pytest.fixture
 def answer(monkeypatch):
-    """What the hub answers to a download; keeps what it was asked. The cache is read as it is."""
+    """Replace downloads by a fixed answer and record the requests; the cache is read as it is."""
     asked, answers = [], []
     download = huggingface_hub.snapshot_download
 
@@ -56,13 +56,13 @@ def answer(monkeypatch):
 
 
 def http_error(kind):
-    """An error as the library makes it of the hub's answer."""
+    """Make the library's error for an answer of the hub."""
     client = sys.modules[errors.HTTPError.__module__.partition(".")[0]]  # httpx or its successor
     request = client.Request("GET", "https://huggingface.co/owner/a-model")
     return kind("refused", response=client.Response(403, request=request))
 
 
-def test_a_repository_in_the_cache_is_its_snapshot(snapshot):
+def test_a_cached_repository_is_found_offline(snapshot):
     (snapshot / "config.json").write_text("{}")
     (snapshot / "model.safetensors").write_text("")
     assert model_directory("owner/a-model") == snapshot
@@ -72,7 +72,7 @@ def test_a_repository_in_the_cache_is_its_snapshot(snapshot):
 
 
 @pytest.mark.parametrize("damage", ["no folder", "no weights", "no shard"])
-def test_what_the_cache_lacks_is_asked_for(snapshot, answer, damage):
+def test_missing_files_are_downloaded(snapshot, answer, damage):
     asked, answers = answer
     folders = ["vae", "transformer"]
     if damage == "no folder":
@@ -107,32 +107,32 @@ def test_what_the_cache_lacks_is_asked_for(snapshot, answer, damage):
         (errors.LocalTokenNotFoundError("no token"), PermissionError, "run `hf auth login`"),
     ],
 )
-def test_what_the_hub_refuses_is_one_sentence(cache, answer, error, kind, sentence):
+def test_errors_of_the_hub_become_one_sentence(cache, answer, error, kind, sentence):
     answer[1].append(error)
     with pytest.raises(kind, match=sentence) as caught:
         model_directory("owner/a-model", revision="v2")
     assert "\n" not in str(caught.value)
 
 
-def test_a_repository_that_is_nowhere_is_named(cache):
+def test_an_unknown_repository_is_named(cache):
     with pytest.raises(FileNotFoundError, match="owner/a-model"):
         model_directory("owner/a-model")
     with pytest.raises(FileNotFoundError):
         model_directory("owner/a--model")
 
 
-def test_a_folder_that_the_repository_lacks_is_named(snapshot, answer):
+def test_a_missing_folder_is_named(snapshot, answer):
     answer[1].append(snapshot)
     with pytest.raises(FileNotFoundError, match="unet"):
         model_directory("owner/a-model:unet")
 
 
 @pytest.mark.parametrize("path", ["judge", "/nowhere/judge", "runs/judge/export", "../judge"])
-def test_what_is_no_repository_stays_a_path(cache, path):
+def test_other_names_stay_paths(cache, path):
     assert str(model_directory(path)) == path
 
 
-def test_others_know_a_model_by_its_repository(snapshot, monkeypatch):
+def test_the_repository_of_a_directory_in_the_cache(snapshot, monkeypatch):
     assert repository_of("owner/a-model") == repository_of("owner/a-model:part") == "owner/a-model"
     assert repository_of(snapshot) == repository_of(snapshot / "vae") == "owner/a-model"
     assert repository_of("/nowhere/model") is None
@@ -147,7 +147,7 @@ def test_a_directory_comes_before_a_repository(cache, monkeypatch):
     assert str(model_directory("owner/a-model")) == "owner/a-model"
 
 
-def test_a_typo_beside_a_directory_is_no_repository(cache, monkeypatch, answer):
+def test_a_typo_in_a_path_is_not_looked_up(cache, monkeypatch, answer):
     (cache / "miniature" / "base").mkdir(parents=True)
     monkeypatch.chdir(cache)
     with pytest.raises(FileNotFoundError, match="base"):

@@ -32,7 +32,7 @@ def assert_equal_trees(a, b):
 
 
 def weights_of(directory):
-    """{name: (dtype, bytes)} of every tensor in the directory."""
+    """Read every tensor in the directory: {name: (dtype, bytes)}."""
     contents = {}
     for file in directory.glob("*.safetensors"):
         contents |= {name: (array.dtype, array.tobytes()) for name, array in load_file(file).items()}
@@ -64,7 +64,7 @@ def sharded(tmp_path):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_kind_comes_back_with_the_same_module_and_weights(kind, tmp_path):
+def test_every_kind_loads_with_the_same_module_and_weights(kind, tmp_path):
     params = random_params(kind)
     save_component(tmp_path / "new" / kind, kind, MODULES[kind], params)
     module, loaded = load_component(tmp_path / "new" / kind, kind)
@@ -74,7 +74,7 @@ def test_every_kind_comes_back_with_the_same_module_and_weights(kind, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_an_untouched_import_is_exported_bit_by_bit(dtype, tmp_path):
+def test_an_untouched_import_is_exported_bit_exactly(dtype, tmp_path):
     code = load.PARAM_DTYPES[dtype]
     save_component(tmp_path / "first", "transformer", FLUX, random_params("transformer", dtype=code), dtype)
     for masters in ("float32", dtype):  # bfloat16 survives float32 masters
@@ -97,7 +97,7 @@ def test_a_configuration_stands_for_its_module(exported, tmp_path):
     assert weights_of(tmp_path / "other") == weights_of(exported)
 
 
-def test_shards_hold_the_same(sharded, exported):
+def test_shards_hold_the_same_tensors(sharded, exported):
     files = sorted(sharded.glob("*.safetensors"))
     assert len(files) > 2
     assert all(file.stat().st_size < 60_000 for file in files)
@@ -119,7 +119,7 @@ def test_files_of_other_floats_are_read(dtype, copy):
     assert_equal_trees(loaded, expected)
 
 
-def test_fields_that_the_configuration_does_not_know_are_given_to_the_module(exported):
+def test_extra_fields_are_passed_to_the_module(exported):
     module, _ = load_component(exported, "transformer", fields={"dtype": jnp.bfloat16, "remat": "full"})
     assert module == FLUX.clone(dtype=jnp.bfloat16, remat="full")
     assert module_from_directory(exported, "transformer") == FLUX
@@ -134,8 +134,8 @@ def test_parameters_do_not_keep_the_file_open(copy):
 
 
 @pytest.mark.parametrize("on_mesh", [False, True])
-def test_loading_takes_little_more_memory_than_what_it_gives(on_mesh, tmp_path):
-    """NumPy's arrays, in which the simulated devices of a mesh keep their parts, too."""
+def test_loading_needs_little_more_memory_than_its_result(on_mesh, tmp_path):
+    """Simulated devices also keep their shards in NumPy arrays."""
     wide = FLUX.clone(attention_head_dim=64, num_attention_heads=4, axes_dims_rope=(16, 24, 24))
     params = random_params("transformer", wide, load.PARAM_DTYPES["bfloat16"])
     save_component(tmp_path / "wide", "transformer", wide, params, "bfloat16")
@@ -175,7 +175,7 @@ def test_t5_without_its_embedding_names_it(tmp_path):
         load_component(tmp_path, "text_encoder_2")
 
 
-def test_the_position_numbers_in_old_clip_files_are_ignored(tmp_path):
+def test_position_ids_in_old_clip_files_are_ignored(tmp_path):
     params = random_params("text_encoder")
     save_component(tmp_path, "text_encoder", CLIP, params)
     tensors = load_file(tmp_path / "model.safetensors")
@@ -256,7 +256,7 @@ def test_a_truncated_file_is_named(copy, keep):
         (struct.pack("<Q", 2) + b"[]", "is damaged"),
     ],
 )
-def test_a_file_that_is_no_safetensors_is_named(copy, content, message):
+def test_other_files_are_named(copy, content, message):
     (copy / "diffusion_pytorch_model.safetensors").write_bytes(content)
     with pytest.raises(ValueError, match=f"diffusion_pytorch_model.safetensors {message}"):
         load_component(copy, "transformer")
@@ -317,7 +317,7 @@ def test_pickles_are_refused(copy, name):
         load_component(copy, "transformer")
 
 
-def test_what_is_not_there_is_named(tmp_path, copy):
+def test_missing_files_are_named(tmp_path, copy):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         load_component(tmp_path / "nowhere", "transformer")
     (copy / "diffusion_pytorch_model.safetensors").unlink()

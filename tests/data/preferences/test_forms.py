@@ -1,4 +1,4 @@
-"""The two forms hold the same, byte for byte, and convert into each other."""
+"""The two forms hold the same records, byte for byte, and convert into each other."""
 
 import json
 import subprocess
@@ -14,7 +14,7 @@ tfds = pytest.importorskip("tensorflow_datasets")
 
 
 @pytest.mark.parametrize("form", ["folder", "tfds"])
-def test_what_is_written_is_read(tmp_path, form):
+def test_written_records_are_read(tmp_path, form):
     write_records(tmp_path / "data", iter(records()), form)
     assert list(open_records(tmp_path / "data")) == records()
     assert [checked.sizes for checked in good_records(open_records(tmp_path / "data"))] == [
@@ -24,7 +24,7 @@ def test_what_is_written_is_read(tmp_path, form):
     ]
 
 
-def test_there_and_back_is_the_same_folder(tmp_path):
+def test_converting_back_gives_the_same_folder(tmp_path):
     write_records(tmp_path / "a", iter(records()), "folder")
     write_records(tmp_path / "b", iter(open_records(tmp_path / "a")), "tfds")
     write_records(tmp_path / "c", iter(open_records(tmp_path / "b")), "folder")
@@ -59,7 +59,7 @@ assert not {{"jax", "tensorflow"}} & set(sys.modules)
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-def test_lines_of_several_files_stand_in_order(tmp_path):
+def test_lines_of_several_files_are_in_order(tmp_path):
     line = {"task": "object_removal", "prompt": "remove", "candidates": [{"image": "x.png"}, {"image": "x.png"}]}
     write_lines(tmp_path, [line | {"id": "a"}, line | {"id": "b"}], {"x.png": picture(0)})
     (tmp_path / "preferences-2.jsonl").write_text(json.dumps(line | {"id": "c"}))
@@ -79,14 +79,14 @@ def test_damaged_array_records_are_named(tmp_path):
         list(good_records(open_records(tmp_path / "data")))
 
 
-def test_what_is_there_is_not_written_over(tmp_path):
+def test_existing_data_are_not_overwritten(tmp_path):
     (tmp_path / "x").write_text("mine")
     with pytest.raises(UserError):
         write_records(tmp_path, iter(records()), "folder")
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-def test_nothing_is_left_of_a_writing_that_failed(tmp_path):
+def test_failed_writes_leave_nothing(tmp_path):
     def broken():
         yield records()[0]
         raise UserError("no more")

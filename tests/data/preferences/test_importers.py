@@ -1,4 +1,4 @@
-"""Public sets' layouts, by hand, as their sources describe them; and the command that converts."""
+"""Layouts of public sets, written by hand from their descriptions, and the converting command."""
 
 import json
 
@@ -160,7 +160,7 @@ def test_the_command_converts_both_ways(tmp_path, capsys):
         assert list(open_records(tmp_path / form)) == records()
 
 
-def test_the_command_imports_and_names_what_is_bad(tmp_path, write, capsys):
+def test_the_command_imports_and_names_bad_entries(tmp_path, write, capsys):
     file = write([*HPD_V3, HPD_V3[0] | {"path1": "lost.webp"}, {"prompt": "x"}])
     (tmp_path / "annotations").mkdir()
     file = file.rename(tmp_path / "annotations" / "train.json")

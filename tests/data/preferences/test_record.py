@@ -1,4 +1,4 @@
-"""What a record must satisfy, and the pairs that follow from its votes."""
+"""Checks of a record, and the pairs that follow from votes."""
 
 import pytest
 
@@ -139,7 +139,7 @@ def test_too_many_bad_records_are_an_error(tmp_path, capsys):
         list(good_records(records, bad_share=0.14))
 
 
-def test_a_check_of_the_caller(tmp_path, capsys):
+def test_the_callers_check(tmp_path, capsys):
     records = open_records(write_lines(tmp_path, [LINE], {"x.png": picture(0), "y.png": picture(1)}))
 
     def check(record):
