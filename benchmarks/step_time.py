@@ -18,7 +18,7 @@ import numpy as np
 from onereward_jax.cli.exit_codes import guarded
 from onereward_jax.cli.main import split_overrides
 from onereward_jax.config.load import load_config
-from onereward_jax.config.validation import validate
+from onereward_jax.config.schema import RewardFeedback
 from onereward_jax.fill.pipeline import FillPipeline, latent_shape, sample_noise
 from onereward_jax.flow import conditioning, sampler
 from onereward_jax.flow.schedule import sigmas
@@ -27,7 +27,6 @@ from onereward_jax.parallel.activations import batch_sharding
 from onereward_jax.parallel.mesh import make_mesh
 from onereward_jax.rl.rollout import Frozen
 from onereward_jax.rl.step import make_step
-from onereward_jax.rl.step_config import StepConfig
 from onereward_jax.runs.reward_feedback import encode_text, open_requests, sample_fields
 from onereward_jax.tasks import TASKS
 from onereward_jax.training.compile import compile_step
@@ -64,9 +63,8 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     rest, overrides = split_overrides(sys.argv[1:])
     arguments = parser.parse_args(rest)
-    config = load_config(arguments.config, overrides)
-    validate(config, needs=("algorithm", "model", "rl", "train"), source=arguments.config)
-    step_config = StepConfig(**config.rl)
+    config = load_config(arguments.config, overrides, [RewardFeedback])
+    step_config = config.rl
     pipeline = FillPipeline.from_pretrained(config.model.base, dtype="float32")
     judge = Judge.from_pretrained(config.model.judge, "float32")
     pipeline.transformer = pipeline.transformer.clone(dtype=config.model.dtype, remat=config.model.remat)

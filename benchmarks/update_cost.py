@@ -20,11 +20,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from onereward_jax.cli.exit_codes import guarded
 from onereward_jax.config.load import load_config
-from onereward_jax.config.validation import validate
+from onereward_jax.config.schema import RewardFeedback
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.judge.judge import Judge
 from onereward_jax.parallel.activations import batch_sharding
@@ -34,7 +33,6 @@ from onereward_jax.planning.cost import cost_of_program
 from onereward_jax.rl.batch import KnownReferences
 from onereward_jax.rl.build import computation, make_update
 from onereward_jax.rl.parts import PARTS
-from onereward_jax.rl.step_config import StepConfig
 from onereward_jax.runs.reward_feedback import encode_text, open_requests, sample_fields
 from onereward_jax.tasks import TASKS
 from onereward_jax.training.compile import compile_step
@@ -95,18 +93,16 @@ MINIATURE = {
 }
 
 
-def configuration(size: str, algorithm: str, switches: dict[str, Any]) -> ConfigDict:
+def configuration(size: str, algorithm: str, switches: dict[str, Any]) -> RewardFeedback:
     """Return the configuration of a row; `size` is "full" or "miniature"."""
     path = f"configs/flux_fill.py:{algorithm}_1024" if size == "full" else f"configs/tiny.py:{algorithm}"
     switches = PRINTED | switches
     if switches.pop("steps", None):
         switches |= FEWER[size]
-    config = load_config(path, switches if size == "full" else MINIATURE | switches)
-    validate(config, source=path)
-    return config
+    return load_config(path, switches if size == "full" else MINIATURE | switches, [RewardFeedback])
 
 
-def arithmetic(config: ConfigDict) -> dict[str, Any]:
+def arithmetic(config: RewardFeedback) -> dict[str, Any]:
     """Count the FLOPs of the mean update, by part."""
     program = plan.program_of(config)
     traced = jax.make_jaxpr(program.update.step)(program.state, program.frozen, program.batch)
@@ -125,7 +121,7 @@ class Miniature:
         records = [source.sample(i, TASKS[i % len(TASKS)]).arrays(*fields) for i in range(BATCH)]
         self.records = {name: np.stack([record[name] for record in records]) for name in records[0]}
 
-    def seconds(self, config: ConfigDict, updates: int) -> float:
+    def seconds(self, config: RewardFeedback, updates: int) -> float:
         """Measure the mean update: updates with and without making references, weighted by their shares."""
         pipeline, judge, fields = self.pipeline, self.judge, computation(config)
         modules = [module.clone(**fields) for module in (pipeline.transformer, pipeline.vae)]
@@ -136,7 +132,7 @@ class Miniature:
         lengths = config.max_sequence_length, config.question_length
         numbers = np.arange(BATCH, dtype=np.int32)
         records = self.records | {"index": numbers, "condition": numbers}
-        batch = encode_text(records, pipeline, judge, *lengths, StepConfig(**config.rl))
+        batch = encode_text(records, pipeline, judge, *lengths, config.rl)
 
         def run(reused: bool) -> float:
             nonlocal state

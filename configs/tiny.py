@@ -56,6 +56,10 @@ def get_config(variant: str = "quick") -> ConfigDict:
         "task_judge": _task_judge,
     }
     stages.get(variant, _reward_feedback)(config)
+    for name in {"vae": ("lora", "max_sequence_length", "question_length"), "base": ("question_length",)}.get(
+        variant, ()
+    ):
+        del config[name]
     if variant == "fixed":
         config.algorithm = "fixed"
     if variant in ("fixed", "dynamic"):

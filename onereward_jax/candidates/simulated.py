@@ -19,10 +19,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from onereward_jax.atomic_files import fingerprint, write_json
+from onereward_jax.config.find import find_model
+from onereward_jax.config.load import names_with, renamed
+from onereward_jax.config.schema import JudgeTraining, Preferences, RewardFeedback
 from onereward_jax.data.preferences.dataset import COMPLETE, MADE_OF
 from onereward_jax.data.preferences.folder import PATTERN, write_folder
 from onereward_jax.data.preferences.record import Candidate, Record, Vote
@@ -39,13 +41,14 @@ from onereward_jax.proving_ground.synthetic_pairs import visible_kinds
 from onereward_jax.tasks import TASKS
 from onereward_jax.weights.load import load_component
 
+MakesPreferences = JudgeTraining | RewardFeedback  # recipes with a group `preferences`
 CANDIDATES = 4
 ANNOTATOR = "simulated"
 NEGATIVE_PROMPTS = ("", "nsfw", "blurry", "low quality")
 
 
 def make_preferences(
-    config: ConfigDict,
+    config: MakesPreferences,
     directory: Path,
     split: str,
     *,
@@ -79,7 +82,7 @@ def make_preferences(
     makers: list[tuple[str, int, range, Callable]] = []
     if planted:
         ground = proving_ground_of(source, "planting defects")
-        autoencoder, params = load_component(Path(model) / "vae", "vae", "float32")
+        autoencoder, params = load_component(find_model(model) / "vae", "vae", "float32")
         indices = range(first, first + planted)
         makers.append(("planted", 0, indices, functools.partial(_planted, ground, autoencoder, params)))
     if base:
@@ -87,7 +90,7 @@ def make_preferences(
         policies = {path: load_transformer(path, pipeline.params["transformer"]) for path in policy_paths}
         indices = range(first + planted, first + planted + base)
         makers.append(("base", 1, indices, functools.partial(_generated, pipeline, policies)))
-    weights = {path: fingerprint(Path(path)) for path in (model, *policy_paths)}
+    weights = {path: fingerprint(find_model(path)) for path in (model, *policy_paths)}
     made_of = {"seed": config.seed, "weights": weights, "planted": planted, "base": base, "tasks": list(tasks)}
     _claim(directory, made_of, config, replace)
     for kind, kind_seed, indices, make in makers:
@@ -106,13 +109,12 @@ def make_preferences(
     write_json(directory / COMPLETE, {"parts": len(list(directory.glob(PATTERN)))})
 
 
-def _claim(directory: Path, made_of: dict[str, Any], config: ConfigDict, replace: bool) -> None:
+def _claim(directory: Path, made_of: dict[str, Any], config: MakesPreferences, replace: bool) -> None:
     """Notes what the parts are made of; parts that were made of something else are replaced or refused."""
-    new = made_of | {"preferences": config.preferences.to_dict(), "data": config.data.to_dict()}
-    for name in ("loader_threads", "loader_timeout"):
-        new["data"].pop(name, None)
+    groups = {"preferences": config.preferences.to_dict(), "data": config.data.to_dict()}
+    new = made_of | {name: _that_count(name, values) for name, values in groups.items()}
     path = directory / MADE_OF
-    if path.exists() and json.loads(path.read_text()) != json.loads(json.dumps(new)):
+    if path.exists() and _upgraded(json.loads(path.read_text())) != json.loads(json.dumps(new)):
         if not replace:
             raise UserError(
                 f"{directory} holds preferences of other settings or models, see {path}: choose another directory, or"
@@ -123,6 +125,22 @@ def _claim(directory: Path, made_of: dict[str, Any], config: ConfigDict, replace
     write_json(path, new)
 
 
+def _that_count(group: str, values: dict[str, Any]) -> dict[str, Any]:
+    resumable = names_with(RewardFeedback, "resumable")
+    return {name: value for name, value in values.items() if f"{group}.{name}" not in resumable}
+
+
+def _upgraded(made_of: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier release noted, under today's names, with defaults where there was no such setting yet."""
+    defaults, was = json.loads(json.dumps(RewardFeedback().to_dict())), renamed()
+    groups = {}
+    for group in ("preferences", "data"):
+        named = {was.get(f"{group}.{name}", f"{group}.{name}"): value for name, value in made_of[group].items()}
+        of_today = {name.removeprefix(f"{group}."): value for name, value in named.items()}
+        groups[group] = _that_count(group, defaults[group] | of_today)
+    return made_of | groups
+
+
 def _records(
     kind: str,
     indices: Sequence[int],
@@ -130,7 +148,7 @@ def _records(
     candidates: np.ndarray,
     scores: list[list[dict[str, float]]],
     made_by: list[list[dict]],
-    settings: ConfigDict,
+    settings: Preferences,
     generator: np.random.Generator,
 ) -> list[Record]:
     records = []
@@ -159,7 +177,7 @@ def _planted(
     autoencoder: Any,
     params: Any,
     samples: list[Sample],
-    config: ConfigDict,
+    config: MakesPreferences,
     generator: np.random.Generator,
 ) -> tuple[np.ndarray, list[list[dict]]]:
     """The right answer with up to two random defects each; most scenes through the autoencoder."""
@@ -219,7 +237,7 @@ def _generated(
     pipeline: FillPipeline,
     policies: dict[str, Any],
     samples: list[Sample],
-    config: ConfigDict,
+    config: MakesPreferences,
     generator: np.random.Generator,
 ) -> tuple[np.ndarray, list[list[dict]]]:
     """Pictures of the base model, or of a policy, under random settings, the same for all samples of a part."""
@@ -249,7 +267,7 @@ def _generated(
 _POLICY_SHARE = 0.5  # so that most scenes set a policy's pictures against the base's
 
 
-def draw_settings(settings: ConfigDict, generator: np.random.Generator) -> dict[str, Any]:
+def draw_settings(settings: Preferences, generator: np.random.Generator) -> dict[str, Any]:
     """Random arguments of `FillPipeline.generate`, and the strength of the initial noise."""
     num_steps = int(generator.integers(settings.min_steps, settings.max_steps + 1))
     one_step = generator.random() < settings.one_step_share

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from onereward_jax.cli.exit_codes import guarded
-from onereward_jax.config.load import did_you_mean, load_config
-from onereward_jax.config.validation import validate
+from onereward_jax.config.load import load_config
+from onereward_jax.config.option import did_you_mean
 from onereward_jax.errors import UserError
 from onereward_jax.parallel import cluster, heartbeat, hosts
 
@@ -99,9 +99,8 @@ def _run(argv: list[str]) -> int | None:
     if getattr(args, "config", None) is not None:
         args.config_file = args.config
         of_command = module.overrides(args) if hasattr(module, "overrides") else []
-        args.config = load_config(args.config, [*overrides, *of_command])
         # Before the command: nothing is written or loaded for a configuration that can't be.
-        validate(args.config, getattr(args, "config_needs", ()), source=args.config_file)
+        args.config = load_config(args.config, [*overrides, *of_command], args.config_recipes)
     return module.run(args)
 
 

@@ -1,224 +1,202 @@
-"""Configurations: Python files with `get_config(variant)`, overrides by dotted path, and the working directory's copy.
+"""From a configuration file and its overrides to settings: Python files with `get_config(variant)`, dotted paths.
 
 Imports no JAX, so that a wrong command line is answered at once.
 """
 
-import ast
-import difflib
+import dataclasses
 import importlib.util
 import inspect
-import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict, FieldReference
+from ml_collections import ConfigDict
 
-from onereward_jax.atomic_files import fingerprint, lock, write_json
-from onereward_jax.errors import DISK_FULL, UserError
-from onereward_jax.parallel import hosts
+from onereward_jax.config.find import find_config
+from onereward_jax.config.option import Settings, about, did_you_mean, flattened, kind_of, read, read_leaf
+from onereward_jax.config.schema import RECIPES, Recipe
+from onereward_jax.errors import UserError
 
-# A run may be resumed with other values of these: they say how long it runs, on what, and what it writes, not what it
-# learns.
-FREE_FIELDS = (
-    "train.num_steps",
-    "train.checkpoint_every",
-    "train.keep_checkpoints",
-    "train.log_every",
-    "train.max_skipped",
-    "train.max_unsharded_mib",
-    "train.offload",
-    "data.loader_threads",
-    "data.loader_timeout",
-    "rl.reference_pool",
-    "mesh.",
-)
-# Reward feedback learning reads none of these: a policy may be evaluated otherwise than was planned.
-EVALUATION_FIELDS = ("evaluation.", "preferences.", "ascent.")
-# Fields that name directories of weights or preferences. A run is of what lies there at its start.
-CONTENT_FIELDS = (
-    "model.base",
-    "model.judge",
-    "model.judge_adapters",
-    "base.start",
-    "base.vae",
-    "preferences.base",
-    "judge.start",
-    "judge.data",
-    "preferences.policies",
-)
-# Tuples that may have any number of elements; the others have as many as the configuration gives them.
-LIST_FIELDS = (
-    "judge.data",
-    "judge.vision_config.fullatt_block_indexes",
-    "model.judge_adapters",
-    "preferences.policies",
-    "train.offload",
-    "vae.model.block_out_channels",
-)
-# Parts of a train state that may wait in the hosts' memory (`train.offload`).
-OFFLOADABLE = ("opt_state", "ema", "reference")
-_CONFIG_FILE = "config.json"
-_MADE_AT_START = (
-    ".processes",
-    _CONFIG_FILE,
-    f"{_CONFIG_FILE}.tmp",
-    "tensorboard",
-    "tokenizers",
-    "balance.json",
-    "pictures.json",
-    "held_out.json",
-)
+Overrides = Mapping[str, Any] | Iterable[tuple[str, Any]]
 
 
-def load_config(spec: str | os.PathLike, overrides: Mapping[str, Any] | Iterable[tuple[str, Any]] = ()) -> ConfigDict:
-    """Loads `configs/x.py` or `configs/x.py:variant` and applies overrides.
+def load_config(spec: str | os.PathLike, overrides: Overrides = (), recipes: Sequence[type[Recipe]] = RECIPES) -> Any:
+    """The settings of a configuration file with overrides, all checked.
 
     Args:
-      spec: path of a Python file that defines `get_config()` or `get_config(variant)`, and the variant.
+      spec: as `find_config` takes it: a Python file that defines `get_config()` or `get_config(variant)`, which returns
+        a ConfigDict: of a recipe (`schema.RewardFeedback.config_dict()`), or one that was made from nothing. What it
+        leaves out has the schema's default.
       overrides: {"train.num_steps": value}, or such pairs; a value given as text is read as the field's type.
+      recipes: that will do.
 
     Returns:
-      The configuration, locked.
+      One of `recipes`.
 
     Raises:
       FileNotFoundError: no such file.
-      UserError: no such variant or field, or a value of another type or length; says which is meant.
+      UserError: no such variant or field, a value that can't be, or a configuration of another recipe.
     """
-    path, _, variant = os.fspath(spec).partition(":")
-    config = _get_config(path, variant)
-    for name, value in overrides.items() if isinstance(overrides, Mapping) else overrides:
-        override(config, name, value, source=path)
-    return config.lock()
+    return load_with_sources(spec, overrides, recipes)[0]
 
 
-def override(config: ConfigDict, name: str, value: Any, source: str = "the configuration") -> None:
-    """Sets one existing field, `name` its dotted path; text is read as the type that the field has.
+def load_with_sources(
+    spec: str | os.PathLike, overrides: Overrides = (), recipes: Sequence[type[Recipe]] = RECIPES
+) -> tuple[Recipe, dict[str, str]]:
+    """As `load_config`; and {dotted name: "default", "file" or "override"}: who gave each value."""
+    name = os.fspath(spec)
+    path, variant = find_config(name)
+    given = _get_config(path, variant).copy_and_resolve_references().to_dict()
+    recipe = recipe_of(given, default=recipes[0])
+    if recipe not in recipes:
+        takes = " or ".join(kind.title for kind in recipes)
+        raise UserError(f"{name} is a configuration of {recipe.title}: choose one of {takes} for this command")
+    defaults = recipe()
+    values = defaults.to_dict()
+    for field, value in _fields_of(recipe, given, str(path)).items():
+        _set(values, field, value)
+    overridden = []
+    for field, value in overrides.items() if isinstance(overrides, Mapping) else overrides:
+        overridden.append(_override(recipe, values, field, value, str(path)))
+    config = make(recipe, values)
+    before, flat = defaults.flat(), config.flat()
+    sources = {field: "default" if before.get(field) == value else "file" for field, value in flat.items()}
+    return config, sources | dict.fromkeys(overridden, "override")
+
+
+def recipe_of(given: Mapping[str, Any], default: type[Recipe] = RECIPES[0]) -> type[Recipe]:
+    """The recipe that has a configuration's groups, known by the group that is its own."""
+    return next((recipe for recipe in RECIPES if recipe.own in given), default)
+
+
+def make(recipe: type[Recipe], values: Mapping[str, Any]) -> Recipe:
+    """The settings with nested plain values of all fields.
 
     Raises:
-      UserError: see `load_config`.
+      UserError: a value is wrong; names the first.
     """
-    *groups, leaf = name.split(".")
-    node: Any = config
-    for group in groups:
-        node = node[group] if isinstance(node, ConfigDict) and group in node else None
-    if not isinstance(node, ConfigDict) or leaf not in node:
-        raise UserError(f"{source} has no field {name}{did_you_mean(name, fields(config))}")
-    if isinstance(node[leaf], ConfigDict):
-        raise UserError(f"{name} is a group of fields: set one of {', '.join(f'{name}.{key}' for key in node[leaf])}")
-    node[leaf] = _read(name, value, node[leaf], node.get_type(leaf))
+    defaults = recipe()
+    groups = {name: value for name, value in defaults if isinstance(value, Settings)}
+    of_recipe: dict[str, Any] = {
+        name: dataclasses.replace(groups[name], **value) if name in groups else value  # type: ignore[type-var]
+        for name, value in values.items()
+    }
+    return recipe(**of_recipe)
 
 
-def fields(config: ConfigDict) -> dict[str, Any]:
-    """{dotted path: value} of every field that is not a group, sorted within its group."""
-    leaves: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, ConfigDict) and len(value):
-            leaves.update({f"{key}.{name}": leaf for name, leaf in fields(value).items()})
+# -------------------------------------------------------------------------------------------------------- fields
+
+
+def renamed() -> dict[str, str]:
+    """{dotted name of an earlier release: today's}."""
+    names: dict[str, str] = {}
+    for recipe in RECIPES:
+        for name, field in options(recipe).items():
+            if about(field).was:
+                names[about(field).was] = name
+    return names
+
+
+def options(recipe: type[Recipe]) -> dict[str, dataclasses.Field]:
+    """{dotted name: field} of every setting of a recipe, in the order of the schema."""
+    found: dict[str, dataclasses.Field] = {}
+    own = {field.name: field for field in dataclasses.fields(recipe)}
+    for name, value in recipe():
+        if isinstance(value, Settings):
+            found |= {f"{name}.{field.name}": field for field in dataclasses.fields(value)}  # type: ignore[arg-type]
         else:
-            leaves[key] = value
-    return leaves
+            found[name] = own[name]
+    return found
 
 
-def claim_workdir(workdir: str | os.PathLike, config: ConfigDict, free: Iterable[str] = FREE_FIELDS) -> Path:
-    """Makes the working directory and writes `config.json` there; or checks that it is of the same configuration.
-
-    A directory in which no step was done yet is free for any configuration. A configuration is
-    the same if its fields and the contents of the directories that they name are.
-
-    Args:
-      workdir: directory of one run.
-      config: the run's configuration.
-      free: fields that may differ when a run goes on; "evaluation." stands for all fields of that group.
-
-    The directory is this process's until it ends, see `atomic_files.hold`; of several processes the first claims it,
-    and the others find that it is the same one, and the configuration too.
-
-    Raises:
-      UserError: the directory can't be written, is another process's, or holds a run of another configuration (names
-        the fields).
-    """
-    directory = Path(workdir)
-    # Through JSON, so that tuples compare with the lists that the file has.
-    values = fields(config)
-    contents = {f"{name}.content": _content(values[name]) for name in CONTENT_FIELDS if values.get(name)}
-    new = json.loads(json.dumps(values | contents, default=str))
-    of_first = hosts.on_primary(lambda: _claim(directory, new, tuple(free)))
-    if differing := _differing(of_first, new):
-        raise UserError(
-            f"two processes of one run differ in {_shown(differing, of_first, new, 'in the first', 'here')}: give all"
-            " of them one command, and the same files"
-        )
-    hosts.check_shared(directory / ".processes")
-    return directory
+def names_with(recipe: type[Recipe], attribute: str) -> list[str]:
+    """Dotted names of the settings whose `Option` has an attribute, such as "resumable"."""
+    return [name for name, field in options(recipe).items() if getattr(about(field), attribute)]
 
 
-def _claim(directory: Path, new: dict[str, Any], free: Sequence[str]) -> dict[str, Any]:
-    """`claim_workdir` of one process, for the values of a configuration, which it returns."""
-    path = directory / _CONFIG_FILE
-    unwritable = f"the working directory {directory} can't be written ({{}}): choose another --workdir"
-    try:
-        lock(directory)
-    except OSError as error:
-        if error.errno in DISK_FULL:
-            raise
-        raise UserError(unwritable.format(error.strerror)) from error
-    try:
-        old = json.loads(path.read_text()) if path.exists() else new
-        differing = [name for name in _differing(old, new) if not _is_free(name, free)]
-        if not differing or _nothing_made(directory):
-            write_json(path, new)
-            return new
-    except OSError as error:
-        if error.errno in DISK_FULL:
-            raise
-        raise UserError(unwritable.format(error.strerror)) from error
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: remove it if the run there is of this configuration") from error
-    raise UserError(
-        f"{directory} holds a run of another configuration, differing in"
-        f" {_shown(differing, old, new, 'there', 'now')}: choose another --workdir, or the configuration that it began"
-        " with"
-    )
+def is_of(name: str, names: Iterable[str]) -> bool:
+    """Whether a dotted name is one of these, or a key of a mapping among them."""
+    return any(name == other or name.startswith(f"{other}.") for other in names)
 
 
-def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    return sorted(n for n in old.keys() | new.keys() if old.get(n, "nothing") != new.get(n, "nothing"))
+def today(name: str, source: str) -> str:
+    """The name of a field, which an earlier release may have called otherwise: that is warned of."""
+    names = renamed()
+    old = next((old for old in names if name == old or name.startswith(f"{old}.")), None)
+    if old is None:
+        return name
+    warnings.warn(f"{source}: {old} is now called {names[old]}", stacklevel=2)
+    return names[old] + name.removeprefix(old)
 
 
-def _shown(names: Sequence[str], old: Mapping[str, Any], new: Mapping[str, Any], there: str, here: str) -> str:
-    """The first of the fields that differ, with both values."""
-    shown = [f"{name} ({old.get(name, 'nothing')} {there}, {new.get(name, 'nothing')} {here})" for name in names[:4]]
-    return ", ".join(shown) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+def _fields_of(recipe: type[Recipe], given: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """{dotted name of a field: value} of a file's nested values; fields under their old names come last, since a file
+    that starts from the schema has them under the new ones, too. What another recipe reads is left out with a warning:
+    files of an earlier release may have it."""
+    known = options(recipe)
+    groups = {name.partition(".")[0] for name in known if "." in name}
+    found: dict[str, Any] = {}
+    old: dict[str, Any] = {}
+    for key, value in given.items():
+        if key in groups and not isinstance(value, Mapping):
+            raise UserError(f"{source}: {key} is a group of fields, not {value!r}")
+        leaves = {f"{key}.{name}": leaf for name, leaf in value.items()} if key in groups else {key: value}
+        for name, leaf in leaves.items():
+            if name in known:
+                found[name] = leaf
+                continue
+            named = today(name, source)
+            if named not in known and any(named in options(other) for other in RECIPES):
+                warnings.warn(f"{source}: {name} is no setting of {recipe.title}: it is left out", stacklevel=2)
+                continue
+            if named not in known:
+                raise UserError(f"{source} has no field {name}{did_you_mean(name, flattened(recipe().to_dict()))}")
+            old[named] = leaf
+    return found | old
 
 
-def _content(directories: str | Sequence[str]) -> str:
-    named = [directories] if isinstance(directories, str) else directories
-    return " ".join(fingerprint(Path(directory)) for directory in named)
+def _set(values: dict[str, Any], dotted: str, value: Any) -> None:
+    *groups, leaf = dotted.split(".")
+    for group in groups:
+        values = values[group]
+    values[leaf] = value
 
 
-def _is_free(name: str, free: Iterable[str]) -> bool:
-    return any(name == field or (field.endswith(".") and name.startswith(field)) for field in free)
+def _override(recipe: type[Recipe], values: dict[str, Any], name: str, value: Any, source: str) -> str:
+    """Sets one field, or one key of a mapping, in nested values; returns its name of today."""
+    name = today(name, "the command line")
+    known = options(recipe)
+    field_name = next((other for other in known if is_of(name, [other])), None)
+    node: Any = values
+    for part in name.split("."):
+        node = node.get(part, _Missing) if isinstance(node, Mapping) else _Missing
+    if node is _Missing:
+        raise UserError(f"{source} has no field {name}{did_you_mean(name, flattened(values))}")
+    if isinstance(node, Mapping) and not (isinstance(value, Mapping) and field_name == name):
+        inner = ", ".join(f"{name}.{key}" for key in sorted(node)) or "its fields in a file"
+        raise UserError(f"{name} is a group of fields: set one of {inner}")
+    assert field_name is not None
+    field = known[field_name]
+    if field_name == name:
+        _set(values, name, value if kind_of(field)[0] is Mapping else read(field, value))
+    else:
+        any_length = name.rpartition(".")[2] in about(field).any_length
+        _set(values, name, read_leaf(name, value, node, any_length))
+    return name
 
 
-def _nothing_made(directory: Path) -> bool:
-    """Whether there is only what a run makes before its first step: a wrong value may show no earlier."""
-    for entry in directory.iterdir():
-        empty = not any(entry.iterdir()) if entry.is_dir() else entry.stat().st_size == 0
-        if not empty and entry.name not in _MADE_AT_START:
-            return False
-    return True
+class _Missing:
+    pass
 
 
-# ------------------------------------------------------------------------------------------------------- reading
+# ----------------------------------------------------------------------------------------------------------- files
 
 
-def _get_config(path: str, variant: str) -> ConfigDict:
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"configuration {path} does not exist{did_you_mean(path, _files_beside(path))}")
-    if not path.endswith(".py"):
+def _get_config(path: Path, variant: str) -> ConfigDict:
+    if path.suffix != ".py":
         raise UserError(f"configuration {path} is not a Python file: give one that defines get_config()")
     get_config = getattr(_import_file(path), "get_config", None)
     if get_config is None:
@@ -241,14 +219,14 @@ def _get_config(path: str, variant: str) -> ConfigDict:
     return config
 
 
-def _import_file(path: str) -> Any:
-    name = f"onereward_config_{Path(path).stem}"
+def _import_file(path: Path) -> Any:
+    name = f"onereward_config_{path.stem}"
     specification = importlib.util.spec_from_file_location(name, path)
     assert specification is not None
     assert specification.loader is not None
     module = importlib.util.module_from_spec(specification)
     # A configuration may import another one beside it.
-    beside = str(Path(path).resolve().parent)
+    beside = str(path.resolve().parent)
     sys.path.insert(0, beside)
     try:
         specification.loader.exec_module(module)
@@ -257,107 +235,3 @@ def _import_file(path: str) -> Any:
     finally:
         sys.path.remove(beside)
     return module
-
-
-def _files_beside(path: str) -> list[str]:
-    directory = Path(path).parent
-    return [str(file) for file in directory.glob("*.py")] if directory.is_dir() else []
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """ ": did you mean train.num_steps?" or nothing: the end of a sentence about an unknown name."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    if not close:  # the right last word in the wrong group, or the other way round
-        last = {candidate.rpartition(".")[2]: candidate for candidate in known}
-        close = [last[word] for word in difflib.get_close_matches(name.rpartition(".")[2], last, n=1, cutoff=0.75)]
-    return f": did you mean {close[0]}?" if close else ""
-
-
-# -------------------------------------------------------------------------------------------------------- values
-
-
-def _read(name: str, value: Any, default: Any, kind: type) -> Any:
-    """`value` as the type of the field; text is parsed."""
-    if isinstance(value, FieldReference):
-        value = value.get()
-    if default is None and kind is not type(None) and str(value).lower() == "none":
-        return None
-    if kind in _READERS:
-        return _READERS[kind](name, value, default)
-    if kind in (list, set, dict):
-        raise UserError(f"{name} is a {kind.__name__} and can't be overridden: make it a tuple in the configuration")
-    raise UserError(
-        f"{name} has no type that can be read ({kind.__name__}): give it one in the configuration, "
-        "such as config_dict.placeholder(int)"
-    )
-
-
-def _wrong(name: str, value: Any, wanted: str) -> UserError:
-    return UserError(f"{name} must be {wanted}, not {value!r}")
-
-
-def _read_bool(name: str, value: Any, default: Any) -> bool:
-    words = {"true": True, "false": False, "1": True, "0": False}
-    if str(value).lower() not in words:
-        raise _wrong(name, value, "true or false")
-    return words[str(value).lower()]
-
-
-def _read_int(name: str, value: Any, default: Any) -> int:
-    try:
-        if isinstance(value, bool | float):
-            raise ValueError
-        return int(value)
-    except (ValueError, TypeError):
-        raise _wrong(name, value, "a whole number") from None
-
-
-def _read_float(name: str, value: Any, default: Any) -> float:
-    try:
-        if isinstance(value, bool):
-            raise ValueError
-        return float(value)
-    except (ValueError, TypeError):
-        raise _wrong(name, value, "a number") from None
-
-
-def _read_str(name: str, value: Any, default: Any) -> str:
-    if not isinstance(value, str):
-        raise _wrong(name, value, "text")
-    return value
-
-
-def _read_tuple(name: str, value: Any, default: tuple | None) -> tuple:
-    """ "(1, 2)", "1,2" or a sequence; as many elements, each of the type, as the tuple there (None or (): any), or any
-    number of its first element's type (`LIST_FIELDS`)."""
-    if isinstance(value, str):
-        try:
-            parsed = ast.literal_eval(value)
-            elements = list(parsed) if isinstance(parsed, tuple | list) else [parsed]
-        except (ValueError, SyntaxError):
-            inner = value.strip().removeprefix("(").removesuffix(")")
-            elements = [part.strip().strip("'\"") for part in inner.split(",") if part.strip()]
-    elif isinstance(value, list | tuple):
-        elements = list(value)
-    else:
-        elements = [value]
-    if not default:
-        return tuple(elements)
-    if name in LIST_FIELDS:
-        default = default[:1] * len(elements)
-    if len(elements) != len(default):
-        raise UserError(f"{name} takes {len(default)} values like {default}, not {len(elements)}: {value}")
-    return tuple(
-        element if old is None else _read(f"{name}[{number}]", element, old, type(old))
-        for number, (element, old) in enumerate(zip(elements, default, strict=True))
-    )
-
-
-_READERS: dict[type, Callable[[str, Any, Any], Any]] = {
-    bool: _read_bool,
-    int: _read_int,
-    float: _read_float,
-    str: _read_str,
-    tuple: _read_tuple,
-}

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image
 from tqdm import tqdm
 
 from onereward_jax.atomic_files import fingerprint
-from onereward_jax.config.load import did_you_mean
+from onereward_jax.config.option import did_you_mean
+from onereward_jax.config.schema import Finetuning
 from onereward_jax.data import masks
 from onereward_jax.data.bad_records import Skipped
 from onereward_jax.data.buckets import BucketDraw, Size, aspect_distance, bucket_sizes, common_shapes
@@ -196,7 +196,7 @@ class CaptionedFolder(Source):
       weights: {task: weight} of the tasks that some image has.
     """
 
-    def __init__(self, config: ConfigDict, images: Sequence[Captioned]):
+    def __init__(self, config: Finetuning, images: Sequence[Captioned]):
         """
         Args:
           config: its `seed`, `train.batch_size` and `data`: `task_weights`, `resolution`, `bucket_step`, `max_aspect`,

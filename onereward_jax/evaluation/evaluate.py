@@ -10,11 +10,11 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from onereward_jax import tasks
 from onereward_jax.candidates.simulated import make_preferences
+from onereward_jax.config.schema import RewardFeedback
 from onereward_jax.data.sample import Sample
 from onereward_jax.data.source import ground_truth_of, samples_from
 from onereward_jax.errors import UserError
@@ -34,7 +34,7 @@ from onereward_jax.training.metrics import peak_memory_gib
 PACKAGES = ("onereward-jax", "jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 
 
-def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def evaluate(config: RewardFeedback, workdir: Path) -> dict[str, Any]:
     """Compares the trained policy of `workdir` with its base, and measures the judge.
 
     Writes workdir/evaluation.json, workdir/report.html and its figures as pictures in workdir/figures.
@@ -55,7 +55,7 @@ def evaluate(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     source = open_source(config, "test")
     truth = ground_truth_of(source, "`onereward evaluate`")
     pipeline = FillPipeline.from_pretrained(config.model.base, dtype="float32")
-    judge = ensemble(Judge.from_pretrained(config.model.judge, "float32"), config.model.get("judge_adapters", ()))
+    judge = ensemble(Judge.from_pretrained(config.model.judge, "float32"), config.model.judge_adapters)
     settings = config.evaluation
     own = pipeline.params["transformer"]
     base, policy = None, load_transformer(trained / settings.what, own)  # None: the pipeline's own
@@ -130,7 +130,7 @@ def generate_images(
     pipeline: FillPipeline,
     params: Any,
     samples: Sequence[Sample],
-    config: ConfigDict,
+    config: RewardFeedback,
     candidate: int = 0,
     batch_size: int | None = None,
     quiet: bool = False,

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from onereward_jax import tasks
+from onereward_jax.config.schema import JudgeTraining
 from onereward_jax.data.source import Source, ground_truth_of
 from onereward_jax.errors import UserError
 from onereward_jax.evaluation.accuracy import Record, judge_accuracy, table
@@ -166,7 +166,7 @@ def records_of_several(judge_of: Callable[[str], Judge], pairs: Pairs, **options
     return [next(of_task[pairs[number].task]) for number, _, _ in _annotated(pairs)]
 
 
-def watch_held_out(config: ConfigDict, judge: Judge, pairs: Pairs) -> Callable[[Any], dict[str, float]]:
+def watch_held_out(config: JudgeTraining, judge: Judge, pairs: Pairs) -> Callable[[Any], dict[str, float]]:
     """Parameters -> accuracy on held-out pairs, over all ("accuracy") and of each cell ("<task>/<dimension>")."""
     ask = compiled_ask(judge)
 

@@ -10,10 +10,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from onereward_jax.atomic_files import write_json
+from onereward_jax.config.schema import RewardFeedback
 from onereward_jax.data.source import ground_truth_of, samples_from
 from onereward_jax.evaluation import gsb
 from onereward_jax.evaluation.evaluate import generate_images
@@ -30,7 +30,7 @@ from onereward_jax.proving_ground.source import open_source
 from onereward_jax.rl.objective import reward_loss
 
 
-def run_reward_ascent(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run_reward_ascent(config: RewardFeedback, workdir: Path) -> dict[str, Any]:
     """Ascend the reward of the judge in `config.model.judge` on images by the model in `config.model.base`.
 
     `config.ascent`: `scenes_per_task` held-out scenes, `num_steps` steps along the gradient, each moving the normalised
@@ -49,7 +49,7 @@ def run_reward_ascent(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     source = open_source(config, "test")
     truth = ground_truth_of(source, "`onereward reward-ascent`")
     pipeline = FillPipeline.from_pretrained(config.model.base, dtype="float32")
-    judge = ensemble(Judge.from_pretrained(config.model.judge, "float32"), config.model.get("judge_adapters", ()))
+    judge = ensemble(Judge.from_pretrained(config.model.judge, "float32"), config.model.judge_adapters)
     ascend = make_ascent(pipeline, judge, config)
     found: dict[str, Any] = {}
     rows: list[list[np.ndarray]] = []
@@ -77,7 +77,7 @@ def run_reward_ascent(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     return found
 
 
-def make_ascent(pipeline: FillPipeline, judge: Judge, config: ConfigDict) -> Any:
+def make_ascent(pipeline: FillPipeline, judge: Judge, config: RewardFeedback) -> Any:
     """Compile a function (images, reference, questions) -> images after the ascent; uint8 (B, H, W, 3)."""
     settings = config.ascent
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from onereward_jax.atomic_files import write_json
 from onereward_jax.candidates.simulated import CANDIDATES
+from onereward_jax.config.schema import RewardFeedback
 from onereward_jax.data.source import ground_truth_of, samples_from
 from onereward_jax.evaluation import gsb
 from onereward_jax.evaluation.evaluate import generate_images
@@ -23,7 +23,7 @@ from onereward_jax.proving_ground import overall
 from onereward_jax.proving_ground.source import open_source
 
 
-def run_sanity_checks(config: ConfigDict, workdir: Path) -> dict[str, Any]:
+def run_sanity_checks(config: RewardFeedback, workdir: Path) -> dict[str, Any]:
     """Check the model in `config.model.base` on `config.evaluation.scenes_per_task` held-out scenes per task.
 
     Writes workdir/sanity_checks.json and workdir/base.png (source, target, reconstruction of the target, four

@@ -5,8 +5,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
+from onereward_jax.config.schema import RewardFeedback
 from onereward_jax.data.source import samples_from
 from onereward_jax.evaluation.evaluate import generate_images
 from onereward_jax.fill.pipeline import FillPipeline
@@ -17,7 +17,7 @@ from onereward_jax.proving_ground.source import open_source
 FIRST_SAMPLE = 100_000
 
 
-def watch_truth(config: ConfigDict, pipeline: FillPipeline) -> Callable[[Any], dict[str, float]]:
+def watch_truth(config: RewardFeedback, pipeline: FillPipeline) -> Callable[[Any], dict[str, float]]:
     """A function of the policy's parameters that says how much better than the base it is by truth.
 
     Returns:

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from onereward_jax.atomic_files import read_json
-from onereward_jax.config.load import OFFLOADABLE
+from onereward_jax.config.find import find_model
+from onereward_jax.config.schema import OFFLOADABLE, RewardFeedback, RewardLearning
 from onereward_jax.errors import UserError
 from onereward_jax.fill.pipeline import latent_shape, read_shift
 from onereward_jax.flow.schedule import Shift
@@ -36,7 +36,6 @@ from onereward_jax.planning.topology import Chip, Topology
 from onereward_jax.rl.batch import Batch, batch_shapes
 from onereward_jax.rl.build import Update, adapters_of, attention_of, computation, make_update
 from onereward_jax.rl.parts import PARTS, REFERENCE, ROLLOUT
-from onereward_jax.rl.step_config import StepConfig
 from onereward_jax.training.compile import Placement, jit_step
 from onereward_jax.training.trainer import check_batch
 from onereward_jax.weights.load import param_shapes
@@ -98,20 +97,20 @@ def placed(shapes: Any, places: Any) -> Any:
     return jax.tree.map(at, shapes, places)
 
 
-def program_of(config: ConfigDict) -> Program:
+def program_of(config: RewardFeedback) -> Program:
     """Build the update of a configuration, reading no more of its models than `official_module` does.
 
     Raises:
       FileNotFoundError, UserError: a model is unknown, or does not accept the image size.
     """
-    if config.model.get("judge_adapters"):
+    if config.model.judge_adapters:
         raise UserError("a plan takes one judge: leave model.judge_adapters empty; each adapter adds a forward pass")
     fields = computation(config)
     transformer = official_module(config.model.base, "transformer", fields | attention_of(config))
     vae = official_module(config.model.base, "vae", fields)
     judge = official_module(config.model.judge, "judge", fields)
     latent_shape(vae, config.data.resolution, config.data.resolution)
-    directory = Path(config.model.base)
+    directory = find_model(config.model.base)
     shift = read_shift(directory) if directory.is_dir() else Shift()
     update = make_update(config, transformer, vae, _scorer(judge, config.model.judge), shift)
     params = param_shapes(transformer, "transformer"), param_shapes(vae, "vae"), param_shapes(judge, "judge")
@@ -123,7 +122,7 @@ def program_of(config: ConfigDict) -> Program:
         jax.eval_shape(update.create, masters),
         frozen,
         batch_shapes(config, transformer),
-        expected_trips(StepConfig(**config.rl), config.train.batch_size),
+        expected_trips(config.rl, config.train.batch_size),
         # Windowed and full attention; references made and reused.
         {"visual": (1 - full, full), REFERENCE: (made, 1 - made)},
         made,
@@ -132,7 +131,7 @@ def program_of(config: ConfigDict) -> Program:
 
 def _scorer(model: Any, judge: str) -> JudgeScorer:
     """Join the judge's module with its prefix, answer tokens and image settings."""
-    directory = Path(judge)
+    directory = find_model(judge)
     if not directory.is_dir():
         return JudgeScorer(model, questions.OFFICIAL_PREFIX, questions.OFFICIAL_ANSWERS, OFFICIAL_SETTINGS)
     from onereward_jax.weights.tokenizer import load_tokenizer
@@ -142,16 +141,16 @@ def _scorer(model: Any, judge: str) -> JudgeScorer:
     return JudgeScorer(model, questions.shared_prefix(tokenizer), questions.answer_ids(tokenizer), settings)
 
 
-def share_of_references_made(config: ConfigDict) -> float:
+def share_of_references_made(config: RewardFeedback) -> float:
     """Return the share of a run's updates that make their reference images: with a cache those of the first epoch, with
     a maximal age one in every 1 + age."""
-    step_config = StepConfig(**config.rl)
+    step_config = config.rl
     if step_config.reference_pool:
         return min(1.0, config.data.num_conditions / (config.train.num_steps * config.train.batch_size))
     return 1 / (1 + step_config.reference_max_age)
 
 
-def expected_trips(config: StepConfig, batch_size: int) -> dict[str, float]:
+def expected_trips(config: RewardLearning, batch_size: int) -> dict[str, float]:
     """Return the average Euler steps of the two rollouts: all samples of a batch, and all predictions of a sample, run
     to the latest index among them."""
     draws = config.predictions * (batch_size // config.accumulate if config.index_per_sample else 1)
@@ -263,7 +262,7 @@ def by_kind(collectives: list[Collective]) -> dict[str, dict[str, float]]:
     return dict(sorted(table.items()))
 
 
-def plan(config: ConfigDict, topology: Topology, exact: bool = False) -> Plan:
+def plan(config: RewardFeedback, topology: Topology, exact: bool = False) -> Plan:
     """Compile an update for the slice and count its cost.
 
     Args:
@@ -364,14 +363,14 @@ def needed_bytes(message: str) -> float | None:
     return float(found["needed"]) * 1024 ** ("KMGT".index(found["unit"]) + 1)
 
 
-def advice(config: ConfigDict) -> str:
+def advice(config: RewardFeedback) -> str:
     """Suggest changes that make an update need less memory per device."""
     ways = ["a larger --topology"]
     if config.model.remat != "full":
         ways.append("--config.model.remat=full")
     trains_adapter = bool(adapters_of(config).rank)
     parts = tuple(part for part in OFFLOADABLE if part != "reference" or config.algorithm == "fixed")
-    if not trains_adapter and set(parts) - set(config.train.get("offload", ())):
+    if not trains_adapter and set(parts) - set(config.train.offload):
         ways.append(f'--config.train.offload="{parts}"'.replace(", ", ","))
     twice = 2 * config.rl.accumulate
     if config.train.batch_size % twice == 0:
@@ -385,7 +384,7 @@ def advice(config: ConfigDict) -> str:
     return "; or ".join(ways)
 
 
-def report(name: str, found: Plan, config: ConfigDict) -> str:
+def report(name: str, found: Plan, config: RewardFeedback) -> str:
     """Describe a plan in text."""
     seconds = found.seconds()
     mesh = ", ".join(f"{axis} {size}" for axis, size in found.mesh.items())

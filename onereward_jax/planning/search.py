@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
-from ml_collections import ConfigDict
 
+from onereward_jax.config.schema import RewardFeedback
 from onereward_jax.fill.pipeline import latent_shape
 from onereward_jax.models.attention import LANES, attention
 from onereward_jax.parallel.activations import can_share, traced_for
@@ -42,13 +42,10 @@ class Choice(NamedTuple):
     def mesh(self) -> dict[str, int]:
         return {axis: getattr(self, axis) for axis in AXES}
 
-    def of(self, config: ConfigDict) -> ConfigDict:
+    def of(self, config: RewardFeedback) -> RewardFeedback:
         """Return a copy of the configuration with this choice."""
-        config = config.copy_and_resolve_references()
-        config.mesh.update(self.mesh)
-        config.model.remat = self.remat
-        config.train.batch_size = self.batch
-        return config
+        mesh = {f"mesh.{axis}": size for axis, size in self.mesh.items()}
+        return config.replace({**mesh, "model.remat": self.remat, "train.batch_size": self.batch})
 
     def needs_no_less_than(self, other: "Choice") -> bool:
         """Whether this needs at least as much memory as the other, on the same mesh."""
@@ -81,7 +78,7 @@ def meshes_of(devices: int) -> Iterator[dict[str, int]]:
 
 
 def search(
-    config: ConfigDict,
+    config: RewardFeedback,
     topology: Topology,
     tried: Sequence[Choice],
     known: Mapping[Choice, Mapping[str, Any]] | None = None,
@@ -133,7 +130,7 @@ def search(
 
 
 def attention_blocks(
-    config: ConfigDict, topology: Topology, around: Callable[[list[Blocks]], Iterable[Blocks]] = lambda sizes: sizes
+    config: RewardFeedback, topology: Topology, around: Callable[[list[Blocks]], Iterable[Blocks]] = lambda sizes: sizes
 ) -> dict[Blocks, float | None]:
     """Estimate the seconds of the transformer's attention, forward and backward, for block sizes of the splash kernel.
 

@@ -2,16 +2,15 @@
 
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
+from onereward_jax.config.schema import Finetuning, Recipe, SceneData
 from onereward_jax.data.captioned import CaptionedFolder, hold_out, read_captioned
 from onereward_jax.data.source import Source
 from onereward_jax.errors import UserError
 from onereward_jax.proving_ground.scenes import ProvingGround
 
 
-def open_source(config: ConfigDict, split: str, target_flaws: float = 0.0) -> Source:
-    """Open the captioned folder `config.data.path`, or else the proving ground.
+def open_source(config: Recipe, split: str, target_flaws: float = 0.0) -> Source:
+    """Open the captioned folder `config.data.path`, or where the recipe has none the proving ground.
 
     Args:
       split: "train" or, of what is held out, "test".
@@ -20,12 +19,14 @@ def open_source(config: ConfigDict, split: str, target_flaws: float = 0.0) -> So
     Raises:
       FileNotFoundError, UserError: the folder or its photographs can't be used.
     """
-    data = config.data
-    if path := data.get("path", ""):
-        images = read_captioned(Path(path), data.caption, data.bad_share)
+    if isinstance(config, Finetuning):
+        data = config.data
+        images = read_captioned(Path(data.path), data.caption, data.bad_share)
         trained_on, held_out = hold_out(images, data.held_out_share, config.seed)
         return CaptionedFolder(config, trained_on if split == "train" else held_out)
-    return ProvingGround(split, data.resolution, data.seed, data.photos or None, target_flaws)
+    assert isinstance(config.data, SceneData)
+    scenes = config.data
+    return ProvingGround(split, scenes.resolution, scenes.seed, scenes.photos or None, target_flaws)
 
 
 def proving_ground_of(source: Source, purpose: str) -> ProvingGround:

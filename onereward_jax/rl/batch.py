@@ -5,12 +5,11 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
+from onereward_jax.config.schema import RewardFeedback
 from onereward_jax.flow.conditioning import TextStates
 from onereward_jax.judge.batches import MAX_DIMENSIONS
 from onereward_jax.judge.scorer import Questions
-from onereward_jax.rl.step_config import StepConfig
 
 
 class KnownReferences(NamedTuple):
@@ -54,13 +53,13 @@ class Batch:
     references: KnownReferences | None = None
 
 
-def batch_shapes(config: ConfigDict, transformer: Any) -> Batch:
+def batch_shapes(config: RewardFeedback, transformer: Any) -> Batch:
     """A batch of `jax.ShapeDtypeStruct`s, as the trainer of a configuration makes them.
 
     Args:
       transformer: the module, whose widths the embedded prompts have.
     """
-    step_config, side, size = StepConfig(**config.rl), config.data.resolution, config.train.batch_size
+    step_config, side, size = config.rl, config.data.resolution, config.train.batch_size
 
     def shape(*sample: int, dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((size, *sample), dtype)
@@ -78,7 +77,7 @@ def batch_shapes(config: ConfigDict, transformer: Any) -> Batch:
         cell=shape(MAX_DIMENSIONS, dtype=jnp.int32),
     )
     known = KnownReferences(shape(side, side, 3, dtype=jnp.float32), shape(dtype=jnp.bool_))
-    recurs = config.data.get("num_conditions") or step_config.reference_max_age
+    recurs = config.data.num_conditions or step_config.reference_max_age
     return Batch(
         index=number,
         image=image,

@@ -6,15 +6,14 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
+from onereward_jax.config.schema import RewardFeedback
 from onereward_jax.flow.schedule import Shift
 from onereward_jax.judge.scorer import Scorer
 from onereward_jax.models.lora import LoRA
 from onereward_jax.rl.batch import Batch
 from onereward_jax.rl.rollout import Frozen
 from onereward_jax.rl.step import make_step
-from onereward_jax.rl.step_config import StepConfig
 from onereward_jax.training.optimizer import make_optimizer
 from onereward_jax.training.state import TrainState, create_state
 
@@ -34,7 +33,7 @@ class Update(NamedTuple):
     step: Callable[[TrainState, Frozen, Batch], tuple[TrainState, Any]]
 
 
-def make_update(config: ConfigDict, transformer: Any, vae: Any, judge: Scorer, shift: Shift) -> Update:
+def make_update(config: RewardFeedback, transformer: Any, vae: Any, judge: Scorer, shift: Shift) -> Update:
     """The update that a configuration describes.
 
     Args:
@@ -43,7 +42,7 @@ def make_update(config: ConfigDict, transformer: Any, vae: Any, judge: Scorer, s
       shift: of the noise schedule.
     """
     optimizer, adapters = make_optimizer(**config.optimizer), adapters_of(config)
-    step_config = StepConfig(**config.rl)
+    step_config = config.rl
     fixed = config.algorithm == "fixed"
     # What is frozen is kept as it computes; what is trained has float32 masters.
     dtype = jnp.dtype(frozen_dtype(config))
@@ -69,23 +68,23 @@ def make_update(config: ConfigDict, transformer: Any, vae: Any, judge: Scorer, s
     return Update(start, create, step)
 
 
-def adapters_of(config: ConfigDict) -> LoRA:
-    return LoRA(**config.get("lora", {}))
+def adapters_of(config: RewardFeedback) -> LoRA:
+    return LoRA(**config.lora)
 
 
-def computation(config: ConfigDict) -> dict[str, Any]:
+def computation(config: RewardFeedback) -> dict[str, Any]:
     """Fields that `config.model` sets in every module of the update."""
     return {"dtype": jnp.dtype(config.model.dtype), "remat": config.model.remat}
 
 
-def attention_of(config: ConfigDict) -> dict[str, Any]:
+def attention_of(config: RewardFeedback) -> dict[str, Any]:
     """Fields that `config.model` sets in the transformer alone; the others' attention has masks or other heads."""
-    fields = {"attention_implementation": config.model.get("attention", "auto")}
-    if "attention_blocks" in config.model:
-        fields["attention_blocks"] = tuple(config.model.attention_blocks)
+    fields: dict[str, Any] = {"attention_implementation": config.model.attention}
+    if config.model.attention_blocks is not None:
+        fields["attention_blocks"] = config.model.attention_blocks
     return fields
 
 
-def frozen_dtype(config: ConfigDict) -> str:
+def frozen_dtype(config: RewardFeedback) -> str:
     """In which dtype parameters are kept that no update changes."""
     return "bfloat16" if config.model.dtype == "bfloat16" else "float32"

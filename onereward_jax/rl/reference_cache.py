@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from onereward_jax.atomic_files import check_writable, fingerprint, write_bytes
-from onereward_jax.config.load import fields
+from onereward_jax.config.load import is_of, names_with
+from onereward_jax.config.schema import RewardFeedback
 from onereward_jax.data.source import Source
 from onereward_jax.parallel import hosts
 from onereward_jax.rl.batch import Batch, KnownReferences
@@ -28,18 +28,6 @@ from onereward_jax.weights.hub import model_directory
 _DIGEST_BYTES = hashlib.sha256().digest_size
 # Raised with every change of scenes, sampler or models that makes other references.
 _FORMAT = 1
-# Fields of a configuration on which a condition's reference depends, and with it every entry.
-_MAKERS = (
-    "seed",
-    "max_sequence_length",
-    "data.resolution",
-    "data.seed",
-    "data.task_weights",
-    "model.dtype",
-    "rl.num_steps",
-    "rl.rollout_guidance_scale",
-    "rl.rollout_true_cfg_scale",
-)
 
 
 class ReferenceCache:
@@ -145,13 +133,14 @@ class ReferenceCache:
         return True
 
 
-def open_cache(config: ConfigDict, source: Source) -> ReferenceCache:
+def open_cache(config: RewardFeedback, source: Source) -> ReferenceCache:
     """The cache of a run's references in `config.rl.reference_pool`.
 
     Args:
       source: of the conditions.
     """
-    made_from: dict[str, Any] = {name: value for name, value in fields(config).items() if name.startswith(_MAKERS)}
+    makers = names_with(type(config), "in_reference")
+    made_from: dict[str, Any] = {name: value for name, value in config.flat().items() if is_of(name, makers)}
     made_from |= {"format": _FORMAT, "negative_prompt": NEGATIVE_PROMPT}
     base = Path(model_directory(config.model.base))
     made_from["weights"] = fingerprint(base)

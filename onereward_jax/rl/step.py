@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from onereward_jax.config.schema import RewardLearning
 from onereward_jax.flow.schedule import Shift
 from onereward_jax.judge.augment import noise_together, shift_together
 from onereward_jax.judge.scorer import Scorer, one_dimension_a_call
@@ -31,7 +32,6 @@ from onereward_jax.rl.parts import JUDGEMENT, REFERENCE
 from onereward_jax.rl.references import Fresh, references_of
 from onereward_jax.rl.rewards import cell_sums, with_rewards
 from onereward_jax.rl.rollout import Flow, FlowModels, Frozen
-from onereward_jax.rl.step_config import StepConfig
 from onereward_jax.training.state import TrainState, apply_gradient
 
 Metrics = dict[str, jax.Array]
@@ -42,7 +42,7 @@ def make_step(
     vae: Any,
     judge: Scorer,
     optimizer: optax.GradientTransformation,
-    config: StepConfig,
+    config: RewardLearning,
     shift: Shift = Shift(),  # noqa: B008 (frozen)
     adapter_scale: float = 1.0,
 ) -> Callable[[TrainState, Frozen, Batch], tuple[TrainState, Any]]:
@@ -67,7 +67,7 @@ class RewardFeedback:
     estimator: Estimator
     judge: Scorer
     optimizer: optax.GradientTransformation
-    config: StepConfig
+    config: RewardLearning
 
     def step(self, state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, Any]:
         batch = self.references.recall(state, batch)

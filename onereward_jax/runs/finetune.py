@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from onereward_jax.atomic_files import read_json, write_json
+from onereward_jax.config.schema import Finetuning
 from onereward_jax.data.captioned import Captioned, CaptionedFolder, fingerprint_of, hold_out, prompt_of
 from onereward_jax.data.sample import Sample
 from onereward_jax.errors import UserError
@@ -40,7 +40,7 @@ _SHEET_SIDE = 128  # pixels; smaller pictures are enlarged
 _HELD_OUT, _SHEET = 1, 2
 
 
-def finetune(config: ConfigDict, workdir: Path, pictures: Sequence[Captioned]) -> None:
+def finetune(config: Finetuning, workdir: Path, pictures: Sequence[Captioned]) -> None:
     """Trains `config.model.base` on pictures, or goes on in `workdir`; the configuration has been validated.
 
     Text encoders and autoencoder are frozen; all captions are encoded before the training, and the text encoders then
@@ -191,7 +191,7 @@ def _held_out_loss(
     frozen: Any,
     source: CaptionedFolder,
     pictures: Sequence[Captioned],
-    config: ConfigDict,
+    config: Finetuning,
     read: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> Callable[[Any], dict[str, float]]:
     """A function of what is trained: the mean loss over pictures, each in `held_out_draws` samples or a few more.
@@ -233,7 +233,7 @@ def _base_loss(workdir: Path, measure: Callable[[], dict[str, float]]) -> dict[s
     return {"held_out/base_loss": read_json(file)["held_out/loss"]}
 
 
-def _sheet(pipeline: FillPipeline, samples: Sequence[Sample], config: ConfigDict) -> Callable[[Any], np.ndarray]:
+def _sheet(pipeline: FillPipeline, samples: Sequence[Sample], config: Finetuning) -> Callable[[Any], np.ndarray]:
     """A function of the transformer's parameters: a row a sample, with what the model sees, what it makes of that by
     noise that is the same every time, and the picture."""
     settings = config.finetune

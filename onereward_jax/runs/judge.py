@@ -11,9 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from onereward_jax.atomic_files import read_json, write_json
+from onereward_jax.config.schema import JudgeModel, JudgeTraining
 from onereward_jax.data.mixture import samples_of
 from onereward_jax.data.preferences.dataset import open_records
 from onereward_jax.errors import UserError
@@ -47,7 +47,7 @@ from onereward_jax.weights.adapters import save_adapter
 Watch = Callable[[Judge, Pairs], Callable[[Any], dict[str, float]]]
 
 
-def train_judge(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> None:
+def train_judge(config: JudgeTraining, workdir: Path, watch: Watch | None = None) -> None:
     """Trains the judge of `config.judge` on the preferences of `config.judge.data`; exports it to workdir/export.
 
     It starts from the judge in `config.judge.start`, or untrained where that is empty. With `config.lora.rank`, an
@@ -76,7 +76,7 @@ def train_judge(config: ConfigDict, workdir: Path, watch: Watch | None = None) -
 
     loss = make_loss(judge.apply, settings.max_shift, settings.adversarial_radius)
     params = {name: tree for name, tree in judge.params.items() if not (settings.freeze_vision and name == "visual")}
-    adapters = LoRA(**config.get("lora", {}))
+    adapters = LoRA(**config.lora)
     if adapters.rank:
         loss, frozen = adapters.loss(loss), judge.params
         params = adapters.init(params, jax.random.key(config.seed))
@@ -128,7 +128,7 @@ def train_judge(config: ConfigDict, workdir: Path, watch: Watch | None = None) -
 
 
 def record_maker(
-    config: ConfigDict, judge: Judge, pairs: Pairs
+    config: JudgeTraining, judge: Judge, pairs: Pairs
 ) -> tuple[Callable[[int, str], dict[str, np.ndarray]], dict[str, float]]:
     """What makes the samples of a run, planted pairs and annotated ones, and the weights of the tasks to draw.
 
@@ -149,7 +149,7 @@ def record_maker(
         settings.image_step,
         config.train.batch_size,
         weights,
-        settings.get("balance_dimensions", False),
+        settings.balance_dimensions,
     )
     ground: Any = None
     if settings.planted_share:
@@ -163,7 +163,7 @@ def record_maker(
     if len(drawn.shapes) > 1:
         print(f"pairs of {len(drawn.shapes)} shapes: each compiles a program of its own", file=sys.stderr)
     numbers: Any = None
-    if only := settings.get("only_task", ""):
+    if only := settings.only_task:
         count = config.train.num_steps * config.train.batch_size
         numbers = samples_of(dict(config.data.task_weights), only, config.seed, count)
 
@@ -205,9 +205,9 @@ def record_maker(
     return record, weights
 
 
-def _weights(config: ConfigDict) -> dict[str, float]:
+def _weights(config: JudgeTraining) -> dict[str, float]:
     """{task: weight} of the tasks that the judge is trained on."""
-    only = config.judge.get("only_task", "")
+    only = config.judge.only_task
     return {only: 1.0} if only else dict(config.data.task_weights)
 
 
@@ -232,7 +232,7 @@ class _Best:
         return not self._file.exists() or found["accuracy"] > read_json(self._file)["accuracy"]
 
 
-def _judge_at_start(config: ConfigDict, workdir: Path) -> Judge:
+def _judge_at_start(config: JudgeTraining, workdir: Path) -> Judge:
     """The judge of `judge.start` or an untrained one, with the configuration's limit on a picture's area."""
     settings = config.judge
     fields = {"dtype": jnp.dtype(settings.dtype), "remat": settings.remat}
@@ -250,7 +250,7 @@ def _judge_at_start(config: ConfigDict, workdir: Path) -> Judge:
     return judge
 
 
-def _split(config: ConfigDict, judge: Judge) -> tuple[Pairs, Pairs]:
+def _split(config: JudgeTraining, judge: Judge) -> tuple[Pairs, Pairs]:
     """Pairs to train on and held-out ones; a record is held out or not, whatever else the data holds."""
     settings = config.judge
     check = functools.partial(check_record, judge, config.question_length)
@@ -285,14 +285,17 @@ def _report_balance(path: Path, pairs: Pairs, held_out: Pairs) -> None:
             print(f"{task:<16}{dimension:<18}{count:<8}{count / total:<7.3f}{kept}", file=sys.stderr)
 
 
-def new_judge(config: ConfigDict, directory: Path, fields: Mapping[str, Any] | None = None) -> Judge:
+def new_judge(config: JudgeTraining, directory: Path, fields: Mapping[str, Any] | None = None) -> Judge:
     """An untrained judge of `config.judge`, its tokenizer (written to `directory`) made for the proving ground.
 
     Args:
       fields: more of `Judge.create`.
     """
     prompts = list(all_prompts())
-    templates = {"template": config.judge.template, "template_with_prompt": config.judge.template_with_prompt}
+    templates: dict[str, Any] = {
+        "template": config.judge.template,
+        "template_with_prompt": config.judge.template_with_prompt,
+    }
     questions = [question(task, dimension, "a", **templates) for task, dimension in CELLS]
     tokenizer = write_qwen2_tokenizer(directory, prompts + questions)
     return Judge.create(
@@ -300,14 +303,16 @@ def new_judge(config: ConfigDict, directory: Path, fields: Mapping[str, Any] | N
     )
 
 
-def model_config(settings: ConfigDict, vocab_size: int) -> dict[str, Any]:
+def model_config(settings: JudgeModel, vocab_size: int) -> dict[str, Any]:
     """`config.json` of the model that the group `judge` describes.
 
     Args:
       vocab_size: where the group says none.
     """
-    text, vision = settings.text_config.to_dict(), settings.vision_config.to_dict()
-    return {"text_config": {"vocab_size": vocab_size, **text}, "vision_config": vision}
+    return {
+        "text_config": {"vocab_size": vocab_size, **settings.text_config},
+        "vision_config": dict(settings.vision_config),
+    }
 
 
 # Scenes of pairs that are planted while training: none that preferences are made of.

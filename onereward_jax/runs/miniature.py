@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from onereward_jax import tasks
+from onereward_jax.config.find import find_model
+from onereward_jax.config.schema import AutoencoderTraining, BaseTraining
 from onereward_jax.fill.pipeline import FillPipeline, latent_shape
 from onereward_jax.fill.prompts import PromptEncoder, prompt_reader
 from onereward_jax.flow import conditioning, losses
@@ -32,7 +33,7 @@ from onereward_jax.weights.names import clip, flux, t5, vae
 from onereward_jax.weights.save import save_component
 
 
-def train_vae(config: ConfigDict, workdir: Path) -> None:
+def train_vae(config: AutoencoderTraining, workdir: Path) -> None:
     """Trains the autoencoder of `config.vae` on scenes' right answers; exports workdir/export/vae.
 
     Its scaling and shift factors are measured on latents after training and stand in its config.json.
@@ -62,7 +63,7 @@ def train_vae(config: ConfigDict, workdir: Path) -> None:
         save_component(workdir / "export" / "vae", "vae", module, params)
 
 
-def train_base(config: ConfigDict, workdir: Path) -> None:
+def train_base(config: BaseTraining, workdir: Path) -> None:
     """Trains a fill model by flow matching; exports the whole model to workdir/export.
 
     With `config.base.start`, a model in diffusers layout, its transformer is tuned further. Otherwise transformer and
@@ -97,7 +98,7 @@ def train_base(config: ConfigDict, workdir: Path) -> None:
     loss = losses.flow_matching_loss(
         transformer, (side, side), **text_encoders, prompt_dropout=settings.prompt_dropout, shift=pipeline.shift
     )
-    adapters, frozen = LoRA(**config.get("lora", {})), None
+    adapters, frozen = LoRA(**config.lora), None
     if adapters.rank:
         loss, frozen = adapters.loss(loss), jax.tree.map(lambda x: x.astype(settings.dtype), params)
         params = adapters.init(params, jax.random.key(config.seed))
@@ -124,12 +125,12 @@ def train_base(config: ConfigDict, workdir: Path) -> None:
     pipeline.save_pretrained(workdir / "export")
 
 
-def new_pipeline(config: ConfigDict, workdir: Path) -> FillPipeline:
+def new_pipeline(config: BaseTraining, workdir: Path) -> FillPipeline:
     """An untrained fill model of `config.base`, with tokenizers of the proving ground's words in workdir/tokenizers."""
     settings, corpus = config.base, list(all_prompts())
-    autoencoder, autoencoder_params = load_component(Path(settings.vae), "vae", "float32")
+    autoencoder, autoencoder_params = load_component(find_model(settings.vae), "vae", "float32")
     directory = hosts.own_directory(workdir / "tokenizers")
-    tokenizer = write_clip_tokenizer(directory / "tokenizer", corpus, settings.text_encoder.max_position_embeddings)
+    tokenizer = write_clip_tokenizer(directory / "tokenizer", corpus, settings.text_encoder["max_position_embeddings"])
     tokenizer_2 = write_t5_tokenizer(directory / "tokenizer_2", corpus)
     clip_vocabulary = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
     transformer = flux.module_from_config(dict(settings.transformer))
@@ -152,7 +153,7 @@ def new_pipeline(config: ConfigDict, workdir: Path) -> FillPipeline:
 
 
 def encoded_scenes(
-    config: ConfigDict, workdir: Path, pipeline: FillPipeline, batch_size: int = 16
+    config: BaseTraining, workdir: Path, pipeline: FillPipeline, batch_size: int = 16
 ) -> dict[str, dict[str, np.ndarray]]:
     """Scenes through the autoencoder once, kept in workdir/latents: training then costs the transformer only.
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from onereward_jax.atomic_files import write_json
+from onereward_jax.config.schema import RewardFeedback, RewardLearning
 from onereward_jax.data.source import ENDLESS, Source
 from onereward_jax.fill.pipeline import FillPipeline, latent_shape
 from onereward_jax.flow.conditioning import TextStates
@@ -22,7 +22,6 @@ from onereward_jax.proving_ground.source import open_source
 from onereward_jax.rl.batch import Batch
 from onereward_jax.rl.build import adapters_of, attention_of, computation, frozen_dtype, make_update
 from onereward_jax.rl.reference_cache import open_cache
-from onereward_jax.rl.step_config import StepConfig
 from onereward_jax.tasks import NEGATIVE_PROMPT
 from onereward_jax.training import trainer
 from onereward_jax.training.metrics import peak_memory_gib, training_seconds
@@ -34,10 +33,12 @@ from onereward_jax.weights.save import save_component
 Watch = Callable[[FillPipeline], Callable[[Any], dict[str, float]]]
 
 
-def train(config: ConfigDict, workdir: Path, watch: Watch | None = None, source: Source | None = None) -> TrainState:
+def train(
+    config: RewardFeedback, workdir: Path, watch: Watch | None = None, source: Source | None = None
+) -> TrainState:
     """Runs Algorithm 1 (`config.algorithm` = "fixed") or 2 ("dynamic") in `workdir`, or goes on with it.
 
-    The configuration is one that `config.validation.validate` has passed. Exports the transformers of policy and EMA,
+    Exports the transformers of policy and EMA,
     in diffusers layout, to workdir/export/policy and workdir/export/ema; with `config.lora.rank`, their adapters.
 
     Args:
@@ -47,7 +48,7 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None, source:
     Raises:
       FileNotFoundError, UserError: a model is missing or does not fit.
     """
-    step_config = StepConfig(**config.rl)
+    step_config = config.rl
     # Of processes that were killed, their steps; of this one, loading, compiling and exporting too.
     seconds_before, started = training_seconds(workdir / "metrics.jsonl"), time.perf_counter()
     pipeline = FillPipeline.from_pretrained(config.model.base, dtype="float32")
@@ -56,7 +57,7 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None, source:
         latent_shape(pipeline.vae, *size)  # refuses what doesn't divide
     computed = computation(config)
     judge = Judge.from_pretrained(config.model.judge, frozen_dtype(config), fields=computed)
-    judge = ensemble(judge, config.model.get("judge_adapters", ()))
+    judge = ensemble(judge, config.model.judge_adapters)
     transformer, vae = pipeline.transformer.clone(**computed, **attention_of(config)), pipeline.vae.clone(**computed)
     adapters = adapters_of(config)
     update = make_update(config, transformer, vae, judge.scorer, pipeline.shift)
@@ -103,7 +104,7 @@ def train(config: ConfigDict, workdir: Path, watch: Watch | None = None, source:
     return state
 
 
-def open_requests(config: ConfigDict) -> Source:
+def open_requests(config: RewardFeedback) -> Source:
     """The configured source to train on.
 
     Flow matching holds the policy to the data of its base model, synthetic defects included: it teaches nothing new.
@@ -111,14 +112,14 @@ def open_requests(config: ConfigDict) -> Source:
     return open_source(config, "train", config.data.target_flaws if config.rl.flow_matching_weight > 0 else 0.0)
 
 
-def sample_fields(config: ConfigDict) -> tuple[str, ...]:
+def sample_fields(config: RewardFeedback) -> tuple[str, ...]:
     """What an update needs of a sample; the target for flow matching alone."""
     return ("image", "mask", "prompt", "task", *(("target",) if config.rl.flow_matching_weight > 0 else ()))
 
 
-def _num_conditions(config: ConfigDict, source: Source) -> int:
+def _num_conditions(config: RewardFeedback, source: Source) -> int:
     """Of how many samples the run has epochs; 0: every sample is new."""
-    wanted: int = config.data.get("num_conditions", 0)
+    wanted: int = config.data.num_conditions
     return wanted if len(source) >= ENDLESS else min(wanted or len(source), len(source))
 
 
@@ -136,7 +137,7 @@ def encode_text(
     judge: Judge,
     max_sequence_length: int,
     question_length: int,
-    config: StepConfig,
+    config: RewardLearning,
 ) -> Batch:
     """Replaces a batch's prompts and tasks by embeddings and by the judge's questions, for `rl.step`."""
     prompts, tasks = [str(p) for p in batch["prompt"]], [str(t) for t in batch["task"]]

@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
+from onereward_jax.config.schema import Recipe
 from onereward_jax.parallel import hosts
 from onereward_jax.parallel.activations import traced_for
 from onereward_jax.parallel.mesh import replicated
@@ -21,7 +21,7 @@ class Placement(NamedTuple):
 
     Attributes:
       offload: parts of the state that wait in the hosts' memory until an update needs them, of
-        `config.load.OFFLOADABLE`; of those that the state has.
+        `config.schema.OFFLOADABLE`; of those that the state has.
       max_unsharded_mib: a warning names the arrays of this size and more that no axis of a mesh splits.
     """
 
@@ -29,8 +29,8 @@ class Placement(NamedTuple):
     max_unsharded_mib: float = 64.0
 
     @classmethod
-    def of(cls, config: ConfigDict) -> "Placement":
-        return cls(**{name: config.train[name] for name in cls._fields if name in config.train})
+    def of(cls, config: Recipe) -> "Placement":
+        return cls(config.train.offload, config.train.max_unsharded_mib)
 
     def of_state(self, state: TrainState, mesh: Mesh) -> Any:
         """A sharding for every array of a state, or of its shapes."""

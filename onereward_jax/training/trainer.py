@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
+from onereward_jax.config.schema import Recipe, RewardFeedback
 from onereward_jax.data import mixture
 from onereward_jax.errors import UserError
 from onereward_jax.parallel import hosts
@@ -24,7 +24,7 @@ _NUMBERS = ("index", "condition", "age")
 
 
 def train(
-    config: ConfigDict,
+    config: Recipe,
     workdir: Path,
     *,
     step: Callable[[TrainState, Any, Any], tuple[TrainState, Any]],
@@ -96,23 +96,24 @@ def train(
         checkpoint_every=config.train.checkpoint_every,
         keep=config.train.keep_checkpoints,
         log_every=config.train.log_every,
-        max_skipped=config.train.get("max_skipped", 10),
-        data_timeout=config.data.get("loader_timeout", 600.0),
+        max_skipped=config.train.max_skipped,
+        data_timeout=config.data.loader_timeout,
         description=description,
         **options,
     )
 
 
-def check_batch(config: ConfigDict, mesh: Mesh) -> None:
+def check_batch(config: Recipe, mesh: Mesh) -> None:
     """That the devices can share a batch: each has as many of its samples; or, in reward feedback learning, with fewer
     samples than devices, each sample has as many devices, which split its tokens.
 
     Raises:
       UserError: they can't.
     """
-    shards, parts = batch_shards(mesh), config.rl.accumulate if "rl" in config else 1
+    rl = config.rl if isinstance(config, RewardFeedback) else None
+    shards, parts = batch_shards(mesh), rl.accumulate if rl else 1
     samples, rest = divmod(config.train.batch_size, parts)
-    if rest or not can_share(mesh, samples, splits_tokens="rl" in config):
+    if rest or not can_share(mesh, samples, splits_tokens=rl is not None):
         of_parts = f" in each of {parts} micro-batches (rl.accumulate)" if parts > 1 else ""
         raise UserError(
             f"a batch of {config.train.batch_size} can't be shared by {shards} devices{of_parts}: make"

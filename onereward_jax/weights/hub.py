@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from onereward_jax.atomic_files import read_json
+from onereward_jax.config.find import find_model
 
 _REPOSITORY = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(:(?P<subfolder>[\w./-]+))?")
 # Configurations, tokenizers, templates and weights; no pickles and no images.
@@ -24,7 +25,8 @@ def model_directory(
     A path that does not exist and can't be a repository name is returned as it is; reading it then fails.
 
     Args:
-      path_or_repo: a path, a repository "owner/name", or a folder of one, "owner/name:subfolder".
+      path_or_repo: a path (or the name of a packaged model, see `find_model`), a repository "owner/name", or a folder
+        of one, "owner/name:subfolder".
       revision: branch, tag or commit of the repository.
       token: access token for the hub; None uses the one from `hf auth login`.
       folders: the folders that are needed, such as "vae"; None needs the files at the top, or in the subfolder.
@@ -33,7 +35,7 @@ def model_directory(
       FileNotFoundError: the directory, repository, revision or folder does not exist, or the hub can't be reached.
       PermissionError: the repository is gated, or the token is missing.
     """
-    path = Path(path_or_repo)
+    path = find_model(path_or_repo)
     found = _REPOSITORY.fullmatch(str(path_or_repo))
     if path.exists() or found is None:
         return path

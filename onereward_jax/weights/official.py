@@ -1,9 +1,9 @@
 """Configurations of the published models: full-size modules and shapes without any of their files."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
+from onereward_jax.config.find import find_model
 from onereward_jax.errors import UserError
 from onereward_jax.weights.kinds import kind_of
 from onereward_jax.weights.load import module_from_directory
@@ -95,7 +95,7 @@ def official_module(model: str, kind: str, fields: Mapping[str, Any] | None = No
     """
     if kind in OFFICIAL.get(model, {}):
         return kind_of(kind).module().module_from_config(OFFICIAL[model][kind], **(fields or {}))
-    directory = Path(model)
+    directory = find_model(model)
     if not directory.is_dir():
         known = [name for name, parts in OFFICIAL.items() if kind in parts]
         raise UserError(

@@ -1,11 +1,13 @@
 """Preference data: resumable, deterministic, and its labels are the truth where the annotator makes no errors."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 
-from configs import tiny
 from onereward_jax.candidates.simulated import make_preferences
+from onereward_jax.config.load import load_config
 from onereward_jax.data.preferences.dataset import open_records
 from onereward_jax.data.preferences.folder import Folder
 from onereward_jax.errors import UserError
@@ -16,13 +18,14 @@ from onereward_jax.proving_ground import ProvingGround, score
 from onereward_jax.tasks import TASKS, dimensions_of
 from onereward_jax.weights.save import save_component
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.fixture(scope="module")
 def config():
-    config = tiny.get_config("judge")
-    config.preferences.annotator_noise = 0.0
-    config.preferences.part_size = 4
-    return config
+    return load_config(
+        ROOT / "configs" / "tiny.py:judge", {"preferences.annotator_noise": 0.0, "preferences.part_size": 4}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +105,7 @@ def test_policies_make_candidates_too(config, tmp_path):
     pipeline = FillPipeline.from_pretrained(config.preferences.base, dtype="float32")
     policy = jax.tree.map(lambda x: 0.5 * x, pipeline.params["transformer"])
     save_component(tmp_path / "policy", "transformer", pipeline.transformer, policy)
-    config = config.copy_and_resolve_references()
-    config.preferences.policies = (str(tmp_path / "policy"),)
+    config = config.replace({"preferences.policies": (str(tmp_path / "policy"),)})
     make_preferences(config, tmp_path / "pairs", "train", model=config.preferences.base, planted=0, base=4)
     ground = ProvingGround("train", config.data.resolution, config.data.seed)
     made_by = []

@@ -8,27 +8,20 @@ import types
 from pathlib import Path
 
 import pytest
-from ml_collections import ConfigDict
 
 from onereward_jax.cli import main as cli
-from onereward_jax.config.load import EVALUATION_FIELDS, FREE_FIELDS, claim_workdir, fields, load_config
+from onereward_jax.config.load import load_config
+from onereward_jax.config.workdir import claim_workdir
 from onereward_jax.errors import Interrupted, UserError
 
 CONFIG = """
-from ml_collections import ConfigDict, config_dict
+from onereward_jax.config import schema
 
 def get_config(variant="fixed"):
     if variant not in ("fixed", "dynamic"):
         raise ValueError(f"there is no variant {variant!r}: choose fixed or dynamic")
-    config = ConfigDict()
+    config = schema.RewardFeedback.config_dict()
     config.algorithm = variant
-    config.seed = 0
-    config.train = ConfigDict({"num_steps": 100, "learning_rate": 1e-3, "ema": True, "log_every": 1})
-    config.rl = ConfigDict({"num_steps": 8})
-    config.evaluation = ConfigDict({"num_steps": 8, "what": "policy"})
-    config.model = ConfigDict({"channels": (8, 16), "name": "tiny", "scales": (0.5, "a"), "parts": [1, 2]})
-    config.limit = config_dict.placeholder(int)
-    config.mystery = None
     return config
 """
 
@@ -39,12 +32,13 @@ COMMAND = '''
 Longer words about it.
 """
 from onereward_jax.cli.commands import config_arguments
+from onereward_jax.config.schema import RewardFeedback
 
 def add_arguments(parser):
-    config_arguments(parser)
+    config_arguments(parser, RewardFeedback)
 
 def run(args):
-    print(args.config.train.num_steps, args.config.model.channels, args.config_file, args.workdir)
+    print(args.config.train.num_steps, args.config.model.attention_blocks, args.config_file, args.workdir)
 '''
 
 
@@ -81,170 +75,13 @@ def one_sentence(capsys) -> str:
     return captured.err.strip()
 
 
-# ------------------------------------------------------------------------------------------------ configurations
-
-
-def test_overrides_take_the_type_of_the_field(config_file):
-    texts = {
-        "train.num_steps": "7",
-        "train.learning_rate": "1",
-        "train.ema": "false",
-        "model.channels": "(4, 2)",
-        "model.scales": "2,b",
-        "model.name": "12",
-        "limit": "3",
-    }
-    config = load_config(f"{config_file}:dynamic", texts)
-    found = fields(config)
-    assert {name: found[name] for name in texts} == {
-        "train.num_steps": 7,
-        "train.learning_rate": 1.0,
-        "train.ema": False,
-        "model.channels": (4, 2),
-        "model.scales": (2.0, "b"),
-        "model.name": "12",
-        "limit": 3,
-    }
-    assert isinstance(config.train.learning_rate, float)
-    assert config.algorithm == "dynamic"
-    assert config.is_locked
-    with pytest.raises(AttributeError):
-        config.train.num_stps = 3
-
-
-def test_python_values_and_none(config_file):
-    config = load_config(config_file, {"model.channels": [1, 2], "train.num_steps": 5, "limit": None})
-    assert config.model.channels == (1, 2)
-    assert config.limit is None
-
-
-@pytest.mark.parametrize(
-    ("name", "value", "words"),
-    [
-        ("train.num_stps", "3", "has no field train.num_stps: did you mean train.num_steps?"),
-        ("optimizer.learning_rate", "3", "did you mean train.learning_rate?"),
-        ("train.num_steps.x", "3", "has no field train.num_steps.x"),
-        ("zzz", "3", "has no field zzz"),
-        ("", "3", "has no field"),
-        ("train", "3", "train is a group of fields: set one of train.ema, train.learning_rate"),
-        ("train.num_steps", "many", "train.num_steps must be a whole number, not 'many'"),
-        ("train.num_steps", "1.5", "must be a whole number"),
-        ("train.num_steps", True, "must be a whole number"),
-        ("train.learning_rate", "fast", "must be a number"),
-        ("train.ema", "maybe", "must be true or false"),
-        ("model.channels", "(1,2,3)", r"model.channels takes 2 values like \(8, 16\), not 3"),
-        ("model.channels", "1", "takes 2 values"),
-        ("model.channels", "(1,'a')", r"model.channels\[1\] must be a whole number"),
-        ("model.name", 3, "must be text"),
-        ("model.parts", "1,2", "is a list and can't be overridden"),
-        ("limit", "few", "limit must be a whole number"),
-        ("mystery", "1", "has no type"),
-    ],
-)
-def test_wrong_overrides(config_file, name, value, words):
-    with pytest.raises(UserError, match=words):
-        load_config(config_file, {name: value})
-
-
-def test_wrong_files(config_file, tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"x\.py"):
-        load_config(config_file.replace("x.py", "xx.py"))
-    with pytest.raises(UserError, match="'best'"):
-        load_config(f"{config_file}:best")
-    for text, words in {
-        "def get_config(:": "line 1",
-        "x = 1": r"defines no get_config\(\)",
-        "def get_config(): return {}": "has no variants",
-        "def get_config(v): return {'a': 1}[v]": "has no variant 'a1'",
-        "def get_config(v): return {}": "returns no ConfigDict",
-    }.items():
-        path = tmp_path / "broken.py"
-        path.write_text(text)
-        with pytest.raises(UserError, match=words):
-            load_config(f"{path}:a1")
-    with pytest.raises(UserError, match="VARIANT"):
-        load_config(path)
-    (tmp_path / "x.txt").write_text("")
-    with pytest.raises(UserError):
-        load_config(tmp_path / "x.txt")
-
-
-# ------------------------------------------------------------------------------------------- working directories
-
-
-def test_workdir_of_another_configuration(config_file, tmp_path):
-    workdir = tmp_path / "runs" / "a"
-    claim_workdir(workdir, load_config(config_file))
-    (workdir / "checkpoints" / "step_00000001").mkdir(parents=True)
-    claim_workdir(workdir, load_config(config_file))
-    claim_workdir(workdir, load_config(config_file, {"train.num_steps": 200}))
-    assert '"train.num_steps": 200' in (workdir / "config.json").read_text()
-    with pytest.raises(
-        UserError, match=r"differing in algorithm \(fixed there, dynamic now\), seed \(0 there, 1 now\)"
-    ):
-        claim_workdir(workdir, load_config(f"{config_file}:dynamic", {"seed": 1}))
-    (workdir / "config.json").write_text("{")
-    with pytest.raises(UserError):
-        claim_workdir(workdir, load_config(config_file))
-
-
-def test_what_may_differ_when_a_run_goes_on(config_file, tmp_path):
-    claim_workdir(tmp_path / "run", load_config(config_file))
-    (tmp_path / "run" / "checkpoints" / "step_00000001").mkdir(parents=True)
-    claim_workdir(tmp_path / "run", load_config(config_file, {"train.num_steps": 3, "train.log_every": 2}))
-    with pytest.raises(UserError, match=r"differing in rl\.num_steps \(8 there, 4 now\)"):
-        claim_workdir(tmp_path / "run", load_config(config_file, {"rl.num_steps": 4, "train.num_steps": 3}))
-    evaluated_otherwise = load_config(config_file, {"evaluation.num_steps": 4, "evaluation.what": "ema"})
-    with pytest.raises(UserError, match=r"differing in evaluation\.num_steps .*, evaluation\.what"):
-        claim_workdir(tmp_path / "run", evaluated_otherwise)
-    claim_workdir(tmp_path / "run", evaluated_otherwise, free=(*FREE_FIELDS, *EVALUATION_FIELDS))
-    assert '"evaluation.what": "ema"' in (tmp_path / "run" / "config.json").read_text()
-
-
-def test_other_weights_are_another_configuration(tmp_path):
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "x.safetensors").write_bytes(bytes(5_000_000))
-    config = ConfigDict({"model": {"base": str(model)}})
-    claim_workdir(tmp_path / "run", config)
-    (tmp_path / "run" / "checkpoints" / "step_00000001").mkdir(parents=True)
-    (model / "config.json").write_text("{}")
-    claim_workdir(tmp_path / "run", config)
-    for place in (0, 2_600_000, 4_999_999):
-        changed = bytearray(5_000_000)
-        changed[place] = 1
-        (model / "x.safetensors").write_bytes(changed)
-        with pytest.raises(UserError, match=r"model\.base\.content"):
-            claim_workdir(tmp_path / "run", config)
-
-
-def test_a_workdir_where_nothing_was_made_is_free(config_file, tmp_path):
-    claim_workdir(tmp_path, load_config(config_file, {"seed": 1}))  # beside the configuration's own file
-    with pytest.raises(UserError, match="seed"):
-        claim_workdir(tmp_path, load_config(config_file))
-    claim_workdir(tmp_path / "run", load_config(config_file, {"seed": 1}))
-    # What a run leaves that fails before its first step.
-    (tmp_path / "run" / "checkpoints").mkdir()
-    (tmp_path / "run" / "metrics.jsonl").touch()
-    (tmp_path / "run" / "tensorboard").mkdir()
-    (tmp_path / "run" / "tensorboard" / "events").write_text("x")
-    claim_workdir(tmp_path / "run", load_config(config_file))
-    assert '"seed": 0' in (tmp_path / "run" / "config.json").read_text()
-
-
-def test_unwritable_workdir(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--workdir"):
-        claim_workdir(tmp_path / "file" / "run", ConfigDict())
-
-
 # ---------------------------------------------------------------------------------------------- the command line
 
 
 def test_a_command_gets_its_configuration(command, config_file, capsys):
     argv = [command(COMMAND), "--config", f"{config_file}:dynamic", "--config.train.num_steps=7", "--workdir", "w"]
-    assert cli.main([*argv, "--config.model.channels", "4,2"]) == 0
-    assert capsys.readouterr().out == f"7 (4, 2) {config_file}:dynamic w\n"
+    assert cli.main([*argv, "--config.model.attention_blocks", "128,256"]) == 0
+    assert capsys.readouterr().out == f"7 (128, 256) {config_file}:dynamic w\n"
 
 
 def test_help(command, capsys):
@@ -273,7 +110,7 @@ def test_help(command, capsys):
         (["try-it", "--config.seed=1", "--config=CONFIG", "--workdir=w"], "--config comes before its overrides"),
         (["try-it", "--config=CONFIG", "--config.sed=1", "--workdir=w"], "did you mean seed?"),
         (["try-it", "--config=CONFIG", "--config.seed", "--workdir=w"], "--config.seed has no value"),
-        (["try-it", "--config=CONFIG", "--config.model.channels=1,2,3", "--workdir=w"], "takes 2 values"),
+        (["try-it", "--config=CONFIG", "--config.model.attention_blocks=1", "--workdir=w"], "two multiples of 128"),
     ],
 )
 def test_mistakes_are_one_sentence(command, config_file, capsys, argv, words):

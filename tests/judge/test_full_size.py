@@ -10,7 +10,7 @@ import pytest
 from configs.judge_7b import VARIANTS
 from onereward_jax import tasks, tree
 from onereward_jax.config.load import load_config
-from onereward_jax.config.validation import validate
+from onereward_jax.config.schema import JudgeTraining
 from onereward_jax.runs.judge import model_config
 from onereward_jax.training.optimizer import make_optimizer
 from onereward_jax.training.state import create_state
@@ -24,7 +24,7 @@ PARAMETERS_3B = 7_509_245_952 // 2
 
 
 def shapes_of(variant):
-    config = load_config(f"{ROOT / 'configs' / 'judge_7b.py'}:{variant}")
+    config = load_config(f"{ROOT / 'configs' / 'judge_7b.py'}:{variant}", recipes=[JudgeTraining])
     module = weights.module_from_config(model_config(config.judge, 0), dtype=jnp.dtype(config.judge.dtype))
     init = lambda: module.init(jax.random.key(0), *weights.example_inputs(module))["params"]  # noqa: E731
     return config, module, jax.eval_shape(init)
@@ -50,7 +50,6 @@ def test_3b_has_the_releases_parameters():
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_state_takes_what_the_docstring_says(variant):
     config, _, shapes = shapes_of(variant)
-    validate(config, ("data", "judge", "mesh", "optimizer", "train"))
     state = jax.eval_shape(lambda params: create_state(params, make_optimizer(**config.optimizer), 0), shapes)
     parts = [leaf for part in (state.params, state.ema, state.opt_state) for leaf in jax.tree.leaves(part)]
     held = sum(leaf.size * leaf.dtype.itemsize for leaf in parts) / 2**30

@@ -267,9 +267,7 @@ def test_without_the_compiler_it_says_what_to_install(monkeypatch):
 
 
 def test_several_judges_are_refused():
-    config = load_config(f"{CONFIG}:fixed", TINY)
-    with config.unlocked():
-        config.model.judge_adapters = ("runs/a", "runs/b")
+    config = load_config(f"{CONFIG}:fixed", TINY | {"model.judge_adapters": ("runs/a", "runs/b")})
     with pytest.raises(UserError, match=r"model\.judge_adapters"):
         plans.program_of(config)
 

@@ -314,7 +314,7 @@ def test_true_guidance_needs_a_negative_prompt():
 
 @pytest.mark.parametrize("change", [{"first_index": 3, "last_index": 2}, {"last_index": 3}, {"first_index": -1}])
 def test_prediction_range_must_lie_in_the_schedule(change):
-    with pytest.raises(ValueError, match="first_index"):
+    with pytest.raises(ValueError, match="_index"):
         StepConfig(**{"num_steps": 3, "first_index": 0, "last_index": 2} | change)
 
 

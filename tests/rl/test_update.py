@@ -10,11 +10,10 @@ import pytest
 from configs.flux_fill import VARIANTS
 from onereward_jax import tree
 from onereward_jax.config.load import load_config
-from onereward_jax.config.validation import validate
+from onereward_jax.config.schema import RewardFeedback
 from onereward_jax.errors import UserError
 from onereward_jax.rl import build as updates
 from onereward_jax.rl.batch import batch_shapes
-from onereward_jax.rl.step_config import StepConfig
 from onereward_jax.weights.load import param_shapes
 from onereward_jax.weights.names import flux, qwen2_5_vl, vae
 from onereward_jax.weights.names.rules import official_shapes
@@ -22,7 +21,6 @@ from onereward_jax.weights.official import official_module
 
 ROOT = Path(__file__).parents[2]
 FLUX_FILL = ROOT / "configs" / "flux_fill.py"
-NEEDS = ("algorithm", "data", "evaluation", "mesh", "model", "optimizer", "rl", "train")
 
 
 @pytest.mark.parametrize(
@@ -56,12 +54,11 @@ def test_a_directory_is_read_as_well_and_an_unknown_model_is_named():
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_is_the_papers_run(variant):
-    config = load_config(f"{FLUX_FILL}:{variant}")
-    validate(config, NEEDS)
+    config = load_config(f"{FLUX_FILL}:{variant}", recipes=[RewardFeedback])
     assert (config.train.batch_size, config.optimizer.learning_rate, config.train.num_steps) == (8, 1e-5, 8000)
     assert sum(config.data.task_weights.values()) == pytest.approx(1.0)
     assert (config.rl.num_steps, config.rl.rollout_true_cfg_scale, config.rl.rollout_guidance_scale) == (50, 4.0, 1.0)
-    assert StepConfig(**config.rl).true_guidance
+    assert config.rl.true_guidance
     assert variant.startswith(config.algorithm)
     assert variant.endswith(str(config.data.resolution))
     assert ("lora" in variant) == bool(updates.adapters_of(config).rank)

@@ -13,9 +13,8 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from configs.finetune import get_config
 from onereward_jax.cli import main as cli
-from onereward_jax.config.validation import validate
+from onereward_jax.config.load import load_config
 from onereward_jax.data.captioned import Captioned, CaptionedFolder
 from onereward_jax.fill.pipeline import load_transformer
 from onereward_jax.flow.losses import fill_loss
@@ -29,6 +28,7 @@ from onereward_jax.weights.names import flux, vae
 WEIGHTS, LORA = "diffusion_pytorch_model.safetensors", "pytorch_lora_weights.safetensors"
 ROOT = Path(__file__).resolve().parents[2]
 GOLDENS = ROOT / "tests" / "goldens"
+CONFIG = ROOT / "configs" / "finetune.py"
 
 
 def picture(path, size=(40, 40)):
@@ -174,8 +174,7 @@ def test_what_can_not_be_is_one_sentence_and_nothing_is_made(case, words, tmp_pa
 
 def test_a_step_of_the_official_model():
     """Nothing is computed: shapes and dtypes of the whole step."""
-    config = get_config("flux_fill")
-    validate(config, ("data", "finetune", "lora", "mesh", "model", "optimizer", "train"))
+    config = load_config(f"{CONFIG}:flux_fill")
     official = lambda part: json.loads((GOLDENS / f"flux.1-fill-dev.{part}.json").read_text())["config"]  # noqa: E731
     fields = {"dtype": jnp.bfloat16, "remat": config.model.remat}
     transformer = flux.module_from_config(official("transformer"), **fields)
@@ -208,8 +207,7 @@ def test_a_step_of_the_official_model():
 
 
 def test_pictures_of_two_aspects_are_shown_at_two_sizes():
-    config = get_config("tiny")
-    config.train.batch_size = 2
+    config = load_config(f"{CONFIG}:tiny", {"train.batch_size": 2})
     sizes = [(64, 64), (100, 90), (60, 100), (30, 50), (90, 60)]
     pictures = [Captioned(str(n), Path("a"), None, "a", ("image_fill",), size) for n, size in enumerate(sizes)]
     samples = CaptionedFolder(config, pictures)

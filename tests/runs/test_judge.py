@@ -32,8 +32,9 @@ def pairs(tmp_path_factory):
 
 
 def shown(pairs, variant, steps, **judge):
-    config = load_config(f"{CONFIG}:{variant}", {f"judge.{name}": value for name, value in judge.items()})
-    config.train.batch_size, config.train.num_steps = BATCH, steps
+    overrides = {"train.batch_size": BATCH, "train.num_steps": steps}
+    overrides |= {f"judge.{name}": value for name, value in judge.items()}
+    config = load_config(f"{CONFIG}:{variant}", overrides)
     record, weights = record_maker(config, tiny_judge.judge(), pairs)
     batches = iter(mixture(weights, record, config.seed, BATCH))
     return [sample for _ in range(steps) for sample in _samples(next(batches))]

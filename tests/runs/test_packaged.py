@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from configs import tiny
+from onereward_jax.config.load import load_config
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.judge.judge import Judge
 from onereward_jax.parallel.activations import batch_sharding
@@ -23,7 +23,7 @@ from onereward_jax.training.state import create_state
 
 
 def test_gradient_on_eight_devices_in_parts_equals_one():
-    config = tiny.get_config("fixed")
+    config = load_config("configs/tiny.py:fixed")
     pipeline = FillPipeline.from_pretrained(config.model.base, dtype="float32")
     judge = Judge.from_pretrained(config.model.judge, "float32")
     # With both branches of true guidance, which have to stay with their sample, and a judge that is never satisfied.

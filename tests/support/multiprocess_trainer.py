@@ -12,10 +12,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from onereward_jax.cli.exit_codes import guarded
-from onereward_jax.config.load import claim_workdir
+from onereward_jax.config.schema import AutoencoderTraining, Mesh, SceneData, Training
+from onereward_jax.config.workdir import claim_workdir
 from onereward_jax.parallel import cluster, heartbeat, hosts
 from onereward_jax.training import trainer
 from onereward_jax.training.optimizer import make_optimizer
@@ -24,12 +24,15 @@ from onereward_jax.training.state import create_state, supervised_step
 STEPS, HEARTBEAT_TIMEOUT = 24, 4.0
 
 
-def config_of(mesh: str) -> ConfigDict:
-    axes = dict(zip(("data", "fsdp", "tensor"), map(int, mesh.split(",")), strict=True))
-    train = {"num_steps": STEPS, "batch_size": 16, "checkpoint_every": 5, "keep_checkpoints": 9, "log_every": 1}
-    train["offload"] = ("ema",)
-    data = {"task_weights": {"image_fill": 3.0, "object_removal": 1.0}, "loader_threads": 2, "loader_timeout": 60.0}
-    return ConfigDict({"mesh": axes, "seed": 7, "train": train, "data": data})
+def config_of(mesh: str) -> AutoencoderTraining:
+    return AutoencoderTraining(
+        seed=7,
+        mesh=Mesh(*map(int, mesh.split(","))),
+        train=Training(
+            num_steps=STEPS, batch_size=16, checkpoint_every=5, keep_checkpoints=9, log_every=1, offload=("ema",)
+        ),
+        data=SceneData(task_weights={"image_fill": 3.0, "object_removal": 1.0}, loader_threads=2, loader_timeout=60.0),
+    )
 
 
 def record(index: int, task: str) -> dict:

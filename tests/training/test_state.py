@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from onereward_jax import tree
-from onereward_jax.config.load import OFFLOADABLE
+from onereward_jax.config.schema import OFFLOADABLE
 from onereward_jax.parallel.activations import batch_sharding
 from onereward_jax.parallel.mesh import make_mesh
 from onereward_jax.parallel.offload import HOST

@@ -8,27 +8,28 @@ the whole docstring is in its own `--help`. It has
     IN_SEVERAL_PROCESSES = True                                  where the same command on many hosts is one run
 
 and imports JAX and everything that imports JAX inside `run`, so that a wrong command line is answered at once. A
-command of a configuration calls `config_arguments(parser, needs=...)` and finds the loaded, validated, locked
-`ConfigDict` in `args.config`.
+command of a configuration calls `config_arguments(parser, RewardFeedback)` and finds its settings, loaded and checked,
+in `args.config`: an object of that recipe of `config.schema`.
 """
 
 import argparse
 import os
-from collections.abc import Sequence
 from pathlib import Path
+
+from onereward_jax.config.schema import Recipe
 
 
 def config_arguments(
-    parser: argparse.ArgumentParser, default: str | None = None, workdir: bool = True, needs: Sequence[str] = ()
+    parser: argparse.ArgumentParser, *recipes: type[Recipe], default: str | None = None, workdir: bool = True
 ) -> None:
     """Adds `--config FILE[:VARIANT]`, its overrides `--config.field=value`, and `--workdir DIR`.
 
-    `needs` names the groups that the command reads; a configuration without one is refused.
+    The command takes configurations of these recipes; one of another is refused.
     """
-    parser.set_defaults(config_needs=tuple(needs))
+    parser.set_defaults(config_recipes=recipes)
     parser.add_argument(
         "--config",
-        metavar="FILE[:VARIANT]",
+        metavar="NAME|FILE[:VARIANT]",
         default=default,
         required=default is None,
         help="configuration; any field of it is set by --config.field=value after it"

@@ -4,12 +4,13 @@ import argparse
 from pathlib import Path
 
 from onereward_jax.cli.commands import config_arguments
-from onereward_jax.config.load import EVALUATION_FIELDS, FREE_FIELDS, claim_workdir
+from onereward_jax.config.schema import RewardFeedback
+from onereward_jax.config.workdir import claim_workdir
 from onereward_jax.errors import UserError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    config_arguments(parser, needs=("algorithm", "data", "evaluation", "model", "preferences", "train"))
+    config_arguments(parser, RewardFeedback)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -19,4 +20,4 @@ def run(args: argparse.Namespace) -> None:
 
     from onereward_jax.evaluation.evaluate import evaluate
 
-    evaluate(args.config, claim_workdir(args.workdir, args.config, (*FREE_FIELDS, *EVALUATION_FIELDS)))
+    evaluate(args.config, claim_workdir(args.workdir, args.config, RewardFeedback.MEASURING))

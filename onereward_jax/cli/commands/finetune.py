@@ -8,15 +8,15 @@ import argparse
 from pathlib import Path
 
 from onereward_jax.cli.commands import config_arguments, use_compilation_cache
-from onereward_jax.config.load import claim_workdir
+from onereward_jax.config.schema import Finetuning
+from onereward_jax.config.workdir import claim_workdir
 from onereward_jax.errors import UserError
 
 IN_SEVERAL_PROCESSES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    needs = ("data", "finetune", "lora", "mesh", "model", "optimizer", "train")
-    config_arguments(parser, default="configs/finetune.py", needs=needs)
+    config_arguments(parser, Finetuning, default="finetune")
 
 
 def run(args: argparse.Namespace) -> None:

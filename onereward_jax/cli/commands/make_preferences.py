@@ -7,11 +7,12 @@ whose `data.task_weights` is 0 is left out.
 import argparse
 
 from onereward_jax.cli.commands import config_arguments
-from onereward_jax.config.load import claim_workdir
+from onereward_jax.config.schema import JudgeTraining, RewardFeedback
+from onereward_jax.config.workdir import claim_workdir
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    config_arguments(parser, needs=("data", "preferences"))
+    config_arguments(parser, JudgeTraining, RewardFeedback)
     parser.add_argument(
         "--split", choices=("train", "test"), default="train", help="photographs to train with, or held-out ones"
     )

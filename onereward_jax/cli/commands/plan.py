@@ -14,21 +14,18 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ml_collections import ConfigDict
-
 from onereward_jax.cli.commands import config_arguments
-from onereward_jax.config.load import fields
+from onereward_jax.config.schema import RewardFeedback
 from onereward_jax.errors import UserError
 
 if TYPE_CHECKING:
     from onereward_jax.planning.topology import Topology
 
 DOES_NOT_FIT = 3
-_NEEDS = ("algorithm", "data", "mesh", "model", "optimizer", "rl", "train")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    config_arguments(parser, workdir=False, needs=_NEEDS)
+    config_arguments(parser, RewardFeedback, workdir=False)
     parser.add_argument("--topology", metavar="NAME", required=True, help="generation and sides, such as v5p:2x2x4")
     parser.add_argument("--mesh", metavar="AXES", help="instead of the configuration's: data=1,fsdp=8,tensor=2")
     parser.add_argument("--batch", type=int, metavar="N", help="instead of the configuration's train.batch_size")
@@ -85,7 +82,7 @@ def _output(args: argparse.Namespace) -> Path | None:
     return file
 
 
-def _search(args: argparse.Namespace, config: ConfigDict, place: "Topology", file: Path | None) -> int:
+def _search(args: argparse.Namespace, config: RewardFeedback, place: "Topology", file: Path | None) -> int:
     from tqdm import tqdm
 
     from onereward_jax.atomic_files import read_json, write_json
@@ -104,13 +101,13 @@ def _search(args: argparse.Namespace, config: ConfigDict, place: "Topology", fil
 
     devices, batch = len(place.devices), config.train.batch_size
     meshes = [dict(make_mesh(**config.mesh, devices=place.devices).shape)] if args.mesh else meshes_of(devices)
-    batches = [size for size in (batch, 2 * batch) if not config.data.get("num_conditions", 0) % size]
+    batches = [size for size in (batch, 2 * batch) if not config.data.num_conditions % size]
     tried = choices(meshes, (batch,) if args.batch else batches, config.rl.accumulate)
     if not tried:
         raise UserError(f"{devices} devices can't share a batch of {batch}: take a larger --batch or another --mesh")
 
     about = {"format": 3, "topology": place.name, "config": args.config_file, "exact": args.exact}
-    about = json.loads(json.dumps(about | {"fields": fields(config)}))
+    about = json.loads(json.dumps(about | {"fields": config.flat()}))
     known: dict[Choice, Any] = {}
     blocks = None
     if file is not None and file.exists():
@@ -119,11 +116,11 @@ def _search(args: argparse.Namespace, config: ConfigDict, place: "Topology", fil
             raise UserError(f"{file} holds something else than this search: name another file")
         known = {Choice(**row["choice"]): row["plan"] for row in earlier["rows"]}
         blocks = earlier["attention_blocks"]
-    takes_blocks = "attention_blocks" in config.model and config.model.get("attention", "auto") in ("auto", "splash")
+    takes_blocks = config.model.attention_blocks is not None and config.model.attention in ("auto", "splash")
     if takes_blocks and blocks is None:
         blocks = fastest(attention_blocks(config, place, lambda sizes: tqdm(sizes, "blocks of attention", unit="pair")))
     if blocks:
-        config.model.attention_blocks = tuple(blocks)
+        config = config.replace({"model.attention_blocks": tuple(blocks)})
         print(f"fastest attention: --config.model.attention_blocks={tuple(blocks)}".replace(", ", ","), flush=True)
     found: dict[Choice, dict[str, Any]] = {}
 

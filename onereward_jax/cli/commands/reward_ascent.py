@@ -3,11 +3,12 @@
 import argparse
 
 from onereward_jax.cli.commands import config_arguments
-from onereward_jax.config.load import claim_workdir
+from onereward_jax.config.schema import RewardFeedback
+from onereward_jax.config.workdir import claim_workdir
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    config_arguments(parser, needs=("ascent", "data", "evaluation", "model", "rl"))
+    config_arguments(parser, RewardFeedback)
 
 
 def run(args: argparse.Namespace) -> None:

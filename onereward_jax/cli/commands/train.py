@@ -4,18 +4,19 @@ import argparse
 import functools
 
 from onereward_jax.cli.commands import config_arguments
-from onereward_jax.config.load import EVALUATION_FIELDS, FREE_FIELDS, claim_workdir
+from onereward_jax.config.schema import RewardFeedback
+from onereward_jax.config.workdir import claim_workdir
 
 IN_SEVERAL_PROCESSES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    config_arguments(parser, needs=("algorithm", "data", "evaluation", "mesh", "model", "optimizer", "rl", "train"))
+    config_arguments(parser, RewardFeedback)
 
 
 def run(args: argparse.Namespace) -> None:
     from onereward_jax.evaluation.while_training import watch_truth
     from onereward_jax.runs.reward_feedback import train
 
-    workdir = claim_workdir(args.workdir, args.config, (*FREE_FIELDS, *EVALUATION_FIELDS))
+    workdir = claim_workdir(args.workdir, args.config, RewardFeedback.MEASURING)
     train(args.config, workdir, watch=functools.partial(watch_truth, args.config))

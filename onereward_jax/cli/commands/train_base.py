@@ -3,13 +3,14 @@
 import argparse
 
 from onereward_jax.cli.commands import config_arguments
-from onereward_jax.config.load import claim_workdir
+from onereward_jax.config.schema import BaseTraining
+from onereward_jax.config.workdir import claim_workdir
 
 IN_SEVERAL_PROCESSES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    config_arguments(parser, needs=("base", "data", "mesh", "optimizer", "train"))
+    config_arguments(parser, BaseTraining)
 
 
 def run(args: argparse.Namespace) -> None:

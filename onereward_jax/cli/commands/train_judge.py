@@ -4,13 +4,14 @@ import argparse
 import functools
 
 from onereward_jax.cli.commands import config_arguments
-from onereward_jax.config.load import claim_workdir
+from onereward_jax.config.schema import JudgeTraining
+from onereward_jax.config.workdir import claim_workdir
 
 IN_SEVERAL_PROCESSES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    config_arguments(parser, needs=("data", "judge", "mesh", "optimizer", "train"))
+    config_arguments(parser, JudgeTraining)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -3,13 +3,14 @@
 import argparse
 
 from onereward_jax.cli.commands import config_arguments
-from onereward_jax.config.load import claim_workdir
+from onereward_jax.config.schema import AutoencoderTraining
+from onereward_jax.config.workdir import claim_workdir
 
 IN_SEVERAL_PROCESSES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    config_arguments(parser, needs=("data", "mesh", "optimizer", "train", "vae"))
+    config_arguments(parser, AutoencoderTraining)
 
 
 def run(args: argparse.Namespace) -> None:

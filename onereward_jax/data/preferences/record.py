@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from onereward_jax.config.load import did_you_mean
+from onereward_jax.config.option import did_you_mean
 from onereward_jax.errors import UserError
 from onereward_jax.images.reading import read_image
 from onereward_jax.tasks import TASKS, dimensions_of

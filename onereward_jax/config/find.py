@@ -1,0 +1,74 @@
+"""Where a configuration or a packaged model lies that is asked for by its name alone.
+
+Configurations and the packaged miniature lie beside the package in a checkout, and in it once it is installed from a
+wheel: `onereward_jax/configs/` and `onereward_jax/miniature/`.
+"""
+
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from onereward_jax.config.option import did_you_mean
+
+PACKAGE = Path(__file__).resolve().parents[1]
+# Where `configs` and `miniature` are looked for after the working directory.
+_PLACES = (PACKAGE, PACKAGE.parent)
+# Variants of the file configs/tiny.py of earlier releases -> the files that took their place.
+_TINY = {
+    "": "quick",
+    **{name: name for name in ("quick", "fixed", "dynamic")},
+    **{name: f"miniature/{name}" for name in ("vae", "base", "judge", "one_judge", "task_judge")},
+    **{f"{number}_judge": f"miniature/{number}_judge" for number in ("second", "third", "fourth", "fifth")},
+}
+
+
+def find_config(name: str | os.PathLike) -> tuple[Path, str]:
+    """The file of a configuration, and its variant, "" for none.
+
+    Args:
+      name: a path such as `configs/flux_fill.py:dynamic_1024`, or a name such as `quick`, `flux_fill:dynamic_1024` and
+        `miniature/vae`: of a file in configs/, beside the package or in it.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+    """
+    text, _, variant = os.fspath(name).partition(":")
+    path = Path(text)
+    if path.is_file():
+        return path, variant
+    if path.name == "tiny.py" and variant in _TINY:
+        beside = path.parent / f"{_TINY[variant]}.py"
+        for found in (beside, *_packaged(f"configs/{_TINY[variant]}.py")):
+            if found.is_file():
+                warnings.warn(f"{os.fspath(name)} is now the configuration {_TINY[variant]}", stacklevel=2)
+                return found, ""
+    if not path.suffix:
+        for found in _packaged(f"configs/{text}.py"):
+            if found.is_file():
+                return found, variant
+    beside_it = [str(file) for file in path.parent.glob("*.py")] if path.suffix and path.parent.is_dir() else []
+    raise FileNotFoundError(f"configuration {text} does not exist{did_you_mean(text, beside_it or list_configs())}")
+
+
+def list_configs() -> list[str]:
+    """Names of the configurations that come with the package."""
+    for place in _PLACES:
+        directory = place / "configs"
+        if files := sorted(directory.rglob("*.py")):
+            names = [str(file.relative_to(directory).with_suffix("")) for file in files]
+            return [name for name in names if not Path(name).name.startswith("_")]
+    return []
+
+
+def find_model(path: str | os.PathLike) -> Path:
+    """A model's directory: the path as it is where it exists, and else the packaged one of that name, such as
+    "miniature/base"; as it is if there is none either."""
+    given = Path(path)
+    if given.exists() or given.is_absolute():
+        return given
+    return next((found for found in _packaged(given) if found.exists()), given)
+
+
+def _packaged(path: str | os.PathLike) -> Iterator[Path]:
+    return (place / path for place in _PLACES)

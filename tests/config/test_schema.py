@@ -1,0 +1,150 @@
+"""Settings that exist are valid: a wrong value of every kind is one sentence that names the field."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+
+from onereward_jax.cli import main as cli
+from onereward_jax.config import load, schema
+from onereward_jax.config.option import Settings, about, wanted
+from onereward_jax.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+
+WRONG = [
+    # One of every kind of option.
+    ("train", "algorithm=both", "algorithm must be one of fixed, dynamic, not 'both'"),
+    ("train", "seed=-1", "seed must be a whole number, 0 or more, not -1"),
+    ("train", "max_sequence_length=many", "max_sequence_length must be a whole number, 1 or more, not 'many'"),
+    ("train", "train.batch_size=1.5", "train.batch_size must be a whole number, 1 or more, not '1.5'"),
+    ("train", "data.loader_timeout=-1", "data.loader_timeout must be a number, 0 or more, not -1.0"),
+    ("train", "data.resolution=60", "data.resolution must be a multiple of 8 from 32 on, not 60"),
+    ("train", "data.resolution=24", "data.resolution must be a multiple of 8 from 32 on, not 24"),
+    ("train", "mesh.fsdp=0", "mesh.fsdp must be a whole number, 1 or more, or -1 for the rest, not 0"),
+    ("train", "model.dtype=float8", "model.dtype must be one of float32, bfloat16, float16, not 'float8'"),
+    ("train", "model.judge_adapters=5", "model.judge_adapters must be a tuple of paths"),
+    ("train", "model.attention_blocks=768,100", "model.attention_blocks must be two multiples of 128"),
+    ("train", "model.attention_blocks=768", "model.attention_blocks must be two multiples of 128"),
+    ("train", "optimizer.learning_rate=inf", "optimizer.learning_rate must be above 0, not inf"),
+    ("train", "optimizer.b2=1.5", "optimizer.b2 must be 0 or more and below 1"),
+    (
+        "train",
+        "train.offload=ema,all",
+        "train.offload must be a tuple of parts of the state (opt_state, ema, reference)",
+    ),
+    ("train", "rl.threshold=nan", "rl.threshold must be above 0 and at most 1, not nan"),
+    ("train", "rl.shared_prefix=maybe", "rl.shared_prefix must be true or false, not 'maybe'"),
+    ("train", "lora.targets=to_(", "lora.targets must be a regular expression, not 'to_('"),
+    ("train-judge", "judge.bad_share=2", "judge.bad_share must be from 0 to 1"),
+    ("train-judge", "judge.only_task=fill", "judge.only_task must be empty, or one of image_fill, image_extend"),
+    # Several settings together.
+    ("train", "data.task_weights.image_fill=-1", "data.task_weights.image_fill is -1.0: give 0 or a positive number"),
+    ("train", "data.task_weights.image_fill=nan", "data.task_weights.image_fill is nan"),
+    ("train", "optimizer.decay_steps=5", "optimizer.decay_steps is 5, which is not beyond"),
+    ("train", "rl.num_steps=4", "rl.last_index (7) must be below rl.num_steps (4)"),
+    ("train", "rl.first_index=8", "rl.first_index (8) must be at most rl.last_index (7)"),
+    ("train", "rl.accumulate=3", "rl.accumulate is 3, which does not divide train.batch_size 8"),
+    ("train", "data.num_conditions=9", "data.num_conditions 9 is no multiple of train.batch_size 8"),
+    ("train", "train.offload=reference", "train.offload names the reference, which algorithm dynamic has none of"),
+    ("train", "rl.reference_pool=pool", 'rl.reference_pool needs algorithm "fixed"'),
+    ("train-base", "lora.rank=4", "there is no model to adapt: set base.start, or rank 0"),
+    ("train-judge", "lora.rank=4", "there is no model to adapt: set judge.start, or rank 0"),
+    ("train-judge", "judge.evaluate_every=5", "judge.held_out_share is 0: hold some records out"),
+    ("train-judge", "judge.keep_best=true", "judge.keep_best needs judge.evaluate_every"),
+    (
+        "make-preferences",
+        "preferences.min_steps=13",
+        "preferences.min_steps (13) must be at most preferences.max_steps",
+    ),
+    ("gates", "evaluation.pictures_per_task=401", "must be at most evaluation.scenes_per_task (400)"),
+]
+CONFIGS = {
+    "train-base": "tiny.py:base",
+    "train-judge": "tiny.py:judge",
+    "make-preferences": "tiny.py:judge",
+    "train-vae": "tiny.py:vae",
+}
+
+
+@pytest.fixture
+def refused(tmp_path, capsys, monkeypatch):
+    """Runs a command that must be refused; returns its one sentence."""
+
+    def run(command: str, *arguments: str) -> str:
+        # A value that is let through fails the test, instead of training.
+        monkeypatch.setattr(f"onereward_jax.cli.commands.{command.replace('-', '_')}.run", lambda args: 0)
+        workdir = tmp_path / "run"
+        config = ROOT / "configs" / CONFIGS.get(command, "tiny.py:quick")
+        assert cli.main([command, "--config", str(config), *arguments, "--workdir", str(workdir)]) == 2
+        assert not workdir.exists()
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert captured.err.count("\n") == 1
+        return captured.err
+
+    return run
+
+
+@pytest.mark.parametrize(("command", "override", "words"), WRONG, ids=lambda value: str(value)[:40])
+def test_a_wrong_value_is_one_sentence(refused, command, override, words):
+    assert words in refused(command, f"--config.{override}")
+
+
+def test_task_weights_of_zero(refused):
+    zeros = [f"--config.data.task_weights.{task}=0" for task in schema.RewardFeedback().data.task_weights]
+    assert "data.task_weights are all zero: give at least one task" in refused("train", *zeros)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            lambda: schema.SceneData(task_weights={"image_fil": 1.0}),
+            "unknown task 'image_fil': did you mean image_fill",
+        ),
+        (lambda: schema.SceneData(task_weights={"zzz": 1.0}), "the unknown task 'zzz': choose among image_fill"),
+        (lambda: schema.SceneData(task_weights=1.0), "must be a value for each of its fields, not 1.0"),
+        (lambda: schema.Training(batch_size=None), "train.batch_size must be a whole number, 1 or more, not None"),
+        (lambda: schema.Training(num_steps=True), "train.num_steps must be a whole number"),
+        (lambda: schema.RewardLearning(threshold="0.9"), "rl.threshold must be above 0"),
+        (lambda: schema.RewardLearning(matched_reference=True, predictions=2), "for the policy's one t"),
+        (lambda: schema.RewardLearning(matched_reference=True, reference_max_age=2), "which is of no use again"),
+        (lambda: schema.RewardFeedback().replace({"rl.accumulate": 3}), "does not divide train.batch_size 8"),
+        (lambda: schema.RewardFeedback().replace({"rl.acumulate": 3}), "there is no setting rl.acumulate"),
+    ],
+)
+def test_no_object_has_wrong_values(make, words):
+    with pytest.raises(UserError, match=words):
+        make()
+
+
+def test_values_have_the_fields_type():
+    made = schema.Optimizer(learning_rate=1)
+    assert isinstance(made.learning_rate, float)
+    assert schema.PolicyModels(judge_adapters=["a"], attention_blocks=[128, 256]).attention_blocks == (128, 256)
+    # The order in which tasks are named changes nothing: not which of them a random number draws.
+    weights = schema.SceneData(task_weights={"object_removal": 1.0, "image_fill": 2.0}).task_weights
+    assert list(weights) == ["image_fill", "object_removal"]
+
+
+def test_some_values_are_replaced():
+    config = schema.JudgeTraining(judge=schema.JudgeModel(text_config={"rope": {"theta": 1.0}, "depth": 3}))
+    changed = config.replace({"train.batch_size": 2, "judge.text_config.rope.theta": 2.0, "seed": 5})
+    assert (changed.train.batch_size, changed.seed) == (2, 5)
+    assert changed.judge.text_config == {"rope": {"theta": 2.0}, "depth": 3}
+    assert config.judge.text_config["rope"] == {"theta": 1.0}
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.seed = 1
+
+
+@pytest.mark.parametrize("recipe", schema.RECIPES)
+def test_every_setting_says_what_it_is(recipe):
+    assert json.loads(json.dumps(recipe().flat()))
+    for name, field in load.options(recipe).items():
+        assert about(field).help, name
+        assert wanted(field), name
+    groups = [value for _, value in recipe() if isinstance(value, Settings)]
+    assert all(type(group).__doc__ and group.name for group in groups)
+    assert recipe.own in recipe.config_dict()
