@@ -37,6 +37,16 @@ SLOW = (
     "tests/judge/",
     "tests/fill/",
     "tests/parity/",
+    "tests/planning/",
+    "tests/models/",
+    "tests/flow/test_lora.py",
+    "tests/flow/test_losses.py",
+    "tests/parallel/",
+    "tests/proving_ground/test_scorer.py",
+    "tests/candidates/",
+    "tests/cli/test_fill.py",
+    "tests/cli/test_evaluate_judge.py",
+    "tests/weights/test_load_export.py",
 )
 
 
