@@ -124,7 +124,7 @@ def atomic_directory(directory: Path, keep: Callable[[str], bool] = lambda name:
     """Yield a temporary directory that replaces `directory` once it is complete.
 
     Args:
-      keep: of a name in the existing `directory`: whether the new one keeps that entry, unless it wrote its own.
+      keep: decides by name which entries of the existing `directory` are kept; new entries of that name win.
 
     Raises:
       UserError: `directory` is a file.

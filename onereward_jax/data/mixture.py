@@ -1,8 +1,8 @@
 """The input of a run: an endless, deterministic mixture of tasks, as a grain dataset.
 
-Sample number i of a run (its global index) is the same whatever the batch size, the number of processes or the
-number of threads: its task is drawn from (seed, i), and everything else is made from (i, task). Where conditions come
-again, c takes the place of i in both: the number of the sample's condition.
+Sample number i of a run (its global index) does not depend on the batch size, the number of processes or the number
+of threads: its task is drawn from (seed, i), and everything else is made from (i, task). If conditions repeat, the
+condition's number c replaces i in both.
 """
 
 import functools
@@ -86,19 +86,19 @@ def mixture(
 
 
 def draw_task(cumulative: np.ndarray, seed: int, index: int) -> int:
-    """Position of the task of sample `index`: one uniform draw from (seed, index) against cumulative weights."""
+    """Draw the position of sample `index`'s task: one uniform draw from (seed, index) against cumulative weights."""
     uniform = np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 0, index])).random()
     return int(np.searchsorted(cumulative, uniform, side="right"))
 
 
 def samples_of(tasks: Mapping[str, float], task: str, seed: int, count: int) -> np.ndarray:
-    """Global indices, int64 (count,), of the first samples whose task is `task`.
+    """Return the global indices, int64 (count,), of the first samples whose task is `task`.
 
     Args:
-      tasks, seed: of the mixture.
+      tasks, seed: see `mixture`.
 
     Raises:
-      UserError: the task's weight is zero; or as of `mixture`.
+      UserError: the task's weight is zero; see also `mixture`.
     """
     names, cumulative = _cumulative(tasks)
     if task not in names:
@@ -109,14 +109,14 @@ def samples_of(tasks: Mapping[str, float], task: str, seed: int, count: int) -> 
 
 
 def _condition(seed: int, number: int, count: int) -> int:
-    """The condition that is drawn as number so-and-so: each once an epoch."""
+    """Return the condition drawn as number `number`; each occurs once per epoch."""
     epoch, place = divmod(number, count)
     return int(_order(seed, epoch, count)[place])
 
 
-@functools.lru_cache(maxsize=2)  # threads work at most on the end of one epoch and the start of the next
+@functools.lru_cache(maxsize=2)  # at most two epochs are in use: threads finish one while others start the next
 def _order(seed: int, epoch: int, count: int) -> np.ndarray:
-    # Another word of the counter than that in which tasks are drawn.
+    # Not the counter word that draws tasks.
     return np.random.Generator(np.random.Philox(key=seed, counter=[0, 0, 1, epoch])).permutation(count)
 
 

@@ -1,7 +1,7 @@
-"""What anything is trained on or evaluated with: a source of samples, and perhaps a ground truth about them.
+"""Sources of samples for training and evaluation, optionally with a ground truth.
 
-The proving ground is one (`proving_ground.ProvingGround`), a folder of captioned images another (`data.captioned`).
-A new one is a class with the members of `Source`; `proving_ground.source.open_source` opens what a configuration names.
+Examples are the proving ground (`proving_ground.ProvingGround`) and a folder of captioned images (`data.captioned`).
+A new source is a class with the members of `Source`; `proving_ground.source.open_source` opens the configured one.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,19 +17,19 @@ ENDLESS = 1 << 48  # samples: no run sees as many
 
 
 class GroundTruth(Protocol):
-    """Scores images as only the maker of the samples can."""
+    """Scores images from knowledge of how the samples were made."""
 
     def score_images(
         self, samples: Sequence[Sample], images: Iterable[Iterable[np.ndarray]]
     ) -> list[list[dict[str, float]]]:
-        """Score several images of each sample.
+        """Score several images for each sample.
 
         Args:
-          samples: of this source, S of them.
-          images: S rows of uint8 (H, W, 3), answers to the sample of the row.
+          samples: S samples from this source.
+          images: S rows of uint8 (H, W, 3), answers to the row's sample.
 
         Returns:
-          S rows of {dimension: score in [0, 1]}, of the sample's dimensions, in the order of the images.
+          S rows of {dimension: score in [0, 1]} over the sample's dimensions, in the order of the images.
         """
         ...
 
@@ -37,13 +37,13 @@ class GroundTruth(Protocol):
 class Source(Protocol):
     """Samples by task and number.
 
-    A class that derives from this one is endless and has no ground truth, unless it says otherwise.
+    By default, a subclass is endless and has no ground truth.
 
     Attributes:
-      tasks: of which there are samples, some of `tasks.TASKS`.
-      sizes: (height, width) that samples have, known before any is decoded; those of one batch have the same.
-      ground_truth: None where nobody knows how good an answer is but a judge.
-      credits: makers and licences of the images, a line each, for reports.
+      tasks: the tasks that have samples, from `tasks.TASKS`.
+      sizes: (height, width) of the samples, known before any is decoded; a batch has one size.
+      ground_truth: None if only a judge can say how good an answer is.
+      credits: makers and licences of the images, one line each, for reports.
     """
 
     tasks: tuple[str, ...]
@@ -52,9 +52,9 @@ class Source(Protocol):
     credits: tuple[str, ...] = ()
 
     def sample(self, index: int, task: str) -> Sample:
-        """Make sample number `index` of a task: the same for the same arguments, from any thread.
+        """Make sample number `index` of a task, deterministically and from any thread.
 
-        A source of several sizes may give a sample of another task where none of `task` has the size of the batch.
+        A source of several sizes may return a sample of another task if none of `task` has the batch's size.
 
         Args:
           index: from 0 to `len(self) - 1`.
@@ -63,27 +63,28 @@ class Source(Protocol):
         ...
 
     def fingerprint(self) -> dict[str, Any]:
-        """JSON values that, beside the settings in `config.data`, tell these samples from others."""
+        """Return JSON values that identify these samples, together with the settings in `config.data`."""
         ...
 
     def __len__(self) -> int:
-        """Samples of a task; `ENDLESS` where any index will do."""
+        """Number of samples per task; `ENDLESS` if every index is valid."""
         return ENDLESS
 
 
 def samples_from(source: Source, task: str, first: int, count: int) -> list[Sample]:
-    """`count` samples of a task from number `first` on, or as many as there are."""
+    """Make `count` samples of a task from number `first` on, or as many as there are."""
     return [source.sample(index, task) for index in range(first, min(first + count, len(source)))]
 
 
 def ground_truth_of(source: Source, purpose: str) -> GroundTruth:
-    """
+    """Return the source's ground truth.
+
     Args:
-      purpose: what needs it, the subject of the error's sentence.
+      purpose: the subject of the error message.
 
     Raises:
-      UserError: the source has none.
+      UserError: the source has no ground truth.
     """
     if source.ground_truth is None:
-        raise UserError(f"{purpose} needs a ground truth, which these data have not: use the proving ground")
+        raise UserError(f"{purpose} needs a ground truth, which these data lack: use the proving ground")
     return source.ground_truth

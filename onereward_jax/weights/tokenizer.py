@@ -1,4 +1,4 @@
-"""Tokenizers, as transformers reads them."""
+"""Loads tokenizers with transformers."""
 
 from pathlib import Path
 
@@ -8,15 +8,15 @@ from onereward_jax.errors import UserError
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
-    """Opens the tokenizer whose files lie in a directory.
+    """Load the tokenizer in a directory.
 
     Raises:
-      UserError: they can't be read.
+      UserError: its files can't be read.
     """
     try:
         return AutoTokenizer.from_pretrained(directory)
     except (OSError, ValueError) as error:
         if type(error) not in (OSError, ValueError):
             raise
-        # Of files that are missing transformers says so in many lines, by one or the other and no kind of its own.
+        # transformers reports missing files as a plain OSError or ValueError, in many lines.
         raise UserError(f"the tokenizer in {directory} can't be read: put all files of its release there") from error

@@ -62,7 +62,7 @@ def test_a_toy_source_is_trained_on_cached_and_answered(config, tmp_path):
 
 def test_a_source_says_how_much_it_has_and_lacks():
     assert [sample.id for sample in samples_from(Few(), "image_fill", 1, 9)] == ["1", "2"]
-    with pytest.raises(UserError, match="`onereward evaluate` needs a ground truth, which these data have not"):
+    with pytest.raises(UserError, match="`onereward evaluate` needs a ground truth"):
         ground_truth_of(Noise(), "`onereward evaluate`")
     with pytest.raises(UserError, match="needs scenes of the proving ground"):
         proving_ground_of(Noise(), "judge.planted_share")
