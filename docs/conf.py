@@ -35,7 +35,6 @@ root_doc = "index"
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
-default_role = "literal"  # docstrings quote code as Markdown does, by single backticks
 autodoc_default_options = {"members": True, "member-order": "bysource", "show-inheritance": False}
 autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
@@ -104,13 +103,30 @@ def write(path: Path, text: str) -> None:
 
 # -------------------------------------------------------------------------------------------------------- docstrings
 
+SECTION = re.compile(r"^(Args|Attributes|Returns|Raises|Yields):$", re.MULTILINE)
+CODE_BLOCK = re.compile(r"(?<=\n)\n((?: {4}.*\n?|\n(?= {4}))+)")  # indented lines after a blank one
+
 
 def as_restructured_text(app: object, what: str, name: str, object: object, options: object, lines: list[str]) -> None:
-    """Docstrings are prose with Markdown's backticks: what reStructuredText would take for markup is escaped."""
-    for number, line in enumerate(lines):
-        parts = line.split("`")
-        parts[::2] = [re.sub(r"(?<=\w)_(?=\W|$)|[*|]", r"\\\g<0>", part) for part in parts[::2]]
-        lines[number] = "`".join(parts)
+    """Docstrings are prose with Markdown's backticks and indented code: write both as reStructuredText has them."""
+    text = "\n".join(lines)
+    first_section = SECTION.search(text)
+    end = first_section.start() if first_section else len(text)
+    parts = CODE_BLOCK.split(text[:end])  # prose, code, prose, ...
+    parts[::2] = map(escaped, parts[::2])
+    parts[1::2] = [f"\n::\n\n{code}" for code in parts[1::2]]
+    lines[:] = ("".join(parts) + escaped(text[end:])).split("\n")
+
+
+def escaped(prose: str) -> str:
+    """Code between backticks as a literal; what reStructuredText would take for markup as plain characters."""
+    parts = prose.split("`")  # prose, code, prose, ...
+    parts[::2] = [re.sub(r"(?<=\w)_(?=\W|$)|[*|]", r"\\\g<0>", part) for part in parts[::2]]
+    for number in range(1, len(parts) - 1, 2):
+        before = "\\ " if parts[number - 1][-1:].isalnum() else ""
+        after = "\\ " if parts[number + 1][:1].isalnum() else ""
+        parts[number] = f"{before}``{parts[number]}``{after}"
+    return "".join(parts)
 
 
 def setup(app: object) -> None:

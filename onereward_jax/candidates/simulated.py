@@ -1,7 +1,8 @@
 """Preference data of the proving ground: four candidates a scene, a simulated annotator's best and worst.
 
-A directory is a folder of preference data (docs/preferences.md) in parts, each preferences-planted-00000.jsonl or
-preferences-base-00000.jsonl and its pictures. A record's `notes` have its `scene` and its `source`.
+A directory is a folder of preference data (docs/reference/preference_data.md) in parts, each
+preferences-planted-00000.jsonl or preferences-base-00000.jsonl and its pictures. A record's `notes` have its `scene`
+and its `source`.
 
 Planted parts show right answers with planted defects: they teach the judge to see. Most of them went through the
 autoencoder, where noise on the latents leaves the artefacts that a policy in search of reward would find. Base parts

@@ -1,7 +1,7 @@
 """Procedural scenes with known truth: the ground on which the method is put to the proof.
 
 `ProvingGround` makes scenes, `score` measures an image against a scene's hidden truth, `compare` decides between
-two images, `annotate` plays the human annotator. See docs/proving_ground.md.
+two images, `annotate` plays the human annotator. See docs/reference/proving_ground.md.
 """
 
 from onereward_jax.proving_ground.annotator import Preference, annotate, annotate_scores, ceiling

@@ -1,7 +1,8 @@
 """Converts preference data: a folder to TFDS and back, a public set's layout to either; checks every record.
 
 --from is a folder with preferences.jsonl, a TFDS directory, or, with --layout, an annotation file of a public set whose
-pictures lie under --images. Records that can't be used are named and left out; docs/preferences.md has the details.
+pictures lie under --images. Records that can't be used are named and left out: see
+docs/how-to/preferences.md.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """How often a judge calls the winner of annotated pairs, per task and dimension; JSON with --out, a page with --report.
 
-DATA is preference data in either form (docs/preferences.md), such as a directory of `onereward make-preferences`.
+DATA is preference data in either form (docs/reference/preference_data.md), such as a directory of
+`onereward make-preferences`.
 Pictures may have any size. Every pair is asked in both orders; records that can't be used are named and left out.
 Another judge (--untuned), or one judge for each task (--one_a_task), is asked about the same pairs, and the difference
 gets a paired interval.

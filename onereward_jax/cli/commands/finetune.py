@@ -1,7 +1,7 @@
 """Fine-tunes a fill model on your own pictures by flow matching, in full or by LoRA; writes it to WORKDIR/export.
 
 The pictures lie in a folder, --config.data.path, with captions in NAME.txt beside NAME.png or in metadata.jsonl. Masks
-are drawn, or your own. docs/finetune.md has the details.
+are drawn, or your own. docs/how-to/finetune.md has the details.
 """
 
 import argparse

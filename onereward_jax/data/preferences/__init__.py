@@ -1,4 +1,4 @@
 """Preference data: one record type, two forms on disk (a plain folder, a TFDS directory), importers of public sets.
 
-docs/preferences.md describes both forms field by field.
+docs/reference/preference_data.md describes both forms field by field.
 """

@@ -64,7 +64,7 @@ def builder_class() -> type:
     )
 
     class Preferences(tfds.core.GeneratorBasedBuilder):  # type: ignore[name-defined]
-        """Requests, candidates, votes and pairs: see docs/preferences.md."""
+        """Requests, candidates, votes and pairs: see docs/reference/preference_data.md."""
 
         name = NAME
         VERSION = tfds.core.Version(VERSION)
