@@ -16,12 +16,12 @@ import numpy as np
 from onereward_jax.data.source import ENDLESS
 from onereward_jax.errors import UserError
 
-Record = Mapping[str, Any]
+Example = Mapping[str, Any]
 
 
 def mixture(
     tasks: Mapping[str, float],
-    make_record: Callable[[int, str], Record],
+    make_example: Callable[[int, str], Example],
     seed: int,
     batch_size: int,
     rows: Sequence[int] | None = None,
@@ -30,7 +30,7 @@ def mixture(
     num_conditions: int = 0,
     repeats: int = 1,
 ) -> grain.IterDataset:
-    """Batches of records whose tasks are drawn with probabilities p_k.
+    """Batches of examples whose tasks are drawn with probabilities p_k.
 
     Of several processes, each makes the rows of the global batch that its devices hold: the batch is the same however
     many there are. `iter(...)` gives an iterator with `get_state()` and `set_state()`, whose state is the same for all
@@ -38,19 +38,19 @@ def mixture(
 
     Args:
       tasks: {task: weight}; the weights need not sum to 1.
-      make_record: (global index, task) -> {name: array, number or string}, the same names and shapes for every
+      make_example: (global index, task) -> {name: array, number or string}, the same names and shapes for every
         sample; must depend on its arguments only. Called from `num_threads` threads.
       seed: of the draw of tasks.
       batch_size: global batch size B.
       rows: R of the B rows of a batch, which alone are made; None: all.
-      num_threads: threads that make records; 0 makes them in the caller's.
+      num_threads: threads that make examples; 0 makes them in the caller's.
       prefetch: batches made ahead, by default one per thread.
-      num_conditions: records there are, which come in epochs, each in another order; 0: every sample is new.
-      repeats: batches in a row that hold the same records.
+      num_conditions: examples there are, which come in epochs, each in another order; 0: every sample is new.
+      repeats: batches in a row that hold the same examples.
 
     Returns:
       Dataset of {name: array with a leading axis of R}, with `index`: int64 (R,), the global sample indices,
-      from which random keys are folded. If records come again, also `condition`: int64 (R,), what `make_record` took
+      from which random keys are folded. If examples come again, also `condition`: int64 (R,), what `make_example` took
       for an index; if batches are repeated, `age`: int32 (R,), how many of them went before.
 
     Raises:
@@ -61,7 +61,7 @@ def mixture(
         raise UserError(f"a batch of {batch_size} has no sample: make it 1 or more")
     made = range(batch_size) if rows is None else rows
 
-    def record_of(local_index: int) -> dict[str, Any]:
+    def example_of(local_index: int) -> dict[str, Any]:
         batch, place = divmod(int(local_index), len(made))
         row = made[place]
         numbers: dict[str, Any] = {"index": np.int64(batch * batch_size + row)}
@@ -73,13 +73,13 @@ def mixture(
             numbers["condition"] = np.int64(condition)
         if repeats > 1:
             numbers["age"] = np.int32(age)
-        return {**make_record(condition, names[draw_task(cumulative, seed, condition)]), **numbers}
+        return {**make_example(condition, names[draw_task(cumulative, seed, condition)]), **numbers}
 
     threads = max(num_threads, 0)
     read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch or threads, threads))
     return (
         grain.MapDataset.range(ENDLESS)
-        .map(record_of)
+        .map(example_of)
         .batch(len(made), drop_remainder=True, batch_fn=_stack)
         .to_iter_dataset(read_options)
     )
@@ -133,9 +133,9 @@ def _cumulative(tasks: Mapping[str, float]) -> tuple[tuple[str, ...], np.ndarray
     return tuple(drawn), cumulative
 
 
-def _stack(records: list[dict[str, Any]]) -> dict[str, np.ndarray]:
-    names = records[0].keys()
-    for record in records:
-        if record.keys() != names:
-            raise UserError(f"records of one batch differ in their fields: {sorted(record.keys() ^ names)}")
-    return {name: np.stack([np.asarray(record[name]) for record in records]) for name in names}
+def _stack(examples: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+    names = examples[0].keys()
+    for example in examples:
+        if example.keys() != names:
+            raise UserError(f"examples of one batch differ in their fields: {sorted(example.keys() ^ names)}")
+    return {name: np.stack([np.asarray(example[name]) for example in examples]) for name in names}

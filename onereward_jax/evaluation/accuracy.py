@@ -10,14 +10,14 @@ from onereward_jax.errors import UserError
 from onereward_jax.evaluation.statistics import paired_difference_interval, wilson_interval
 from onereward_jax.tasks import CELLS
 
-# task, dimension, P(Yes | winner, loser), P(Yes | loser, winner), and whether the annotator's winner
-# is better in truth (None: the truth is not known).
-Record = tuple[str, str, float, float, bool | None]
+# What a judge says of an annotated pair: task, dimension, P(Yes | winner, loser), P(Yes | loser, winner), and whether
+# the annotator's winner is better by ground truth (None: unknown).
+Prediction = tuple[str, str, float, float, bool | None]
 
 CALIBRATION_BINS = 10
 
 
-def judge_accuracy(records: Iterable[Record]) -> dict[str, Any]:
+def judge_accuracy(predictions: Iterable[Prediction]) -> dict[str, Any]:
     """Accuracy, position bias and calibration of the judge, per task × dimension and over all.
 
     The judge calls the first image better when P(Yes) > ½; exactly ½ counts half. "accuracy" is the mean of both
@@ -29,49 +29,51 @@ def judge_accuracy(records: Iterable[Record]) -> dict[str, Any]:
       summary = {"n", "accuracy", "ci95", "winner_first", "loser_first", "both_orders" (the decision by the mean of both
       probabilities), "ceiling", "truth_accuracy" (None if the truth is unknown), "position_bias" (mean P(Yes) over
       both orders − ½: positive favours the first image), "calibration_error"};
-      bin = {"lower", "upper", "n", "predicted", "observed"}. Without records: no cells, and "overall" is None.
+      bin = {"lower", "upper", "n", "predicted", "observed"}. Without predictions: no cells, and "overall" is None.
 
     Raises:
       UserError: a cell does not exist, or a probability is not in [0, 1].
     """
-    by_cell: dict[tuple[str, str], list[Record]] = defaultdict(list)
-    for record in records:
-        if (record[0], record[1]) not in CELLS:
-            raise UserError(f"{record[0]} × {record[1]} is no cell of onereward_jax.tasks.CELLS")
-        if not (0 <= record[2] <= 1 and 0 <= record[3] <= 1):
-            raise UserError(f"P(Yes) of {record[0]} × {record[1]} is not in [0, 1]: {record[2]}, {record[3]}")
-        by_cell[record[0], record[1]].append(record)
+    by_cell: dict[tuple[str, str], list[Prediction]] = defaultdict(list)
+    for prediction in predictions:
+        if (prediction[0], prediction[1]) not in CELLS:
+            raise UserError(f"{prediction[0]} × {prediction[1]} is no cell of onereward_jax.tasks.CELLS")
+        if not (0 <= prediction[2] <= 1 and 0 <= prediction[3] <= 1):
+            raise UserError(
+                f"P(Yes) of {prediction[0]} × {prediction[1]} is not in [0, 1]: {prediction[2]}, {prediction[3]}"
+            )
+        by_cell[prediction[0], prediction[1]].append(prediction)
 
     cells: dict[str, dict[str, Any]] = {}
     for task, dimension in CELLS:
         if (task, dimension) in by_cell:
             cells.setdefault(task, {})[dimension] = _summary(by_cell[task, dimension])
-    everything = [record for group in by_cell.values() for record in group]
+    everything = [prediction for group in by_cell.values() for prediction in group]
     if not everything:
         return {"cells": {}, "overall": None}
     return {"cells": cells, "overall": _summary(everything) | {"calibration": _calibration(everything)}}
 
 
 def accuracy_difference(
-    records: Sequence[Record], others: Sequence[Record], groups: Sequence[Hashable] | None = None
+    predictions: Sequence[Prediction], others: Sequence[Prediction], groups: Sequence[Hashable] | None = None
 ) -> dict[str, Any]:
     """How much more often one judge is right than another about the same pairs, both orders' mean.
 
     Args:
-      records, others: of the two judges, in the same order.
-      groups: of each record, what hangs together, see `asking.scenes_of`; by default nothing does.
+      predictions, others: of the two judges, in the same order.
+      groups: of each prediction, what belongs together, see `judge_predictions.records_of`; by default nothing does.
 
     Returns:
       {"cells": {task: {dimension: summary}}, "tasks": {task: summary}, "overall": summary}, with summary = {"n",
-      "difference", "ci95" (paired)}. Without records: no cells, no tasks, and "overall" is None.
+      "difference", "ci95" (paired)}. Without predictions: no cells, no tasks, and "overall" is None.
 
     Raises:
-      UserError: the records are not of the same pairs.
+      UserError: the predictions are not of the same pairs.
     """
-    if [record[:2] for record in records] != [record[:2] for record in others]:
+    if [prediction[:2] for prediction in predictions] != [prediction[:2] for prediction in others]:
         raise UserError("the two judges were not asked the same questions")
-    groups = range(len(records)) if groups is None else groups
-    differences = _right(records) - _right(others)
+    groups = range(len(predictions)) if groups is None else groups
+    differences = _right(predictions) - _right(others)
 
     def summary(rows: Sequence[int]) -> dict[str, Any]:
         of_rows = differences[list(rows)]
@@ -79,8 +81,8 @@ def accuracy_difference(
         return {"n": len(rows), "difference": float(of_rows.mean()), "ci95": list(interval)}
 
     by_cell: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for row, record in enumerate(records):
-        by_cell[record[0], record[1]].append(row)
+    for row, prediction in enumerate(predictions):
+        by_cell[prediction[0], prediction[1]].append(row)
     cells: dict[str, dict[str, Any]] = {}
     by_task: dict[str, list[int]] = defaultdict(list)
     for task, dimension in CELLS:
@@ -90,7 +92,7 @@ def accuracy_difference(
     return {
         "cells": cells,
         "tasks": {task: summary(rows) for task, rows in by_task.items()},
-        "overall": summary(range(len(records))) if records else None,
+        "overall": summary(range(len(predictions))) if predictions else None,
     }
 
 
@@ -103,30 +105,30 @@ def table(accuracy: dict[str, Any], key: str = "accuracy") -> dict[str, dict[str
     return {task: dimensions for task, dimensions in numbers.items() if dimensions}
 
 
-def _answers(records: Sequence[Record]) -> tuple[np.ndarray, np.ndarray]:
+def _answers(predictions: Sequence[Prediction]) -> tuple[np.ndarray, np.ndarray]:
     """P(Yes) with the winner first, and with the loser first."""
-    winner_first, loser_first = np.array([record[2:4] for record in records], np.float64).reshape(-1, 2).T
+    winner_first, loser_first = np.array([prediction[2:4] for prediction in predictions], np.float64).reshape(-1, 2).T
     return winner_first, loser_first
 
 
-def _right(records: Sequence[Record]) -> np.ndarray:
+def _right(predictions: Sequence[Prediction]) -> np.ndarray:
     """In how many of both orders the judge calls the winner: 0, ½ or 1, and with an undecided answer between."""
-    winner_first, loser_first = _answers(records)
+    winner_first, loser_first = _answers(predictions)
     return (_above(winner_first, 0.5) + 1 - _above(loser_first, 0.5)) / 2
 
 
-def _summary(records: list[Record]) -> dict[str, Any]:
-    winner_first, loser_first = _answers(records)
+def _summary(predictions: list[Prediction]) -> dict[str, Any]:
+    winner_first, loser_first = _answers(predictions)
     right_winner_first, right_loser_first = _above(winner_first, 0.5), 1 - _above(loser_first, 0.5)
-    right = _right(records)
-    known = np.array([record[4] is not None for record in records])
-    label_is_true = np.array([bool(record[4]) for record in records])[known]
+    right = _right(predictions)
+    known = np.array([prediction[4] is not None for prediction in predictions])
+    label_is_true = np.array([bool(prediction[4]) for prediction in predictions])[known]
     truly_right = np.where(label_is_true, right[known], 1 - right[known])
-    bins = _calibration(records)
+    bins = _calibration(predictions)
     return {
-        "n": len(records),
+        "n": len(predictions),
         "accuracy": float(right.mean()),
-        "ci95": list(wilson_interval(float(right.sum()), len(records))),
+        "ci95": list(wilson_interval(float(right.sum()), len(predictions))),
         "winner_first": float(right_winner_first.mean()),
         "loser_first": float(right_loser_first.mean()),
         "both_orders": float(_above(winner_first, loser_first).mean()),
@@ -142,10 +144,10 @@ def _above(values: np.ndarray, threshold: np.ndarray | float) -> np.ndarray:
     return np.where(values == threshold, 0.5, values > threshold)
 
 
-def _calibration(records: list[Record]) -> list[dict[str, float]]:
+def _calibration(predictions: list[Prediction]) -> list[dict[str, float]]:
     """Of all times the judge said P(Yes) in a bin: what it said on average, and how often the first image had won."""
-    predicted = np.array([probability for record in records for probability in record[2:4]], np.float64)
-    won = np.tile([1.0, 0.0], len(records))
+    predicted = np.array([probability for prediction in predictions for probability in prediction[2:4]], np.float64)
+    won = np.tile([1.0, 0.0], len(predictions))
     index = np.minimum((predicted * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
     return [
         {

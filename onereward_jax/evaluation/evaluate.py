@@ -16,10 +16,10 @@ from onereward_jax import tasks
 from onereward_jax.candidates.simulated import make_preferences
 from onereward_jax.config.schema import RewardFeedback
 from onereward_jax.data.sample import Sample
-from onereward_jax.data.source import ground_truth_of, samples_from
+from onereward_jax.data.source import GroundTruth, Source, ground_truth_of, samples_from
 from onereward_jax.errors import UserError
 from onereward_jax.evaluation import accuracy, gsb
-from onereward_jax.evaluation.judge_predictions import batches_of, judge_views, preference_records
+from onereward_jax.evaluation.judge_predictions import batches_of, judge_pairs, judge_views
 from onereward_jax.evaluation.report import plots
 from onereward_jax.evaluation.report.run_report import ExampleRow, Setting, write_examples, write_report
 from onereward_jax.evaluation.results import write_evaluation
@@ -66,35 +66,10 @@ def evaluate(config: RewardFeedback, workdir: Path) -> dict[str, Any]:
         samples = samples_from(source, task, 0, settings.scenes_per_task)
         before, after = (generate_images(pipeline, params, samples, config) for params in (base, policy))
         shown = generate_images(pipeline, reference, samples[: settings.pictures_per_task], config)
-        texts = [(task, sample.prompt) for sample in samples]
-        p_yes, p_yes_swapped = judge_views(judge, texts, after, before, settings.batch_size, config.question_length)
-        scores = truth.score_images(samples, zip(before, after, strict=True))
-        for row, sample in enumerate(samples):
-            of_base, of_policy = scores[row]
-            comparison = gsb.Comparison(task, of_base, of_policy, p_yes[row], p_yes_swapped[row])
-            comparisons.append(comparison)
-            if row < settings.pictures_per_task:
-                examples.append(_example(sample, before[row], shown[row], after[row], comparison))
-
-    pairs = workdir / "preferences"
-    make_preferences(
-        config,
-        pairs,
-        "test",
-        model=config.model.base,
-        planted=0,
-        base=settings.judge_scenes_per_task,
-        replace=True,
-    )
-    judged = accuracy.judge_accuracy(
-        preference_records(
-            judge,
-            read_pairs(pairs),
-            batch_size=settings.batch_size,
-            question_length=config.question_length,
-            source=source,
-        )
-    )
+        of_task = _compared(judge, truth, samples, (before, after), config)
+        comparisons += of_task
+        examples += [_example(*row) for row in zip(samples, before, shown, after, of_task, strict=False)]
+    judged = _judged(judge, source, workdir / "preferences", config)
     evaluation = {
         "algorithm": config.algorithm,
         "what": settings.what,
@@ -124,6 +99,47 @@ def evaluate(config: RewardFeedback, workdir: Path) -> dict[str, Any]:
         ),
     )
     return evaluation
+
+
+def _compared(
+    judge: Judge,
+    truth: GroundTruth,
+    samples: Sequence[Sample],
+    images: tuple[np.ndarray, np.ndarray],
+    config: RewardFeedback,
+) -> list[gsb.Comparison]:
+    """The base's and the policy's images of samples of one task, by ground truth and by the judge."""
+    before, after = images
+    texts = [(sample.task, sample.prompt) for sample in samples]
+    batch_size = config.evaluation.batch_size
+    p_yes, p_yes_swapped = judge_views(judge, texts, after, before, batch_size, config.question_length)
+    scores = truth.score_images(samples, zip(before, after, strict=True))
+    return [
+        gsb.Comparison(sample.task, *of_both, *views)
+        for sample, of_both, *views in zip(samples, scores, p_yes, p_yes_swapped, strict=True)
+    ]
+
+
+def _judged(judge: Judge, source: Source, directory: Path, config: RewardFeedback) -> dict[str, Any]:
+    """The judge's accuracy on preferences of held-out samples, which are made in `directory`."""
+    settings = config.evaluation
+    make_preferences(
+        config,
+        directory,
+        "test",
+        model=config.model.base,
+        planted=0,
+        base=settings.judge_scenes_per_task,
+        replace=True,
+    )
+    predictions = judge_pairs(
+        judge,
+        read_pairs(directory),
+        batch_size=settings.batch_size,
+        question_length=config.question_length,
+        source=source,
+    )
+    return accuracy.judge_accuracy(predictions)
 
 
 def generate_images(

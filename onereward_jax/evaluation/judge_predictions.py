@@ -11,7 +11,7 @@ from onereward_jax import tasks
 from onereward_jax.config.schema import JudgeTraining
 from onereward_jax.data.source import Source, ground_truth_of
 from onereward_jax.errors import UserError
-from onereward_jax.evaluation.accuracy import Record, judge_accuracy, table
+from onereward_jax.evaluation.accuracy import Prediction, judge_accuracy, table
 from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.pairs import Pairs, Shape, seen_shape
@@ -83,7 +83,7 @@ def longest_question(judge: Judge, texts: Sequence[Text]) -> int:
     return judge.encode_questions(sorted(asked))[0].shape[1]
 
 
-def preference_records(
+def judge_pairs(
     judge: Judge,
     pairs: Pairs,
     *,
@@ -93,7 +93,7 @@ def preference_records(
     params: Any = None,
     ask: Ask | None = None,
     image_step: int = 0,
-) -> list[Record]:
+) -> list[Prediction]:
     """What the judge says of every annotated pair, for `judge_accuracy`; pairs of one shape are asked together.
 
     Args:
@@ -128,7 +128,7 @@ def preference_records(
                     samples, zip(first, second, strict=True)
                 )
                 truth |= dict(zip(rows, scores, strict=True))
-    records: list[Record] = []
+    predictions: list[Prediction] = []
     for number, column, dimension in _annotated(pairs):
         label = pairs[number].labels[dimension]
         as_given, swapped = (float(p) for p in both[number][:, column])
@@ -139,39 +139,39 @@ def preference_records(
         if number in truth:
             lead = truth[number][0][dimension] - truth[number][1][dimension]
             better = None if lead == 0 else bool(lead * label > 0)
-        records.append((pairs[number].task, dimension, winner_first, loser_first, better))
-    return records
+        predictions.append((pairs[number].task, dimension, winner_first, loser_first, better))
+    return predictions
 
 
 def _annotated(pairs: Pairs) -> Iterator[tuple[int, int, str]]:
-    """(number of the pair, column of its task's dimensions, dimension) of every label, in the order of the records."""
+    """(number of the pair, column of its task's dimensions, dimension) of every label, as predictions are ordered."""
     for number, pair in enumerate(pairs):
         for column, dimension in enumerate(tasks.dimensions_of(pair.task, pair.prompt)):
             if dimension in pair.labels:
                 yield number, column, dimension
 
 
-def scenes_of(pairs: Pairs) -> list[tuple[int, int]]:
-    """Of each of the `preference_records`, which record of the data it is about: its candidates hang together."""
+def records_of(pairs: Pairs) -> list[tuple[int, int]]:
+    """Of each of the `judge_pairs`, the record that it is about, as (part, row): its candidates belong together."""
     return [(pairs[number].part, pairs[number].row) for number, _, _ in _annotated(pairs)]
 
 
-def records_of_several(judge_of: Callable[[str], Judge], pairs: Pairs, **options: Any) -> list[Record]:
-    """`preference_records` in the order of the pairs, each of the judge of its task; one is in memory at a time."""
+def judge_pairs_by_task(judge_of: Callable[[str], Judge], pairs: Pairs, **options: Any) -> list[Prediction]:
+    """`judge_pairs` in the order of the pairs, each of the judge of its task; one is in memory at a time."""
 
-    def answers(task: str) -> list[Record]:
-        return preference_records(judge_of(task), pairs.where(lambda pair: pair.task == task), **options)
+    def answers(task: str) -> list[Prediction]:
+        return judge_pairs(judge_of(task), pairs.where(lambda pair: pair.task == task), **options)
 
     of_task = {task: iter(answers(task)) for task in sorted({pair.task for pair in pairs})}
     return [next(of_task[pairs[number].task]) for number, _, _ in _annotated(pairs)]
 
 
-def watch_held_out(config: JudgeTraining, judge: Judge, pairs: Pairs) -> Callable[[Any], dict[str, float]]:
+def held_out_accuracy(config: JudgeTraining, judge: Judge, pairs: Pairs) -> Callable[[Any], dict[str, float]]:
     """Parameters -> accuracy on held-out pairs, over all ("accuracy") and of each cell ("<task>/<dimension>")."""
     ask = compiled_ask(judge)
 
     def measure(params: Any) -> dict[str, float]:
-        records = preference_records(
+        predictions = judge_pairs(
             judge,
             pairs,
             batch_size=config.train.batch_size,
@@ -180,7 +180,7 @@ def watch_held_out(config: JudgeTraining, judge: Judge, pairs: Pairs) -> Callabl
             ask=ask,
             image_step=config.judge.image_step,
         )
-        found = judge_accuracy(records)
+        found = judge_accuracy(predictions)
         cells = {f"{task}/{name}": x for task, row in table(found).items() for name, x in row.items()}
         return {"accuracy": found["overall"]["accuracy"], **cells}
 

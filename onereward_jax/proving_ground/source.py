@@ -23,6 +23,8 @@ def open_source(config: Recipe, split: str, target_flaws: float = 0.0) -> Source
         data = config.data
         images = read_captioned(Path(data.path), data.caption, data.bad_share)
         trained_on, held_out = hold_out(images, data.held_out_share, config.seed)
+        if split == "test" and not held_out:
+            raise UserError("no image is held out to be evaluated on: raise data.held_out_share")
         return CaptionedFolder(config, trained_on if split == "train" else held_out)
     assert isinstance(config.data, SceneData)
     scenes = config.data

@@ -1,6 +1,6 @@
-"""Fine-tuning of a fill model on a user's own pictures by flow matching: the run."""
+"""Fine-tuning of a fill model on a user's own images by flow matching."""
 
-import math
+import functools
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +27,7 @@ from onereward_jax.parallel.rules import shardings
 from onereward_jax.training import trainer
 from onereward_jax.training.optimizer import make_optimizer
 from onereward_jax.training.state import TrainState, create_state, supervised_step
+from onereward_jax.training.trainer import Evaluator, Experiment
 from onereward_jax.weights.adapters import save_adapter
 from onereward_jax.weights.hub import model_directory
 from onereward_jax.weights.load import stored_dtype
@@ -35,43 +36,48 @@ from onereward_jax.weights.save import save_component
 PICTURES_FILE, HELD_OUT_FILE, SAMPLES = "pictures.json", "held_out.json", "samples"
 _FIELDS = ("image", "mask", "prompt")  # of a sample, in a batch
 _ENCODED_AT_ONCE = 64  # captions
-_SHEET_SIDE = 128  # pixels; smaller pictures are enlarged
-# Streams of chances beside the one of the training's samples.
-_HELD_OUT, _SHEET = 1, 2
+_GRID_SIDE = 128  # pixels; smaller images are enlarged
+# Streams of random numbers beside the one of the training's samples.
+_HELD_OUT, _GRID = 1, 2
 
 
-def finetune(config: Finetuning, workdir: Path, pictures: Sequence[Captioned]) -> None:
-    """Trains `config.model.base` on pictures, or goes on in `workdir`; the configuration has been validated.
+def finetune(config: Finetuning, workdir: Path, images: Sequence[Captioned]) -> None:
+    """Train `config.model.base` on captioned images, or resume in `workdir`.
 
     Text encoders and autoencoder are frozen; all captions are encoded before the training, and the text encoders then
     released. Exports the transformer to workdir/export/transformer or, with `config.lora.rank`, its adapter to
     workdir/export: the average, if one is kept. Writes workdir/pictures.json (what was read), workdir/held_out.json
-    (the base model's loss on held-out pictures) and workdir/samples.
+    (the base model's loss on held-out images) and workdir/samples.
 
     Args:
-      pictures: all of them; some are held out.
+      images: all of them; some are held out.
 
     Raises:
       FileNotFoundError, UserError: the model is missing or does not fit, or there is nothing to train on.
     """
-    settings, adapters, batch_size = config.finetune, LoRA(**config.lora), config.train.batch_size
+    trainer.train(finetuning(config, workdir, images), config, workdir)
+
+
+def finetuning(config: Finetuning, workdir: Path, images: Sequence[Captioned]) -> Experiment:
+    """The transformer of `config.model.base`, or an adapter of it, trained by flow matching."""
+    settings, adapters = config.finetune, LoRA(**config.lora)
     mesh = make_mesh(**config.mesh)
     trainer.check_batch(config, mesh)
 
-    # ------------------------------------------------------------------------------------------------- the pictures
-    trained_on, held_out = hold_out(pictures, config.data.held_out_share, config.seed)
+    # ------------------------------------------------------------------------------------------------------- the images
+    trained_on, held_out = hold_out(images, config.data.held_out_share, config.seed)
     source = CaptionedFolder(config, trained_on)
     hosts.on_primary(lambda: _report(workdir, source, held_out))
 
-    # ---------------------------------------------------------------------------------------------------- the model
+    # -------------------------------------------------------------------------------------------------------- the model
     # What is trained is kept in float32, what is frozen as it computes.
     pipeline = FillPipeline.from_pretrained(
         config.model.base, dtype=config.model.dtype, transformer_dtype=None if adapters.rank else "float32"
     )
     for size in source.sizes:
         latent_shape(pipeline.vae, *size)  # refuses what doesn't divide
-    _encode_ahead(pipeline, pictures, config.max_sequence_length)
-    read = prompt_reader(pipeline.prompts, config.max_sequence_length, batch_size)
+    _encode_ahead(pipeline, images, config.max_sequence_length)
+    read = prompt_reader(pipeline.prompts, config.max_sequence_length, config.train.batch_size)
     params = {"transformer": pipeline.params.pop("transformer")}
     frozen = {"vae": pipeline.params["vae"]} | (params if adapters.rank else {})
     frozen = hosts.place(frozen, shardings(frozen, mesh))
@@ -84,48 +90,40 @@ def finetune(config: Finetuning, workdir: Path, pictures: Sequence[Captioned]) -
         options = {"prompt_dropout": prompt_dropout, "guidance_scale": settings.guidance_scale}
         return adapters.loss(fill_loss(transformer, pipeline.vae, shift=pipeline.shift, **options))
 
-    # ----------------------------------------------------------------------------------------------------- the looks
-    looks: list[tuple[int, Callable[[int, Any], dict[str, float]]]] = []
+    # -------------------------------------------------------------------------------------------------- the evaluations
+    evaluators = []
     if settings.evaluate_every and held_out:
         measure = _held_out_loss(loss(0.0), frozen, source, held_out, config, read)
         of_base = _base_loss(workdir, lambda: measure(hosts.place(params, shardings(params, mesh))))
-        looks.append((settings.evaluate_every, lambda step, trained: measure(trained) | of_base))
+        evaluators.append(Evaluator(settings.evaluate_every, lambda state: measure(state.averaged) | of_base))
     if settings.sample_every and settings.num_samples:
         shown = (held_out or trained_on)[: settings.num_samples]
-        make_sheet = _sheet(pipeline, [source.fixed_sample(picture, _SHEET) for picture in shown], config)
+        make_grid = _sample_grid(pipeline, [source.fixed_sample(image, _GRID) for image in shown], config)
 
-        def write_sheet(step: int, trained: Any) -> dict[str, float]:
-            sheet = make_sheet(adapters.full_params(trained, frozen)["transformer"])
+        def write_grid(state: TrainState) -> dict[str, float]:
+            grid = make_grid(adapters.full_params(state.averaged, frozen)["transformer"])
             if hosts.is_primary():
-                write_png(workdir / SAMPLES / f"step_{step:08d}.png", sheet)
+                write_png(workdir / SAMPLES / f"step_{int(state.step):08d}.png", grid)
             return {}
 
-        looks.append((settings.sample_every, write_sheet))
+        evaluators.append(Evaluator(settings.sample_every, write_grid))
 
-    def look(state: TrainState) -> dict[str, float]:
-        step, averaged = int(state.step), state.averaged
-        found: dict[str, float] = {}
-        for every, function in looks:
-            if step % every == 0 or step == config.train.num_steps:
-                found |= function(step, averaged)
-        return found
-
-    # -------------------------------------------------------------------------------------------------- the training
     optimizer = make_optimizer(**config.optimizer)
-    state = trainer.train(
-        config,
-        workdir,
+    return Experiment(
+        description="fine-tuning",
         step=supervised_step(loss(settings.prompt_dropout), optimizer, settings.ema_decay),
         create=lambda params: create_state(params, optimizer, config.seed, ema=settings.ema_decay > 0),
         params=params,
         frozen=frozen,
-        record=lambda index, task: source.sample(index, task).arrays(*_FIELDS),
+        example=lambda index, task: source.sample(index, task).arrays(*_FIELDS),
         prepare=read,
         task_weights=source.weights,
-        description="fine-tuning",
-        evaluate=look,
-        evaluate_every=math.gcd(*(every for every, _ in looks)),
+        evaluators=tuple(evaluators),
+        export=functools.partial(_export, config, workdir, pipeline.transformer, adapters),
     )
+
+
+def _export(config: Finetuning, workdir: Path, module: Any, adapters: LoRA, state: TrainState) -> None:
     trained = state.averaged["transformer"]
     if hosts.count() > 1:
         trained = hosts.fetch(trained)
@@ -135,10 +133,10 @@ def finetune(config: Finetuning, workdir: Path, pictures: Sequence[Captioned]) -
         save_adapter(workdir / "export", "transformer", trained, adapters.scale)
     else:
         dtype = stored_dtype(model_directory(config.model.base, folders=FOLDERS) / "transformer", "transformer")
-        save_component(workdir / "export" / "transformer", "transformer", pipeline.transformer, trained, dtype)
+        save_component(workdir / "export" / "transformer", "transformer", module, trained, dtype)
 
 
-# ----------------------------------------------------------------------------------------------------- the pictures
+# ----------------------------------------------------------------------------------------------------------- the images
 
 
 def _report(workdir: Path, source: CaptionedFolder, held_out: Sequence[Captioned]) -> None:
@@ -183,7 +181,7 @@ def _encode_ahead(pipeline: FillPipeline, pictures: Sequence[Captioned], length:
     pipeline.release_text_encoders()
 
 
-# -------------------------------------------------------------------------------------------------------- the looks
+# ------------------------------------------------------------------------------------------------------ the evaluations
 
 
 def _held_out_loss(
@@ -233,7 +231,7 @@ def _base_loss(workdir: Path, measure: Callable[[], dict[str, float]]) -> dict[s
     return {"held_out/base_loss": read_json(file)["held_out/loss"]}
 
 
-def _sheet(pipeline: FillPipeline, samples: Sequence[Sample], config: Finetuning) -> Callable[[Any], np.ndarray]:
+def _sample_grid(pipeline: FillPipeline, samples: Sequence[Sample], config: Finetuning) -> Callable[[Any], np.ndarray]:
     """A function of the transformer's parameters: a row a sample, with what the model sees, what it makes of that by
     noise that is the same every time, and the picture."""
     settings = config.finetune
@@ -253,11 +251,11 @@ def _sheet(pipeline: FillPipeline, samples: Sequence[Sample], config: Finetuning
         )
         return made
 
-    def sheet(transformer_params: Any) -> np.ndarray:
+    def grid(transformer_params: Any) -> np.ndarray:
         rows = []
         for number, sample in enumerate(samples):
             seen = np.where(sample.mask[..., None] == 1, np.uint8(128), sample.image)
             rows.append([seen, make(sample, number, transformer_params), sample.image])
-        return image_grid(rows, ("masked", "made", "original"), max(1, _SHEET_SIDE // config.data.resolution))
+        return image_grid(rows, ("masked", "made", "original"), max(1, _GRID_SIDE // config.data.resolution))
 
-    return sheet
+    return grid

@@ -1,4 +1,4 @@
-"""The judge's training run (Eq. 3): preference data in, a judge in transformers' layout out."""
+"""Training of the judge (Eq. 3): preference data in, a judge in transformers' layout out."""
 
 import dataclasses
 import functools
@@ -6,7 +6,7 @@ import hashlib
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,7 @@ from onereward_jax.config.schema import JudgeModel, JudgeTraining
 from onereward_jax.data.mixture import samples_of
 from onereward_jax.data.preferences.dataset import open_records
 from onereward_jax.errors import UserError
+from onereward_jax.evaluation.judge_predictions import held_out_accuracy
 from onereward_jax.judge.augment import flip_together, retone_together
 from onereward_jax.judge.batches import ask_only, question_batch
 from onereward_jax.judge.judge import Judge
@@ -41,32 +42,35 @@ from onereward_jax.tasks import CELLS, dimensions_of, question
 from onereward_jax.training import trainer
 from onereward_jax.training.optimizer import make_optimizer
 from onereward_jax.training.state import TrainState, create_state, supervised_step
+from onereward_jax.training.trainer import Evaluator, Experiment
 from onereward_jax.weights.adapters import save_adapter
 
-# A judge and held-out pairs -> (its parameters -> {"accuracy": of all, "<task>/<dimension>": of each cell})
-Watch = Callable[[Judge, Pairs], Callable[[Any], dict[str, float]]]
+# Scenes of pairs that are made while training: none that preferences are made of.
+_FIRST_SYNTHETIC_SCENE = 10_000_000
 
 
-def train_judge(config: JudgeTraining, workdir: Path, watch: Watch | None = None) -> None:
-    """Trains the judge of `config.judge` on the preferences of `config.judge.data`; exports it to workdir/export.
+def train_judge(config: JudgeTraining, workdir: Path) -> None:
+    """Train the judge of `config.judge` on the preferences of `config.judge.data`; exports it to workdir/export.
 
     It starts from the judge in `config.judge.start`, or untrained where that is empty. With `config.lora.rank`, an
     adapter of that judge is trained instead, and exported alone, as PEFT takes it. Writes workdir/balance.json, the
     pairs of every cell, and with `judge.keep_best` workdir/best.json.
 
-    Args:
-      watch: measures the judge on held-out pairs every `config.judge.evaluate_every` updates.
-
     Raises:
       FileNotFoundError, UserError: data or a model is missing or does not fit.
     """
+    trainer.train(judge_training(config, workdir), config, workdir)
+
+
+def judge_training(config: JudgeTraining, workdir: Path) -> Experiment:
+    """A judge that learns Eq. 3 from pairs, measured on pairs that are held out."""
+    # ------------------------------------------------------------------------------------------ the judge and its pairs
     settings = config.judge
     for directory in settings.data:  # before a model is loaded
         open_records(Path(directory))
     judge = _judge_at_start(config, workdir)
     pairs, held_out = _split(config, judge)
-    optimizer = make_optimizer(**config.optimizer)
-    record, weights = record_maker(config, judge, pairs)
+    example = PairExamples(config, judge, pairs)
     _report_balance(workdir / "balance.json", pairs, held_out)
 
     def prepare(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -74,6 +78,7 @@ def train_judge(config: JudgeTraining, workdir: Path, watch: Watch | None = None
         questions = question_batch(judge, tasks, prompts, config.question_length).arrays()
         return batch | ask_only(questions | {"label": batch.pop("label")}, batch.pop("asked"))
 
+    # ------------------------------------------------------------------------------------ what is trained, and the loss
     loss = make_loss(judge.apply, settings.max_shift, settings.adversarial_radius)
     params = {name: tree for name, tree in judge.params.items() if not (settings.freeze_vision and name == "visual")}
     adapters = LoRA(**config.lora)
@@ -84,6 +89,7 @@ def train_judge(config: JudgeTraining, workdir: Path, watch: Watch | None = None
         frozen = {name: tree for name, tree in judge.params.items() if name not in params}
     full_params = functools.partial(adapters.full_params, frozen=frozen)
 
+    # -------------------------------------------------------------------------------------------- export and evaluation
     def export(trained: Any) -> None:
         trained = hosts.fetch(trained if adapters.rank else full_params(trained))
         if not hosts.is_primary():
@@ -93,116 +99,136 @@ def train_judge(config: JudgeTraining, workdir: Path, watch: Watch | None = None
         else:
             judge.save_pretrained(workdir / "export", trained)
 
-    watching: dict[str, Any] = {}
-    if watch is not None and settings.evaluate_every:
+    evaluators = []
+    if settings.evaluate_every:
         if not held_out:
             raise UserError("judge.evaluate_every is set, but no pair is held out: raise judge.held_out_share")
-        measure, best = watch(judge, held_out), _Best(workdir, export)
+        accuracy, best = held_out_accuracy(config, judge, held_out), _Best(workdir, export)
 
-        def evaluate(state: TrainState) -> dict[str, float]:
+        def measure(state: TrainState) -> dict[str, float]:
             averaged = state.averaged
-            found = measure(full_params(averaged))
+            found = accuracy(full_params(averaged))
             if settings.keep_best:
                 best.see(int(state.step), found, averaged)
             return {f"judge/held_out/{name}": value for name, value in found.items()}
 
-        watching = {"evaluate": evaluate, "evaluate_every": settings.evaluate_every}
+        evaluators.append(Evaluator(settings.evaluate_every, measure))
 
-    state = trainer.train(
-        config,
-        workdir,
+    optimizer = make_optimizer(**config.optimizer)
+    return Experiment(
+        description="judge",
         step=supervised_step(loss, optimizer, settings.ema_decay),
         create=lambda params: create_state(params, optimizer, config.seed, ema=settings.ema_decay > 0),
         params=params,
         frozen=frozen,
-        record=record,
-        task_weights=weights,
+        example=example,
         prepare=prepare,
-        description="judge",
+        task_weights=example.weights,
+        evaluators=tuple(evaluators),
+        export=lambda state: None if settings.keep_best else export(state.averaged),
         progress={"loss": "learning/loss", "accuracy": "judge/accuracy"},
         optional=("judge/accuracy/",),
-        **watching,
     )
-    if not settings.keep_best:
-        export(state.averaged)
 
 
-def record_maker(
-    config: JudgeTraining, judge: Judge, pairs: Pairs
-) -> tuple[Callable[[int, str], dict[str, np.ndarray]], dict[str, float]]:
-    """What makes the samples of a run, planted pairs and annotated ones, and the weights of the tasks to draw.
+# --------------------------------------------------------------------------------------------------------- the examples
 
-    With `judge.only_task`, sample i of the run is the i-th one that has this task in a run of all: where all pictures
+
+class Shown(NamedTuple):
+    """Two images, uint8 (H, W, 3), and what is known of them: {dimension: +1 where the first is better, −1 where the
+    second is}; `asked` is the dimension that has to be asked, or ""."""
+
+    first: np.ndarray
+    second: np.ndarray
+    task: str
+    prompt: str
+    labels: dict[str, int]
+    asked: str
+
+
+class PairExamples:
+    """Makes the examples of a run: annotated pairs, and pairs with synthetic defects.
+
+    With `judge.only_task`, sample i of the run is the i-th one that has this task in a run of all: where all images
     have one shape, one judge a task is shown the very pairs that one judge for all is shown.
 
-    Returns:
-      (global index, task) -> "first", "second" (uint8, H, W, 3), "label" (E,), "asked" (columns of the label that
-      are asked), "task" and "prompt"; {task: weight}.
-
-    Raises:
-      UserError: planted pairs have another size than the preferences.
+    Attributes:
+      weights: {task: weight} of the tasks to draw.
     """
-    settings, weights = config.judge, _weights(config)
-    drawn = PairDraw(
-        pairs,
-        judge.settings,
-        settings.image_step,
-        config.train.batch_size,
-        weights,
-        settings.balance_dimensions,
-    )
-    ground: Any = None
-    if settings.planted_share:
-        size = (config.data.resolution, config.data.resolution)
-        if drawn.shapes != ((size, size),):
-            raise UserError(
-                f"planted pairs are of {size[0]} x {size[1]} pixels, the preferences are not: set judge.planted_share"
-                " to 0"
-            )
-        ground = proving_ground_of(open_source(config, "train"), "judge.planted_share")
-    if len(drawn.shapes) > 1:
-        print(f"pairs of {len(drawn.shapes)} shapes: each compiles a program of its own", file=sys.stderr)
-    numbers: Any = None
-    if only := settings.only_task:
-        count = config.train.num_steps * config.train.batch_size
-        numbers = samples_of(dict(config.data.task_weights), only, config.seed, count)
 
-    def preferred(generator: np.random.Generator, index: int, task: str):
-        first, second, pair, sign, dimension = drawn.draw(generator, config.seed, index, task)
-        labels = {name: sign * label for name, label in pair.labels.items()}
-        return first, second, pair.task, pair.prompt, labels, dimension
+    def __init__(self, config: JudgeTraining, judge: Judge, pairs: Pairs):
+        """
+        Raises:
+          UserError: synthetic pairs are asked for, and have another size than the preferences.
+        """
+        self._settings, self._seed, self.weights = config.judge, config.seed, _weights(config)
+        self._drawn = PairDraw(
+            pairs,
+            judge.settings,
+            self._settings.image_step,
+            config.train.batch_size,
+            self.weights,
+            self._settings.balance_dimensions,
+        )
+        shapes = self._drawn.shapes
+        if self._settings.planted_share:
+            size = (config.data.resolution, config.data.resolution)
+            if shapes != ((size, size),):
+                raise UserError(
+                    f"planted pairs are of {size[0]} x {size[1]} pixels, the preferences are not: set"
+                    " judge.planted_share to 0"
+                )
+            self._ground = proving_ground_of(open_source(config, "train"), "judge.planted_share")
+        if len(shapes) > 1:
+            print(f"pairs of {len(shapes)} shapes: each compiles a program of its own", file=sys.stderr)
+        self._numbers: np.ndarray | None = None
+        if only := self._settings.only_task:
+            count = config.train.num_steps * config.train.batch_size
+            self._numbers = samples_of(dict(config.data.task_weights), only, config.seed, count)
 
-    def planted(generator: np.random.Generator, number: int, task: str):
-        scene = ground.scene(_FIRST_PLANTED_SCENE + number, task)
-        first, second, labels = synthetic_pair(scene, generator)
-        return first, second, task, scene.sample.prompt, labels, ""
-
-    def record(index: int, task: str) -> dict[str, np.ndarray]:
+    def __call__(self, index: int, task: str) -> dict[str, Any]:
+        """
+        Returns:
+          "first", "second" (uint8, H, W, 3), "label" (E,), "asked" (columns of the label that are asked), "task" and
+          "prompt".
+        """
         # The loader reads ahead, beyond the last step.
-        number = index if numbers is None else int(numbers[index % len(numbers)])
-        generator = np.random.default_rng((config.seed, number))
-        if generator.random() < settings.planted_share:
-            first, second, task, prompt, given, drawn_for = planted(generator, number, task)
+        number = index if self._numbers is None else int(self._numbers[index % len(self._numbers)])
+        generator = np.random.default_rng((self._seed, number))
+        if generator.random() < self._settings.planted_share:
+            shown = self._synthetic(generator, number, task)
         else:
-            first, second, task, prompt, given, drawn_for = preferred(generator, index, task)
-        labels = label_row(task, prompt, given)
-        if settings.flips:
+            shown = self._annotated(generator, index, task)
+        return self._augmented(generator, shown)
+
+    def _annotated(self, generator: np.random.Generator, index: int, task: str) -> Shown:
+        first, second, pair, sign, dimension = self._drawn.draw(generator, self._seed, index, task)
+        labels = {name: sign * label for name, label in pair.labels.items()}
+        return Shown(first, second, pair.task, pair.prompt, labels, dimension)
+
+    def _synthetic(self, generator: np.random.Generator, number: int, task: str) -> Shown:
+        scene = self._ground.scene(_FIRST_SYNTHETIC_SCENE + number, task)
+        first, second, labels = synthetic_pair(scene, generator)
+        return Shown(first, second, task, scene.sample.prompt, labels, "")
+
+    def _augmented(self, generator: np.random.Generator, shown: Shown) -> dict[str, Any]:
+        first, second, task, prompt, known, asked = shown
+        labels = label_row(task, prompt, known)
+        if self._settings.flips:
             first, second = flip_together(generator, first, second, prompt)
-        if settings.retone:
+        if self._settings.retone:
             first, second, same_colours = retone_together(generator, first, second)
             if not same_colours:
                 labels = labels * text_free(task, prompt)
-        column = dimensions_of(task, prompt).index(drawn_for) if drawn_for else None
+        column = dimensions_of(task, prompt).index(asked) if asked else None
         return {
             "first": first,
             "second": second,
             "label": labels,
-            "asked": asked_first(generator, labels, column)[: settings.questions_per_pair],
+            "asked": asked_first(generator, labels, column)[: self._settings.questions_per_pair],
             "task": np.str_(task),
             "prompt": np.str_(prompt),
         }
-
-    return record, weights
 
 
 def _weights(config: JudgeTraining) -> dict[str, float]:
@@ -313,10 +339,6 @@ def model_config(settings: JudgeModel, vocab_size: int) -> dict[str, Any]:
         "text_config": {"vocab_size": vocab_size, **settings.text_config},
         "vision_config": dict(settings.vision_config),
     }
-
-
-# Scenes of pairs that are planted while training: none that preferences are made of.
-_FIRST_PLANTED_SCENE = 10_000_000
 
 
 def asked_first(generator: np.random.Generator, labels: np.ndarray, drawn: int | None = None) -> np.ndarray:

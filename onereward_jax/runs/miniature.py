@@ -26,54 +26,69 @@ from onereward_jax.proving_ground.source import open_source
 from onereward_jax.proving_ground.tokenizers import write_clip_tokenizer, write_t5_tokenizer
 from onereward_jax.training import trainer
 from onereward_jax.training.optimizer import make_optimizer
-from onereward_jax.training.state import create_state, supervised_step
+from onereward_jax.training.state import TrainState, create_state, supervised_step
+from onereward_jax.training.trainer import Experiment
 from onereward_jax.weights.adapters import save_adapter
 from onereward_jax.weights.load import load_component
 from onereward_jax.weights.names import clip, flux, t5, vae
 from onereward_jax.weights.save import save_component
 
+_MEASURED = 256  # images, for the statistics of latents
+
 
 def train_vae(config: AutoencoderTraining, workdir: Path) -> None:
-    """Trains the autoencoder of `config.vae` on scenes' right answers; exports workdir/export/vae.
+    """Train the autoencoder of `config.vae` on targets; exports workdir/export/vae.
 
     Its scaling and shift factors are measured on latents after training and stand in its config.json.
     """
-    module = vae.module_from_config(dict(config.vae.model))
-    optimizer = make_optimizer(**config.optimizer)
-    loss = losses.vae_loss(module, config.vae.kl_weight, config.vae.edge_weight, config.vae.square_weight)
-    source = open_source(config, "train")
+    trainer.train(autoencoder(config, workdir), config, workdir)
+
+
+def autoencoder(config: AutoencoderTraining, workdir: Path) -> Experiment:
+    """An autoencoder that starts untrained."""
+    settings, source = config.vae, open_source(config, "train")
+    module, optimizer = vae.module_from_config(dict(settings.model)), make_optimizer(**config.optimizer)
+    loss = losses.vae_loss(module, settings.kl_weight, settings.edge_weight, settings.square_weight)
 
     def target(index: int, task: str) -> np.ndarray:
         return source.sample(index, task).arrays("target")["target"]
 
-    state = trainer.train(
-        config,
-        workdir,
-        step=supervised_step(loss, optimizer, config.vae.ema_decay),
+    def export(state: TrainState) -> None:
+        images = jnp.asarray(np.stack([target(index, source.tasks[0]) for index in range(_MEASURED)]))
+        params = hosts.fetch(state.ema)
+        scaling, shift = losses.latent_statistics(module, params, images)
+        if hosts.is_primary():
+            measured = module.clone(scaling_factor=scaling, shift_factor=shift)
+            save_component(workdir / "export" / "vae", "vae", measured, params)
+
+    return Experiment(
+        description="autoencoder",
+        step=supervised_step(loss, optimizer, settings.ema_decay),
         create=lambda params: create_state(params, optimizer, config.seed),
         params=init_params(module, vae, config.seed),
-        record=lambda index, task: {"image": target(index, task)},
-        description="autoencoder",
+        example=lambda index, task: {"image": target(index, task)},
+        task_weights=config.data.task_weights,
+        export=export,
     )
-    images = jnp.asarray(np.stack([target(i, source.tasks[0]) for i in range(256)]))
-    params = hosts.fetch(state.ema)
-    scaling, shift = losses.latent_statistics(module, params, images)
-    module = module.clone(scaling_factor=scaling, shift_factor=shift)
-    if hosts.is_primary():
-        save_component(workdir / "export" / "vae", "vae", module, params)
 
 
 def train_base(config: BaseTraining, workdir: Path) -> None:
-    """Trains a fill model by flow matching; exports the whole model to workdir/export.
+    """Train a fill model by flow matching; exports the whole model to workdir/export.
 
     With `config.base.start`, a model in diffusers layout, its transformer is tuned further. Otherwise transformer and
     text encoders of `config.base` start from nothing, on the autoencoder of `config.base.vae`.
     `config.base.train_text_encoders` lets the text encoders learn too. With `config.lora.rank`, an adapter of the
     transformer is trained instead, and exported alone.
 
-    A share `config.data.target_flaws` of the scenes shows a flawed answer, as pictures from the web would:
+    A share `config.data.target_flaws` of the targets has a synthetic defect, as images from the web would:
     that leaves reward feedback learning something to improve.
     """
+    trainer.train(base_model(config, workdir), config, workdir)
+
+
+def base_model(config: BaseTraining, workdir: Path) -> Experiment:
+    """A fill model that answers the proving ground's requests."""
+    # -------------------------------------------------------------------------------------------------------- the model
     settings = config.base
     pipeline = (
         FillPipeline.from_pretrained(settings.start, dtype="float32")
@@ -88,41 +103,47 @@ def train_base(config: BaseTraining, workdir: Path) -> None:
     if settings.train_text_encoders:
         params |= {"text_encoder": prompts.text_encoder_params, "text_encoder_2": prompts.text_encoder_2_params}
         text_encoders = {"text_encoder": prompts.text_encoder, "text_encoder_2": prompts.text_encoder_2}
-    optimizer = make_optimizer(**config.optimizer)
-    encoded = encoded_scenes(config, workdir, pipeline)
 
-    def record(index: int, task: str) -> dict[str, np.ndarray]:
+    # -------------------------------------------------------------------------------------------- examples and the loss
+    encoded = encoded_samples(config, workdir, pipeline)
+
+    def example(index: int, task: str) -> dict[str, np.ndarray]:
         row = index % settings.scenes_per_task
         return {name: array[row] for name, array in encoded[task].items()}
 
     loss = losses.flow_matching_loss(
         transformer, (side, side), **text_encoders, prompt_dropout=settings.prompt_dropout, shift=pipeline.shift
     )
-    adapters, frozen = LoRA(**config.lora), None
+    optimizer, adapters = make_optimizer(**config.optimizer), LoRA(**config.lora)
+    frozen: Any = {}
     if adapters.rank:
         loss, frozen = adapters.loss(loss), jax.tree.map(lambda x: x.astype(settings.dtype), params)
         params = adapters.init(params, jax.random.key(config.seed))
-    state = trainer.train(
-        config,
-        workdir,
+
+    def export(state: TrainState) -> None:
+        trained = hosts.fetch(state.ema)
+        if not hosts.is_primary():
+            return
+        if adapters.rank:
+            save_adapter(workdir / "export", "transformer", trained["transformer"], adapters.scale)
+            return
+        pipeline.params["transformer"] = trained["transformer"]
+        if text_encoders:
+            prompts.text_encoder_params = trained["text_encoder"]
+            prompts.text_encoder_2_params = trained["text_encoder_2"]
+        pipeline.save_pretrained(workdir / "export")
+
+    return Experiment(
+        description="flow matching",
         step=supervised_step(loss, optimizer, settings.ema_decay),
         create=lambda params: create_state(params, optimizer, config.seed),
         params=params,
         frozen=frozen,
-        record=record,
+        example=example,
         prepare=prompt_reader(prompts, config.max_sequence_length, config.train.batch_size, bool(text_encoders)),
-        description="flow matching",
+        task_weights=config.data.task_weights,
+        export=export,
     )
-    trained = hosts.fetch(state.ema)
-    if not hosts.is_primary():
-        return
-    if adapters.rank:
-        save_adapter(workdir / "export", "transformer", trained["transformer"], adapters.scale)
-        return
-    pipeline.params["transformer"] = trained["transformer"]
-    if text_encoders:
-        prompts.text_encoder_params, prompts.text_encoder_2_params = trained["text_encoder"], trained["text_encoder_2"]
-    pipeline.save_pretrained(workdir / "export")
 
 
 def new_pipeline(config: BaseTraining, workdir: Path) -> FillPipeline:
@@ -152,13 +173,13 @@ def new_pipeline(config: BaseTraining, workdir: Path) -> FillPipeline:
     )
 
 
-def encoded_scenes(
+def encoded_samples(
     config: BaseTraining, workdir: Path, pipeline: FillPipeline, batch_size: int = 16
 ) -> dict[str, dict[str, np.ndarray]]:
-    """Scenes through the autoencoder once, kept in workdir/latents: training then costs the transformer only.
+    """Encode samples once, to workdir/latents: training then costs the transformer only.
 
     Returns:
-      {task: {"data", "masked_image", "mask", "prompt"}}, each with a row a scene.
+      {task: {"data", "masked_image", "mask", "prompt"}}, each with a row a sample.
     """
     source = open_source(config, "train", config.data.target_flaws)
     encode = jax.jit(lambda p, *arrays: conditioning.encode_sample(pipeline.vae, p, *arrays))

@@ -1,8 +1,7 @@
-"""The reward feedback learning run: configuration in, improved policy and its EMA out."""
+"""Reward feedback learning: a fill model and a judge in, an improved policy and its EMA out."""
 
 import json
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from onereward_jax.atomic_files import write_json
 from onereward_jax.config.schema import RewardFeedback, RewardLearning
 from onereward_jax.data.source import ENDLESS, Source
+from onereward_jax.evaluation.while_training import ground_truth_gain
 from onereward_jax.fill.pipeline import FillPipeline, latent_shape
 from onereward_jax.flow.conditioning import TextStates
 from onereward_jax.judge.batches import question_batch
@@ -26,82 +26,100 @@ from onereward_jax.tasks import NEGATIVE_PROMPT
 from onereward_jax.training import trainer
 from onereward_jax.training.metrics import peak_memory_gib, training_seconds
 from onereward_jax.training.state import TrainState
+from onereward_jax.training.trainer import Evaluator, Experiment
 from onereward_jax.weights.adapters import save_adapter
 from onereward_jax.weights.save import save_component
 
-# A pipeline -> (parameters of its transformer -> {name: number})
-Watch = Callable[[FillPipeline], Callable[[Any], dict[str, float]]]
-
 
 def train(
-    config: RewardFeedback, workdir: Path, watch: Watch | None = None, source: Source | None = None
+    config: RewardFeedback, workdir: Path, source: Source | None = None, held_out: Source | None = None
 ) -> TrainState:
-    """Runs Algorithm 1 (`config.algorithm` = "fixed") or 2 ("dynamic") in `workdir`, or goes on with it.
+    """Run Algorithm 1 (`config.algorithm` "fixed") or 2 ("dynamic") in `workdir`, or resume it there.
 
-    Exports the transformers of policy and EMA,
-    in diffusers layout, to workdir/export/policy and workdir/export/ema; with `config.lora.rank`, their adapters.
+    Exports the transformers of policy and EMA, in diffusers layout, to workdir/export/policy and workdir/export/ema;
+    with `config.lora.rank`, their adapters. Writes workdir/training.json, what the run cost.
 
     Args:
-      watch: measures the policy every `config.evaluation.every` updates, for the metrics; nothing else depends on it.
-      source: of the requests, instead of the one that the configuration names.
+      source: of the requests; by default the configured one.
+      held_out: source of what the policy is measured on while it is trained; by default the configured one's test
+        split, or none if a `source` is given.
 
     Raises:
       FileNotFoundError, UserError: a model is missing or does not fit.
     """
-    step_config = config.rl
     # Of processes that were killed, their steps; of this one, loading, compiling and exporting too.
     seconds_before, started = training_seconds(workdir / "metrics.jsonl"), time.perf_counter()
+    if source is None:
+        source = open_requests(config)
+        held_out = open_source(config, "test") if held_out is None else held_out
+    state = trainer.train(reward_feedback(config, workdir, source, held_out), config, workdir)
+    if hosts.is_primary():
+        _write_cost(workdir / "training.json", int(state.step), seconds_before + time.perf_counter() - started)
+    return state
+
+
+def reward_feedback(config: RewardFeedback, workdir: Path, source: Source, held_out: Source | None) -> Experiment:
+    """The policy of `config.model.base`, improved by the judge of `config.model.judge` on requests of a source."""
+    # ------------------------------------------------------------------------------------------------------- the models
     pipeline = FillPipeline.from_pretrained(config.model.base, dtype="float32")
-    source, fields = open_requests(config) if source is None else source, sample_fields(config)
     for size in source.sizes:
         latent_shape(pipeline.vae, *size)  # refuses what doesn't divide
-    computed = computation(config)
-    judge = Judge.from_pretrained(config.model.judge, frozen_dtype(config), fields=computed)
+    fields = computation(config)
+    judge = Judge.from_pretrained(config.model.judge, frozen_dtype(config), fields=fields)
     judge = ensemble(judge, config.model.judge_adapters)
-    transformer, vae = pipeline.transformer.clone(**computed, **attention_of(config)), pipeline.vae.clone(**computed)
-    adapters = adapters_of(config)
-    update = make_update(config, transformer, vae, judge.scorer, pipeline.shift)
-    params, frozen = update.start(pipeline.params["transformer"], pipeline.params["vae"], judge.params)
+    transformer, vae = pipeline.transformer.clone(**fields, **attention_of(config)), pipeline.vae.clone(**fields)
 
-    options: dict[str, Any] = {}
-    if watch is not None and config.evaluation.every:
-        measure = watch(pipeline)
-        of_policy = lambda adapter: attach(pipeline.params["transformer"], adapter, adapters.scale)
-        options = {
-            "evaluate": lambda state: measure(of_policy(state.params) if adapters.rank else state.params),
-            "evaluate_every": config.evaluation.every,
-        }
-    if step_config.reference_pool:
-        options["around"] = open_cache(config, source).around
+    # ------------------------------------------------------------------------------------------------------- the update
+    update, adapters = make_update(config, transformer, vae, judge.scorer, pipeline.shift), adapters_of(config)
+    params, frozen = update.start(pipeline.params["transformer"], pipeline.params["vae"], judge.params)
+    cached = open_cache(config, source).around if config.rl.reference_pool else lambda step: step
+
+    # ----------------------------------------------------------------------------------------------------- its examples
+    names = sample_fields(config)
+
+    def example(index: int, task: str) -> dict[str, np.ndarray]:
+        return source.sample(index, task).arrays(*names)
 
     def prepare(batch: dict[str, np.ndarray]) -> Batch:
-        return encode_text(batch, pipeline, judge, config.max_sequence_length, config.question_length, step_config)
+        return encode_text(batch, pipeline, judge, config.max_sequence_length, config.question_length, config.rl)
 
-    state = trainer.train(
-        config,
-        workdir,
+    # -------------------------------------------------------------------------------------------- evaluation and export
+    evaluators = []
+    if held_out is not None and config.evaluation.every:
+        gain = ground_truth_gain(config, pipeline, held_out)
+
+        def measure(state: TrainState) -> dict[str, float]:
+            if not adapters.rank:
+                return gain(state.params)
+            return gain(attach(pipeline.params["transformer"], state.params, adapters.scale))
+
+        evaluators.append(Evaluator(config.evaluation.every, measure))
+
+    def export(state: TrainState) -> None:
+        for name, trained in (("policy", state.params), ("ema", state.ema)):
+            directory, trained = workdir / "export" / name, hosts.fetch(trained)
+            if not hosts.is_primary():
+                continue
+            if adapters.rank:
+                save_adapter(directory, "transformer", trained, adapters.scale)
+            else:
+                save_component(directory, "transformer", pipeline.transformer, trained)
+
+    return Experiment(
+        description=f"reward feedback learning ({config.algorithm})",
         step=update.step,
         create=update.create,
         params=params,
         frozen=frozen,
-        record=lambda index, task: source.sample(index, task).arrays(*fields),
+        example=example,
         prepare=prepare,
-        description=f"reward feedback learning ({config.algorithm})",
+        task_weights=config.data.task_weights,
         num_conditions=_num_conditions(config, source),
-        repeats=1 + step_config.reference_max_age,
-        **options,
+        repeats=1 + config.rl.reference_max_age,
+        wrap_step=cached,
+        evaluators=tuple(evaluators),
+        export=export,
     )
-    for name, params in (("policy", state.params), ("ema", state.ema)):
-        directory, params = workdir / "export" / name, hosts.fetch(params)
-        if not hosts.is_primary():
-            continue
-        if adapters.rank:
-            save_adapter(directory, "transformer", params, adapters.scale)
-        else:
-            save_component(directory, "transformer", pipeline.transformer, params)
-    if hosts.is_primary():
-        _write_cost(workdir / "training.json", int(state.step), seconds_before + time.perf_counter() - started)
-    return state
 
 
 def open_requests(config: RewardFeedback) -> Source:

@@ -39,7 +39,7 @@ State = Any  # a pytree with an attribute `step`: int32 scalar, the number of up
 Batch = Any
 Metrics = Mapping[str, Any]
 
-_PROGRESS = {"loss": "learning/loss", "reward": "rewards/mean"}
+PROGRESS = {"loss": "learning/loss", "reward": "rewards/mean"}
 
 
 def run(
@@ -58,7 +58,7 @@ def run(
     evaluate: Callable[[State], Metrics] | None = None,
     evaluate_every: int = 0,
     description: str = "train",
-    progress: Mapping[str, str] = _PROGRESS,
+    progress: Mapping[str, str] = PROGRESS,
     optional: tuple[str, ...] = ("rewards/",),
 ) -> State:
     """Trains up to `num_steps`, going on from the newest whole checkpoint in `workdir/checkpoints`.

@@ -1,5 +1,10 @@
-"""A training run, the same for every model: mesh, compiled step, task mixture, loop."""
+"""What is trained, and the one trainer of it: mesh, compiled step, task mixture, loop, export.
 
+A recipe in `runs/` builds an `Experiment`; `train` runs it.
+"""
+
+import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,40 +28,63 @@ Step = Callable[[TrainState, Any], tuple[TrainState, Any]]
 _NUMBERS = ("index", "condition", "age")
 
 
-def train(
-    config: Recipe,
-    workdir: Path,
-    *,
-    step: Callable[[TrainState, Any, Any], tuple[TrainState, Any]],
-    create: Callable[[Any], TrainState],
-    params: Any,
-    record: Callable[[int, str], dict[str, np.ndarray]],
-    description: str,
-    frozen: Any = None,
-    prepare: Callable[[Batch], Any] = lambda batch: batch,
-    task_weights: Mapping[str, float] | None = None,
-    num_conditions: int = 0,
-    repeats: int = 1,
-    around: Callable[[Step], Step] = lambda step: step,
-    **options: Any,
-) -> TrainState:
-    """Trains in `workdir`, or goes on there; see `training.loop.run`.
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """Measures the state every so many updates, and after the last.
 
-    Args:
-      config: its `mesh`, `seed`, `data.task_weights`, `data.loader_threads`, `data.loader_timeout` and
-        `train`.
+    Attributes:
+      every: updates between two evaluations, 1 or more.
+      measure: state -> {name: number}, joined to the metrics of its update.
+    """
+
+    every: int
+    measure: Callable[[TrainState], Mapping[str, float]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What is trained, on what, and what becomes of it.
+
+    Attributes:
+      description: word before the progress bar.
       step: pure (state, frozen, batch) -> (state, metrics).
       create: pure, parameters -> the state before the first update.
       params: parameters to start from.
-      record: (global sample index, task) -> arrays of one sample.
-      description: word before the progress bar.
       frozen: parameters that the step reads and never changes.
-      prepare: a batch of records and their `index` -> the arrays that the step takes; of several processes, each
+      example: (global index, task) -> arrays of one sample, see `data.mixture.mixture`.
+      prepare: a batch of examples and their numbers -> what the step takes; in multi-process runs, each process
         prepares the rows that its devices hold.
-      task_weights: of the tasks, if not `config.data.task_weights`.
-      num_conditions, repeats: records that come again, see `data.mixture.mixture`.
-      around: (state, batch) -> (state, metrics) as it was compiled -> as the loop calls it.
-      options: `progress`, `optional`, `evaluate` and `evaluate_every` of `training.loop.run`.
+      task_weights: of the mixture.
+      num_conditions, repeats: examples that come again, see `data.mixture.mixture`.
+      wrap_step: (state, batch) -> (state, metrics) as it was compiled -> as the loop calls it.
+      evaluators: what is measured while it trains.
+      export: writes what was trained, from the last state; every process calls it.
+      progress: {word: metric} shown beside the bar.
+      optional: prefixes of metrics that are NaN where a batch has no sample of their kind.
+    """
+
+    description: str
+    step: Callable[[TrainState, Any, Any], tuple[TrainState, Any]]
+    create: Callable[[Any], TrainState]
+    params: Any
+    frozen: Any = dataclasses.field(default_factory=dict)
+    example: Callable[[int, str], mixture.Example]
+    prepare: Callable[[Batch], Any] = lambda batch: batch
+    task_weights: Mapping[str, float]
+    num_conditions: int = 0
+    repeats: int = 1
+    wrap_step: Callable[[Step], Step] = lambda step: step
+    evaluators: tuple[Evaluator, ...] = ()
+    export: Callable[[TrainState], None] = lambda state: None
+    progress: Mapping[str, str] = dataclasses.field(default_factory=lambda: dict(loop.PROGRESS))
+    optional: tuple[str, ...] = ("rewards/",)
+
+
+def train(experiment: Experiment, config: Recipe, workdir: Path) -> TrainState:
+    """Run an experiment in `workdir`, or resume it there, and export what it trained; see `training.loop.run`.
+
+    Args:
+      config: its `mesh`, `seed`, `data.loader_threads`, `data.loader_timeout` and `train`.
 
     Returns:
       The state at `config.train.num_steps`.
@@ -64,30 +92,31 @@ def train(
     Raises:
       UserError: the batch can't be shared by the devices; and what `training.loop.run` raises.
     """
-    mesh = make_mesh(**config.mesh)
+    mesh, size = make_mesh(**config.mesh), config.train.batch_size
     check_batch(config, mesh)
-    frozen = {} if frozen is None else frozen
-    compiled, state, frozen = compile_step(step, create, params, frozen, mesh, Placement.of(config))
-    size = config.train.batch_size
+    compiled, state, frozen = compile_step(
+        experiment.step, experiment.create, experiment.params, experiment.frozen, mesh, Placement.of(config)
+    )
     sharding = batch_sharding(mesh, size)
     batches = mixture.mixture(
-        dict(config.data.task_weights if task_weights is None else task_weights),
-        record,
+        dict(experiment.task_weights),
+        experiment.example,
         seed=config.seed,
         batch_size=size,
         rows=hosts.rows_of(sharding, size),
         num_threads=config.data.loader_threads,
-        num_conditions=num_conditions,
-        repeats=repeats,
+        num_conditions=experiment.num_conditions,
+        repeats=experiment.repeats,
     )
 
-    def place(batch: Batch) -> Batch:
+    def place(batch: Batch) -> Any:
         numbers = {name: batch[name].astype(np.int32) for name in _NUMBERS if name in batch}
-        return hosts.place_rows(prepare(batch | numbers), sharding, size)
+        return hosts.place_rows(experiment.prepare(batch | numbers), sharding, size)
 
     launch = hosts.launch_together(compiled)
-    return loop.run(
-        step=around(lambda state, batch: launch(state, frozen, batch)),
+    evaluate, evaluate_every = combined(experiment.evaluators, config.train.num_steps)
+    state = loop.run(
+        step=experiment.wrap_step(lambda state, batch: launch(state, frozen, batch)),
         state=state,
         batches=iter(batches),
         prepare=place,
@@ -98,9 +127,32 @@ def train(
         log_every=config.train.log_every,
         max_skipped=config.train.max_skipped,
         data_timeout=config.data.loader_timeout,
-        description=description,
-        **options,
+        evaluate=evaluate,
+        evaluate_every=evaluate_every,
+        description=experiment.description,
+        progress=experiment.progress,
+        optional=experiment.optional,
     )
+    experiment.export(state)
+    return state
+
+
+def combined(
+    evaluators: tuple[Evaluator, ...], num_steps: int
+) -> tuple[Callable[[TrainState], dict[str, float]] | None, int]:
+    """All evaluators as the loop takes them: one function, and after how many updates it is called."""
+    if not evaluators:
+        return None, 0
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        step = int(state.step)
+        found: dict[str, float] = {}
+        for evaluator in evaluators:
+            if step % evaluator.every == 0 or step == num_steps:
+                found |= evaluator.measure(state)
+        return found
+
+    return evaluate, math.gcd(*(evaluator.every for evaluator in evaluators))
 
 
 def check_batch(config: Recipe, mesh: Mesh) -> None:

@@ -9,7 +9,7 @@ import pytest
 from onereward_jax.cli import main as cli
 from onereward_jax.data.preferences.dataset import write_records
 from onereward_jax.data.preferences.record import Candidate, Preference, Record
-from onereward_jax.evaluation.judge_predictions import preference_records
+from onereward_jax.evaluation.judge_predictions import judge_pairs
 from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.pairs import read_pairs
 from tests.support import tiny_judge
@@ -44,7 +44,7 @@ def evaluate(files, *arguments, model="judge") -> int:
 def test_records_are_what_the_judge_says_of_each_pair(files):
     judge = tiny_judge.judge()
     pairs = read_pairs(files / "folder", bad_share=0.2)
-    found = preference_records(judge, pairs, batch_size=4)
+    found = judge_pairs(judge, pairs, batch_size=4)
     assert len(found) == 5 * 3
     number = 0
     for pair in pairs:

@@ -12,14 +12,14 @@ TASKS = {"image_fill": 0.5, "image_extend": 0.25, "object_removal": 0.25, "text_
 NUMBER = {task: number for number, task in enumerate(TASKS)}
 
 
-def make_record(index: int, task: str) -> dict:
+def make_example(index: int, task: str) -> dict:
     pixels = np.random.default_rng(index).integers(0, 256, (2, 3), dtype=np.uint8)
     return {"pixels": pixels, "task": NUMBER[task], "prompt": f"{task} number {index}"}
 
 
 def take(count: int, batch_size: int, **options) -> dict[str, np.ndarray]:
     """The first `count` samples, in order."""
-    batches = iter(mixture(TASKS, make_record, seed=options.pop("seed", 3), batch_size=batch_size, **options))
+    batches = iter(mixture(TASKS, make_example, seed=options.pop("seed", 3), batch_size=batch_size, **options))
     taken = [next(batches) for _ in range(count // batch_size)]
     return {name: np.concatenate([batch[name] for batch in taken])[:count] for name in taken[0]}
 
@@ -31,7 +31,7 @@ def assert_same(a: dict, b: dict):
 
 
 def test_fields_of_a_batch():
-    batch = next(iter(mixture(TASKS, make_record, seed=0, batch_size=4)))
+    batch = next(iter(mixture(TASKS, make_example, seed=0, batch_size=4)))
     assert batch["pixels"].shape == (4, 2, 3)
     assert batch["pixels"].dtype == np.uint8
     assert batch["index"].dtype == np.int64
@@ -55,7 +55,7 @@ def test_conditions_come_in_epochs(batch_size, threads):
     assert len({tuple(epoch) for epoch in epochs}) == 3
     for condition in range(12):
         rows = taken["pixels"][taken["condition"] == condition]
-        assert (rows == make_record(condition, "image_fill")["pixels"]).all()
+        assert (rows == make_example(condition, "image_fill")["pixels"]).all()
         assert len(set(taken["task"][taken["condition"] == condition])) == 1
 
 
@@ -71,7 +71,7 @@ def test_batches_repeat_their_conditions():
 
 @pytest.mark.parametrize("rows", [[0, 1, 2, 3], [2, 5, 6], [7]])
 def test_does_not_depend_on_the_rows_that_are_made(rows):
-    whole, part = iter(mixture(TASKS, make_record, 3, 8)), iter(mixture(TASKS, make_record, 3, 8, rows))
+    whole, part = iter(mixture(TASKS, make_example, 3, 8)), iter(mixture(TASKS, make_example, 3, 8, rows))
     for _ in range(3):
         expected = next(whole)
         assert_same(next(part), {name: array[rows] for name, array in expected.items()})
@@ -96,12 +96,12 @@ def test_the_seed_changes_the_tasks():
 
 @pytest.mark.parametrize("threads", [0, 2])
 def test_goes_on_from_a_state(threads):
-    batches = iter(mixture(TASKS, make_record, 3, 4, num_threads=threads))
+    batches = iter(mixture(TASKS, make_example, 3, 4, num_threads=threads))
     for _ in range(3):
         next(batches)
     state = json.loads(json.dumps(batches.get_state()))
     expected = [next(batches) for _ in range(3)]
-    again = iter(mixture(TASKS, make_record, 3, 4, num_threads=threads))
+    again = iter(mixture(TASKS, make_example, 3, 4, num_threads=threads))
     again.set_state(state)
     for batch in expected:
         assert_same(next(again), batch)
@@ -118,7 +118,7 @@ def test_goes_on_from_a_state(threads):
 )
 def test_what_can_not_be(change):
     with pytest.raises(UserError):
-        mixture(**{"tasks": TASKS, "make_record": make_record, "seed": 0, "batch_size": 4, **change})
+        mixture(**{"tasks": TASKS, "make_example": make_example, "seed": 0, "batch_size": 4, **change})
 
 
 def test_an_error_of_a_record_is_raised():

@@ -63,7 +63,7 @@ def make_step(moment: str):
     return jax.jit(step, donate_argnums=0)
 
 
-def make_record(index: int, task: str) -> dict:
+def make_example(index: int, task: str) -> dict:
     generator = np.random.default_rng(index)
     inputs = generator.standard_normal(8).astype(np.float32)
     inputs[0] = 1.0 if task == "image_fill" else -1.0
@@ -111,7 +111,7 @@ def arm(moment: str, step):
 
 def main(workdir: str, moment: str = "never") -> None:
     options = {"num_threads": 2, "batch_size": 16, "seed": 7}
-    batches: grain.DatasetIterator = iter(mixture(TASKS, make_record, **options))
+    batches: grain.DatasetIterator = iter(mixture(TASKS, make_example, **options))
     state = loop.run(
         step=arm(moment, make_step(moment)),
         state=initial_state(),

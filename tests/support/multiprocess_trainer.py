@@ -35,7 +35,7 @@ def config_of(mesh: str) -> AutoencoderTraining:
     )
 
 
-def record(index: int, task: str) -> dict:
+def example(index: int, task: str) -> dict:
     generator = np.random.default_rng(index)
     inputs = generator.standard_normal(8).astype(np.float32)
     inputs[0] = 1.0 if task == "image_fill" else -1.0
@@ -68,17 +68,17 @@ def main(workdir: str, mesh: str, pause: str = "0") -> int:
 
         return wrapped
 
-    state = trainer.train(
-        config,
-        Path(workdir),
+    experiment = trainer.Experiment(
         step=supervised_step(loss, optimizer, ema_decay=0.9),
         create=lambda params: create_state(params, optimizer, config.seed),
         params=params,
         frozen={"scale": np.float32(1 / 0.9)},
-        record=record,
+        example=example,
+        task_weights=config.data.task_weights,
         description="training",
-        around=slowly,
+        wrap_step=slowly,
     )
+    state = trainer.train(experiment, config, Path(workdir))
     arrays = hosts.fetch(jax.tree.leaves(state.replace(key=jax.random.key_data(state.key))))
     if hosts.is_primary():
         np.savez(Path(workdir) / "final.npz", *arrays)

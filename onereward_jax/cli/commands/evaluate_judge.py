@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
     from onereward_jax.data.preferences.dataset import open_records
     from onereward_jax.errors import UserError
     from onereward_jax.evaluation.accuracy import accuracy_difference, judge_accuracy
-    from onereward_jax.evaluation.judge_predictions import preference_records, records_of_several, scenes_of
+    from onereward_jax.evaluation.judge_predictions import judge_pairs, judge_pairs_by_task, records_of
     from onereward_jax.evaluation.report.judge_report import write_judge_report
     from onereward_jax.judge.judge import Judge
     from onereward_jax.judge.pairs import check_record, read_pairs
@@ -57,25 +57,25 @@ def run(args: argparse.Namespace) -> None:
     if specialists and (missing := sorted({pair.task for pair in pairs} - specialists.keys())):
         raise UserError(f"--one_a_task names no judge of {', '.join(missing)}, of which there are pairs: name one, too")
     how = {"batch_size": args.batch_size, "image_step": args.image_step}
-    records: dict = {}
+    predictions: dict = {}
     found: dict = {}
 
     def measure(name: str, shown: str, answers: list) -> None:
-        records[name], found[name] = answers, judge_accuracy(answers)
+        predictions[name], found[name] = answers, judge_accuracy(answers)
         print(_table(shown, found[name]))
 
-    measure("model", args.model, preference_records(judge, pairs, **how))
+    measure("model", args.model, judge_pairs(judge, pairs, **how))
     del judge, check  # before another one is loaded
     if args.untuned:
         untuned = Judge.from_pretrained(args.untuned, args.dtype)
-        measure("untuned", args.untuned, preference_records(untuned, pairs, **how))
+        measure("untuned", args.untuned, judge_pairs(untuned, pairs, **how))
         del untuned
     if specialists:
         judge_of = lambda task: Judge.from_pretrained(specialists[task], args.dtype)  # noqa: E731
-        measure("one_a_task", "one judge a task", records_of_several(judge_of, pairs, **how))
-    scenes = scenes_of(pairs)
-    others = {name: answers for name, answers in records.items() if name != "model"}
-    found["differences"] = {name: accuracy_difference(records["model"], x, scenes) for name, x in others.items()}
+        measure("one_a_task", "one judge a task", judge_pairs_by_task(judge_of, pairs, **how))
+    records = records_of(pairs)
+    others = {name: answers for name, answers in predictions.items() if name != "model"}
+    found["differences"] = {name: accuracy_difference(predictions["model"], x, records) for name, x in others.items()}
     for name, difference in found["differences"].items():
         low, high = difference["overall"]["ci95"]
         print(f"{args.model} - {name}: {difference['overall']['difference']:+.3f}, 95 % {low:+.3f} to {high:+.3f}")

@@ -1,7 +1,6 @@
 """Improves a fill model by reward feedback learning (Algorithm 1 or 2)."""
 
 import argparse
-import functools
 
 from onereward_jax.cli.commands import config_arguments
 from onereward_jax.config.schema import RewardFeedback
@@ -15,8 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from onereward_jax.evaluation.while_training import watch_truth
     from onereward_jax.runs.reward_feedback import train
 
     workdir = claim_workdir(args.workdir, args.config, RewardFeedback.MEASURING)
-    train(args.config, workdir, watch=functools.partial(watch_truth, args.config))
+    train(args.config, workdir)

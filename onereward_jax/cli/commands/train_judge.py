@@ -1,7 +1,6 @@
 """Trains the judge on preference pairs (Eq. 3); writes it to WORKDIR/export."""
 
 import argparse
-import functools
 
 from onereward_jax.cli.commands import config_arguments
 from onereward_jax.config.schema import JudgeTraining
@@ -15,8 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from onereward_jax.evaluation.judge_predictions import watch_held_out
     from onereward_jax.runs.judge import train_judge
 
     workdir = claim_workdir(args.workdir, args.config)
-    train_judge(args.config, workdir, watch=functools.partial(watch_held_out, args.config))
+    train_judge(args.config, workdir)
