@@ -62,10 +62,10 @@ def list_configs() -> list[str]:
 
 
 def find_model(path: str | os.PathLike) -> Path:
-    """A model's directory: the path as it is where it exists, and else the packaged one of that name, such as
-    "miniature/base"; as it is if there is none either."""
+    """Return a model's directory: the path itself if it exists, else the packaged model of that name, such as
+    "miniature/base"; the path itself if there is neither."""
     given = Path(path)
-    if given.exists() or given.is_absolute():
+    if given.exists() or given.parts[:1] != ("miniature",):
         return given
     return next((found for found in _packaged(given) if found.exists()), given)
 
