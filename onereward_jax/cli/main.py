@@ -34,16 +34,16 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code."""
+    """Run one command and return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    # transformers would advise to install torch, which nothing here needs.
+    # transformers would advise installing torch, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     warnings.formatwarning = _format_warning
     return heartbeat.run_together(lambda: guarded(lambda: _run(argv)))
 
 
 def _format_warning(message: Warning | str, category: type[Warning], *place: object, **rest: object) -> str:
-    """What the user is told is one sentence; a library's warning keeps its kind."""
+    """Show our warnings as one sentence; a library's warning keeps its category."""
     kind = "" if category is UserWarning else f"{category.__name__}: "
     return f"onereward: {kind}{message}\n"
 
@@ -105,7 +105,7 @@ def _run(argv: list[str]) -> int | None:
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Parts `--config.a.b=value` and `--config.a.b value` from the other arguments.
+    """Separate `--config.a.b=value` and `--config.a.b value` from the other arguments.
 
     Returns:
       (other arguments, [(dotted path, text)])
@@ -138,7 +138,7 @@ def _help() -> str:
     return (
         "usage: onereward <command> [--config FILE[:VARIANT]] [--config.field=value ...] [--workdir DIR]\n\n"
         "OneReward in JAX: one vision-language judge improves a mask-guided image model over many tasks.\n\n"
-        f"commands:\n{lines}\n\n`onereward <command> --help` says what a command takes."
+        f"commands:\n{lines}\n\n`onereward <command> --help` shows a command's arguments."
     )
 
 

@@ -1,4 +1,4 @@
-"""How often the judge calls the winner of a held-out pair (the paper's Table 1)."""
+"""How often the judge prefers the winner of a held-out pair (the paper's Table 1)."""
 
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Sequence

@@ -1,7 +1,7 @@
-"""Procedural scenes with known truth: the ground on which the method is put to the proof.
+"""Procedural scenes with ground truth, on which the method is tested.
 
-`ProvingGround` makes scenes, `score` measures an image against a scene's hidden truth, `compare` decides between
-two images, `annotate` plays the human annotator. See docs/reference/proving_ground.md.
+`ProvingGround` makes scenes, `score` rates an image by a scene's hidden ground truth, `compare` decides between two
+images, and `annotate` stands in for the human annotator. See docs/reference/proving_ground.md.
 """
 
 from onereward_jax.proving_ground.annotator import Preference, annotate, annotate_scores, ceiling

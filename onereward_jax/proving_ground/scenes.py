@@ -1,7 +1,7 @@
-"""Scenes with a known right answer: a request, a target that answers it, and the truth behind both.
+"""Scenes with a known right answer: a request, a target that answers it, and the ground truth behind both.
 
-A scene is a crop of a photograph plus, for most tasks, one drawn object or word. Everything is a function of
-(seed, split, task, index), and every length scales with the resolution (numbers below are for 64 pixels).
+A scene is a crop of a photograph plus, for most tasks, one drawn object or word. It depends only on (seed, split, task,
+index), and all lengths scale with the resolution (numbers below are for 64 pixels).
 """
 
 import dataclasses
@@ -22,9 +22,9 @@ from onereward_jax.proving_ground.parallel import score_all
 from onereward_jax.proving_ground.spec import PALETTE_CHROMA, Scene, Spec, chroma, draw, shape_prompt, word_prompt
 
 REFERENCE_RESOLUTION = 64
-# Two colours count as one when their chroma (see `chroma`) is this close.
+# Two colours count as the same if their chroma (see `chroma`) is this close.
 _SAME_CHROMA = 0.34
-_MOST_CONFUSABLE = 0.03  # share of a crop that may look like the object's colour
+_MOST_CONFUSABLE = 0.03  # largest share of a crop in the object's colour
 
 
 class ProvingGround(Source):
@@ -33,9 +33,9 @@ class ProvingGround(Source):
     Args:
       split: "train" or "test"; the photographs of the two are disjoint.
       resolution: side of the square images in pixels.
-      seed: another seed, other scenes.
+      seed: chooses the scenes.
       photos: folder of the user's own photographs; by default the bundled ones.
-      target_flaws: probability that a target carries a synthetic defect (see `defects`), as web data does. Request and
+      target_flaws: probability that a target carries a synthetic defect (see `defects`), as in web data. Request and
         ground truth are those of the scene without.
 
     Raises:
@@ -93,7 +93,7 @@ class ProvingGround(Source):
         return self.scene(int(index), sample.task)
 
     def scene(self, index: int, task: str) -> Scene:
-        """The scene number `index` of a task.
+        """Make scene number `index` of a task.
 
         Args:
           index: any non-negative integer.
@@ -192,7 +192,7 @@ class ProvingGround(Source):
         return tuple(choices)[generator.integers(len(choices))]
 
     def _crop(self, generator: np.random.Generator) -> tuple[str, np.ndarray]:
-        """Name and uint8 square crop of a random photograph, mirrored, turned or toned at random."""
+        """Cut a square out of a random photograph, with random mirroring and tone: name and uint8 (S, S, 3)."""
         photo = self.photos[generator.integers(len(self.photos))]
         levels, grey = photo_store.pyramid(photo, self.resolution)
         side = self.resolution
@@ -201,14 +201,14 @@ class ProvingGround(Source):
             top = generator.integers(level.shape[0] - side + 1)
             left = generator.integers(level.shape[1] - side + 1)
             crop = level[top : top + side, left : left + side]
-            if crop[::4, ::4].std() > 9:  # not a patch of nothing
+            if crop[::4, ::4].std() > 9:  # not a featureless patch
                 break
         if generator.random() < 0.5:
             crop = crop[:, ::-1]
         return photo.name, _develop(crop, grey, generator)
 
     def _hole(self, generator: np.random.Generator) -> tuple[np.ndarray, tuple[float, float]]:
-        """A covering mask that does not tell the size of its object, and the centre of its bounding box."""
+        """Draw a covering mask that does not reveal the size of its object; return it and its bounding box's centre."""
         unit, side = self._unit, self.resolution
         half_width, half_height = unit * generator.uniform(16.5, 20.5, 2)
         x = generator.uniform(half_width + unit, side - half_width - unit)
@@ -222,7 +222,7 @@ class ProvingGround(Source):
         return mask, _centre(mask)
 
     def _colour(self, generator: np.random.Generator, background: np.ndarray) -> str:
-        """A colour that the background does not hold itself, so that what is drawn can be told from it."""
+        """Pick a colour that hardly occurs in the background, so that the drawing stands out."""
         seen = chroma(background[::3, ::3].astype(np.float32) / 255).reshape(-1, 2)
         share = {
             name: float((((seen - value) ** 2).sum(axis=-1) < _SAME_CHROMA**2).mean())
@@ -251,7 +251,7 @@ def _centre(mask: np.ndarray) -> tuple[float, float]:
 
 
 def _develop(crop: np.ndarray, grey: bool, generator: np.random.Generator) -> np.ndarray:
-    """Varies exposure and contrast a little; a grey photograph gets a faint random tone, as old prints have."""
+    """Vary exposure and contrast a little, and tone a grey photograph faintly, like an old print."""
     level = np.arange(256, dtype=np.float32) / 255
     curve = np.clip(level ** np.exp(generator.uniform(-0.12, 0.12)) * generator.uniform(0.9, 1.06), 0, 1)
     tone = generator.normal(0, 0.03, 3) if grey else np.zeros(3)

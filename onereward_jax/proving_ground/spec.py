@@ -1,4 +1,4 @@
-"""The records of a scene, the words of its prompt, and how its target is drawn."""
+"""The parts of a scene, the wording of its prompt, and the drawing of its target."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ SIDE_PHRASES = {"left": "on the left", "right": "on the right", "top": "at the t
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Spec:
-    """The hidden truth of a scene: read by the scorer and the defects, by nobody who learns.
+    """The hidden ground truth of a scene, read by the scorer and the defects, never by a model in training.
 
     Attributes:
       photo: name of the photograph.
@@ -44,13 +44,13 @@ class Spec:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Scene:
-    """A request and its truth.
+    """A request and its ground truth.
 
     Attributes:
       sample: what the policy sees.
       target: uint8 (H, W, 3), a right answer; or one with a synthetic defect, see `ProvingGround`.
       spec: the hidden truth.
-      flaw: name of the planted flaw, "" for a right answer.
+      flaw: name of the flaw, "" for a right answer.
     """
 
     sample: Sample
@@ -60,7 +60,7 @@ class Scene:
 
 
 def chroma(image: np.ndarray) -> np.ndarray:
-    """Red minus green and blue minus yellow, (..., 2), of RGB in [0, 1]; zero for grey."""
+    """Convert RGB in [0, 1] to red minus green and blue minus yellow, (..., 2); zero for grey."""
     red, green, blue = image[..., 0], image[..., 1], image[..., 2]
     return np.stack([red - green, blue - (red + green) / 2], axis=-1)
 
@@ -80,7 +80,7 @@ def word_prompt(word: str, colour: str = "") -> str:
 
 
 def all_prompts() -> Iterator[str]:
-    """Every prompt that a scene can have (and the fixed and negative ones): the corpus for a tokenizer."""
+    """Yield every prompt that a scene can have, and the fixed and negative ones: the corpus for a tokenizer."""
     yield tasks.REMOVAL_PROMPT
     yield tasks.EXTEND_PROMPT
     yield tasks.NEGATIVE_PROMPT
@@ -101,7 +101,7 @@ def draw(
     colour: tuple[float, ...] | None = None,
     background: np.ndarray | None = None,
 ) -> np.ndarray:
-    """The scene's object or word over its background; the arguments replace parts of the truth."""
+    """Draw the scene's object or word over its background; the arguments override parts of the spec."""
     background = spec.background if background is None else background
     alpha = spec.alpha if alpha is None else alpha
     colour = drawing.COLOURS[spec.colour] if colour is None else colour

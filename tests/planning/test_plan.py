@@ -257,7 +257,7 @@ def test_a_search_is_not_overwritten(slice_of, tmp_path, capsys):
     (tmp_path / "search.json").write_text('{"rows": []}')
     slice_of(compiled, traced=False)
     assert run("--topology", "v5p:2x2x2", "--json", str(tmp_path / "search.json")) == 2
-    assert "holds a search: name another file, or go on with it by --search" in capsys.readouterr().err
+    assert "holds a search: name another file, or resume it with --search" in capsys.readouterr().err
 
 
 def test_without_the_compiler_it_says_what_to_install(monkeypatch):

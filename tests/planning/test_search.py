@@ -120,7 +120,7 @@ def test_a_stopped_search_is_resumed(place, monkeypatch, tmp_path, capsys):
     assert len(made) == compiled_once
     # Another search does not go on in this file.
     assert run(*arguments, **{"rl.last_index": 0}) == 2
-    assert "holds something else than this search" in capsys.readouterr().err
+    assert "holds another search" in capsys.readouterr().err
 
 
 def test_a_compiler_error_does_not_end_the_search(place, monkeypatch, capsys):

@@ -125,7 +125,7 @@ def test_an_adapter_its_samples_and_every_export(runs, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("case", "words"),
     [
-        ("no path", "data.path is empty: give a folder of pictures"),
+        ("no path", "data.path is empty: give a folder of images"),
         ("no folder", "there is no folder"),
         ("no picture", "holds no images"),
         ("no captions", "has a caption: write NAME.txt beside each"),

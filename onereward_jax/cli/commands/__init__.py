@@ -1,15 +1,15 @@
-"""The commands of `onereward`: one thin module each, found by cli.py.
+"""The commands of `onereward`, one thin module each, found by cli/main.py.
 
 A module `train_judge.py` is the command `train-judge`. Its docstring's first line is its line in `onereward --help`;
 the whole docstring is in its own `--help`. It has
 
-    def add_arguments(parser: argparse.ArgumentParser) -> None   what the command line takes
-    def run(args: argparse.Namespace) -> int | None              the exit code, None for 0
-    IN_SEVERAL_PROCESSES = True                                  where the same command on many hosts is one run
+    def add_arguments(parser: argparse.ArgumentParser) -> None   its arguments
+    def run(args: argparse.Namespace) -> int | None              returns the exit code, None for 0
+    IN_SEVERAL_PROCESSES = True                                  if the same command on many hosts forms one run
 
-and imports JAX and everything that imports JAX inside `run`, so that a wrong command line is answered at once. A
-command of a configuration calls `config_arguments(parser, RewardFeedback)` and finds its settings, loaded and checked,
-in `args.config`: an object of that recipe of `config.schema`.
+and imports JAX and everything that imports JAX inside `run`, so that errors in the command line show at once. A
+command with a configuration calls `config_arguments(parser, RewardFeedback)` and finds its settings, loaded and
+checked, in `args.config`: an object of that recipe in `config.schema`.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from onereward_jax.config.schema import Recipe
 def config_arguments(
     parser: argparse.ArgumentParser, *recipes: type[Recipe], default: str | None = None, workdir: bool = True
 ) -> None:
-    """Adds `--config FILE[:VARIANT]`, its overrides `--config.field=value`, and `--workdir DIR`.
+    """Add `--config FILE[:VARIANT]`, its overrides `--config.field=value`, and `--workdir DIR`.
 
     The command takes configurations of these recipes; one of another is refused.
     """
@@ -42,7 +42,7 @@ def config_arguments(
 
 
 def use_compilation_cache() -> None:
-    """Keeps compiled programs for the next start of a command: in $JAX_COMPILATION_CACHE_DIR, or the user's caches."""
+    """Cache compiled programs between commands: in $JAX_COMPILATION_CACHE_DIR, or the user's cache directory."""
     import jax
 
     if not jax.config.values["jax_compilation_cache_dir"]:

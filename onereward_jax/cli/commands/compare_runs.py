@@ -1,7 +1,7 @@
-"""Sets evaluated runs beside each other, for example three seeds of both algorithms.
+"""Compares evaluated runs, for example three seeds of both algorithms.
 
-Prints good − bad by truth of every run; writes OUT/comparison.json and OUT/comparison.png, rewards and truth while
-training. Runs of one algorithm are drawn in one colour, their mean thick.
+Prints good − bad by ground truth for every run; writes OUT/comparison.json and OUT/comparison.png, with rewards and
+ground-truth gains during training. Runs of one algorithm share a colour, and a thick line shows their mean.
 """
 
 import argparse

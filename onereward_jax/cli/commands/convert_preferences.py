@@ -1,8 +1,7 @@
-"""Converts preference data: a folder to TFDS and back, a public set's layout to either; checks every record.
+"""Converts preference data between a folder and TFDS, or from a public set's layout; checks every record.
 
 --from is a folder with preferences.jsonl, a TFDS directory, or, with --layout, an annotation file of a public set whose
-pictures lie under --images. Records that can't be used are named and left out: see
-docs/how-to/preferences.md.
+images are under --images. Invalid records are named and left out: see docs/how-to/preferences.md.
 """
 
 import argparse
@@ -15,15 +14,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from onereward_jax.data.preferences.dataset import BAD_SHARE, FORMS
     from onereward_jax.data.preferences.importers import LAYOUTS
 
-    parser.add_argument("--from", dest="source", metavar="PATH", required=True, help="what to convert")
+    parser.add_argument("--from", dest="source", metavar="PATH", required=True, help="data to convert")
     parser.add_argument("--to", dest="target", metavar="DIR", required=True, help="a new directory")
-    parser.add_argument("--form", choices=FORMS, default="folder", help="of the new directory (default: folder)")
-    parser.add_argument("--layout", choices=tuple(LAYOUTS), help="public set that --from is an annotation file of")
-    parser.add_argument("--images", metavar="DIR", help="with --layout: where its pictures lie (default: beside it)")
-    parser.add_argument("--task", choices=TASKS, default="image_fill", help="with --layout (default: image_fill)")
-    parser.add_argument("--dimension", choices=DIMENSIONS, help="with --layout: of an overall preference")
+    parser.add_argument("--form", choices=FORMS, default="folder", help="form of the new directory (default: folder)")
+    parser.add_argument("--layout", choices=tuple(LAYOUTS), help="public set of the annotation file --from")
     parser.add_argument(
-        "--bad_share", type=float, default=BAD_SHARE, metavar="SHARE", help=f"that may be bad (default: {BAD_SHARE})"
+        "--images", metavar="DIR", help="with --layout: directory of the images (default: that of --from)"
+    )
+    parser.add_argument("--task", choices=TASKS, default="image_fill", help="with --layout (default: image_fill)")
+    parser.add_argument("--dimension", choices=DIMENSIONS, help="with --layout: dimension of an overall preference")
+    parser.add_argument(
+        "--bad_share",
+        type=float,
+        default=BAD_SHARE,
+        metavar="SHARE",
+        help=f"invalid records to tolerate (default: {BAD_SHARE})",
     )
 
 

@@ -1,10 +1,10 @@
-"""How often a judge calls the winner of annotated pairs, per task and dimension; JSON with --out, a page with --report.
+"""Measures a judge's accuracy on annotated pairs, per task and dimension; JSON with --out, a page with --report.
 
 DATA is preference data in either form (docs/reference/preference_data.md), such as a directory of
 `onereward make-preferences`.
-Pictures may have any size. Every pair is asked in both orders; records that can't be used are named and left out.
-Another judge (--untuned), or one judge for each task (--one_a_task), is asked about the same pairs, and the difference
-gets a paired interval.
+Images may have any size. The judge sees every pair in both orders; invalid records are named and left out. Another
+judge (--untuned), or one judge per task (--one_a_task), is asked about the same pairs, and the differences get paired
+intervals.
 """
 
 import argparse
@@ -18,21 +18,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="PATH", required=True, help="judge, a directory or hub repository")
     parser.add_argument("--lora", metavar="PATH", action="append", help="adapter of that judge in PEFT's layout")
     parser.add_argument("--data", metavar="DIR", nargs="+", required=True, help="preferences, in either form")
-    parser.add_argument("--untuned", metavar="PATH", help="another judge, to be measured on the same pairs")
+    parser.add_argument("--untuned", metavar="PATH", help="another judge to measure on the same pairs")
     parser.add_argument(
-        "--one_a_task", metavar="TASK=PATH", nargs="+", help="judges of one task each, to be measured on the same pairs"
+        "--one_a_task", metavar="TASK=PATH", nargs="+", help="judges of one task each to measure on the same pairs"
     )
-    parser.add_argument("--source", choices=("planted", "base"), default="", help="only pairs of this kind")
-    parser.add_argument("--batch_size", type=int, default=50, metavar="N", help="pairs asked at once (default: 50)")
     parser.add_argument(
-        "--image_step", type=int, default=0, metavar="N", help="round sides of pictures to multiples of N pixels"
+        "--source",
+        choices=("planted", "base"),
+        default="",
+        help="only pairs with synthetic defects (planted), or by the base model (base)",
+    )
+    parser.add_argument("--batch_size", type=int, default=50, metavar="N", help="pairs per batch (default: 50)")
+    parser.add_argument(
+        "--image_step", type=int, default=0, metavar="N", help="round image sides to multiples of N pixels"
     )
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32", help="default: float32")
     parser.add_argument(
-        "--bad_share", type=float, default=BAD_SHARE, metavar="SHARE", help=f"that may be bad (default: {BAD_SHARE})"
+        "--bad_share",
+        type=float,
+        default=BAD_SHARE,
+        metavar="SHARE",
+        help=f"invalid records to tolerate (default: {BAD_SHARE})",
     )
-    parser.add_argument("--out", metavar="FILE", help="a JSON file for all figures, calibration among them")
-    parser.add_argument("--report", metavar="DIR", help="gets report.html and its figures")
+    parser.add_argument("--out", metavar="FILE", help="a JSON file for all figures, including calibration")
+    parser.add_argument("--report", metavar="DIR", help="a directory for report.html and its figures")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -72,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
         del untuned
     if specialists:
         judge_of = lambda task: Judge.from_pretrained(specialists[task], args.dtype)  # noqa: E731
-        measure("one_a_task", "one judge a task", judge_pairs_by_task(judge_of, pairs, **how))
+        measure("one_a_task", "one judge per task", judge_pairs_by_task(judge_of, pairs, **how))
     records = records_of(pairs)
     others = {name: answers for name, answers in predictions.items() if name != "model"}
     found["differences"] = {name: accuracy_difference(predictions["model"], x, records) for name, x in others.items()}
@@ -89,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _specialists(given: list[str]) -> dict[str, str]:
-    """["image_fill=DIR", ...] -> {task: directory}."""
+    """Parse ["image_fill=DIR", ...] into {task: directory}."""
     from onereward_jax.errors import UserError
     from onereward_jax.tasks import TASKS
 

@@ -1,6 +1,6 @@
-"""Writes what a run trained as a model or adapter for diffusers or as a model for ComfyUI, with a model card.
+"""Exports a trained model or adapter for diffusers, or a model for ComfyUI, with a model card.
 
-The newest checkpoint counts, also of a run that was stopped. The files have the base model's own dtype.
+Uses the newest checkpoint, even of a stopped run. The files have the base model's dtype.
 """
 
 import argparse
@@ -8,12 +8,14 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--workdir", metavar="DIR", required=True, help="of `onereward train` or `onereward finetune`")
-    parser.add_argument("--out", metavar="DIR", required=True, help="is made; files of an earlier export are replaced")
+    parser.add_argument(
+        "--workdir", metavar="DIR", required=True, help="working directory of `onereward train` or `onereward finetune`"
+    )
+    parser.add_argument("--out", metavar="DIR", required=True, help="output directory; replaces an earlier export")
     parser.add_argument(
         "--what",
         choices=("policy", "ema"),
-        help="the parameters themselves, or their average (default: policy; of finetune ema, if it keeps one)",
+        help="parameters or their moving average (default: policy; for finetune ema, if it keeps one)",
     )
     parser.add_argument(
         "--format", choices=("diffusers", "lora", "comfyui"), default="diffusers", help="default: diffusers"

@@ -1,12 +1,12 @@
 """Fills, extends, removes or writes text: image, mask and prompt in, PNG out.
 
 White pixels of the mask are generated. --task object_removal, and image_extend without a prompt, use the fixed prompts
-of OneReward. --extend adds pixels at the sides and needs no mask. The defaults are those of OneReward's transformers;
-FLUX.1-Fill-dev itself is run with --true_cfg_scale 1 --guidance_scale 30.
+of OneReward. --extend adds pixels at the sides and needs no mask. The defaults suit OneReward's transformers; run
+FLUX.1-Fill-dev itself with --true_cfg_scale 1 --guidance_scale 30.
 
---image takes many at once: a folder (then --mask is a folder of masks with the same names, or one mask for all, and
---out a folder), or a JSONL file whose lines have image, mask, prompt, and if wanted task, negative_prompt, extend. What
-can't be read is named, the rest is filled, and the exit code is 1.
+--image also takes a folder (then --mask is a folder of masks with the same names, or one mask for all, and --out a
+folder), or a JSONL file whose lines have image, mask, prompt, and optionally task, negative_prompt, extend. Files that
+can't be read are named, the others are filled, and the exit code is 1.
 """
 
 import argparse
@@ -21,17 +21,17 @@ from onereward_jax.tasks import NEGATIVE_PROMPT, TASKS
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="PATH", required=True, help="FLUX.1-Fill, a directory or hub repository")
     parser.add_argument("--revision", help="branch, tag or commit of the repository")
-    parser.add_argument("--transformer", metavar="PATH", help="another transformer: a directory, or REPO:SUBFOLDER")
+    parser.add_argument("--transformer", metavar="PATH", help="use another transformer: a directory, or REPO:SUBFOLDER")
     parser.add_argument(
         "--lora",
         metavar="PATH[=WEIGHT]",
         type=_adapter,
         action="append",
-        help="an adapter of the transformer; may be given again",
+        help="an adapter of the transformer; may be repeated",
     )
-    parser.add_argument("--image", metavar="FILE", required=True, help="a picture, a folder of them, or a JSONL file")
+    parser.add_argument("--image", metavar="FILE", required=True, help="an image, a folder of images, or a JSONL file")
     parser.add_argument("--mask", metavar="FILE", help="white where to generate, or a folder of masks")
-    parser.add_argument("--prompt", help="what the picture should show")
+    parser.add_argument("--prompt", help="description of the image")
     parser.add_argument("--negative_prompt", default=NEGATIVE_PROMPT, help="default: %(default)s")
     parser.add_argument("--task", choices=TASKS, help="default: image_fill, with --extend image_extend")
     parser.add_argument("--extend", metavar="left=256,right=0", help="pixels to add at the sides")
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from onereward_jax.errors import UserError
     from onereward_jax.fill.requests import output_files, read_requests
 
-    # What the command line gets wrong is said before a model is loaded.
+    # Check the command line before a model is loaded.
     image, out = Path(args.image), Path(args.out)
     given = {"prompt": args.prompt, "negative_prompt": args.negative_prompt, "task": args.task, "extend": args.extend}
     requests = read_requests(image, Path(args.mask) if args.mask else None, **given)
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
     failed = []
 
     def tried(request, function):
-        """What the function gives; None for one of many requests that can't be met, which is reported by name."""
+        """Return the function's result; among many requests, report one that fails by name and return None."""
         try:
             return function(request)
         except (ValueError, OSError) as error:
@@ -79,11 +79,11 @@ def run(args: argparse.Namespace) -> int:
     files = dict(zip(requests, output_files(requests, out, args.num_images), strict=True))
     read = {path.resolve() for request in requests for path in (request.image, request.mask) if path is not None}
     if replaced := [file for of_request in files.values() for file in of_request if file.resolve() in read]:
-        raise UserError(f"{replaced[0]} is read and would be replaced: choose another --out")
+        raise UserError(f"{replaced[0]} is an input and would be replaced: choose another --out")
     prompts = {request: tried(request, lambda request: request.text()) for request in requests}
     prompts = {request: prompt for request, prompt in prompts.items() if prompt is not None}
     if not many:
-        with warnings.catch_warnings(action="ignore"):  # they come when it is filled
+        with warnings.catch_warnings(action="ignore"):  # they are shown when the request is filled
             requests[0].pictures()
     if prompts:
         _fill(args, prompts, files, tried)
@@ -93,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _fill(args: argparse.Namespace, prompts: dict, files: dict, tried) -> None:
-    """Writes every request's pictures."""
+    """Write every request's images."""
     import jax
     import numpy as np
     from tqdm import tqdm
@@ -152,19 +152,19 @@ def _positive(text: str) -> int:
 def _length(text: str) -> int:
     number = _positive(text)
     if number > 512:
-        raise argparse.ArgumentTypeError(f"{number} is more than FLUX has ever read, 512")
+        raise argparse.ArgumentTypeError(f"{number} is more than FLUX was trained with, 512")
     return number
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"{text} is no finite number")
+        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
     return number
 
 
 def _adapter(text: str) -> tuple[str, float]:
-    """Path and weight; a path may have a "=" of its own."""
+    """Split PATH=WEIGHT; the path may contain a "=" itself."""
     path, equals, weight = text.rpartition("=")
     try:
         return (path, _finite(weight)) if equals else (text, 1.0)

@@ -1,7 +1,7 @@
-"""Fine-tunes a fill model on your own pictures by flow matching, in full or by LoRA; writes it to WORKDIR/export.
+"""Fine-tunes a fill model on your own images by flow matching, in full or by LoRA; writes it to WORKDIR/export.
 
-The pictures lie in a folder, --config.data.path, with captions in NAME.txt beside NAME.png or in metadata.jsonl. Masks
-are drawn, or your own. docs/how-to/finetune.md has the details.
+The images are in a folder, --config.data.path, with captions in NAME.txt beside NAME.png or in metadata.jsonl. Masks
+are drawn at random, or your own. docs/how-to/finetune.md has the details.
 """
 
 import argparse
@@ -26,8 +26,8 @@ def run(args: argparse.Namespace) -> None:
 
     data = args.config.data
     if not data.path:
-        raise UserError("data.path is empty: give a folder of pictures by --config.data.path=PICTURES")
-    # Before the claim, which would make the directory.
+        raise UserError("data.path is empty: give a folder of images by --config.data.path=FOLDER")
+    # Before claim_workdir, which creates the directory.
     check_fill_model(args.config.model.base)
     pictures = read_captioned(Path(data.path), data.caption, data.bad_share)
     workdir = claim_workdir(args.workdir, args.config)

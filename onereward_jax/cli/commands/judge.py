@@ -1,7 +1,7 @@
-"""Asks a judge which of two pictures is better, in one dimension of a task or in all of them; prints JSON.
+"""Asks a judge which of two images is better, in one dimension of a task or in all of them; prints JSON.
 
-P(Yes) is the probability that the judge calls the first picture the better one, over its whole vocabulary. It depends
-on which picture is shown first: with --both_orders it is asked the other way round, too, and `p_first_is_better` is the
+P(Yes) is the probability, over the judge's whole vocabulary, that the first image is the better one. It depends on the
+order of the images: with --both_orders the judge is also asked with the images swapped, and `p_first_is_better` is the
 mean of P(Yes) as given and of 1 - P(Yes) swapped.
 """
 
@@ -14,12 +14,12 @@ from onereward_jax.tasks import DIMENSIONS, TASKS
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="PATH", required=True, help="judge, a directory or hub repository")
     parser.add_argument("--lora", metavar="PATH", action="append", help="adapter of the judge in PEFT's layout")
-    parser.add_argument("--first", metavar="FILE", required=True, help="a picture")
-    parser.add_argument("--second", metavar="FILE", required=True, help="a picture, of any size")
+    parser.add_argument("--first", metavar="FILE", required=True, help="an image")
+    parser.add_argument("--second", metavar="FILE", required=True, help="an image, of any size")
     parser.add_argument("--task", choices=TASKS, required=True)
-    parser.add_argument("--dimension", choices=DIMENSIONS, help="one of the task's; without it all, in one pass")
-    parser.add_argument("--prompt", help="what the picture should show: for text_alignment")
-    parser.add_argument("--both_orders", action="store_true", help="also with the pictures swapped")
+    parser.add_argument("--dimension", choices=DIMENSIONS, help="a dimension of the task (default: all, in one pass)")
+    parser.add_argument("--prompt", help="description of the image, for text_alignment")
+    parser.add_argument("--both_orders", action="store_true", help="also ask with the images swapped")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="default: bfloat16")
 
 
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
     from onereward_jax.images.reading import read_image
     from onereward_jax.judge.judge import Judge
 
-    # What the command line gets wrong is said before a model is loaded.
+    # Check the command line before a model is loaded.
     dimensions = [args.dimension] if args.dimension else tasks.dimensions_of(args.task, args.prompt or "")
     for dimension in dimensions:
         tasks.question(args.task, dimension, args.prompt)

@@ -1,7 +1,7 @@
-"""Makes preference data on the proving ground: candidates, and a simulated annotator's choices.
+"""Makes preference data on the proving ground: candidates and the choices of a simulated annotator.
 
-Writes WORKDIR/train or, of held-out photographs, WORKDIR/test; a second call goes on where the first stopped. A task
-whose `data.task_weights` is 0 is left out.
+Writes WORKDIR/train or, with held-out photographs, WORKDIR/test; a second call resumes where the first stopped. Tasks
+with `data.task_weights` 0 are left out.
 """
 
 import argparse
@@ -13,9 +13,7 @@ from onereward_jax.config.workdir import claim_workdir
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     config_arguments(parser, JudgeTraining, RewardFeedback)
-    parser.add_argument(
-        "--split", choices=("train", "test"), default="train", help="photographs to train with, or held-out ones"
-    )
+    parser.add_argument("--split", choices=("train", "test"), default="train", help="training or held-out photographs")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """Copies trained models, in bfloat16, to where the configurations look for them: OUT/base and OUT/judge.
 
-Several judges of one training's successive rounds become one of averaged weights, which a policy fools less easily than
-the last of them (Ramé et al. 2024, "WARM"). Tokenizer and questions are those of the last.
+Judges from successive rounds of one training are merged by averaging their weights, which makes reward hacking harder
+than with the last judge alone (Ramé et al. 2024, "WARM"). Tokenizer and questions are those of the last.
 """
 
 import argparse
@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--judge",
         metavar="DIR",
         nargs="+",
-        help="judge in transformers layout, such as WORKDIR/export of train-judge; of several, their weights' mean",
+        help="judge in transformers layout, such as WORKDIR/export of train-judge; several are averaged",
     )
     parser.add_argument("--out", metavar="DIR", required=True)
 
@@ -34,6 +34,8 @@ def run(args: argparse.Namespace) -> None:
     if args.judge:
         judges = [Judge.from_pretrained(directory, "float32") for directory in args.judge]
         if any(judge.tokenizer.get_vocab() != judges[-1].tokenizer.get_vocab() for judge in judges):
-            raise UserError("the judges have different tokenizers, so their mean is none: give those of one training")
+            raise UserError(
+                "the judges have different tokenizers, so they can't be averaged: give judges of one training"
+            )
         params = mean([judge.params for judge in judges])
         judges[-1].save_pretrained(Path(args.out) / "judge", params, dtype="bfloat16")

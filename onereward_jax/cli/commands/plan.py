@@ -1,12 +1,12 @@
-"""Says whether an update of `onereward train` fits a TPU slice, and what it takes; needs no TPU.
+"""Plans an update of `onereward train` on a TPU slice: whether it fits, and its cost; needs no TPU.
 
-Compiles the update for the slice (the `tpu` extra brings the compiler) and prints for a device: each part of the state,
-temporaries, the peak; and for the update: arithmetic, collectives, the least time by each limit of the chip.
-Exit code 0: it fits; 3: it does not; 2: a wrong input.
+Compiles the update for the slice (the `tpu` extra brings the compiler) and prints, per device, each part of the state,
+temporaries and peak memory; and for the update arithmetic, collectives and the least time by each limit of the chip.
+Exit code 0: it fits; 3: it does not; 2: wrong input.
 
-With --search it tries block sizes of attention, then every mesh, remat policy and two batch sizes, and prints the
-cheapest that fits. That takes many compilations; with --json it goes on where it stopped. Both compile with the least
-effort; --exact as a run does, which takes longer and may find that an update needs somewhat more.
+--search tries attention block sizes, then every mesh, remat policy and two batch sizes, and prints the cheapest that
+fits. That takes many compilations; with --json a stopped search resumes. Both compile with the least effort; --exact
+compiles as a run does, which takes longer and may show that an update needs somewhat more.
 """
 
 import argparse
@@ -27,19 +27,19 @@ DOES_NOT_FIT = 3
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     config_arguments(parser, RewardFeedback, workdir=False)
     parser.add_argument("--topology", metavar="NAME", required=True, help="generation and sides, such as v5p:2x2x4")
-    parser.add_argument("--mesh", metavar="AXES", help="instead of the configuration's: data=1,fsdp=8,tensor=2")
-    parser.add_argument("--batch", type=int, metavar="N", help="instead of the configuration's train.batch_size")
-    parser.add_argument("--json", metavar="FILE", help="a file for all figures")
-    parser.add_argument("--exact", action="store_true", help="compile as a run does, not with the least effort: slow")
+    parser.add_argument("--mesh", metavar="AXES", help="override the configuration's mesh: data=1,fsdp=8,tensor=2")
+    parser.add_argument("--batch", type=int, metavar="N", help="override train.batch_size")
+    parser.add_argument("--json", metavar="FILE", help="write all figures to this file")
+    parser.add_argument("--exact", action="store_true", help="compile with full effort, as a run does: slow")
     parser.add_argument(
         "--search",
         action="store_true",
-        help="try blocks of attention, meshes, remat policies and batches; --mesh and --batch hold theirs",
+        help="try attention blocks, meshes, remat policies and batch sizes; --mesh and --batch fix theirs",
     )
 
 
 def overrides(args: argparse.Namespace) -> list[tuple[str, str]]:
-    """What --mesh and --batch say, as overrides of the configuration."""
+    """Turn --mesh and --batch into overrides of the configuration."""
     batch = [] if args.batch is None else [("train.batch_size", str(args.batch))]
     return [(f"mesh.{axis}", size) for axis, size in mesh_axes(args.mesh).items()] + batch
 
@@ -64,10 +64,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _output(args: argparse.Namespace) -> Path | None:
-    """The file of --json, known to be of use before anything is compiled.
+    """Check the file of --json before anything is compiled.
 
     Raises:
-      UserError: it is of none, or holds a search that would be lost.
+      UserError: it can't be written, or holds a search that would be lost.
     """
     from onereward_jax.atomic_files import check_writable, read_json
 
@@ -78,7 +78,7 @@ def _output(args: argparse.Namespace) -> Path | None:
         raise UserError(f"{file} is a directory: give --json a file")
     check_writable(file.parent)
     if file.exists() and not args.search and "rows" in read_json(file):
-        raise UserError(f"{file} holds a search: name another file, or go on with it by --search")
+        raise UserError(f"{file} holds a search: name another file, or resume it with --search")
     return file
 
 
@@ -113,12 +113,12 @@ def _search(args: argparse.Namespace, config: RewardFeedback, place: "Topology",
     if file is not None and file.exists():
         earlier = read_json(file)
         if earlier.get("about") != about:
-            raise UserError(f"{file} holds something else than this search: name another file")
+            raise UserError(f"{file} holds another search: name another file")
         known = {Choice(**row["choice"]): row["plan"] for row in earlier["rows"]}
         blocks = earlier["attention_blocks"]
     takes_blocks = config.model.attention_blocks is not None and config.model.attention in ("auto", "splash")
     if takes_blocks and blocks is None:
-        blocks = fastest(attention_blocks(config, place, lambda sizes: tqdm(sizes, "blocks of attention", unit="pair")))
+        blocks = fastest(attention_blocks(config, place, lambda sizes: tqdm(sizes, "attention blocks", unit="pair")))
     if blocks:
         config = config.replace({"model.attention_blocks": tuple(blocks)})
         print(f"fastest attention: --config.model.attention_blocks={tuple(blocks)}".replace(", ", ","), flush=True)
@@ -154,7 +154,7 @@ def _search(args: argparse.Namespace, config: RewardFeedback, place: "Topology",
 
 
 def mesh_axes(text: str | None) -> dict[str, str]:
-    """ "data=1,fsdp=8" -> {"data": "1", "fsdp": "8", "tensor": "1"}: an axis that is not named is 1."""
+    """Parse "data=1,fsdp=8" into {"data": "1", "fsdp": "8", "tensor": "1"}; unnamed axes are 1."""
     if text is None:
         return {}
     axes, named = {"data": "1", "fsdp": "1", "tensor": "1"}, {}

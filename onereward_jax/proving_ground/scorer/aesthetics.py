@@ -1,4 +1,4 @@
-"""Exposure, contrast, colour, noise and evenness of the whole picture."""
+"""Exposure, contrast, colour, noise and evenness of the whole image."""
 
 import numpy as np
 from scipy import ndimage
@@ -14,7 +14,7 @@ def aesthetics_of(truth: Truth, picture: np.ndarray, look: Observation) -> float
 
 
 def tone_factor(truth: Truth, picture: np.ndarray, look: Observation) -> float:
-    """Exposure, contrast, cast and saturation of the kept part against the photograph; the hole's, more leniently."""
+    """Compare exposure, contrast, cast and saturation with the photograph's, more leniently in the hole."""
     mean, spread = moments_where(to_opponent(picture), truth.kept)
     true_mean, true_spread = moments_where(truth.opponent, truth.kept)
     drift = mean - true_mean
@@ -34,7 +34,7 @@ def tone_factor(truth: Truth, picture: np.ndarray, look: Observation) -> float:
 
 
 def cleanness(truth: Truth, picture: np.ndarray, look: Observation) -> float:
-    """No noise beyond what the photograph has, in luma or chroma, in the hole or around it."""
+    """Ask for no more noise than the photograph has, in luma and chroma, in the hole and around it."""
     drawn = np.zeros(truth.hole.shape, bool)  # not by the ink: to the eye of this scorer, colour noise is ink
     if look.form.extent is not None:
         drawn = ndimage.maximum_filter(look.form.extent, 5 if truth.scene.spec.word else 9) > 0.05
@@ -50,7 +50,7 @@ def cleanness(truth: Truth, picture: np.ndarray, look: Observation) -> float:
 
 
 def _evenness(look: Observation) -> float:
-    """Paint is even; blotches on it are ugly."""
+    """Ask for an even colour of the object, without blotches."""
     weight = look.form.interior
     total = float(weight.sum())
     if total < FEW:

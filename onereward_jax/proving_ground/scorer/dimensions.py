@@ -1,4 +1,4 @@
-"""An image's score per dimension."""
+"""Scores an image in every dimension."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from onereward_jax.proving_ground.spec import Scene
 
 
 def score(scene: Scene, image: np.ndarray) -> dict[str, float]:
-    """Scores in [0, 1] for the dimensions of the scene's task and prompt, higher is better.
+    """Score an image in [0, 1] in the dimensions of the scene's task and prompt; higher is better.
 
     Args:
       image: (H, W, 3) of the scene's size; uint8, or floats in [0, 1] (values beyond are clipped).

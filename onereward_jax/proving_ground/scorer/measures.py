@@ -1,4 +1,4 @@
-"""Measurements on pictures, and how a measurement becomes a factor in [0, 1]."""
+"""Measurements on images, and their conversion to factors in [0, 1]."""
 
 import functools
 from typing import NamedTuple
@@ -20,7 +20,7 @@ _OWN_COLOUR = 0.3  # chroma this close to the object's is never taken for photog
 
 
 class Form(NamedTuple):
-    """What is drawn in the hole."""
+    """The drawing in the hole."""
 
     alignment: float
     structure: float
@@ -30,12 +30,12 @@ class Form(NamedTuple):
 
 
 def bell(excess: float, tolerance: float, scale: float) -> float:
-    """1 up to the tolerance, then falling smoothly."""
+    """Return 1 up to the tolerance, then fall smoothly."""
     return float(np.exp(-((max(0.0, excess - tolerance) / scale) ** 2)))
 
 
 def ramp(value: float, low: float, high: float) -> float:
-    """0 at low, 1 at high, a smooth step between."""
+    """Step smoothly from 0 at low to 1 at high."""
     t = min(1.0, max(0.0, (value - low) / (high - low)))
     return t * t * (3 - 2 * t)
 
@@ -45,20 +45,20 @@ def sigmoid(value: float) -> float:
 
 
 def mean_where(values: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """Mean over the pixels of a mask: (channels,), or a number for a plane without channels."""
+    """Average over the pixels of a mask: (channels,), or a number for a plane without channels."""
     weight = where.reshape(-1).astype(np.float32)
     return weight @ values.reshape(weight.size, -1).squeeze() / max(float(weight.sum()), 1.0)
 
 
 def moments_where(values: np.ndarray, where: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means and standard deviations of the channels over the pixels of a mask."""
+    """Return means and standard deviations of the channels over the pixels of a mask."""
     mean = mean_where(values, where)
     centred = values - mean
     return mean, np.sqrt(mean_where(centred * centred, where))
 
 
 def colour_residual_where(colours: np.ndarray, soft: np.ndarray, where: np.ndarray) -> float:
-    """Mean square of what differs from the blurred photograph's chroma."""
+    """Return the mean square difference from the blurred photograph's chroma."""
     off = colours - soft[..., 1:]
     return float(mean_where(off * off, where).mean())
 
@@ -69,7 +69,7 @@ def chroma_bins(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def distance_table(background: np.ndarray, colour: str) -> np.ndarray:
-    """For every chroma, how far it is from those of the photograph: what is far was drawn."""
+    """Return the distance of every chroma from those of the photograph; distant ones were drawn."""
     counts = np.zeros((_BINS, _BINS), np.float32)
     np.add.at(counts, chroma_bins(chroma(background)), 1)
     photographic = ndimage.uniform_filter(counts, 3) * 9 >= 3
@@ -84,12 +84,12 @@ def distance_table(background: np.ndarray, colour: str) -> np.ndarray:
 
 @functools.cache
 def _blur_matrix(side: int, sigma: float) -> np.ndarray:
-    """The Gaussian blur along an axis of that many pixels, edges repeated, as a matrix."""
+    """Return the Gaussian blur along an axis of `side` pixels, with edges repeated, as a matrix."""
     return ndimage.gaussian_filter1d(np.eye(side, dtype=np.float32), sigma, axis=0, mode="nearest", truncate=3.0)
 
 
 def smooth(picture: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur of (H, W) or (H, W, C) over its first two axes."""
+    """Blur (H, W) or (H, W, C) over the first two axes with a Gaussian."""
     down = _blur_matrix(picture.shape[0], sigma)
     across = _blur_matrix(picture.shape[1], sigma)
     picture = picture.astype(np.float32, copy=False)
@@ -102,23 +102,23 @@ def smooth(picture: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def to_opponent(picture: np.ndarray) -> np.ndarray:
-    """(luma, two chroma) of RGB."""
+    """Convert RGB to luma and two chroma channels."""
     return picture @ _TO_OPPONENT
 
 
 def to_rgb(opponent: np.ndarray) -> np.ndarray:
-    """The inverse of `to_opponent`."""
+    """Invert `to_opponent`."""
     return opponent @ _FROM_OPPONENT
 
 
 def fine_structure(picture: np.ndarray) -> np.ndarray:
-    """Fine structure of luma and chroma, without the finest, where checkerboards live."""
+    """Return the fine structure of luma and chroma, without the finest scale, where checkerboards are."""
     fine = smooth(to_opponent(picture), 0.6)
     return fine - smooth(fine, 1.5)
 
 
 def border_pairs(hole: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Flat indices (inside, outside) of neighbours across the mask's border."""
+    """Return the flat indices (inside, outside) of neighbours across the mask's border."""
     index = np.arange(SIDE * SIDE).reshape(SIDE, SIDE)
     inside, outside = [], []
     for first, second in (((slice(None), slice(1, None)), (slice(None), slice(None, -1))),
@@ -131,7 +131,7 @@ def border_pairs(hole: np.ndarray) -> tuple[np.ndarray, ...]:
 
 
 def border_step(picture: np.ndarray, border: tuple[np.ndarray, ...], weight: np.ndarray) -> np.ndarray:
-    """The step from outside to inside, averaged along the border: (pairs, 3)."""
+    """Return the step from outside to inside, smoothed along the border: (pairs, 3)."""
     inside, outside = border
     if not len(inside):
         return np.zeros((0, 3), np.float32)
@@ -149,14 +149,14 @@ _CHECKERS = np.where(np.indices((SIDE, SIDE)).sum(axis=0) % 2 == 0, 1.0, -1.0).a
 
 
 def alternation(picture: np.ndarray) -> np.ndarray:
-    """Local amplitude of a pattern that changes sign from pixel to pixel."""
+    """Return the local amplitude of a pattern that changes sign from pixel to pixel."""
     luma = picture @ _LUMA
     luma = luma - smooth(luma, 1.0)
     return np.abs(smooth(luma * _CHECKERS, 1.5))
 
 
 def direction_of(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
-    """The prevailing direction of the fine luma: (cos 2a, sin 2a) times its strength, 0 (none) to 1 (parallel)."""
+    """Return the main direction of the fine luma: (cos 2a, sin 2a) times its strength, 0 (none) to 1 (parallel)."""
     gy, gx = np.gradient(smooth(picture @ _LUMA, 0.6))
     gy, gx = gy[where], gx[where]
     xx, yy, xy = float(gx @ gx), float(gy @ gy), float(gx @ gy)
@@ -169,7 +169,7 @@ def coarsen(picture: np.ndarray) -> np.ndarray:
 
 
 def at_scoring_size(picture: np.ndarray) -> np.ndarray:
-    """Float (H, W) or (H, W, 3) averaged to `SIDE`."""
+    """Average (H, W) or (H, W, 3) to `SIDE`, as floats."""
     if picture.shape[0] == SIDE:
         return picture
     if picture.ndim == 2:

@@ -1,4 +1,4 @@
-"""What is seen in an image, once for all dimensions."""
+"""Measurements on an image, shared by all dimensions."""
 
 from typing import NamedTuple
 
@@ -83,14 +83,14 @@ def _covered(truth: Truth, ink: np.ndarray, form: Form) -> np.ndarray:
 
 
 def painted_over(picture: np.ndarray, covered: np.ndarray) -> np.ndarray:
-    """Ink would bleed into the photograph's measurements: replace it by a blur of its surroundings."""
+    """Replace ink by a blur of its surroundings, so that it does not affect measurements of the photograph."""
     clear = (~covered).astype(np.float32)[..., None]
     planes = smooth(np.concatenate([picture * clear, clear], axis=-1), 3.0)
     return picture * clear + (planes[..., :3] / (planes[..., 3:] + 1e-4)) * (1 - clear)
 
 
 def _undo_tone(truth: Truth, picture: np.ndarray) -> np.ndarray:
-    """Estimates the change of tone on the kept pixels (means, contrast, saturation), and inverts it.
+    """Estimate the tone change on the kept pixels (means, contrast, saturation) and invert it.
 
     Moments and not a regression, so that kept pixels that have moved are not taken for another contrast.
     """
@@ -106,12 +106,12 @@ def _undo_tone(truth: Truth, picture: np.ndarray) -> np.ndarray:
 
 
 def _colour_noise(truth: Truth, colours: np.ndarray) -> float:
-    """Colour noise of the kept part beyond the photograph's own (root mean square)."""
+    """Return the colour noise of the kept part beyond the photograph's own (root mean square)."""
     return float(np.sqrt(max(0.0, colour_residual_where(colours, truth.soft, truth.kept) - truth.colour_residual)))
 
 
 def named_distance(truth: Truth) -> float:
-    """How far the scene's own colour stands out from its photograph."""
+    """Return how far the scene's colour stands out from its photograph."""
     colour = truth.scene.spec.colour
     if not colour:
         return 0.5
@@ -119,7 +119,7 @@ def named_distance(truth: Truth) -> float:
 
 
 def _strip(truth: Truth) -> np.ndarray:
-    """The border on the named side, where the prompt wants the object; the object's centre is in its middle."""
+    """Return the border on the named side, where the prompt wants the object."""
     spec = truth.scene.spec
     scale = SIDE / truth.scene.sample.image.shape[0]
     x, y = spec.centre[0] * scale, spec.centre[1] * scale

@@ -1,4 +1,4 @@
-"""How well the photograph goes on in the hole."""
+"""How well the photograph continues in the hole."""
 
 from typing import NamedTuple
 
@@ -53,13 +53,13 @@ def _kept(truth: Truth, look: Observation) -> float:
 
 
 def _colour_agreement(truth: Truth, look: Observation) -> float:
-    """The hole's mean colour lies between that of its surroundings and that of the true photograph."""
+    """Ask for a mean colour between that of the surroundings and that of the original photograph."""
     seen, true = mean_where(look.picture, look.plain), mean_where(truth.background, look.plain)
     return bell(_distance_to_way(seen, true, mean_where(look.picture, truth.ring)), 0.06, 0.22)
 
 
 def _grain_agreement(truth: Truth, look: Observation) -> float:
-    """The hole's grain lies between that of its surroundings and that of the true photograph."""
+    """Ask for grain between that of the surroundings and that of the original photograph."""
     inside, around = (float(mean_where(look.band[..., 0], where)) for where in (look.plain, truth.ring))
     true_inside, true_around = (float(mean_where(truth.band[..., 0], where)) for where in (look.plain, truth.ring))
     floor = 0.006**2
@@ -78,21 +78,21 @@ def _no_checkerboard(truth: Truth, look: Observation, where: np.ndarray) -> floa
 
 
 def _no_streaks(truth: Truth, look: Observation) -> float:
-    """The direction of the hole's forms lies between none, that of its surroundings and that of the true photograph."""
+    """Ask for a direction of edges between none, that of the surroundings and that of the original photograph."""
     seen = direction_of(look.bare, look.plain)
     usual = [np.zeros(2), direction_of(truth.background, look.plain), truth.ring_direction]
     return bell(min(_distance_to_way(seen, usual[i], usual[j]) for i, j in ((0, 1), (0, 2), (1, 2))), 0.14, 0.32)
 
 
 def _distance_to_way(point: np.ndarray, start: np.ndarray, end: np.ndarray) -> float:
-    """Distance of a point from the straight way between two others."""
+    """Return the distance of a point from the segment between two others."""
     way = end - start
     share = np.clip((point - start) @ way / max(float(way @ way), 1e-6), 0, 1)
     return float(np.linalg.norm(point - start - share * way))
 
 
 def _no_void(truth: Truth, look: Observation) -> float:
-    """Where photograph is all around, a hole without any forms is not one."""
+    """Ask for edges in a hole that is surrounded by photograph."""
     coarse_seen, coarse_true = coarsen(look.bare), coarsen(truth.background)
     expected = min(float(mean_where(coarse_true, look.plain)), float(mean_where(coarse_true, truth.ring)))
     floor = 0.008**2

@@ -16,7 +16,7 @@ def removal_quality(truth: Truth, picture: np.ndarray, look: Observation, photog
 
 
 def _gone(truth: Truth, look: Observation) -> float:
-    """How much of the object's colourfulness is left in the hole, as a share of the object's own."""
+    """Return the share of the object's colourfulness that is left in the hole."""
     table, margin = truth.distance_table, 0.06
     left = np.maximum(table[chroma_bins(chroma(look.picture))] - margin, 0)[truth.hole].sum()
     native = np.maximum(table[chroma_bins(chroma(truth.background))] - margin, 0)[truth.hole].sum()

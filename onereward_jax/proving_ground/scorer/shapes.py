@@ -1,4 +1,4 @@
-"""Which shape is drawn in an image, and how well."""
+"""Finds the shape drawn in an image, and how well it is drawn."""
 
 import functools
 from typing import NamedTuple
@@ -15,7 +15,7 @@ _RADII = tuple(np.exp(np.linspace(np.log(4.6), np.log(12.5), 9)))
 
 
 class _Bank(NamedTuple):
-    """Templates of every shape at every radius, and what matching needs of them."""
+    """Prepare templates of every shape at every radius for matching."""
 
     alpha: np.ndarray  # (shapes, radii, 64, 64)
     spectra: np.ndarray  # conjugate spectra
@@ -38,7 +38,7 @@ _SOFT = 1.4  # pixels: a blur that hides ragged edges, to tell which shape is me
 
 
 def _dice(ink: np.ndarray, spectra: np.ndarray, squares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Best overlap 2·Σab / (Σa² + Σb²) of the ink with each template over all positions, and that position."""
+    """Find the position of best overlap 2·Σab / (Σa² + Σb²) of the ink with each template."""
     match = fft.irfft2(fft.rfft2(ink) * spectra, s=(SIDE, SIDE)).reshape(*squares.shape, -1)
     position = match.argmax(axis=-1)
     best = np.take_along_axis(match, position[..., None], axis=-1)[..., 0]
@@ -82,7 +82,7 @@ def shape_form(truth: Truth, picture: np.ndarray, ink: np.ndarray, distance: np.
 
 
 def hue_agreement(picture: np.ndarray, weight: np.ndarray, colour: str) -> float:
-    """How near the weighted pixels are to a colour of the palette: mostly in hue, for a quarter in chroma."""
+    """Return how close the weighted pixels are to a colour of the palette: three quarters hue, one quarter chroma."""
     seen = (weight[..., None] * chroma(picture)).sum(axis=(0, 1)) / (weight.sum() + 1e-6)
     own = PALETTE_CHROMA[colour]
     turn = np.arctan2(seen[1], seen[0]) - np.arctan2(own[1], own[0])

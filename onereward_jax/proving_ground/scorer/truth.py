@@ -1,4 +1,4 @@
-"""What the scorer knows of a scene before it sees an image."""
+"""The scorer's knowledge of a scene before it sees an image."""
 
 import functools
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from onereward_jax.proving_ground.spec import Scene
 
 
 class Truth(NamedTuple):
-    """A scene at scoring size, with all that depends on it alone; planes are (64, 64) or (64, 64, channels)."""
+    """A scene at scoring size with all derived measurements; planes are (64, 64) or (64, 64, channels)."""
 
     scene: Scene
     background: np.ndarray  # the photograph, RGB

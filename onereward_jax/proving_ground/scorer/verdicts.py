@@ -1,4 +1,4 @@
-"""The verdict between two images, from their scores."""
+"""Verdicts between two images, from their scores."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -18,7 +18,7 @@ Verdict = Literal["good", "same", "bad"]
 
 
 def compare(scene: Scene, image_a: np.ndarray, image_b: np.ndarray) -> Verdict:
-    """Is `image_a` better than `image_b` by truth: "good", "same" or "bad".
+    """Compare `image_a` with `image_b` by ground truth: "good", "same" or "bad".
 
     The means of `score` over the scene's dimensions are compared, each dimension counting alike; a difference of at
     most `TIE_MARGIN` is "same".
@@ -27,7 +27,7 @@ def compare(scene: Scene, image_a: np.ndarray, image_b: np.ndarray) -> Verdict:
 
 
 def verdict(scores_a: Mapping[str, float], scores_b: Mapping[str, float]) -> Verdict:
-    """`compare` for scores that are already there."""
+    """Compare scores that are already known; see `compare`."""
     difference = overall(scores_a) - overall(scores_b)
     if abs(difference) <= TIE_MARGIN:
         return "same"
@@ -35,5 +35,5 @@ def verdict(scores_a: Mapping[str, float], scores_b: Mapping[str, float]) -> Ver
 
 
 def overall(scores: Mapping[str, float]) -> float:
-    """One number for an image: the mean over its dimensions."""
+    """Average an image's scores over its dimensions."""
     return float(np.mean(list(scores.values())))

@@ -1,4 +1,4 @@
-"""Which word is written in an image, and how well."""
+"""Reads the word written in an image, and how well it is written."""
 
 import functools
 
@@ -18,7 +18,7 @@ _WINDOW = (8, 5)  # half height and half width of a letter's window, pixels
 
 @functools.cache
 def _letter_bank(sigma: float) -> tuple[np.ndarray, np.ndarray]:
-    """Templates (letters, shifts, pixels) in a letter's window, blurred, and the sums of their squares."""
+    """Prepare blurred templates (letters, shifts, pixels) in a letter's window, and the sums of their squares."""
     rows, columns = _WINDOW
     side = 32
     bank = []
@@ -67,13 +67,13 @@ def word_form(truth: Truth, picture: np.ndarray, ink: np.ndarray, distance: np.n
 
 
 def _letter_dice(window: np.ndarray, sigma: float) -> np.ndarray:
-    """Best overlap of a window with each letter of the alphabet, over small shifts."""
+    """Return the best overlap of a window with each letter of the alphabet, over small shifts."""
     bank, squares = _letter_bank(float(sigma))
     return (2 * (bank @ window.reshape(-1)) / (squares + (window**2).sum() + 1e-6)).max(axis=1)
 
 
 def _offset(template: np.ndarray, ink: np.ndarray, reach: int = 8) -> tuple[int, int]:
-    """(x, y) by which the template must be moved to lie best over the ink."""
+    """Return the (x, y) shift that places the template best over the ink."""
     match = fft.irfft2(fft.rfft2(ink) * np.conj(fft.rfft2(template)), s=(SIDE, SIDE))
     match = np.fft.fftshift(match)
     half = SIDE // 2
