@@ -1,14 +1,14 @@
-"""Preference data of the proving ground: four candidates a scene, a simulated annotator's best and worst.
+"""Preference data of the proving ground: four candidates per scene, with a simulated annotator's best and worst.
 
 A directory is a folder of preference data (docs/reference/preference_data.md) in parts, each
-preferences-planted-00000.jsonl or preferences-base-00000.jsonl and its pictures. A record's `notes` have its `scene`
-and its `source`.
+preferences-planted-00000.jsonl or preferences-base-00000.jsonl and its images. A record's `notes` have its `scene` and
+its `source`.
 
-Planted parts show right answers with planted defects: they teach the judge to see. Most of them went through the
-autoencoder, where noise on the latents leaves the artefacts that a policy in search of reward would find. Base parts
-show the base model's pictures, made with random settings as the paper does, one-step predictions among them, since
-those are what the judge is shown in reward feedback learning. In a later round, policies that were trained against an
-earlier judge make some of them: where that judge was fooled, the annotator was not.
+"planted" parts show right answers with synthetic defects, which teach the judge to see defects. Most went through the
+autoencoder, where noise on the latents leaves artefacts like those of reward hacking. "base" parts show images by the
+base model with random settings, as in the paper, including one-step predictions, which the judge sees in reward
+feedback learning. In a later round, some come from policies that hacked an earlier judge: the annotator still ranks
+them by ground truth.
 """
 
 import functools
@@ -59,18 +59,17 @@ def make_preferences(
     tasks: Sequence[str] = TASKS,
     replace: bool = False,
 ) -> None:
-    """Makes candidates and preferences for scenes of a split; goes on where an earlier call with the same settings
-    stopped.
+    """Make candidates and preferences for scenes of a split, resuming an earlier call with the same settings.
 
     Args:
-      config: of the judge's training; `config.preferences` says how candidates are made.
-      directory: gets the parts.
+      config: settings; `config.preferences` says how candidates are made.
+      directory: directory for the parts.
       split: "train" or "test".
       model: directory of the base model.
-      planted: scenes a task with planted defects; base: scenes a task with the base model's pictures, others
-        than those.
-      tasks: of the scenes.
-      replace: preferences of other settings in the directory are deleted; otherwise they are refused.
+      planted: scenes per task with synthetic defects.
+      base: scenes per task with images by the base model, other scenes than those.
+      tasks: tasks of the scenes.
+      replace: delete preferences of other settings in the directory; otherwise they are an error.
 
     Raises:
       FileNotFoundError, UserError: a model is missing or does not fit.
@@ -111,7 +110,7 @@ def make_preferences(
 
 
 def _claim(directory: Path, made_of: dict[str, Any], config: MakesPreferences, replace: bool) -> None:
-    """Notes what the parts are made of; parts that were made of something else are replaced or refused."""
+    """Record the parts' settings and models; replace or refuse parts with other ones."""
     groups = {"preferences": config.preferences.to_dict(), "data": config.data.to_dict()}
     new = made_of | {name: _that_count(name, values) for name, values in groups.items()}
     path = directory / MADE_OF
@@ -132,7 +131,7 @@ def _that_count(group: str, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _upgraded(made_of: dict[str, Any]) -> dict[str, Any]:
-    """What an earlier release noted, under today's names, with defaults where there was no such setting yet."""
+    """Convert an earlier release's record to today's names, with defaults for settings that did not exist."""
     defaults, was = json.loads(json.dumps(RewardFeedback().to_dict())), renamed()
     groups = {}
     for group in ("preferences", "data"):
@@ -181,7 +180,7 @@ def _planted(
     config: MakesPreferences,
     generator: np.random.Generator,
 ) -> tuple[np.ndarray, list[list[dict]]]:
-    """The right answer with up to two random defects each; most scenes through the autoencoder."""
+    """Add up to two random defects to each right answer; most scenes go through the autoencoder."""
     settings = config.preferences
     scenes = [ground.scene_of(sample) for sample in samples]
     pictures, made_by = [], []
@@ -199,7 +198,7 @@ def _planted(
         made_by.append(notes)
     candidates = np.stack(pictures)
 
-    # All four candidates of a scene, or none: that a picture was decoded says nothing about it.
+    # All four candidates of a scene, or none, so that being decoded says nothing about quality.
     through = np.flatnonzero(generator.random(len(scenes)) < settings.decoded_share)
     noise = np.zeros((len(scenes), CANDIDATES, *latent_shape(autoencoder, *candidates.shape[2:4])), np.float32)
     for row in through:
@@ -222,7 +221,7 @@ _DECODED_AT_ONCE = 8  # scenes
 
 
 def _latent_noise(scene: Scene, shape: tuple[int, ...], generator: np.random.Generator) -> np.ndarray:
-    """Noise of deviation about 1 for a latent (h, w, C): fine, coarse or one value, in the hole or everywhere."""
+    """Draw noise of deviation about 1 for a latent (h, w, C): fine, coarse or constant, in the hole or everywhere."""
     height, width, channels = shape
     grain = int(generator.choice([1, 4, height]))
     coarse = generator.normal(size=(-(-height // grain), -(-width // grain), channels))
@@ -241,7 +240,7 @@ def _generated(
     config: MakesPreferences,
     generator: np.random.Generator,
 ) -> tuple[np.ndarray, list[list[dict]]]:
-    """Pictures of the base model, or of a policy, under random settings, the same for all samples of a part."""
+    """Generate images with the base model or a policy, under random settings, the same for all samples of a part."""
     images = np.stack([sample.image for sample in samples])
     masks = np.stack([sample.mask for sample in samples])
     prompts = [sample.prompt for sample in samples]
@@ -265,11 +264,11 @@ def _generated(
     return np.stack(pictures, axis=1), [notes] * len(samples)
 
 
-_POLICY_SHARE = 0.5  # so that most scenes set a policy's pictures against the base's
+_POLICY_SHARE = 0.5  # so that most scenes compare a policy's images with the base's
 
 
 def draw_settings(settings: Preferences, generator: np.random.Generator) -> dict[str, Any]:
-    """Random arguments of `FillPipeline.generate`, and the strength of the initial noise."""
+    """Draw random arguments of `FillPipeline.generate`, and the strength of the initial noise."""
     num_steps = int(generator.integers(settings.min_steps, settings.max_steps + 1))
     one_step = generator.random() < settings.one_step_share
     stop = int(generator.integers(num_steps // 4, num_steps)) if one_step else None

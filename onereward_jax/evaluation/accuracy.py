@@ -10,24 +10,24 @@ from onereward_jax.errors import UserError
 from onereward_jax.evaluation.statistics import paired_difference_interval, wilson_interval
 from onereward_jax.tasks import CELLS
 
-# What a judge says of an annotated pair: task, dimension, P(Yes | winner, loser), P(Yes | loser, winner), and whether
-# the annotator's winner is better by ground truth (None: unknown).
+# A judge's answers about an annotated pair: task, dimension, P(Yes | winner, loser), P(Yes | loser, winner), and
+# whether the annotator's winner is better by ground truth (None: unknown).
 Prediction = tuple[str, str, float, float, bool | None]
 
 CALIBRATION_BINS = 10
 
 
 def judge_accuracy(predictions: Iterable[Prediction]) -> dict[str, Any]:
-    """Accuracy, position bias and calibration of the judge, per task × dimension and over all.
+    """Measure the judge's accuracy, position bias and calibration, per task × dimension and overall.
 
-    The judge calls the first image better when P(Yes) > ½; exactly ½ counts half. "accuracy" is the mean of both
-    orders' accuracies. "ceiling" is the share of pairs whose annotated winner is the better one in truth: what a
-    judge that knew the truth would reach against these noisy labels. "truth_accuracy" is against the truth itself.
+    The judge prefers the first image when P(Yes) > ½; exactly ½ counts half. "accuracy" is the mean over both orders.
+    "ceiling" is the share of pairs whose annotated winner has the higher ground-truth score: the accuracy of the ground
+    truth itself against these noisy labels. "truth_accuracy" is the judge's accuracy against the ground truth.
 
     Returns:
       {"cells": {task: {dimension: summary}}, "overall": summary | {"calibration": [bin, ...]}}, of plain numbers:
       summary = {"n", "accuracy", "ci95", "winner_first", "loser_first", "both_orders" (the decision by the mean of both
-      probabilities), "ceiling", "truth_accuracy" (None if the truth is unknown), "position_bias" (mean P(Yes) over
+      probabilities), "ceiling", "truth_accuracy" (None without ground truth), "position_bias" (mean P(Yes) over
       both orders − ½: positive favours the first image), "calibration_error"};
       bin = {"lower", "upper", "n", "predicted", "observed"}. Without predictions: no cells, and "overall" is None.
 
@@ -57,18 +57,19 @@ def judge_accuracy(predictions: Iterable[Prediction]) -> dict[str, Any]:
 def accuracy_difference(
     predictions: Sequence[Prediction], others: Sequence[Prediction], groups: Sequence[Hashable] | None = None
 ) -> dict[str, Any]:
-    """How much more often one judge is right than another about the same pairs, both orders' mean.
+    """Measure how much more often one judge is right than another about the same pairs, mean over both orders.
 
     Args:
-      predictions, others: of the two judges, in the same order.
-      groups: of each prediction, what belongs together, see `judge_predictions.records_of`; by default nothing does.
+      predictions, others: predictions of the two judges, in the same order.
+      groups: group of correlated predictions that each belongs to, see `judge_predictions.records_of`; by default all
+        are independent.
 
     Returns:
       {"cells": {task: {dimension: summary}}, "tasks": {task: summary}, "overall": summary}, with summary = {"n",
       "difference", "ci95" (paired)}. Without predictions: no cells, no tasks, and "overall" is None.
 
     Raises:
-      UserError: the predictions are not of the same pairs.
+      UserError: the predictions are about different pairs.
     """
     if [prediction[:2] for prediction in predictions] != [prediction[:2] for prediction in others]:
         raise UserError("the two judges were not asked the same questions")
@@ -97,7 +98,7 @@ def accuracy_difference(
 
 
 def table(accuracy: dict[str, Any], key: str = "accuracy") -> dict[str, dict[str, float]]:
-    """One number a cell: {task: {dimension: x}}, as `evaluation.json` has it; cells without the number are left out."""
+    """Pick one number per cell, {task: {dimension: x}}, leaving out cells without it."""
     numbers = {
         task: {dimension: cell[key] for dimension, cell in dimensions.items() if cell[key] is not None}
         for task, dimensions in accuracy["cells"].items()
@@ -106,13 +107,13 @@ def table(accuracy: dict[str, Any], key: str = "accuracy") -> dict[str, dict[str
 
 
 def _answers(predictions: Sequence[Prediction]) -> tuple[np.ndarray, np.ndarray]:
-    """P(Yes) with the winner first, and with the loser first."""
+    """Return P(Yes) with the winner first, and with the loser first."""
     winner_first, loser_first = np.array([prediction[2:4] for prediction in predictions], np.float64).reshape(-1, 2).T
     return winner_first, loser_first
 
 
 def _right(predictions: Sequence[Prediction]) -> np.ndarray:
-    """In how many of both orders the judge calls the winner: 0, ½ or 1, and with an undecided answer between."""
+    """Return the share of orders in which the judge prefers the winner; an answer of exactly ½ counts half."""
     winner_first, loser_first = _answers(predictions)
     return (_above(winner_first, 0.5) + 1 - _above(loser_first, 0.5)) / 2
 
@@ -145,7 +146,7 @@ def _above(values: np.ndarray, threshold: np.ndarray | float) -> np.ndarray:
 
 
 def _calibration(predictions: list[Prediction]) -> list[dict[str, float]]:
-    """Of all times the judge said P(Yes) in a bin: what it said on average, and how often the first image had won."""
+    """For each bin of P(Yes), compare its mean with how often the first image had won."""
     predicted = np.array([probability for prediction in predictions for probability in prediction[2:4]], np.float64)
     won = np.tile([1.0, 0.0], len(predictions))
     index = np.minimum((predicted * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)

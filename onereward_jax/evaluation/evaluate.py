@@ -35,9 +35,9 @@ PACKAGES = ("onereward-jax", "jax", "flax", "optax", "orbax-checkpoint", "grain"
 
 
 def evaluate(config: RewardFeedback, workdir: Path) -> dict[str, Any]:
-    """Compares the trained policy of `workdir` with its base, and measures the judge.
+    """Compare the trained policy of `workdir` with its base, and measure the judge.
 
-    Writes workdir/evaluation.json, workdir/report.html and its figures as pictures in workdir/figures.
+    Writes workdir/evaluation.json, workdir/report.html and the report's figures in workdir/figures.
 
     Raises:
       FileNotFoundError, UserError: the run has not ended, a model is missing, or the data have no ground truth.
@@ -49,8 +49,8 @@ def evaluate(config: RewardFeedback, workdir: Path) -> dict[str, Any]:
     training = json.loads((workdir / "training.json").read_text())
     if training["step"] != config.train.num_steps:
         raise UserError(
-            f"the policy in {workdir} is of step {training['step']}, not of train.num_steps {config.train.num_steps}:"
-            " run `onereward train` to its end, or give the number of steps that it has"
+            f"the policy in {workdir} has {training['step']} steps, not train.num_steps {config.train.num_steps}:"
+            " finish `onereward train`, or set train.num_steps to the number it has"
         )
     source = open_source(config, "test")
     truth = ground_truth_of(source, "`onereward evaluate`")
@@ -108,7 +108,7 @@ def _compared(
     images: tuple[np.ndarray, np.ndarray],
     config: RewardFeedback,
 ) -> list[gsb.Comparison]:
-    """The base's and the policy's images of samples of one task, by ground truth and by the judge."""
+    """Compare the base's and the policy's images of one task, by ground truth and by the judge."""
     before, after = images
     texts = [(sample.task, sample.prompt) for sample in samples]
     batch_size = config.evaluation.batch_size
@@ -121,7 +121,7 @@ def _compared(
 
 
 def _judged(judge: Judge, source: Source, directory: Path, config: RewardFeedback) -> dict[str, Any]:
-    """The judge's accuracy on preferences of held-out samples, which are made in `directory`."""
+    """Measure the judge's accuracy on preferences over held-out samples, which are made in `directory`."""
     settings = config.evaluation
     make_preferences(
         config,
@@ -156,10 +156,10 @@ def generate_images(
     The noise of a sample is the same for every parameter set.
 
     Args:
-      params: of the transformer; the pipeline's own if None.
-      samples: S of one task and one size (H, W), from any source.
-      candidate: number of the answer; each has other noise.
-      batch_size: instead of `config.evaluation.batch_size`.
+      params: parameters of the transformer; the pipeline's own if None.
+      samples: S samples of one task and one size (H, W), from any source.
+      candidate: number of the answer; each has different noise.
+      batch_size: overrides `config.evaluation.batch_size`.
       quiet: show no progress bar.
 
     Returns:

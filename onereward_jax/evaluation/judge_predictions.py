@@ -1,4 +1,4 @@
-"""The judge's answers about many pictures: of a policy and its base, and of annotated pairs."""
+"""The judge's answers about many images: by a policy and its base, and in annotated pairs."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +21,7 @@ Text = tuple[str, str]  # task, prompt
 
 
 def batches_of(total: int, size: int) -> Iterator[np.ndarray]:
-    """Row numbers in batches of one size: the last one is filled up, so that one compiled program serves all."""
+    """Yield row numbers in batches of one size; the last batch is padded, so that one compiled program serves all."""
     for start in range(0, total, size):
         yield np.minimum(np.arange(start, start + size), total - 1)
 
@@ -31,7 +31,7 @@ Ask = Callable[[Any, dict[str, np.ndarray]], jax.Array]
 
 
 def compiled_ask(judge: Judge) -> Ask:
-    """Both orders of a batch in one program for each shape; kept, it serves many calls."""
+    """Compile both orders of a batch into one program per shape; keep it for repeated calls."""
     return jax.jit(lambda params, batch: judge.apply(params, batch, both_orders=True))
 
 
@@ -45,11 +45,11 @@ def ask_both_orders(
     params: Any = None,
     ask: Ask | None = None,
 ) -> np.ndarray:
-    """P(Yes) in both orders, float32 (2, S, E), for S texts and uint8 images (S, H, W, 3).
+    """Ask for P(Yes) in both image orders, float32 (2, S, E), for S texts and uint8 images (S, H, W, 3).
 
     Args:
-      params: instead of the judge's own.
-      ask: `compiled_ask` of the judge, if it is there already.
+      params: parameters to use instead of the judge's own.
+      ask: result of an earlier `compiled_ask(judge)`.
     """
     ask = compiled_ask(judge) if ask is None else ask
     params = judge.params if params is None else params
@@ -64,7 +64,7 @@ def ask_both_orders(
 def judge_views(
     judge: Judge, texts: Sequence[Text], first: np.ndarray, second: np.ndarray, batch_size: int, question_length: int
 ) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-    """P(Yes) of (first, second) and of (second, first): for each text, {dimension: P}."""
+    """Ask for P(Yes) of (first, second) and of (second, first): for each text, {dimension: P}."""
     both = ask_both_orders(judge, texts, first, second, batch_size, question_length)
     views: tuple[list, list] = ([], [])
     for order, view in zip(both, views, strict=True):
@@ -74,7 +74,7 @@ def judge_views(
 
 
 def longest_question(judge: Judge, texts: Sequence[Text]) -> int:
-    """Tokens of the longest question about any of the texts."""
+    """Return the number of tokens of the longest question about the texts."""
     asked = {
         judge.question(task, dimension, prompt)
         for task, prompt in set(texts)
@@ -94,15 +94,15 @@ def judge_pairs(
     ask: Ask | None = None,
     image_step: int = 0,
 ) -> list[Prediction]:
-    """What the judge says of every annotated pair, for `judge_accuracy`; pairs of one shape are asked together.
+    """Ask the judge about every annotated pair, for `judge_accuracy`, batching pairs of one shape.
 
     Args:
-      batch_size: at most; fewer pairs of a shape are asked in a smaller batch.
-      question_length: tokens of a question; the longest one's if None.
-      source: from whose samples the pairs were made, for its ground truth; without it, whether the annotator was
-        right stays unknown.
-      params, ask: as of `ask_both_orders`.
-      image_step: as of `pairs.seen_size`: with pictures of many sizes, each pair of them compiles a program.
+      batch_size: largest batch; a shape with fewer pairs gets a smaller one.
+      question_length: tokens of a question; by default those of the longest.
+      source: source of the pairs' samples, for its ground truth; without it, `Prediction` does not say whether the
+        annotator was right.
+      params, ask: see `ask_both_orders`.
+      image_step: see `pairs.seen_size`; without it, each pair of image sizes compiles a program.
 
     Raises:
       UserError: an answer is not a number.
@@ -116,7 +116,7 @@ def judge_pairs(
     both: dict[int, np.ndarray] = {}
     truth: dict[int, Any] = {}
     for shape, numbers in by_shape.items():
-        for start in range(0, len(numbers), batch_size):  # the pictures of a batch, never those of all pairs
+        for start in range(0, len(numbers), batch_size):  # hold the images of one batch, never of all pairs
             rows = numbers[start : start + batch_size]
             first, second = (np.stack(x) for x in zip(*(pairs.images(pairs[n], shape) for n in rows), strict=True))
             size = min(batch_size, len(numbers))
@@ -144,7 +144,7 @@ def judge_pairs(
 
 
 def _annotated(pairs: Pairs) -> Iterator[tuple[int, int, str]]:
-    """(number of the pair, column of its task's dimensions, dimension) of every label, as predictions are ordered."""
+    """Yield (pair number, column in its task's dimensions, dimension) of every label, in the order of predictions."""
     for number, pair in enumerate(pairs):
         for column, dimension in enumerate(tasks.dimensions_of(pair.task, pair.prompt)):
             if dimension in pair.labels:
@@ -152,12 +152,12 @@ def _annotated(pairs: Pairs) -> Iterator[tuple[int, int, str]]:
 
 
 def records_of(pairs: Pairs) -> list[tuple[int, int]]:
-    """Of each of the `judge_pairs`, the record that it is about, as (part, row): its candidates belong together."""
+    """Return the record, as (part, row), of each prediction of `judge_pairs`: predictions of one are correlated."""
     return [(pairs[number].part, pairs[number].row) for number, _, _ in _annotated(pairs)]
 
 
 def judge_pairs_by_task(judge_of: Callable[[str], Judge], pairs: Pairs, **options: Any) -> list[Prediction]:
-    """`judge_pairs` in the order of the pairs, each of the judge of its task; one is in memory at a time."""
+    """Ask about each pair with the judge of its task, in the order of the pairs, with one judge in memory at a time."""
 
     def answers(task: str) -> list[Prediction]:
         return judge_pairs(judge_of(task), pairs.where(lambda pair: pair.task == task), **options)
@@ -167,7 +167,7 @@ def judge_pairs_by_task(judge_of: Callable[[str], Judge], pairs: Pairs, **option
 
 
 def held_out_accuracy(config: JudgeTraining, judge: Judge, pairs: Pairs) -> Callable[[Any], dict[str, float]]:
-    """Parameters -> accuracy on held-out pairs, over all ("accuracy") and of each cell ("<task>/<dimension>")."""
+    """Make a function from parameters to held-out accuracy: overall ("accuracy") and per "<task>/<dimension>"."""
     ask = compiled_ask(judge)
 
     def measure(params: Any) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Ground-truth scores of a policy while it is trained: what the reward alone does not show."""
+"""Ground-truth scores of a policy during training, which show reward hacking that the reward hides."""
 
 import functools
 from collections.abc import Callable
@@ -12,17 +12,17 @@ from onereward_jax.evaluation.evaluate import generate_images
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.proving_ground import overall
 
-# Held-out samples that the evaluation at the end does not use: nobody shall choose settings by those.
+# First of the held-out samples for this; the final evaluation uses others, so that nobody tunes settings on them.
 FIRST_SAMPLE = 100_000
 
 
 def ground_truth_gain(
     config: RewardFeedback, pipeline: FillPipeline, source: Source
 ) -> Callable[[Any], dict[str, float]]:
-    """Make a function of the policy's parameters that says by how much its images beat the base's.
+    """Make a function of the policy's parameters that returns its ground-truth gain over the base.
 
     Args:
-      source: of held-out samples.
+      source: source of held-out samples.
 
     Returns:
       params -> {"evaluation/<task>/truth_gain": mean over `config.evaluation.watched_scenes` samples of the policy's
@@ -41,7 +41,7 @@ def ground_truth_gain(
             means[task] = float(np.mean([overall(row[0]) for row in truth.score_images(of_task, images[:, None])]))
         return means
 
-    @functools.cache  # at the first evaluation: a run that has ended, or is killed before it, makes no image
+    @functools.cache  # lazy: a run that has ended, or is killed before the first evaluation, makes no image
     def base() -> dict[str, float]:
         return scores(None)
 
