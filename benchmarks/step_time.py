@@ -1,6 +1,6 @@
 """Measures an update of reward feedback learning: time by part, compile time, peak memory.
 
-    python benchmarks/step_time.py [--config configs/tiny.py:quick] [--config.train.batch_size=16] [--repeats 5]
+    python benchmarks/step_time.py [--config quick] [--config.train.batch_size=16] [--repeats 5]
 
 Each part is compiled by itself; "whole update" is the program that training runs (same mesh, shardings and donation),
 in which XLA may share work between parts, so the parts need not add up to it.
@@ -59,7 +59,7 @@ def measure(name: str, function, *arguments, repeats: int, donated: int = 0) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", default="configs/tiny.py:quick")
+    parser.add_argument("--config", default="quick")
     parser.add_argument("--repeats", type=int, default=5)
     rest, overrides = split_overrides(sys.argv[1:])
     arguments = parser.parse_args(rest)

@@ -6,8 +6,8 @@ Arithmetic: configs/flux_fill.py at 1024 x 1024 pixels, 8,000 updates of batch 8
 update, which includes its share of filling the reference cache. Each update is traced as `onereward train` runs it and
 counted (`onereward_jax/planning/cost.py`) without compiling. A gradient sample is a sample's gradient at one t.
 
-Time: the miniature (configs/tiny.py) with true guidance as at full size and a fifth of its steps. On a CPU it is
-processor time over all cores, which other load on the machine does not change; elsewhere wall time.
+Time: the miniature (configs/fixed.py, configs/dynamic.py) with true guidance as at full size and a fifth of its steps.
+On a CPU it is processor time over all cores, which other load on the machine does not change; elsewhere wall time.
 """
 
 import argparse
@@ -95,7 +95,7 @@ MINIATURE = {
 
 def configuration(size: str, algorithm: str, switches: dict[str, Any]) -> RewardFeedback:
     """Return the configuration of a row; `size` is "full" or "miniature"."""
-    path = f"configs/flux_fill.py:{algorithm}_1024" if size == "full" else f"configs/tiny.py:{algorithm}"
+    path = f"flux_fill:{algorithm}_1024" if size == "full" else algorithm
     switches = PRINTED | switches
     if switches.pop("steps", None):
         switches |= FEWER[size]

@@ -26,7 +26,10 @@ from pathlib import Path
 from typing import Any
 
 # What a configuration or a command was called before, if this code knows it by another name.
-NAMES: dict[str, str] = {}
+NAMES: dict[str, str] = {
+    "configs/tiny.py:quick": "quick",
+    **{f"configs/tiny.py:{name}": f"miniature/{name}" for name in ("vae", "base", "judge", "second_judge")},
+}
 COMMON = ("--config.train.log_every=1", "--config.train.checkpoint_every=0")
 FORTY, TWO, SIX = (f"--config.train.num_steps={count}" for count in (40, 2, 6))
 MESH = ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2", TWO)

@@ -11,6 +11,6 @@ if [ "${1:-}" = --dry_run ]; then
   shift
 fi
 environment
-run onereward train --config configs/tiny.py:quick --workdir runs/quick "$@"
-run onereward evaluate --config configs/tiny.py:quick --workdir runs/quick "$@"
+run onereward train --config quick --workdir runs/quick "$@"
+run onereward evaluate --config quick --workdir runs/quick "$@"
 [ -n "$dry_run" ] || echo "Open runs/quick/report.html"

@@ -12,17 +12,17 @@ case ${1:-} in
 esac
 environment
 runs=runs/miniature
-run onereward train-vae --config configs/tiny.py:vae --workdir $runs/vae
-run onereward train-base --config configs/tiny.py:base --workdir $runs/base
+run onereward train-vae --config miniature/vae --workdir $runs/vae
+run onereward train-base --config miniature/base --workdir $runs/base
 run onereward package --base $runs/base/export --out miniature
-run onereward sanity-checks --config configs/tiny.py:quick --workdir $runs/sanity_checks
-run onereward make-preferences --config configs/tiny.py:judge --workdir $runs/preferences
-run onereward train-judge --config configs/tiny.py:judge --workdir $runs/judge
+run onereward sanity-checks --config quick --workdir $runs/sanity_checks
+run onereward make-preferences --config miniature/judge --workdir $runs/preferences
+run onereward train-judge --config miniature/judge --workdir $runs/judge
 run onereward package --judge $runs/judge/export --out miniature
 
 # Over-optimise policies against a judge, then train a judge that has seen their images.
 over_optimise() {
-    run onereward train --config configs/tiny.py:quick --config.train.num_steps=120 --config.rl.threshold=0.9 \
+    run onereward train --config quick --config.train.num_steps=120 --config.rl.threshold=0.9 \
         --config.rl.matched_reference=false --config.rl.flow_matching_weight=0 --config.rl.judge_noise=0 \
         --config.optimizer.decay_steps=0 --config.evaluation.every=0 "$@"
 }
@@ -30,12 +30,12 @@ over_optimise --config.rl.first_index=2 --config.rl.last_index=5 --config.rl.jud
     --workdir $runs/policy_early
 over_optimise --config.rl.first_index=5 --config.rl.last_index=7 --config.rl.judge_shift=0 --config.optimizer.learning_rate=3e-5 \
     --workdir $runs/policy_late
-run onereward make-preferences --config configs/tiny.py:second_judge --workdir $runs/second_preferences
-run onereward train-judge --config configs/tiny.py:second_judge --workdir $runs/second_judge
+run onereward make-preferences --config miniature/second_judge --workdir $runs/second_preferences
+run onereward train-judge --config miniature/second_judge --workdir $runs/second_judge
 
 # More images by the base model, and synthetic pairs that are new at every step.
-run onereward make-preferences --config configs/tiny.py:third_judge --workdir $runs/third_preferences
-run onereward train-judge --config configs/tiny.py:third_judge --workdir $runs/third_judge
+run onereward make-preferences --config miniature/third_judge --workdir $runs/third_preferences
+run onereward train-judge --config miniature/third_judge --workdir $runs/third_judge
 run onereward package --judge $runs/third_judge/export --out miniature
 
 # Repeat with three other policies.
@@ -46,20 +46,20 @@ over_optimise --config.rl.first_index=1 --config.rl.last_index=4 --config.optimi
     --config.rl.matched_reference=true --workdir $runs/policy_grainy
 over_optimise --config.rl.first_index=4 --config.rl.last_index=7 --config.optimizer.learning_rate=2e-5 \
     --workdir $runs/policy_sharp
-run onereward make-preferences --config configs/tiny.py:fourth_judge --workdir $runs/fourth_preferences
-run onereward train-judge --config configs/tiny.py:fourth_judge --workdir $runs/fourth_judge
+run onereward make-preferences --config miniature/fourth_judge --workdir $runs/fourth_preferences
+run onereward train-judge --config miniature/fourth_judge --workdir $runs/fourth_judge
 run onereward package --judge $runs/fourth_judge/export --out miniature
 
 # Repeat with policies that hack the fourth judge: one with a higher learning rate than the quick run, one without flow
 # matching on the data. All dimensions are drawn equally often, and the rarest pairs, the aesthetics of extensions, get
 # additional scenes.
-run onereward train --config configs/tiny.py:quick --config.optimizer.learning_rate=1e-4 --config.evaluation.every=0 \
+run onereward train --config quick --config.optimizer.learning_rate=1e-4 --config.evaluation.every=0 \
     --workdir $runs/policy_bold
-run onereward train --config configs/tiny.py:quick --config.train.num_steps=120 --config.rl.flow_matching_weight=0 \
+run onereward train --config quick --config.train.num_steps=120 --config.rl.flow_matching_weight=0 \
     --config.rl.judge_noise=0 --config.evaluation.every=0 --workdir $runs/policy_free
-run onereward make-preferences --config configs/tiny.py:fifth_judge --workdir $runs/fifth_preferences
-run onereward make-preferences --config configs/tiny.py:fifth_judge --workdir $runs/fifth_extensions \
+run onereward make-preferences --config miniature/fifth_judge --workdir $runs/fifth_preferences
+run onereward make-preferences --config miniature/fifth_judge --workdir $runs/fifth_extensions \
     --config.preferences.first_scene=10240 --config.preferences.scenes_per_task=2048 --config.data.task_weights.image_fill=0 \
     --config.data.task_weights.object_removal=0 --config.data.task_weights.text_rendering=0
-run onereward train-judge --config configs/tiny.py:fifth_judge --workdir $runs/fifth_judge
+run onereward train-judge --config miniature/fifth_judge --workdir $runs/fifth_judge
 run onereward package --judge $runs/fifth_judge/export --out miniature

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs a command, and runs it again when it was killed or crashed: a training resumes from its newest checkpoint.
-#   bash launch/resume.sh onereward train --config configs/tiny.py:quick --workdir runs/quick
+#   bash launch/resume.sh onereward train --config quick --workdir runs/quick
 # Stops, with the command's exit code, after 0 (done), 2 (wrong input), 3 (does not fit), 126 or 127 (no such command); after
 # RESUME_TRIES=5 failures in a row, each within RESUME_QUICK=600 seconds; and after SIGTERM or Ctrl-C, which it passes on
 # to the command, so that it saves. Waits RESUME_PAUSE=10 seconds before it runs the command again.
@@ -11,7 +11,7 @@ source launch/run.sh
 tries=${RESUME_TRIES:-5} quick=${RESUME_QUICK:-600} pause=${RESUME_PAUSE:-10}
 case ${1:-} in
   -h | --help) usage ;;
-  '' | -*) wrong "give the command to run, such as: onereward train --config configs/tiny.py:quick --workdir runs/quick" ;;
+  '' | -*) wrong "give the command to run, such as: onereward train --config quick --workdir runs/quick" ;;
 esac
 for number in "$tries" "$quick" "$pause"; do
   case $number in

@@ -70,7 +70,7 @@ options() {
 
 # Checks the command before anything is created or installed for it.
 check_command() {
-  [ $# -gt 0 ] || wrong "the command is missing, such as: train --config configs/tiny.py:quick --workdir runs/quick"
+  [ $# -gt 0 ] || wrong "the command is missing, such as: train --config quick --workdir runs/quick"
   [ -f "onereward_jax/cli/commands/${1//-/_}.py" ] || wrong "there is no command $1: choose one of \`onereward --help\`"
   local word
   for word in "$@"; do

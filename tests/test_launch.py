@@ -22,7 +22,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 TRANSCRIPT = ROOT / "tests/goldens/launch.txt"
-TRAIN = ["train", "--config", "configs/flux_fill.py:dynamic_lora_512", "--workdir", "gs://my-bucket/runs/fill"]
+TRAIN = ["train", "--config", "flux_fill:dynamic_lora_512", "--workdir", "gs://my-bucket/runs/fill"]
 HARD_WORDS = ["", "a b", "it's", '"$HOME"', r"back\slash", "$(date) `date`", "*", "~", "--c=('a',\"b\")", "--a.b=", "é"]
 
 

@@ -23,9 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def config():
-    return load_config(
-        ROOT / "configs" / "tiny.py:judge", {"preferences.annotator_noise": 0.0, "preferences.part_size": 4}
-    )
+    return load_config("miniature/judge", {"preferences.annotator_noise": 0.0, "preferences.part_size": 4})
 
 
 @pytest.fixture(scope="module")

@@ -225,7 +225,7 @@ def test_an_old_command_name_is_accepted_with_a_warning(old, capsys):
     assert f"usage: onereward {cli.RENAMED[old]}" in capsys.readouterr().out
 
 
-TINY = str(Path(__file__).parents[2] / "configs" / "tiny.py")
+TINY = "quick"
 
 
 @pytest.fixture

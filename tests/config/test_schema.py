@@ -58,13 +58,13 @@ WRONG = [
         "preferences.min_steps=13",
         "preferences.min_steps (13) must be at most preferences.max_steps",
     ),
-    ("gates", "evaluation.pictures_per_task=401", "must be at most evaluation.scenes_per_task (400)"),
+    ("sanity-checks", "evaluation.pictures_per_task=401", "must be at most evaluation.scenes_per_task (400)"),
 ]
 CONFIGS = {
-    "train-base": "tiny.py:base",
-    "train-judge": "tiny.py:judge",
-    "make-preferences": "tiny.py:judge",
-    "train-vae": "tiny.py:vae",
+    "train-base": "miniature/base",
+    "train-judge": "miniature/judge",
+    "make-preferences": "miniature/judge",
+    "train-vae": "miniature/vae",
 }
 
 
@@ -76,8 +76,8 @@ def refused(tmp_path, capsys, monkeypatch):
         # A value that is let through fails the test, instead of training.
         monkeypatch.setattr(f"onereward_jax.cli.commands.{command.replace('-', '_')}.run", lambda args: 0)
         workdir = tmp_path / "run"
-        config = ROOT / "configs" / CONFIGS.get(command, "tiny.py:quick")
-        assert cli.main([command, "--config", str(config), *arguments, "--workdir", str(workdir)]) == 2
+        config = CONFIGS.get(command, "quick")
+        assert cli.main([command, "--config", config, *arguments, "--workdir", str(workdir)]) == 2
         assert not workdir.exists()
         captured = capsys.readouterr()
         assert captured.out == ""

@@ -98,6 +98,7 @@ def test_unwritable_workdir(tmp_path):
         claim_workdir(tmp_path / "file" / "run", RewardFeedback())
 
 
+NAMES = {"tiny:quick": "quick", "tiny:vae": "miniature/vae", "tiny:fifth_judge": "miniature/fifth_judge"}
 GOLDEN = json.loads((ROOT / "tests" / "goldens" / "configs.json").read_text())
 
 
@@ -105,7 +106,7 @@ GOLDEN = json.loads((ROOT / "tests" / "goldens" / "configs.json").read_text())
 def test_a_run_of_an_earlier_release_is_resumed(spec, tmp_path, monkeypatch):
     """Its file has fields that its recipe never read, and lacks those that came later."""
     monkeypatch.chdir(ROOT)
-    run, config = tmp_path / "run", load_config(f"configs/{spec.replace(':', '.py:')}")
+    run, config = tmp_path / "run", load_config(NAMES.get(spec, spec))
     claim_workdir(run, config)
     written = json.loads((run / "config.json").read_text())
     contents = {name: value for name, value in written.items() if name.endswith(".content")}

@@ -16,7 +16,7 @@ from onereward_jax.proving_ground import ProvingGround, score
 from onereward_jax.proving_ground.source import open_source, proving_ground_of
 from onereward_jax.runs.reward_feedback import train
 from tests.support import tiny_fill, tiny_judge
-from tests.support.chain import CONFIG, FEEDBACK, STEPS
+from tests.support.chain import FEEDBACK, STEPS
 
 
 class Noise(Source):
@@ -46,7 +46,7 @@ def config(tmp_path):
     settings |= {"data.num_conditions": 16, "rl.reference_pool": tmp_path / "references", "data.resolution": 32}
     settings |= {"max_sequence_length": tiny_fill.T5_LENGTH, "question_length": 48, "evaluation.batch_size": 2}
     weights = {f"data.task_weights.{task}": 0 for task in ("image_extend", "object_removal", "text_rendering")}
-    return load_config(f"{CONFIG}:fixed", {k: str(v) for k, v in (STEPS | FEEDBACK | settings | weights).items()})
+    return load_config("fixed", {k: str(v) for k, v in (STEPS | FEEDBACK | settings | weights).items()})
 
 
 def test_a_toy_source_is_trained_on_cached_and_answered(config, tmp_path):
@@ -85,6 +85,6 @@ def test_the_proving_ground_is_a_source_with_a_ground_truth():
 
 
 def test_one_function_opens_what_is_configured():
-    config = load_config(f"{CONFIG}:quick", {"data.seed": "7"})
+    config = load_config("quick", {"data.seed": "7"})
     (sample,) = samples_from(open_source(config, "test"), "image_fill", 3, 1)
     assert sample.id == "test/7/image_fill/3"

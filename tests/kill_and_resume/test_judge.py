@@ -62,7 +62,7 @@ def whole(data, tmp_path_factory):
 
 
 def begin(fields, workdir, tmp_path_factory):
-    return start("train-judge", "judge", fields, workdir, tmp_path_factory.getbasetemp() / "compiled")
+    return start("train-judge", "miniature/judge", fields, workdir, tmp_path_factory.getbasetemp() / "compiled")
 
 
 def test_what_is_bad_or_rare_is_said(whole):

@@ -79,7 +79,7 @@ def test_a_wrong_input_is_said_once(tmp_path):
         "onereward_jax.cli.main",
         "train",
         "--config",
-        "configs/tiny.py:quick",
+        "quick",
         "--config.train.num_step=3",
     )
     with Run(*command, "--workdir", str(tmp_path / "run"), meet=slurm) as both:
@@ -144,12 +144,12 @@ def metadata():
 def test_half_of_an_environment_is_refused(monkeypatch, capsys):
     monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
     monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
-    assert cli.main(["train", "--config", "configs/tiny.py:quick", "--workdir", "nowhere"]) == 2
+    assert cli.main(["train", "--config", "quick", "--workdir", "nowhere"]) == 2
     assert "JAX_COORDINATOR_ADDRESS is set, but JAX_NUM_PROCESSES is 'two'" in capsys.readouterr().err
 
 
 def test_other_commands_are_one_process(monkeypatch, capsys):
     for name, value in MEET.items():
         monkeypatch.setenv(name, value.format(index=0, port=1))
-    assert cli.main(["evaluate", "--config", "configs/tiny.py:quick", "--workdir", "nowhere"]) == 2
+    assert cli.main(["evaluate", "--config", "quick", "--workdir", "nowhere"]) == 2
     assert "evaluate is one process, but this is one of several (JAX_NUM_PROCESSES is 2)" in capsys.readouterr().err

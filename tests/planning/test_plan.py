@@ -24,7 +24,7 @@ from onereward_jax.rl.step_config import StepConfig
 from onereward_jax.runs import reward_feedback
 from onereward_jax.training import trainer
 from onereward_jax.training.compile import Placement
-from tests.support.tiny_plan import CONFIG, TINY
+from tests.support.tiny_plan import TINY
 
 ADAPTER = {"lora.rank": 2, "model.dtype": "bfloat16", "model.remat": "full", "rl.rollout_true_cfg_scale": 2.0}
 
@@ -65,7 +65,7 @@ OFFLOADED = {"train.offload": "('opt_state','ema','reference')", "rl.accumulate"
 )
 def test_the_program_is_the_one_that_training_runs(saving, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = load_config(f"{CONFIG}:fixed", TINY | ADAPTER | saving)
+    config = load_config("fixed", TINY | ADAPTER | saving)
     planned = plans.program_of(config).trace(make_mesh(**config.mesh), Placement.of(config)).lower().as_text()
     assert ("pinned_host" in planned) == (saving is OFFLOADED)
     digest = lambda text: hashlib.sha256(text.encode()).hexdigest()  # noqa: E731
@@ -100,7 +100,7 @@ def slice_of(monkeypatch):
 
 def run(*arguments: str, **overrides) -> int:
     fields = [f"--config.{name}={value}" for name, value in (TINY | overrides).items()]
-    return cli.main(["plan", "--config", f"{CONFIG}:fixed", *fields, *arguments])
+    return cli.main(["plan", "--config", "fixed", *fields, *arguments])
 
 
 def compiled(options, reports=True):
@@ -267,7 +267,7 @@ def test_without_the_compiler_it_says_what_to_install(monkeypatch):
 
 
 def test_several_judges_are_refused():
-    config = load_config(f"{CONFIG}:fixed", TINY | {"model.judge_adapters": ("runs/a", "runs/b")})
+    config = load_config("fixed", TINY | {"model.judge_adapters": ("runs/a", "runs/b")})
     with pytest.raises(UserError, match=r"model\.judge_adapters"):
         plans.program_of(config)
 

@@ -24,7 +24,7 @@ from onereward_jax.planning.search import (
     table,
 )
 from onereward_jax.planning.topology import Chip, Topology
-from tests.support.tiny_plan import CONFIG, TINY
+from tests.support.tiny_plan import TINY
 
 CHIP = Chip(hbm_gib=1.0, flops=1e12, hbm_bandwidth=1e11, link_bandwidth=1e10)
 
@@ -68,7 +68,7 @@ def place(monkeypatch):
 
 
 def test_choices_that_cannot_fit_are_not_compiled(place, monkeypatch):
-    config = load_config(f"{CONFIG}:fixed", TINY)
+    config = load_config("fixed", TINY)
     made: list[Choice] = []
     peaks = {(2, "full", 8): 0.5, (2, "dots", 8): 0.9, (4, "full", 8): 0.4, (4, "full", 16): 0.9}
     tried = choices([{"data": 1, "fsdp": 8 // tensor, "tensor": tensor} for tensor in (1, 2, 4)], (8, 16))
@@ -96,7 +96,7 @@ def test_choices_that_cannot_fit_are_not_compiled(place, monkeypatch):
 
 
 def test_the_fastest_attention_blocks_read_least():
-    config = load_config(f"{CONFIG}:fixed", TINY | {"data.resolution": 128, "max_sequence_length": 128})
+    config = load_config("fixed", TINY | {"data.resolution": 128, "max_sequence_length": 128})
     found = attention_blocks(config, Topology("v5p:2x2x2", CHIP, jax.devices()))
     assert set(found) == {(128, 128), (128, 384), (384, 128), (384, 384)}  # of 256 + 128 tokens
     assert fastest(found) == (384, 384)
@@ -146,4 +146,4 @@ def test_nothing_fits(place, monkeypatch, capsys):
 
 def run(*arguments: str, **overrides) -> int:
     fields = [f"--config.{name}={value}" for name, value in (TINY | overrides).items()]
-    return cli.main(["plan", "--config", f"{CONFIG}:fixed", *fields, *arguments])
+    return cli.main(["plan", "--config", "fixed", *fields, *arguments])

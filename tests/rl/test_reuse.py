@@ -22,7 +22,7 @@ from onereward_jax.training import loop
 from onereward_jax.training.metrics import read_metrics
 from onereward_jax.training.state import create_state
 from tests.support import tiny_rl
-from tests.support.tiny_plan import CONFIG, TINY
+from tests.support.tiny_plan import TINY
 from tests.support.tiny_rl import Linear
 
 BATCH, CONDITIONS = 4, 8
@@ -159,7 +159,7 @@ def test_a_cache_keeps_images_alone(tmp_path):
 def test_a_cache_is_of_what_makes_its_entries(tmp_path):
     def directory(**changes):
         overrides = TINY | {"rl.reference_pool": str(tmp_path), "data.num_conditions": 8} | changes
-        config = load_config(f"{CONFIG}:fixed", overrides)
+        config = load_config("fixed", overrides)
         ground = ProvingGround("train", config.data.resolution, config.data.seed)
         return open_cache(config, ground).directory
 

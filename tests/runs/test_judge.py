@@ -12,7 +12,6 @@ from onereward_jax.judge.pairs import read_pairs
 from onereward_jax.runs.judge import PairExamples
 from onereward_jax.tasks import TASKS, dimensions_of
 from tests.support import tiny_judge
-from tests.support.chain import CONFIG
 from tests.support.preference_examples import picture
 
 BATCH, STEPS = 4, 12
@@ -34,7 +33,7 @@ def pairs(tmp_path_factory):
 def shown(pairs, variant, steps, **judge):
     overrides = {"train.batch_size": BATCH, "train.num_steps": steps}
     overrides |= {f"judge.{name}": value for name, value in judge.items()}
-    config = load_config(f"{CONFIG}:{variant}", overrides)
+    config = load_config(f"miniature/{variant}", overrides)
     examples = PairExamples(config, tiny_judge.judge(), pairs)
     batches = iter(mixture(examples.weights, examples, config.seed, BATCH))
     return [sample for _ in range(steps) for sample in _samples(next(batches))]
@@ -60,6 +59,6 @@ def test_a_judge_of_one_task_sees_the_pairs_that_the_judge_of_all_sees(pairs):
 
 
 def test_a_task_of_weight_zero_has_no_judge_of_its_own(pairs):
-    config = load_config(f"{CONFIG}:task_judge", {"judge.only_task": "image_fill", "data.task_weights.image_fill": "0"})
+    config = load_config("miniature/task_judge", {"judge.only_task": "image_fill", "data.task_weights.image_fill": "0"})
     with pytest.raises(UserError, match="image_fill"):
         PairExamples(config, tiny_judge.judge(), pairs)

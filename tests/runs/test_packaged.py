@@ -23,7 +23,7 @@ from onereward_jax.training.state import create_state
 
 
 def test_gradient_on_eight_devices_in_parts_equals_one():
-    config = load_config("configs/tiny.py:fixed")
+    config = load_config("fixed")
     pipeline = FillPipeline.from_pretrained(config.model.base, dtype="float32")
     judge = Judge.from_pretrained(config.model.judge, "float32")
     # With both branches of true guidance, which have to stay with their sample, and a judge that is never satisfied.

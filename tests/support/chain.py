@@ -10,7 +10,6 @@ from pathlib import Path
 
 from onereward_jax.cli import main as cli
 
-CONFIG = Path(__file__).resolve().parents[2] / "configs" / "tiny.py"
 SCENES = 2  # a task, in every evaluation
 STEPS = {"train.num_steps": 2, "train.log_every": 1, "optimizer.warmup_steps": 1}
 VAE = {"vae.model.block_out_channels": (8, 8, 8), "vae.model.latent_channels": 4, "vae.model.norm_num_groups": 4}
@@ -79,37 +78,41 @@ FEEDBACK = {
 }
 
 
-def onereward(command: str, variant: str, workdir: Path, overrides: dict) -> None:
+def onereward(command: str, config: str, workdir: Path, overrides: dict) -> None:
     """Runs a command with a configuration; it must succeed."""
     arguments = [f"--config.{name}={value}" for name, value in overrides.items()]
-    assert cli.main([command, "--config", f"{CONFIG}:{variant}", *arguments, "--workdir", str(workdir)]) == 0
+    assert cli.main([command, "--config", config, *arguments, "--workdir", str(workdir)]) == 0
 
 
 def main(root: Path) -> None:
     models, run = root / "models", root / "run"
     base, data = {"preferences.base": models / "base"}, {"judge.data": f"({str(root / 'preferences')!r},)"}
-    onereward("train-vae", "vae", root / "vae", STEPS | VAE)
-    onereward("train-base", "base", root / "base", STEPS | BASE | {"base.vae": root / "vae" / "export" / "vae"})
+    onereward("train-vae", "miniature/vae", root / "vae", STEPS | VAE)
+    onereward(
+        "train-base", "miniature/base", root / "base", STEPS | BASE | {"base.vae": root / "vae" / "export" / "vae"}
+    )
     assert cli.main(["package", "--base", str(root / "base" / "export"), "--out", str(models)]) == 0
     tuned = STEPS | {"base.start": models / "base", "base.train_text_encoders": "false", "base.scenes_per_task": 16}
-    onereward("train-base", "base", root / "tuned_base", tuned)
+    onereward("train-base", "miniature/base", root / "tuned_base", tuned)
     feedback = STEPS | FEEDBACK | {"model.base": models / "base", "model.judge": models / "judge"}
     onereward("sanity-checks", "dynamic", root / "sanity_checks", feedback)
-    onereward("make-preferences", "judge", root / "preferences", JUDGE | PREFERENCES | base)
-    onereward("train-judge", "judge", root / "first_judge", STEPS | JUDGE | PREFERENCES | base | data)
+    onereward("make-preferences", "miniature/judge", root / "preferences", JUDGE | PREFERENCES | base)
+    onereward("train-judge", "miniature/judge", root / "first_judge", STEPS | JUDGE | PREFERENCES | base | data)
     second = {"judge.start": root / "first_judge" / "export", "judge.max_shift": 2, "judge.flips": True}
     second |= {"judge.retone": True, "judge.adversarial_radius": 0.02}
     second |= {"judge.planted_share": 0.5, "judge.questions_per_pair": 1}
-    onereward("train-judge", "judge", root / "judge", STEPS | PREFERENCES | base | data | second)
+    onereward("train-judge", "miniature/judge", root / "judge", STEPS | PREFERENCES | base | data | second)
     assert cli.main(["package", "--judge", str(root / "judge" / "export"), "--out", str(models)]) == 0
     onereward("reward-ascent", "dynamic", root / "reward_ascent", feedback)
     adapter = {"lora.rank": 2, "optimizer.learning_rate": 0.01}
     onereward("train", "dynamic", run, feedback | adapter)
     onereward("evaluate", "dynamic", run, feedback | adapter)
 
-    onereward("train-base", "base", root / "base_adapter", tuned | adapter)
+    onereward("train-base", "miniature/base", root / "base_adapter", tuned | adapter)
     started = {"judge.start": models / "judge", "judge.questions_per_pair": 1}
-    onereward("train-judge", "judge", root / "judge_adapter", STEPS | PREFERENCES | base | data | started | adapter)
+    onereward(
+        "train-judge", "miniature/judge", root / "judge_adapter", STEPS | PREFERENCES | base | data | started | adapter
+    )
 
 
 if __name__ == "__main__":

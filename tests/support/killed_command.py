@@ -11,8 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def start(name: str, variant: str, overrides: dict, workdir: Path, cache: Path) -> subprocess.Popen:
-    command = [sys.executable, "-m", "onereward_jax.cli.main", name, "--config", f"configs/tiny.py:{variant}"]
+def start(name: str, config: str, overrides: dict, workdir: Path, cache: Path) -> subprocess.Popen:
+    command = [sys.executable, "-m", "onereward_jax.cli.main", name, "--config", config]
     command += [f"--config.{field}={value}" for field, value in overrides.items()]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",

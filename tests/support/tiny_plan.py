@@ -3,7 +3,6 @@
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-CONFIG = str(ROOT / "configs" / "tiny.py")
 TINY = {
     "model.base": str(ROOT / "miniature" / "base"),
     "model.judge": str(ROOT / "miniature" / "judge"),

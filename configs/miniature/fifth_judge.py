@@ -1,0 +1,66 @@
+"""The fifth judge, which is packaged: resumes the fourth with what policies over-optimised against it.
+
+    onereward make-preferences --config miniature/fifth_judge --workdir runs/miniature/fifth_preferences
+    onereward train-judge --config miniature/fifth_judge --workdir runs/miniature/fifth_judge
+
+2500 steps. launch/miniature.sh says which policies these are, and makes the extensions that it is trained on, too. Its
+held-out accuracy by task and dimension stands in docs/lab-notes/miniature.md.
+"""
+
+from _judge_model import TEMPLATE, TEMPLATE_WITH_PROMPT, TEXT_CONFIG, VISION_CONFIG
+from ml_collections import ConfigDict
+
+from onereward_jax.config import schema
+
+
+def get_config() -> ConfigDict:
+    config = schema.JudgeTraining.config_dict()
+    config.data.resolution = 64
+    config.data.target_flaws = 0.3
+    # Pairs that differ in the aesthetics of an extension are the rarest.
+    config.data.task_weights = {"image_fill": 0.25, "image_extend": 0.4, "object_removal": 0.25, "text_rendering": 0.25}
+    config.data.loader_threads = 2
+    config.max_sequence_length = 16
+    config.question_length = 20
+    config.optimizer.learning_rate = 3e-4
+    config.optimizer.warmup_steps = 100
+    config.optimizer.decay_steps = 2500
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.b2 = 0.99
+    config.train.num_steps = 2500
+
+    config.judge.start = "runs/miniature/fourth_judge/export"
+    config.judge.data = (
+        "runs/miniature/fifth_preferences/train",
+        "runs/miniature/fifth_extensions/train",
+    )
+    # Both images moved and mirrored alike.
+    config.judge.max_shift = 4
+    config.judge.flips = True
+    # Pairs that are new at every step. Most others are annotated in one dimension: what is asked beyond costs a
+    # question and teaches nothing.
+    config.judge.planted_share = 0.25
+    config.judge.questions_per_pair = 1
+    # Rare dimensions as often as the others.
+    config.judge.balance_dimensions = True
+    config.judge.dtype = "float32"
+    config.judge.remat = "none"
+    config.judge.max_pixels = 0
+    config.judge.image_step = 0
+    config.judge.held_out_share = 0.0
+    config.judge.evaluate_every = 0
+    config.judge.keep_best = False
+    config.judge.template = TEMPLATE
+    config.judge.template_with_prompt = TEMPLATE_WITH_PROMPT
+    config.judge.text_config = TEXT_CONFIG
+    config.judge.vision_config = VISION_CONFIG
+
+    config.preferences.base = "miniature/base"
+    config.preferences.first_scene = 9216
+    config.preferences.planted_scenes_per_task = 0
+    config.preferences.scenes_per_task = 1024
+    config.preferences.policies = (
+        "runs/miniature/policy_bold/export/policy",
+        "runs/miniature/policy_free/export/policy",
+    )
+    return config

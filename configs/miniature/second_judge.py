@@ -1,0 +1,59 @@
+"""The second judge: resumes the first with policies that exploited it, which compete with the base model.
+
+    onereward make-preferences --config miniature/second_judge --workdir runs/miniature/second_preferences
+    onereward train-judge --config miniature/second_judge --workdir runs/miniature/second_judge
+
+5000 steps. Which policies these are, launch/miniature.sh says.
+"""
+
+from _judge_model import TEMPLATE, TEMPLATE_WITH_PROMPT, TEXT_CONFIG, VISION_CONFIG
+from ml_collections import ConfigDict
+
+from onereward_jax.config import schema
+from onereward_jax.tasks import TASKS
+
+
+def get_config() -> ConfigDict:
+    config = schema.JudgeTraining.config_dict()
+    config.data.resolution = 64
+    config.data.target_flaws = 0.3
+    config.data.task_weights = dict.fromkeys(TASKS, 0.25)
+    config.data.loader_threads = 2
+    config.max_sequence_length = 16
+    config.question_length = 20
+    config.optimizer.learning_rate = 4e-4
+    config.optimizer.warmup_steps = 200
+    config.optimizer.decay_steps = 5000
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.b2 = 0.99
+    config.train.num_steps = 5000
+
+    config.judge.start = "runs/miniature/judge/export"
+    config.judge.data = (
+        "runs/miniature/preferences",
+        "runs/miniature/second_preferences",
+    )
+    # Both images moved and mirrored alike.
+    config.judge.max_shift = 4
+    config.judge.flips = True
+    config.judge.dtype = "float32"
+    config.judge.remat = "none"
+    config.judge.max_pixels = 0
+    config.judge.image_step = 0
+    config.judge.held_out_share = 0.0
+    config.judge.evaluate_every = 0
+    config.judge.keep_best = False
+    config.judge.template = TEMPLATE
+    config.judge.template_with_prompt = TEMPLATE_WITH_PROMPT
+    config.judge.text_config = TEXT_CONFIG
+    config.judge.vision_config = VISION_CONFIG
+
+    config.preferences.base = "miniature/base"
+    config.preferences.first_scene = 2048
+    config.preferences.planted_scenes_per_task = 1024
+    config.preferences.scenes_per_task = 2048
+    config.preferences.policies = (
+        "runs/miniature/policy_early/export/policy",
+        "runs/miniature/policy_late/export/policy",
+    )
+    return config

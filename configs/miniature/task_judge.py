@@ -1,0 +1,66 @@
+"""The judge of one task: four of them take the steps of `miniature/one_judge` and see its pairs.
+
+    onereward train-judge --config miniature/task_judge --config.judge.only_task=image_fill \\
+        --workdir runs/judge_of_image_fill
+
+1000 steps, and an average over the same share of the run.
+"""
+
+from _judge_model import TEMPLATE, TEMPLATE_WITH_PROMPT, TEXT_CONFIG, VISION_CONFIG
+from ml_collections import ConfigDict
+
+from onereward_jax.config import schema
+from onereward_jax.tasks import TASKS
+
+
+def get_config() -> ConfigDict:
+    config = schema.JudgeTraining.config_dict()
+    config.data.resolution = 64
+    config.data.target_flaws = 0.3
+    config.data.task_weights = dict.fromkeys(TASKS, 0.25)
+    config.data.loader_threads = 2
+    config.max_sequence_length = 16
+    config.question_length = 20
+    config.optimizer.learning_rate = 6e-4
+    config.optimizer.warmup_steps = 100
+    config.optimizer.decay_steps = 1000
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.b2 = 0.99
+    config.train.num_steps = 1000
+
+    config.judge.start = ""
+    config.judge.data = (
+        "runs/miniature/fifth_preferences/train",
+        "runs/miniature/fifth_extensions/train",
+    )
+    # Both images moved and mirrored alike.
+    config.judge.max_shift = 4
+    config.judge.flips = True
+    # Pairs that are new at every step. Most others are annotated in one dimension: what is asked beyond costs a
+    # question and teaches nothing.
+    config.judge.planted_share = 0.5
+    config.judge.questions_per_pair = 1
+    # Rare dimensions as often as the others.
+    config.judge.balance_dimensions = True
+    config.judge.ema_decay = 0.996
+    config.judge.dtype = "float32"
+    config.judge.remat = "none"
+    config.judge.max_pixels = 0
+    config.judge.image_step = 0
+    config.judge.held_out_share = 0.0
+    config.judge.evaluate_every = 0
+    config.judge.keep_best = False
+    config.judge.template = TEMPLATE
+    config.judge.template_with_prompt = TEMPLATE_WITH_PROMPT
+    config.judge.text_config = TEXT_CONFIG
+    config.judge.vision_config = VISION_CONFIG
+
+    config.preferences.base = "miniature/base"
+    config.preferences.first_scene = 9216
+    config.preferences.planted_scenes_per_task = 0
+    config.preferences.scenes_per_task = 1024
+    config.preferences.policies = (
+        "runs/miniature/policy_bold/export/policy",
+        "runs/miniature/policy_free/export/policy",
+    )
+    return config
