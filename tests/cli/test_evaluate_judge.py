@@ -80,7 +80,7 @@ def test_accuracy_of_a_users_data(files, capsys):
     assert found["one_a_task"] == found["model"]
     assert found["differences"]["one_a_task"]["overall"]["difference"] == 0
     assert "image_fill" in capsys.readouterr().out
-    assert "one judge − one a task" in (report / "report.html").read_text()
+    assert "one judge − one per task" in (report / "report.html").read_text()
     assert {path.stem for path in (report / "figures").iterdir()} == {"judges", "judge_difference", "calibration"}
 
 
