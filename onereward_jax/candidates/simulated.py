@@ -183,7 +183,7 @@ def _planted(
     """Add up to two random defects to each right answer; most scenes go through the autoencoder."""
     settings = config.preferences
     scenes = [ground.scene_of(sample) for sample in samples]
-    pictures, made_by = [], []
+    stacks, made_by = [], []
     for scene in scenes:
         kinds = visible_kinds(scene)
         images, notes = [], []
@@ -194,9 +194,9 @@ def _planted(
                 image = defects.apply(scene, image, str(kind), note[str(kind)], generator)
             images.append(image)
             notes.append(note)
-        pictures.append(np.stack(images))
+        stacks.append(np.stack(images))
         made_by.append(notes)
-    candidates = np.stack(pictures)
+    candidates = np.stack(stacks)
 
     # All four candidates of a scene, or none, so that being decoded says nothing about quality.
     through = np.flatnonzero(generator.random(len(scenes)) < settings.decoded_share)
@@ -244,7 +244,7 @@ def _generated(
     images = np.stack([sample.image for sample in samples])
     masks = np.stack([sample.mask for sample in samples])
     prompts = [sample.prompt for sample in samples]
-    pictures, notes = [], []
+    answers, notes = [], []
     for _ in range(CANDIDATES):
         note = draw_settings(config.preferences, generator)
         by = str(generator.choice(list(policies))) if policies and generator.random() < _POLICY_SHARE else ""
@@ -259,9 +259,9 @@ def _generated(
             max_sequence_length=config.max_sequence_length,
             **{name: value for name, value in note.items() if name != "noise_strength"},
         )
-        pictures.append(np.round(made * 255).astype(np.uint8))
+        answers.append(np.round(made * 255).astype(np.uint8))
         notes.append(note | {"seed": seed} | ({"policy": by} if by else {}))
-    return np.stack(pictures, axis=1), [notes] * len(samples)
+    return np.stack(answers, axis=1), [notes] * len(samples)
 
 
 _POLICY_SHARE = 0.5  # so that most scenes compare a policy's images with the base's

@@ -69,7 +69,7 @@ def run_sanity_checks(config: RewardFeedback, workdir: Path) -> dict[str, Any]:
         checks["base"][task] = {"truth": _means(answers), "best_of_4": gsb.good_same_bad(comparisons)[task]}
         for row, sample in enumerate(samples[: settings.pictures_per_task]):
             left = [mask_overlay(sample.image, sample.mask), targets[row], decoded[row]]
-            rows.append(left + [pictures[row] for pictures in candidates])
+            rows.append(left + [images[row] for images in candidates])
     columns = ["source", "target", "decoded", *(f"base {number + 1}" for number in range(CANDIDATES))]
     write_png(workdir / "base.png", image_grid(rows, columns, scale=2))
     write_json(workdir / "sanity_checks.json", checks)

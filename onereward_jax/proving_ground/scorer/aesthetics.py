@@ -9,13 +9,13 @@ from onereward_jax.proving_ground.scorer.photograph import FEW
 from onereward_jax.proving_ground.scorer.truth import Truth
 
 
-def aesthetics_of(truth: Truth, picture: np.ndarray, look: Observation) -> float:
-    return tone_factor(truth, picture, look) * cleanness(truth, picture, look) * _evenness(look)
+def aesthetics_of(truth: Truth, image: np.ndarray, observed: Observation) -> float:
+    return tone_factor(truth, image, observed) * cleanness(truth, image, observed) * _evenness(observed)
 
 
-def tone_factor(truth: Truth, picture: np.ndarray, look: Observation) -> float:
+def tone_factor(truth: Truth, image: np.ndarray, observed: Observation) -> float:
     """Compare exposure, contrast, cast and saturation with the photograph's, more leniently in the hole."""
-    mean, spread = moments_where(to_opponent(picture), truth.kept)
+    mean, spread = moments_where(to_opponent(image), truth.kept)
     true_mean, true_spread = moments_where(truth.opponent, truth.kept)
     drift = mean - true_mean
     contrast = np.log((spread[0] + 0.02) / (true_spread[0] + 0.02))
@@ -25,21 +25,23 @@ def tone_factor(truth: Truth, picture: np.ndarray, look: Observation) -> float:
     saturation = np.log((strength + 0.03) / (true_strength + 0.03))
     value = bell(abs(float(drift[0])), 0.03, 0.2) * bell(abs(float(contrast)), 0.12, 0.75)
     value *= bell(float(np.linalg.norm(drift[1:])), 0.03, 0.22) * bell(abs(float(saturation)), 0.12, 0.7)
-    if look.plain.sum() >= FEW:
-        inside, expected = (mean_where(planes, look.plain) for planes in (to_opponent(look.picture), truth.opponent))
-        around = mean_where(to_opponent(look.picture), truth.ring)
+    if observed.plain.sum() >= FEW:
+        inside, expected = (
+            mean_where(planes, observed.plain) for planes in (to_opponent(observed.image), truth.opponent)
+        )
+        around = mean_where(to_opponent(observed.image), truth.ring)
         off = np.minimum(np.abs(inside - expected), np.abs(inside - around))
         value *= bell(float(off[0]), 0.26, 0.25) * bell(float(np.linalg.norm(off[1:])), 0.26, 0.3)
     return value
 
 
-def cleanness(truth: Truth, picture: np.ndarray, look: Observation) -> float:
+def cleanness(truth: Truth, image: np.ndarray, observed: Observation) -> float:
     """Ask for no more noise than the photograph has, in luma and chroma, in the hole and around it."""
     drawn = np.zeros(truth.hole.shape, bool)  # not by the ink: to the eye of this scorer, colour noise is ink
-    if look.form.extent is not None:
-        drawn = ndimage.maximum_filter(look.form.extent, 5 if truth.scene.spec.word else 9) > 0.05
+    if observed.form.extent is not None:
+        drawn = ndimage.maximum_filter(observed.form.extent, 5 if truth.scene.spec.word else 9) > 0.05
     free = ndimage.binary_erosion(truth.hole, border_value=1) & ~drawn
-    seen = fine_structure(painted_over(picture, drawn)) ** 2
+    seen = fine_structure(painted_over(image, drawn)) ** 2
     usual_around = mean_where(truth.band, truth.ring)
     excess = np.zeros(3, np.float32)
     for where in (free, truth.kept):
@@ -49,11 +51,11 @@ def cleanness(truth: Truth, picture: np.ndarray, look: Observation) -> float:
     return bell(float(excess[0]), 0.012, 0.06) * bell(float(np.linalg.norm(excess[1:])), 0.02, 0.1)
 
 
-def _evenness(look: Observation) -> float:
+def _evenness(observed: Observation) -> float:
     """Ask for an even colour of the object, without blotches."""
-    weight = look.form.interior
+    weight = observed.form.interior
     total = float(weight.sum())
     if total < FEW:
         return 1.0
-    rough = float(np.sqrt((weight[..., None] * fine_structure(look.picture) ** 2).sum() / total))
+    rough = float(np.sqrt((weight[..., None] * fine_structure(observed.image) ** 2).sum() / total))
     return bell(rough, 0.08, 0.2)

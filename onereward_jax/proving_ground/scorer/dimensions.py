@@ -22,21 +22,21 @@ def score(scene: Scene, image: np.ndarray) -> dict[str, float]:
       UserError: the image has another size or holds numbers that are not finite.
     """
     truth = truth_of(scene)
-    picture = at_scoring_size(_as_float(scene, image))
-    look = observe(truth, picture)
+    image = at_scoring_size(_as_float(scene, image))
+    observed = observe(truth, image)
     values: dict[str, float] = {}
-    photograph = match_photograph(truth, look)
+    photograph = match_photograph(truth, observed)
     for dimension in scene.sample.dimensions:
         if dimension == "text_alignment":
-            value = look.form.alignment
+            value = observed.form.alignment
         elif dimension == "consistency":
             value = photograph.consistency
         elif dimension == "structure":
-            value = look.form.structure * photograph.structure
+            value = observed.form.structure * photograph.structure
         elif dimension == "aesthetics":
-            value = aesthetics_of(truth, picture, look)
+            value = aesthetics_of(truth, image, observed)
         else:
-            value = removal_quality(truth, picture, look, photograph)
+            value = removal_quality(truth, image, observed, photograph)
         values[dimension] = float(np.clip(value, 0.0, 1.0))
     return values
 

@@ -88,22 +88,22 @@ def _blur_matrix(side: int, sigma: float) -> np.ndarray:
     return ndimage.gaussian_filter1d(np.eye(side, dtype=np.float32), sigma, axis=0, mode="nearest", truncate=3.0)
 
 
-def smooth(picture: np.ndarray, sigma: float) -> np.ndarray:
+def smooth(image: np.ndarray, sigma: float) -> np.ndarray:
     """Blur (H, W) or (H, W, C) over the first two axes with a Gaussian."""
-    down = _blur_matrix(picture.shape[0], sigma)
-    across = _blur_matrix(picture.shape[1], sigma)
-    picture = picture.astype(np.float32, copy=False)
-    if picture.ndim == 2:
-        return down @ picture @ across.T
-    height, width, channels = picture.shape
-    rows = (down @ picture.reshape(height, -1)).reshape(picture.shape)
+    down = _blur_matrix(image.shape[0], sigma)
+    across = _blur_matrix(image.shape[1], sigma)
+    image = image.astype(np.float32, copy=False)
+    if image.ndim == 2:
+        return down @ image @ across.T
+    height, width, channels = image.shape
+    rows = (down @ image.reshape(height, -1)).reshape(image.shape)
     columns = across @ rows.swapaxes(0, 1).reshape(width, -1)
     return np.ascontiguousarray(columns.reshape(width, height, channels).swapaxes(0, 1))
 
 
-def to_opponent(picture: np.ndarray) -> np.ndarray:
+def to_opponent(image: np.ndarray) -> np.ndarray:
     """Convert RGB to luma and two chroma channels."""
-    return picture @ _TO_OPPONENT
+    return image @ _TO_OPPONENT
 
 
 def to_rgb(opponent: np.ndarray) -> np.ndarray:
@@ -111,9 +111,9 @@ def to_rgb(opponent: np.ndarray) -> np.ndarray:
     return opponent @ _FROM_OPPONENT
 
 
-def fine_structure(picture: np.ndarray) -> np.ndarray:
+def fine_structure(image: np.ndarray) -> np.ndarray:
     """Return the fine structure of luma and chroma, without the finest scale, where checkerboards are."""
-    fine = smooth(to_opponent(picture), 0.6)
+    fine = smooth(to_opponent(image), 0.6)
     return fine - smooth(fine, 1.5)
 
 
@@ -130,12 +130,12 @@ def border_pairs(hole: np.ndarray) -> tuple[np.ndarray, ...]:
     return np.concatenate(inside), np.concatenate(outside)
 
 
-def border_step(picture: np.ndarray, border: tuple[np.ndarray, ...], weight: np.ndarray) -> np.ndarray:
+def border_step(image: np.ndarray, border: tuple[np.ndarray, ...], weight: np.ndarray) -> np.ndarray:
     """Return the step from outside to inside, smoothed along the border: (pairs, 3)."""
     inside, outside = border
     if not len(inside):
         return np.zeros((0, 3), np.float32)
-    flat = picture.reshape(-1, 3)
+    flat = image.reshape(-1, 3)
     weights = np.minimum(weight.reshape(-1)[inside], weight.reshape(-1)[outside])
     step = (flat[inside] - flat[outside]) * weights[:, None]
     plane = np.stack(
@@ -148,31 +148,31 @@ def border_step(picture: np.ndarray, border: tuple[np.ndarray, ...], weight: np.
 _CHECKERS = np.where(np.indices((SIDE, SIDE)).sum(axis=0) % 2 == 0, 1.0, -1.0).astype(np.float32)
 
 
-def alternation(picture: np.ndarray) -> np.ndarray:
+def alternation(image: np.ndarray) -> np.ndarray:
     """Return the local amplitude of a pattern that changes sign from pixel to pixel."""
-    luma = picture @ _LUMA
+    luma = image @ _LUMA
     luma = luma - smooth(luma, 1.0)
     return np.abs(smooth(luma * _CHECKERS, 1.5))
 
 
-def direction_of(picture: np.ndarray, where: np.ndarray) -> np.ndarray:
+def direction_of(image: np.ndarray, where: np.ndarray) -> np.ndarray:
     """Return the main direction of the fine luma: (cos 2a, sin 2a) times its strength, 0 (none) to 1 (parallel)."""
-    gy, gx = np.gradient(smooth(picture @ _LUMA, 0.6))
+    gy, gx = np.gradient(smooth(image @ _LUMA, 0.6))
     gy, gx = gy[where], gx[where]
     xx, yy, xy = float(gx @ gx), float(gy @ gy), float(gx @ gy)
     return np.array([xx - yy, 2 * xy]) / (xx + yy + 2e-4 * len(gx))
 
 
-def coarsen(picture: np.ndarray) -> np.ndarray:
-    gy, gx = np.gradient(smooth(picture @ _LUMA, 1.5))
+def coarsen(image: np.ndarray) -> np.ndarray:
+    gy, gx = np.gradient(smooth(image @ _LUMA, 1.5))
     return gx * gx + gy * gy
 
 
-def at_scoring_size(picture: np.ndarray) -> np.ndarray:
+def at_scoring_size(image: np.ndarray) -> np.ndarray:
     """Average (H, W) or (H, W, 3) to `SIDE`, as floats."""
-    if picture.shape[0] == SIDE:
-        return picture
-    if picture.ndim == 2:
-        resized = Image.fromarray(picture.astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BOX)
+    if image.shape[0] == SIDE:
+        return image
+    if image.ndim == 2:
+        resized = Image.fromarray(image.astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BOX)
         return np.asarray(resized, np.float32)
-    return np.stack([at_scoring_size(picture[..., channel]) for channel in range(3)], axis=-1)
+    return np.stack([at_scoring_size(image[..., channel]) for channel in range(3)], axis=-1)

@@ -25,18 +25,18 @@ from onereward_jax.proving_ground.spec import PALETTE_CHROMA
 
 
 class Observation(NamedTuple):
-    picture: np.ndarray  # (64, 64, 3), with the tone change of the kept part undone
+    image: np.ndarray  # (64, 64, 3), with the tone change of the kept part undone
     ink: np.ndarray  # (64, 64) in [0, 1]: drawn rather than photographed
     covered: np.ndarray  # bool, ink and its rim
     plain: np.ndarray  # bool, photograph inside the hole, clear of ink and border
     form: Form
-    bare: np.ndarray  # (64, 64, 3), the picture with the ink painted over by what is around it
+    bare: np.ndarray  # (64, 64, 3), the image with the ink painted over by what is around it
     band: np.ndarray  # (64, 64, 3), fine structure of `bare`, squared
 
 
-def observe(truth: Truth, picture: np.ndarray) -> Observation:
+def observe(truth: Truth, image: np.ndarray) -> Observation:
     spec = truth.scene.spec
-    corrected = _undo_tone(truth, picture)
+    corrected = _undo_tone(truth, image)
     colours = smooth(corrected @ TO_CHROMA, 0.55)
     distance = truth.distance_table[chroma_bins(colours)]
     distance = distance * truth.near_hole
@@ -82,19 +82,19 @@ def _covered(truth: Truth, ink: np.ndarray, form: Form) -> np.ndarray:
     return drawing_itself | (ndimage.maximum_filter(ink, 3) > 0.2)
 
 
-def painted_over(picture: np.ndarray, covered: np.ndarray) -> np.ndarray:
+def painted_over(image: np.ndarray, covered: np.ndarray) -> np.ndarray:
     """Replace ink by a blur of its surroundings, so that it does not affect measurements of the photograph."""
     clear = (~covered).astype(np.float32)[..., None]
-    planes = smooth(np.concatenate([picture * clear, clear], axis=-1), 3.0)
-    return picture * clear + (planes[..., :3] / (planes[..., 3:] + 1e-4)) * (1 - clear)
+    planes = smooth(np.concatenate([image * clear, clear], axis=-1), 3.0)
+    return image * clear + (planes[..., :3] / (planes[..., 3:] + 1e-4)) * (1 - clear)
 
 
-def _undo_tone(truth: Truth, picture: np.ndarray) -> np.ndarray:
+def _undo_tone(truth: Truth, image: np.ndarray) -> np.ndarray:
     """Estimate the tone change on the kept pixels (means, contrast, saturation) and invert it.
 
     Moments and not a regression, so that kept pixels that have moved are not taken for another contrast.
     """
-    seen = to_opponent(picture)
+    seen = to_opponent(image)
     mean, spread = moments_where(smooth(seen, 2.0), truth.kept)
     true_mean, true_spread = truth.softer
     contrast = (spread[0] + 0.01) / (true_spread[0] + 0.01)

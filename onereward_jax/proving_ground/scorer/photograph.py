@@ -26,20 +26,22 @@ class Photograph(NamedTuple):
 FEW = 24  # pixels: fewer say nothing about the photograph
 
 
-def match_photograph(truth: Truth, look: Observation) -> Photograph:
-    clear = (~look.covered).astype(np.float32)
-    seam = _seam(truth, look, clear)
-    kept = _kept(truth, look)
-    if look.plain.sum() < FEW:
-        return Photograph(seam * kept, _no_checkerboard(truth, look, truth.hole))
-    colour = _colour_agreement(truth, look)
-    grain = _grain_agreement(truth, look)
-    structure = _no_checkerboard(truth, look, look.plain) * _no_streaks(truth, look) * _no_void(truth, look)
+def match_photograph(truth: Truth, observed: Observation) -> Photograph:
+    clear = (~observed.covered).astype(np.float32)
+    seam = _seam(truth, observed, clear)
+    kept = _kept(truth, observed)
+    if observed.plain.sum() < FEW:
+        return Photograph(seam * kept, _no_checkerboard(truth, observed, truth.hole))
+    colour = _colour_agreement(truth, observed)
+    grain = _grain_agreement(truth, observed)
+    structure = (
+        _no_checkerboard(truth, observed, observed.plain) * _no_streaks(truth, observed) * _no_void(truth, observed)
+    )
     return Photograph(seam * kept * colour * grain, structure)
 
 
-def _seam(truth: Truth, look: Observation, clear: np.ndarray) -> float:
-    step = border_step(look.picture, truth.border, clear)
+def _seam(truth: Truth, observed: Observation, clear: np.ndarray) -> float:
+    step = border_step(observed.image, truth.border, clear)
     if not len(step):
         return 1.0
     excess = np.linalg.norm(step, axis=-1) - np.linalg.norm(truth.border_step, axis=-1)
@@ -47,23 +49,23 @@ def _seam(truth: Truth, look: Observation, clear: np.ndarray) -> float:
     return bell(float((np.maximum(excess, 0) * weight).sum() / (weight.sum() + 1e-6)), 0.025, 0.14)
 
 
-def _kept(truth: Truth, look: Observation) -> float:
-    residual = smooth(look.picture - truth.background, 1.5)
+def _kept(truth: Truth, observed: Observation) -> float:
+    residual = smooth(observed.image - truth.background, 1.5)
     return bell(float(np.sqrt(mean_where(residual**2, truth.kept).mean())), 0.014, 0.05)
 
 
-def _colour_agreement(truth: Truth, look: Observation) -> float:
+def _colour_agreement(truth: Truth, observed: Observation) -> float:
     """Ask for a mean colour between that of the surroundings and that of the original photograph."""
-    seen, true = mean_where(look.picture, look.plain), mean_where(truth.background, look.plain)
-    return bell(_distance_to_way(seen, true, mean_where(look.picture, truth.ring)), 0.06, 0.22)
+    seen, true = mean_where(observed.image, observed.plain), mean_where(truth.background, observed.plain)
+    return bell(_distance_to_way(seen, true, mean_where(observed.image, truth.ring)), 0.06, 0.22)
 
 
-def _grain_agreement(truth: Truth, look: Observation) -> float:
+def _grain_agreement(truth: Truth, observed: Observation) -> float:
     """Ask for grain between that of the surroundings and that of the original photograph."""
-    inside, around = (float(mean_where(look.band[..., 0], where)) for where in (look.plain, truth.ring))
-    true_inside, true_around = (float(mean_where(truth.band[..., 0], where)) for where in (look.plain, truth.ring))
+    inside, around = (float(mean_where(observed.band[..., 0], where)) for where in (observed.plain, truth.ring))
+    true_inside, true_around = (float(mean_where(truth.band[..., 0], where)) for where in (observed.plain, truth.ring))
     floor = 0.006**2
-    noise = max(0.0, around - true_around)  # noise of the whole picture is a matter of aesthetics
+    noise = max(0.0, around - true_around)  # noise of the whole image is a matter of aesthetics
     blur = min(1.0, (around + floor) / (true_around + floor))  # and so is its softness
     expected = true_inside * blur + noise
     low, high = min(expected, around) + floor, max(expected, around) + floor
@@ -72,15 +74,15 @@ def _grain_agreement(truth: Truth, look: Observation) -> float:
     return bell(float(off), 0.35, 1.6)
 
 
-def _no_checkerboard(truth: Truth, look: Observation, where: np.ndarray) -> float:
-    amplitude = alternation(look.bare)[where].mean() - alternation(truth.background)[where].mean()
+def _no_checkerboard(truth: Truth, observed: Observation, where: np.ndarray) -> float:
+    amplitude = alternation(observed.bare)[where].mean() - alternation(truth.background)[where].mean()
     return bell(float(amplitude), 0.008, 0.045)
 
 
-def _no_streaks(truth: Truth, look: Observation) -> float:
+def _no_streaks(truth: Truth, observed: Observation) -> float:
     """Ask for a direction of edges between none, that of the surroundings and that of the original photograph."""
-    seen = direction_of(look.bare, look.plain)
-    usual = [np.zeros(2), direction_of(truth.background, look.plain), truth.ring_direction]
+    seen = direction_of(observed.bare, observed.plain)
+    usual = [np.zeros(2), direction_of(truth.background, observed.plain), truth.ring_direction]
     return bell(min(_distance_to_way(seen, usual[i], usual[j]) for i, j in ((0, 1), (0, 2), (1, 2))), 0.14, 0.32)
 
 
@@ -91,10 +93,10 @@ def _distance_to_way(point: np.ndarray, start: np.ndarray, end: np.ndarray) -> f
     return float(np.linalg.norm(point - start - share * way))
 
 
-def _no_void(truth: Truth, look: Observation) -> float:
+def _no_void(truth: Truth, observed: Observation) -> float:
     """Ask for edges in a hole that is surrounded by photograph."""
-    coarse_seen, coarse_true = coarsen(look.bare), coarsen(truth.background)
-    expected = min(float(mean_where(coarse_true, look.plain)), float(mean_where(coarse_true, truth.ring)))
+    coarse_seen, coarse_true = coarsen(observed.bare), coarsen(truth.background)
+    expected = min(float(mean_where(coarse_true, observed.plain)), float(mean_where(coarse_true, truth.ring)))
     floor = 0.008**2
-    ratio = (float(mean_where(coarse_seen, look.plain)) + floor) / (expected + floor)
+    ratio = (float(mean_where(coarse_seen, observed.plain)) + floor) / (expected + floor)
     return 0.2 + 0.8 * ramp(np.log(ratio), np.log(0.05), np.log(0.3))

@@ -10,15 +10,15 @@ from onereward_jax.proving_ground.scorer.truth import Truth
 from onereward_jax.proving_ground.spec import chroma
 
 
-def removal_quality(truth: Truth, picture: np.ndarray, look: Observation, photograph: Photograph) -> float:
+def removal_quality(truth: Truth, image: np.ndarray, observed: Observation, photograph: Photograph) -> float:
     passes = photograph.consistency * photograph.structure
-    return _gone(truth, look) * passes * cleanness(truth, picture, look) * tone_factor(truth, picture, look)
+    return _gone(truth, observed) * passes * cleanness(truth, image, observed) * tone_factor(truth, image, observed)
 
 
-def _gone(truth: Truth, look: Observation) -> float:
+def _gone(truth: Truth, observed: Observation) -> float:
     """Return the share of the object's colourfulness that is left in the hole."""
     table, margin = truth.distance_table, 0.06
-    left = np.maximum(table[chroma_bins(chroma(look.picture))] - margin, 0)[truth.hole].sum()
+    left = np.maximum(table[chroma_bins(chroma(observed.image))] - margin, 0)[truth.hole].sum()
     native = np.maximum(table[chroma_bins(chroma(truth.background))] - margin, 0)[truth.hole].sum()
     object_own = max(named_distance(truth) - margin, 0.1) * max(float(truth.alpha.sum()), 1.0)
     return bell(float((left - native) / object_own), 0.02, 0.45)

@@ -45,7 +45,7 @@ def _dice(ink: np.ndarray, spectra: np.ndarray, squares: np.ndarray) -> tuple[np
     return 2 * best / ((ink**2).sum() + squares + 1e-6), position
 
 
-def shape_form(truth: Truth, picture: np.ndarray, ink: np.ndarray, distance: np.ndarray, named: float) -> Form:
+def shape_form(truth: Truth, image: np.ndarray, ink: np.ndarray, distance: np.ndarray, named: float) -> Form:
     spec = truth.scene.spec
     bank = _shape_bank()
     ink = ink.astype(np.float32)
@@ -60,7 +60,7 @@ def shape_form(truth: Truth, picture: np.ndarray, ink: np.ndarray, distance: np.
     weight = ramp(standing_out, 0.1, 0.45) * enough
     structure = 1 - weight * (1 - well_formed)
 
-    colour_right = hue_agreement(picture, template * ink**2, spec.colour)
+    colour_right = hue_agreement(image, template * ink**2, spec.colour)
     near = slice(max(0, int(best[1]) - 1), int(best[1]) + 2)
     soft, _ = _dice(smooth(ink, _SOFT), bank.soft_spectra[:, near], bank.soft_squares[:, near])
     own = drawing.SHAPES.index(spec.shape)
@@ -81,9 +81,9 @@ def shape_form(truth: Truth, picture: np.ndarray, ink: np.ndarray, distance: np.
     return Form(alignment, structure, presence, interior, template * (presence > 0.05))
 
 
-def hue_agreement(picture: np.ndarray, weight: np.ndarray, colour: str) -> float:
+def hue_agreement(image: np.ndarray, weight: np.ndarray, colour: str) -> float:
     """Return how close the weighted pixels are to a colour of the palette: three quarters hue, one quarter chroma."""
-    seen = (weight[..., None] * chroma(picture)).sum(axis=(0, 1)) / (weight.sum() + 1e-6)
+    seen = (weight[..., None] * chroma(image)).sum(axis=(0, 1)) / (weight.sum() + 1e-6)
     own = PALETTE_CHROMA[colour]
     turn = np.arctan2(seen[1], seen[0]) - np.arctan2(own[1], own[0])
     turn = abs((np.degrees(turn) + 180) % 360 - 180)

@@ -35,7 +35,7 @@ def _letter_bank(sigma: float) -> tuple[np.ndarray, np.ndarray]:
     return templates, (templates**2).sum(axis=-1)
 
 
-def word_form(truth: Truth, picture: np.ndarray, ink: np.ndarray, distance: np.ndarray, named: float) -> Form:
+def word_form(truth: Truth, image: np.ndarray, ink: np.ndarray, distance: np.ndarray, named: float) -> Form:
     spec = truth.scene.spec
     centre = (spec.centre[0] * truth.radius / spec.radius, spec.centre[1] * truth.radius / spec.radius)
     dx, dy = _offset(smooth(truth.alpha, 0.45), ink)
@@ -57,7 +57,7 @@ def word_form(truth: Truth, picture: np.ndarray, ink: np.ndarray, distance: np.n
     presence = ramp(standing_out, 0.03, 0.5)
     colour_right = 1.0
     if spec.names_colour:
-        colour_right = hue_agreement(picture, placed**2 * ink**2, spec.colour)
+        colour_right = hue_agreement(image, placed**2 * ink**2, spec.colour)
     stray = float((ink * (ndimage.maximum_filter(placed, 5) < 0.05)).sum() / (ink.sum() + 1e-6))
     spelt = float(np.mean(right)) ** 1.5 * ramp(float(np.mean(formed)), 0.4, 0.65)
     alignment = presence * (0.2 + 0.8 * colour_right) * spelt * bell(stray, 0.15, 0.5)
