@@ -2,6 +2,7 @@
 
 A run killed at any moment and started again with the same command ends with the same parameters, bit for bit, and
 with a metrics.jsonl that has every step once. What makes it so:
+
   - state and data state of one step are saved together, and the data state is that of the last batch *consumed*,
     however far the input has read ahead;
   - the lines of metrics up to step s are on the disk before the checkpoint of s, and those after s are dropped when

@@ -4,12 +4,12 @@ The scorer knows the scene's hidden ground truth (`Spec`), which neither judge n
 product of factors in [0, 1]. A factor is exp(-(excess / scale)²), where excess is how far a measurement lies beyond the
 values that the photograph itself would show:
 
-  text_alignment   the named object is there, in the named colour, shape, size and place; the word is spelt right
-  consistency      no seam at the mask's border; colour and grain of the photograph in the hole agree with the
-                   surroundings; the kept part is unchanged
-  structure        outline or strokes are well-formed, whatever they show; no checkerboard, streaks or void
-  aesthetics       exposure, contrast, colour cast, saturation and noise of the image; an even object
-  removal_quality  the object is gone and the hole looks like photograph
+    text_alignment   the named object is there, in the named colour, shape, size and place; the word is spelt right
+    consistency      no seam at the mask's border; colour and grain of the photograph in the hole agree with the
+                     surroundings; the kept part is unchanged
+    structure        outline or strokes are well-formed, whatever they show; no checkerboard, streaks or void
+    aesthetics       exposure, contrast, colour cast, saturation and noise of the image; an even object
+    removal_quality  the object is gone and the hole looks like photograph
 
 The dimensions are separate by construction: a tone change of the whole image is estimated on the kept pixels, counted
 under aesthetics and undone before anything else is measured; consistency compares the hole with the image's own
