@@ -90,7 +90,7 @@ class SceneData(Data):
 class CaptionedData(Data):
     """A user's own images with captions. They keep about their aspect, in buckets of about the same area."""
 
-    path: str = option("", help="a folder of images, or a .jsonl file: docs/finetune.md")
+    path: str = option("", help="a folder of images, or a .jsonl file: docs/how-to/finetune.md")
     caption: str = option("", help="of images that have none")
     bad_share: float = option(0.1, at_least=0, at_most=1, help="share of the images that may be unreadable")
     held_out_share: float = option(0.05, at_least=0, below=1, help="share of the images that are held out")
@@ -413,7 +413,7 @@ class JudgeModel(Settings):
         "Qwen/Qwen2.5-VL-7B-Instruct", content=True, help="a judge to start from; empty: an untrained one"
     )
     data: tuple[str, ...] = option(
-        ("data/preferences",), content=True, help="directories of preference data, see docs/preferences.md"
+        ("data/preferences",), content=True, help="directories of preference data, see docs/how-to/preferences.md"
     )
     bad_share: float = option(0.01, at_least=0, at_most=1, help="share of each directory's records that may be bad")
     dtype: str = option("bfloat16", choices=_DTYPES, help="of the computation")
