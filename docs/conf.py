@@ -44,6 +44,7 @@ python_display_short_literal_types = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
+add_module_names = False
 
 html_theme = "furo"
 html_title = "onereward-jax"
@@ -86,7 +87,7 @@ def modules(room: str) -> list[str]:
 def write_help(path: Path) -> None:
     """What `--help` of every command prints."""
     commands = sorted((ROOT / "onereward_jax" / "cli" / "commands").glob("[!_]*.py"))
-    lines = ["# What --help prints", ""]
+    lines = ["# Help of every command", ""]
     for command in (file.stem.replace("_", "-") for file in commands):
         words = [sys.executable, "-m", "onereward_jax.cli", command, "--help"]
         variables = os.environ | {"COLUMNS": "110", "PYTHONPATH": str(ROOT)}
