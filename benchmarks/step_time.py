@@ -19,9 +19,9 @@ from onereward_jax.cli.exit_codes import guarded
 from onereward_jax.cli.main import split_overrides
 from onereward_jax.config.load import load_config
 from onereward_jax.config.schema import RewardFeedback
-from onereward_jax.fill.pipeline import FillPipeline, latent_shape, sample_noise
+from onereward_jax.fill.pipeline import FillPipeline, sample_noise
 from onereward_jax.flow import conditioning, sampler
-from onereward_jax.flow.schedule import sigmas
+from onereward_jax.flow.flux_fill import FluxFill
 from onereward_jax.judge.judge import Judge
 from onereward_jax.parallel.activations import batch_sharding
 from onereward_jax.parallel.mesh import make_mesh
@@ -76,26 +76,24 @@ def main() -> None:
     batch = encode_text(raw, pipeline, judge, config.max_sequence_length, config.question_length, step_config)
 
     params, vae = pipeline.params["transformer"], pipeline.params["vae"]
-    shape = latent_shape(pipeline.vae, *raw["mask"].shape[1:])
-    noise = conditioning.pack(sample_noise(jax.random.key(0), raw["index"], shape))
-    ids = conditioning.image_ids(*shape[:2])
-    schedule = jnp.asarray(sigmas(step_config.num_steps, len(ids), pipeline.shift))
+    family = FluxFill(pipeline.transformer, pipeline.vae, pipeline.shift)
+    image_size = raw["mask"].shape[1:]
+    noise = conditioning.pack(sample_noise(jax.random.key(0), raw["index"], family.latent_shape(*image_size)))
+    schedule = jnp.asarray(family.schedule(step_config.num_steps, *image_size))
     middle = (step_config.first_index + step_config.last_index) // 2
-    states = (batch.text,) if batch.negative is None else (batch.text, batch.negative)
-    text = [x for part in states for x in (part.prompt_embeds, part.pooled)]
-    masked = jax.jit(lambda p, *x: conditioning.encode_masked_image(pipeline.vae, p, *x))
-    condition = conditioning.Condition(*masked(vae, raw["image"], raw["mask"]), *text)
+    encode = jax.jit(family.condition)
+    request = raw["image"], raw["mask"], batch.text, batch.negative
+    condition = encode(vae, *request)
 
     @jax.jit
     def rollout(params, condition, tokens, stop):
         scales = (step_config.rollout_guidance_scale, step_config.rollout_true_cfg_scale)
-        velocity = sampler.velocity_of(pipeline.transformer, params, condition, ids, *scales)
+        velocity = family.velocity(params, condition, image_size, *scales)
         return sampler.denoise(velocity, tokens, schedule, stop)
 
     @jax.jit
     def decode(vae, tokens):
-        latents = conditioning.unpack(tokens, *shape[:2])
-        return conditioning.to_unit_range(conditioning.decode_latents(pipeline.vae, vae, latents))
+        return family.decode(vae, tokens, image_size)
 
     @jax.jit
     def ask(images, judge_params, reference, questions):
@@ -103,14 +101,14 @@ def main() -> None:
 
     def predict_and_ask(params, vae, judge_params, condition, tokens, reference, questions):
         scales = (step_config.gradient_guidance_scale, step_config.gradient_true_cfg_scale)
-        velocity = sampler.velocity_of(pipeline.transformer, params, condition, ids, *scales)
+        velocity = family.velocity(params, condition, image_size, *scales)
         data = sampler.predict_data(velocity, tokens, jnp.full(size, schedule[middle]))
         return ask(decode(vae, data), judge_params, reference, questions)
 
-    print(f"{arguments.config}: batch {size}, {raw['mask'].shape[1:]} pixels, {jax.devices()[0].device_kind}")
+    print(f"{arguments.config}: batch {size}, {image_size} pixels, {jax.devices()[0].device_kind}")
     time_of = lambda name, function, *inputs: measure(name, function, *inputs, repeats=arguments.repeats)  # noqa: E731
     questions = batch.questions
-    time_of("condition (VAE encoder)", masked, vae, raw["image"], raw["mask"])
+    time_of("condition (VAE encoder)", encode, vae, *request)
     time_of("reference rollout", rollout, params, condition, noise, step_config.num_steps)
     time_of(f"policy rollout (to index {middle})", rollout, params, condition, noise, middle)
     reference = decode(vae, rollout(params, condition, noise, step_config.num_steps))
@@ -123,7 +121,7 @@ def main() -> None:
     )
 
     optimizer = make_optimizer(**config.optimizer)
-    step = make_step(pipeline.transformer, pipeline.vae, judge.scorer, optimizer, step_config, pipeline.shift)
+    step = make_step(family, judge.scorer, optimizer, step_config)
     create = lambda params: create_state(  # noqa: E731
         params, optimizer, config.seed, reference=config.algorithm == "fixed"
     )

@@ -25,6 +25,7 @@ from onereward_jax.cli.exit_codes import guarded
 from onereward_jax.config.load import load_config
 from onereward_jax.config.schema import RewardFeedback
 from onereward_jax.fill.pipeline import FillPipeline
+from onereward_jax.flow.flux_fill import FluxFill
 from onereward_jax.judge.judge import Judge
 from onereward_jax.parallel.activations import batch_sharding
 from onereward_jax.parallel.mesh import make_mesh
@@ -124,8 +125,8 @@ class Miniature:
     def seconds(self, config: RewardFeedback, updates: int) -> float:
         """Measure the mean update: updates with and without making references, weighted by their shares."""
         pipeline, judge, fields = self.pipeline, self.judge, computation(config)
-        modules = [module.clone(**fields) for module in (pipeline.transformer, pipeline.vae)]
-        update = make_update(config, *modules, judge.scorer, pipeline.shift)
+        modules = (module.clone(**fields) for module in (pipeline.transformer, pipeline.vae))
+        update = make_update(config, FluxFill(*modules, pipeline.shift), judge.scorer)
         params, frozen = update.start(pipeline.params["transformer"], pipeline.params["vae"], judge.params)
         mesh = make_mesh(**config.mesh)
         step, state, frozen = compile_step(update.step, update.create, params, frozen, mesh)

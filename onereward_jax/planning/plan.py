@@ -20,7 +20,8 @@ from onereward_jax.atomic_files import read_json
 from onereward_jax.config.find import find_model
 from onereward_jax.config.schema import OFFLOADABLE, RewardFeedback, RewardLearning
 from onereward_jax.errors import UserError
-from onereward_jax.fill.pipeline import latent_shape, read_shift
+from onereward_jax.fill.pipeline import read_shift
+from onereward_jax.flow.flux_fill import FluxFill
 from onereward_jax.flow.schedule import Shift
 from onereward_jax.judge import question as questions
 from onereward_jax.judge.judge import PREPROCESSOR_FILE
@@ -106,14 +107,20 @@ def program_of(config: RewardFeedback) -> Program:
     if config.model.judge_adapters:
         raise UserError("a plan takes one judge: leave model.judge_adapters empty; each adapter adds a forward pass")
     fields = computation(config)
-    transformer = official_module(config.model.base, "transformer", fields | attention_of(config))
-    vae = official_module(config.model.base, "vae", fields)
-    judge = official_module(config.model.judge, "judge", fields)
-    latent_shape(vae, config.data.resolution, config.data.resolution)
     directory = find_model(config.model.base)
-    shift = read_shift(directory) if directory.is_dir() else Shift()
-    update = make_update(config, transformer, vae, _scorer(judge, config.model.judge), shift)
-    params = param_shapes(transformer, "transformer"), param_shapes(vae, "vae"), param_shapes(judge, "judge")
+    family = FluxFill(
+        official_module(config.model.base, "transformer", fields | attention_of(config)),
+        official_module(config.model.base, "vae", fields),
+        read_shift(directory) if directory.is_dir() else Shift(),
+    )
+    family.token_shape(config.data.resolution, config.data.resolution)  # refuses what doesn't divide
+    judge = official_module(config.model.judge, "judge", fields)
+    update = make_update(config, family, _scorer(judge, config.model.judge))
+    params = (
+        param_shapes(family.transformer, "transformer"),
+        param_shapes(family.vae, "vae"),
+        param_shapes(judge, "judge"),
+    )
     masters, frozen = jax.eval_shape(update.start, *params)
     full = len(judge.visual.fullatt_block_indexes) / judge.visual.depth
     made = share_of_references_made(config)
@@ -121,7 +128,7 @@ def program_of(config: RewardFeedback) -> Program:
         update,
         jax.eval_shape(update.create, masters),
         frozen,
-        batch_shapes(config, transformer),
+        batch_shapes(config, family),
         expected_trips(config.rl, config.train.batch_size),
         # Windowed and full attention; references made and reused.
         {"visual": (1 - full, full), REFERENCE: (made, 1 - made)},

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from onereward_jax.config.schema import RewardFeedback
 from onereward_jax.flow.conditioning import TextStates
+from onereward_jax.flow.family import PolicyFamily
 from onereward_jax.judge.batches import MAX_DIMENSIONS
 from onereward_jax.judge.scorer import Questions
 
@@ -53,11 +54,11 @@ class Batch:
     references: KnownReferences | None = None
 
 
-def batch_shapes(config: RewardFeedback, transformer: Any) -> Batch:
+def batch_shapes(config: RewardFeedback, family: PolicyFamily) -> Batch:
     """A batch of `jax.ShapeDtypeStruct`s, as the trainer of a configuration makes them.
 
     Args:
-      transformer: the module, whose widths the embedded prompts have.
+      family: of the policy, whose text states a batch brings.
     """
     step_config, side, size = config.rl, config.data.resolution, config.train.batch_size
 
@@ -66,10 +67,8 @@ def batch_shapes(config: RewardFeedback, transformer: Any) -> Batch:
 
     number = shape(dtype=jnp.int32)
     image = shape(side, side, 3, dtype=jnp.uint8)
-    text = TextStates(
-        prompt_embeds=shape(config.max_sequence_length, transformer.joint_attention_dim, dtype=jnp.float32),
-        pooled=shape(transformer.pooled_projection_dim, dtype=jnp.float32),
-    )
+    states = family.text_shapes(config.max_sequence_length)
+    text = jax.tree.map(lambda one: shape(*one, dtype=jnp.float32), states, is_leaf=lambda x: isinstance(x, tuple))
     questions = Questions(
         ids=shape(MAX_DIMENSIONS, config.question_length, dtype=jnp.int32),
         lengths=shape(MAX_DIMENSIONS, dtype=jnp.int32),

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from onereward_jax.config.schema import RewardFeedback
-from onereward_jax.flow.schedule import Shift
+from onereward_jax.flow.family import PolicyFamily
 from onereward_jax.judge.scorer import Scorer
 from onereward_jax.models.lora import LoRA
 from onereward_jax.rl.batch import Batch
@@ -33,13 +33,13 @@ class Update(NamedTuple):
     step: Callable[[TrainState, Frozen, Batch], tuple[TrainState, Any]]
 
 
-def make_update(config: RewardFeedback, transformer: Any, vae: Any, judge: Scorer, shift: Shift) -> Update:
+def make_update(config: RewardFeedback, family: PolicyFamily, judge: Scorer) -> Update:
     """The update that a configuration describes.
 
     Args:
-      transformer, vae: modules, with `computation(config)` among their fields, the transformer with
-        `attention_of(config)`, too; judge: `Judge.scorer` of one that has them.
-      shift: of the noise schedule.
+      family: of the policy; its modules have `computation(config)` among their fields, the transformer
+        `attention_of(config)`, too.
+      judge: `Judge.scorer` of one that has `computation(config)`.
     """
     optimizer, adapters = make_optimizer(**config.optimizer), adapters_of(config)
     step_config = config.rl
@@ -64,7 +64,7 @@ def make_update(config: RewardFeedback, transformer: Any, vae: Any, judge: Score
             state = dataclasses.replace(state, references=images)
         return state
 
-    step = make_step(transformer, vae, judge, optimizer, step_config, shift, adapters.scale)
+    step = make_step(family, judge, optimizer, step_config, adapters.scale)
     return Update(start, create, step)
 
 

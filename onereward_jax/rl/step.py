@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from onereward_jax.config.schema import RewardLearning
-from onereward_jax.flow.schedule import Shift
+from onereward_jax.flow.family import PolicyFamily
 from onereward_jax.judge.augment import noise_together, shift_together
 from onereward_jax.judge.scorer import Scorer, one_dimension_a_call
 from onereward_jax.rl.accumulation import mean_over, mean_over_micro_batches
@@ -31,19 +31,17 @@ from onereward_jax.rl.objective import reward_loss
 from onereward_jax.rl.parts import JUDGEMENT, REFERENCE
 from onereward_jax.rl.references import Fresh, references_of
 from onereward_jax.rl.rewards import cell_sums, with_rewards
-from onereward_jax.rl.rollout import Flow, FlowModels, Frozen
+from onereward_jax.rl.rollout import Flow, Frozen
 from onereward_jax.training.state import TrainState, apply_gradient
 
 Metrics = dict[str, jax.Array]
 
 
 def make_step(
-    transformer: Any,
-    vae: Any,
+    family: PolicyFamily,
     judge: Scorer,
     optimizer: optax.GradientTransformation,
     config: RewardLearning,
-    shift: Shift = Shift(),  # noqa: B008 (frozen)
     adapter_scale: float = 1.0,
 ) -> Callable[[TrainState, Frozen, Batch], tuple[TrainState, Any]]:
     """Builds `step(state, frozen, batch) -> (state, metrics)`, pure and ready for `jax.jit`.
@@ -53,21 +51,23 @@ def make_step(
     Metrics are scalars; `rewards/<task>/<dimension>` is NaN where the batch has no such cell. With a reference_pool
     (metrics, reference images) take their place, see `rl.references.Cached`.
     """
-    models = FlowModels(transformer, vae, config.num_steps, shift, adapter_scale)
     judge = judge if config.shared_prefix else one_dimension_a_call(judge)
-    return RewardFeedback(models, references_of(config), Posterior(config), judge, optimizer, config).step
+    return RewardFeedback(
+        family, references_of(config), Posterior(config), judge, optimizer, config, adapter_scale
+    ).step
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class RewardFeedback:
     """The parts of Algorithms 1 and 2; `step` is one iteration."""
 
-    models: FlowModels
+    family: PolicyFamily
     references: Fresh
     estimator: Estimator
     judge: Scorer
     optimizer: optax.GradientTransformation
     config: RewardLearning
+    adapter_scale: float
 
     def step(self, state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, Any]:
         batch = self.references.recall(state, batch)
@@ -79,9 +79,11 @@ class RewardFeedback:
 
     def gradient(self, state: TrainState, frozen: Frozen, batch: Batch) -> tuple[tuple[Any, Metrics], Any]:
         """((gradient, metrics), reference images if they are kept) of a micro-batch."""
-        grid = self.models.grid(batch)
-        draws = draw(state, batch, self.models.sample_shape(grid), self.config)
-        flow = self.models.under(frozen, batch, grid)
+        size = batch.mask.shape[1:]
+        schedule = jnp.asarray(self.family.schedule(self.config.num_steps, *size))
+        draws = draw(state, batch, self.family.token_shape(*size), self.config)
+        condition = self.family.condition(frozen.vae, batch.image, batch.mask, batch.text, batch.negative)
+        flow = Flow(self.family, frozen, jax.lax.stop_gradient(condition), size, schedule, self.adapter_scale)
         with jax.named_scope(REFERENCE):
             images = self.references(flow, state, draws, batch)
         stop = self.estimator.rollout(flow, state.params, draws)

@@ -13,6 +13,7 @@ from onereward_jax.data.source import ENDLESS, Source
 from onereward_jax.evaluation.while_training import ground_truth_gain
 from onereward_jax.fill.pipeline import FillPipeline, latent_shape
 from onereward_jax.flow.conditioning import TextStates
+from onereward_jax.flow.flux_fill import FluxFill
 from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.ensemble import ensemble
 from onereward_jax.judge.judge import Judge
@@ -68,9 +69,10 @@ def reward_feedback(config: RewardFeedback, workdir: Path, source: Source, held_
     judge = Judge.from_pretrained(config.model.judge, frozen_dtype(config), fields=fields)
     judge = ensemble(judge, config.model.judge_adapters)
     transformer, vae = pipeline.transformer.clone(**fields, **attention_of(config)), pipeline.vae.clone(**fields)
+    family = FluxFill(transformer, vae, pipeline.shift)
 
     # ------------------------------------------------------------------------------------------------------- the update
-    update, adapters = make_update(config, transformer, vae, judge.scorer, pipeline.shift), adapters_of(config)
+    update, adapters = make_update(config, family, judge.scorer), adapters_of(config)
     params, frozen = update.start(pipeline.params["transformer"], pipeline.params["vae"], judge.params)
     cached = open_cache(config, source).around if config.rl.reference_pool else lambda step: step
 

@@ -14,6 +14,7 @@ import pytest
 
 from onereward_jax.config.load import load_config
 from onereward_jax.data.mixture import mixture
+from onereward_jax.flow.flux_fill import FluxFill
 from onereward_jax.judge.batches import question_batch
 from onereward_jax.proving_ground import ProvingGround
 from onereward_jax.rl.reference_cache import ReferenceCache, open_cache
@@ -44,7 +45,7 @@ def questions():
 @functools.cache
 def update(**options):
     config = dataclasses.replace(tiny_rl.CONFIG, num_steps=4, **options)
-    return jax.jit(make_step(Linear(), tiny_rl.models().vae, bright, optax.sgd(0.5), config))
+    return jax.jit(make_step(FluxFill(Linear(), tiny_rl.models().vae), bright, optax.sgd(0.5), config))
 
 
 def train(workdir, num_steps, *, reference=None, around=lambda step: step, num_conditions=0, **options):

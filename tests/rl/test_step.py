@@ -12,6 +12,7 @@ import pytest
 from onereward_jax import tree
 from onereward_jax.errors import UserError
 from onereward_jax.flow import conditioning
+from onereward_jax.flow.flux_fill import FluxFill
 from onereward_jax.flow.schedule import sigmas
 from onereward_jax.judge.scorer import one_dimension_a_call
 from onereward_jax.rl.objective import reward_loss
@@ -86,7 +87,7 @@ def test_gradient_is_the_derivative_of_the_loss():
     )
     plain = optax.sgd(1.0)
     made = tiny_rl.models()
-    step = jax.jit(make_step(made.transformer, made.vae, tiny_rl.scorer, plain, config))
+    step = jax.jit(make_step(FluxFill(made.transformer, made.vae), tiny_rl.scorer, plain, config))
     state = create_state(made.params, plain, seed=0, reference=True)
     after, metrics = step(state, made.frozen, tiny_rl.batch(4))
     norm = float(metrics["learning/grad_norm"])
@@ -130,7 +131,7 @@ class Watched:
     def __init__(self, config):
         self.frozen, self.vae = tiny_rl.models().frozen, tiny_rl.models().vae
         self._seen = {}
-        self._step = jax.jit(make_step(Linear(), self.vae, self._judge, optax.sgd(0.0), config))
+        self._step = jax.jit(make_step(FluxFill(Linear(), self.vae), self._judge, optax.sgd(0.0), config))
 
     def _judge(self, params, first, second, questions):
         jax.debug.callback(lambda **images: self._seen.update(images), first=first, second=second)
@@ -274,7 +275,7 @@ def gradient_of(config, policy=0.7):
         p_yes = jax.nn.sigmoid((first - second).mean(axis=(1, 2, 3)))
         return jnp.log(jnp.broadcast_to(p_yes[:, None, None], (*questions.lengths.shape, 2)))
 
-    step = jax.jit(make_step(Linear(), tiny_rl.models().vae, judge, optax.sgd(1.0), config))
+    step = jax.jit(make_step(FluxFill(Linear(), tiny_rl.models().vae), judge, optax.sgd(1.0), config))
     state = create_state({"w": jnp.float32(policy)}, optax.sgd(1.0), seed=0)
     after, metrics = step(state, tiny_rl.models().frozen, tiny_rl.batch(4))
     return float(state.params["w"] - after.params["w"]), metrics

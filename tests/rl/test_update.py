@@ -12,6 +12,7 @@ from onereward_jax import tree
 from onereward_jax.config.load import load_config
 from onereward_jax.config.schema import RewardFeedback
 from onereward_jax.errors import UserError
+from onereward_jax.flow.flux_fill import FluxFill
 from onereward_jax.rl import build as updates
 from onereward_jax.rl.batch import batch_shapes
 from onereward_jax.weights.load import param_shapes
@@ -71,7 +72,7 @@ def test_the_state_at_full_size(variant):
     fields = updates.computation(config)
     transformer, autoencoder = (official_module(config.model.base, kind, fields) for kind in ("transformer", "vae"))
     judge = official_module(config.model.judge, "judge", fields)
-    update = updates.make_update(config, transformer, autoencoder, lambda params, batch: None, None)
+    update = updates.make_update(config, FluxFill(transformer, autoencoder), lambda params, batch: None)
     masters, frozen = jax.eval_shape(
         update.start,
         param_shapes(transformer, "transformer"),
@@ -94,9 +95,10 @@ def test_the_state_at_full_size(variant):
 
 def test_a_batch_at_full_size():
     config = load_config(f"{FLUX_FILL}:dynamic_1024")
-    shapes = batch_shapes(config, official_module(config.model.base, "transformer"))
+    family = FluxFill(*(official_module(config.model.base, kind) for kind in ("transformer", "vae")))
+    shapes = batch_shapes(config, family)
     assert shapes.text.prompt_embeds.shape == shapes.negative.prompt_embeds.shape == (8, 512, 4096)
     assert (shapes.image.shape, shapes.questions.ids.shape) == ((8, 1024, 1024, 3), (8, 4, 128))
     assert shapes.target is None
     plain = load_config(f"{FLUX_FILL}:dynamic_1024", {"rl.rollout_true_cfg_scale": 1, "rl.gradient_true_cfg_scale": 1})
-    assert batch_shapes(plain, official_module(config.model.base, "transformer")).negative is None
+    assert batch_shapes(plain, family).negative is None

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from onereward_jax import tree
+from onereward_jax.flow.flux_fill import FluxFill
 from onereward_jax.models import lora
 from onereward_jax.parallel.activations import batch_sharding
 from onereward_jax.parallel.mesh import make_mesh
@@ -35,7 +36,7 @@ def state(algorithm="dynamic"):
 
 def update():
     made = tiny_rl.models()
-    arguments = made.transformer, made.vae, tiny_rl.scorer, tiny_rl.optimizer(), tiny_rl.CONFIG
+    arguments = FluxFill(made.transformer, made.vae), tiny_rl.scorer, tiny_rl.optimizer(), tiny_rl.CONFIG
     return make_step(*arguments, adapter_scale=ADAPTERS.scale)
 
 

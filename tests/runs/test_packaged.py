@@ -10,6 +10,7 @@ import optax
 
 from onereward_jax.config.load import load_config
 from onereward_jax.fill.pipeline import FillPipeline
+from onereward_jax.flow.flux_fill import FluxFill
 from onereward_jax.judge.judge import Judge
 from onereward_jax.parallel.activations import batch_sharding
 from onereward_jax.parallel.mesh import make_mesh
@@ -34,6 +35,7 @@ def test_gradient_on_eight_devices_in_parts_equals_one():
     raw = {name: np.stack([record[name] for record in records]) for name in records[0]}
     batch = encode_text(raw, pipeline, judge, config.max_sequence_length, config.question_length, step_config)
     params = pipeline.params["transformer"]
+    family = FluxFill(pipeline.transformer, pipeline.vae, pipeline.shift)
 
     def create(params):
         """Policy and reference differ, or their pictures would be alike."""
@@ -43,7 +45,7 @@ def test_gradient_on_eight_devices_in_parts_equals_one():
     def update(mesh, accumulate=1):
         """Plain gradient descent at rate 1: θ − θ' is the gradient."""
         settings = dataclasses.replace(step_config, accumulate=accumulate)
-        step = make_step(pipeline.transformer, pipeline.vae, judge.scorer, plain, settings, pipeline.shift)
+        step = make_step(family, judge.scorer, plain, settings)
         frozen = Frozen(vae=pipeline.params["vae"], judge=judge.params)
         compiled, state, frozen = compile_step(step, create, params, frozen, mesh)
         before = jax.device_get(state.params)

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from onereward_jax.flow.conditioning import TextStates
+from onereward_jax.flow.flux_fill import FluxFill
 from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.scorer import Questions
 from onereward_jax.rl.batch import Batch
@@ -118,7 +119,7 @@ def state(algorithm: str = "dynamic") -> TrainState:
 def step(config: StepConfig = CONFIG):
     """The jitted update; nothing is donated, so that a test can compare states."""
     made = models()
-    return jax.jit(make_step(made.transformer, made.vae, scorer, optimizer(), config))
+    return jax.jit(make_step(FluxFill(made.transformer, made.vae), scorer, optimizer(), config))
 
 
 TOKENS, WIDTH = 16, 8  # packed latents of a tiny sample: 8×8 latents of two channels
