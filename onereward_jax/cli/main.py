@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from onereward_jax.cli.exit_codes import guarded
-from onereward_jax.config.load import load_config
+from onereward_jax.config.load import load_with_sources
 from onereward_jax.config.option import did_you_mean
 from onereward_jax.errors import UserError
 from onereward_jax.parallel import cluster, heartbeat, hosts
@@ -100,7 +100,8 @@ def _run(argv: list[str]) -> int | None:
         args.config_file = args.config
         of_command = module.overrides(args) if hasattr(module, "overrides") else []
         # Before the command: nothing is written or loaded for a configuration that can't be.
-        args.config = load_config(args.config, [*overrides, *of_command], args.config_recipes)
+        given = [*overrides, *of_command]
+        args.config, args.config_sources = load_with_sources(args.config_file, given, args.config_recipes)
     return module.run(args)
 
 

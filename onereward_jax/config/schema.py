@@ -355,7 +355,7 @@ class Evaluation(Settings):
 
 @dataclass(frozen=True)
 class Ascent(Settings):
-    """`onereward ascend`: how far it follows the judge's gradient."""
+    """`onereward reward-ascent`: how far it follows the judge's gradient."""
 
     name: ClassVar[str] = "ascent"
 
@@ -560,7 +560,7 @@ class Recipe(Settings):
 
 @dataclass(frozen=True)
 class RewardFeedback(Recipe):
-    """Reward feedback learning: `onereward train`, `evaluate`, `ascend`, `gates` and `plan`."""
+    """Reward feedback learning: `onereward train`, `evaluate`, `reward-ascent`, `sanity-checks` and `plan`."""
 
     own: ClassVar[str] = "rl"
     title: ClassVar[str] = "reward feedback learning"

@@ -8,6 +8,7 @@ import pytest
 
 from onereward_jax.cli import main as cli
 from onereward_jax.config import load, schema
+from onereward_jax.config.describe import page
 from onereward_jax.config.option import Settings, about, wanted
 from onereward_jax.errors import UserError
 
@@ -148,3 +149,16 @@ def test_every_setting_says_what_it_is(recipe):
     groups = [value for _, value in recipe() if isinstance(value, Settings)]
     assert all(type(group).__doc__ and group.name for group in groups)
     assert recipe.own in recipe.config_dict()
+
+
+def test_the_documentation_lists_what_the_schema_does():
+    """Made anew by `onereward config --docs docs/reference/settings.md`."""
+    assert (ROOT / "docs" / "reference" / "settings.md").read_text(encoding="utf-8") == page()
+
+
+def test_the_command_shows_value_source_default_and_range(capsys):
+    assert cli.main(["config", "--config", "quick", "--config.rl.threshold=0.5"]) == 0
+    lines = {line.split()[0]: " ".join(line.split()[1:]) for line in capsys.readouterr().out.splitlines()}
+    assert lines["rl.threshold"] == "0.5 override 0.9 above 0 and at most 1"
+    assert lines["rl.ema_decay"] == "0.95 file 0.99 0 or more and below 1"
+    assert lines["seed"] == "0 default 0 a whole number, 0 or more"
