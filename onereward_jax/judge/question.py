@@ -1,11 +1,13 @@
 """Tokenises the judge's question: a prefix that all questions share, and a suffix for each question.
 
-Prefix.begin    the system turn, "<|vision_start|>"
-                the first image
-Prefix.middle   "<|vision_end|><|vision_start|>"
-                the second image
-Prefix.end      "<|vision_end|>"
-suffix          the question, up to the answer
+In the order in which the model reads them:
+
+    Prefix.begin    the system turn, "<|vision_start|>"
+                    the first image
+    Prefix.middle   "<|vision_end|><|vision_start|>"
+                    the second image
+    Prefix.end      "<|vision_end|>"
+    suffix          the question, up to the answer
 """
 
 import dataclasses
