@@ -41,6 +41,7 @@ autodoc_typehints = "signature"
 autodoc_preserve_defaults = True
 python_use_unqualified_type_names = True
 python_display_short_literal_types = True
+suppress_warnings = ["ref.python"]  # fields of one name in several classes, which Napoleon refers to by name alone
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True
 napoleon_use_rtype = False
