@@ -42,7 +42,7 @@ UPDATES, BATCH, CONDITIONS = 8000, 8, 10_000
 
 PRINTED = {"rl.shared_prefix": False}
 SHARED = {"rl.shared_prefix": True}
-POOL = {"rl.reference_pool": "references", "data.num_conditions": CONDITIONS}
+POOL = {"rl.reference_cache": "references", "data.num_conditions": CONDITIONS}
 AGE_4, AGE_8 = {"rl.reference_max_age": 4}, {"rl.reference_max_age": 8}
 ONE_GUIDANCE = {"rl.gradient_true_cfg_scale": 1.0}
 PREDICTIONS = {"rl.predictions": 4}

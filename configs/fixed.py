@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
     config.model.dtype = "float32"
     config.model.remat = "none"
     config.data.resolution = 64
-    config.data.target_flaws = 0.3
+    config.data.synthetic_defects = 0.3
     config.data.task_weights = dict.fromkeys(TASKS, 0.25)
     config.data.loader_threads = 2
     config.max_sequence_length = 16
@@ -51,7 +51,7 @@ def get_config() -> ConfigDict:
     config.evaluation.true_cfg_scale = 1.0
     config.evaluation.batch_size = 50
     config.evaluation.every = 50
-    config.evaluation.watched_scenes = 32
+    config.evaluation.scenes_while_training = 32
     config.preferences.base = "miniature/base"
     config.preferences.part_size = 25
     return config

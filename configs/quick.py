@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     config.model.dtype = "float32"
     config.model.remat = "none"
     config.data.resolution = 64
-    config.data.target_flaws = 0.3
+    config.data.synthetic_defects = 0.3
     config.data.task_weights = dict.fromkeys(TASKS, 0.25)
     config.data.loader_threads = 2
     config.max_sequence_length = 16

@@ -16,7 +16,7 @@ from onereward_jax.config import schema
 def get_config() -> ConfigDict:
     config = schema.JudgeTraining.config_dict()
     config.data.resolution = 64
-    config.data.target_flaws = 0.3
+    config.data.synthetic_defects = 0.3
     # Pairs that differ in the aesthetics of an extension are the rarest.
     config.data.task_weights = {"image_fill": 0.25, "image_extend": 0.4, "object_removal": 0.25, "text_rendering": 0.25}
     config.data.loader_threads = 2
@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
     config.judge.flips = True
     # Pairs that are new at every step. Most others are annotated in one dimension: what is asked beyond costs a
     # question and teaches nothing.
-    config.judge.planted_share = 0.25
+    config.judge.synthetic_share = 0.25
     config.judge.questions_per_pair = 1
     # Rare dimensions as often as the others.
     config.judge.balance_dimensions = True
@@ -57,7 +57,7 @@ def get_config() -> ConfigDict:
 
     config.preferences.base = "miniature/base"
     config.preferences.first_scene = 9216
-    config.preferences.planted_scenes_per_task = 0
+    config.preferences.synthetic_scenes_per_task = 0
     config.preferences.scenes_per_task = 1024
     config.preferences.policies = (
         "runs/miniature/policy_bold/export/policy",

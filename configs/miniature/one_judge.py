@@ -16,7 +16,7 @@ from onereward_jax.tasks import TASKS
 def get_config() -> ConfigDict:
     config = schema.JudgeTraining.config_dict()
     config.data.resolution = 64
-    config.data.target_flaws = 0.3
+    config.data.synthetic_defects = 0.3
     config.data.task_weights = dict.fromkeys(TASKS, 0.25)
     config.data.loader_threads = 2
     config.max_sequence_length = 16
@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
     config.judge.flips = True
     # Pairs that are new at every step. Most others are annotated in one dimension: what is asked beyond costs a
     # question and teaches nothing.
-    config.judge.planted_share = 0.5
+    config.judge.synthetic_share = 0.5
     config.judge.questions_per_pair = 1
     # Rare dimensions as often as the others.
     config.judge.balance_dimensions = True
@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
 
     config.preferences.base = "miniature/base"
     config.preferences.first_scene = 9216
-    config.preferences.planted_scenes_per_task = 0
+    config.preferences.synthetic_scenes_per_task = 0
     config.preferences.scenes_per_task = 1024
     config.preferences.policies = (
         "runs/miniature/policy_bold/export/policy",

@@ -16,7 +16,7 @@ from onereward_jax.tasks import TASKS
 def get_config() -> ConfigDict:
     config = schema.JudgeTraining.config_dict()
     config.data.resolution = 64
-    config.data.target_flaws = 0.3
+    config.data.synthetic_defects = 0.3
     config.data.task_weights = dict.fromkeys(TASKS, 0.25)
     config.data.loader_threads = 2
     config.max_sequence_length = 16
@@ -50,7 +50,7 @@ def get_config() -> ConfigDict:
 
     config.preferences.base = "miniature/base"
     config.preferences.first_scene = 2048
-    config.preferences.planted_scenes_per_task = 1024
+    config.preferences.synthetic_scenes_per_task = 1024
     config.preferences.scenes_per_task = 2048
     config.preferences.policies = (
         "runs/miniature/policy_early/export/policy",

@@ -1,6 +1,6 @@
 """The judge of one task: four of them take the steps of `miniature/one_judge` and see its pairs.
 
-    onereward train-judge --config miniature/task_judge --config.judge.only_task=image_fill \\
+    onereward train-judge --config miniature/task_judge --config.judge.task=image_fill \\
         --workdir runs/judge_of_image_fill
 
 1000 steps, and an average over the same share of the run.
@@ -16,7 +16,7 @@ from onereward_jax.tasks import TASKS
 def get_config() -> ConfigDict:
     config = schema.JudgeTraining.config_dict()
     config.data.resolution = 64
-    config.data.target_flaws = 0.3
+    config.data.synthetic_defects = 0.3
     config.data.task_weights = dict.fromkeys(TASKS, 0.25)
     config.data.loader_threads = 2
     config.max_sequence_length = 16
@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
     config.judge.flips = True
     # Pairs that are new at every step. Most others are annotated in one dimension: what is asked beyond costs a
     # question and teaches nothing.
-    config.judge.planted_share = 0.5
+    config.judge.synthetic_share = 0.5
     config.judge.questions_per_pair = 1
     # Rare dimensions as often as the others.
     config.judge.balance_dimensions = True
@@ -57,7 +57,7 @@ def get_config() -> ConfigDict:
 
     config.preferences.base = "miniature/base"
     config.preferences.first_scene = 9216
-    config.preferences.planted_scenes_per_task = 0
+    config.preferences.synthetic_scenes_per_task = 0
     config.preferences.scenes_per_task = 1024
     config.preferences.policies = (
         "runs/miniature/policy_bold/export/policy",

@@ -14,7 +14,7 @@ from onereward_jax.tasks import TASKS
 def get_config() -> ConfigDict:
     config = schema.AutoencoderTraining.config_dict()
     config.data.resolution = 64
-    config.data.target_flaws = 0.3
+    config.data.synthetic_defects = 0.3
     config.data.task_weights = dict.fromkeys(TASKS, 0.25)
     config.data.loader_threads = 2
     config.optimizer.learning_rate = 2e-3

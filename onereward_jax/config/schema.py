@@ -77,11 +77,12 @@ class SceneData(Data):
 
     seed: int = option(0, at_least=0, in_reference=True, help="of the scenes")
     photos: str = option("", help="folder of photographs instead of the packaged ones")
-    target_flaws: float = option(
+    synthetic_defects: float = option(
         0.0,
         at_least=0,
         at_most=1,
         help="share of training targets with a synthetic defect, as web data has",
+        was="data.target_flaws",
     )
     num_conditions: int = option(0, at_least=0, help="scenes that come again and again; 0: every one is new")
 
@@ -293,11 +294,12 @@ class RewardLearning(Settings):
     shared_prefix: bool = option(
         True, help="the judge reads both images once for all dimensions; off, once a dimension, with the same answers"
     )
-    reference_pool: str = option(
+    reference_cache: str = option(
         "",
         resumable=True,
         words="a directory, or empty",
         help="directory that keeps Algorithm 1's reference images for later updates",
+        was="rl.reference_pool",
     )
     reference_max_age: int = option(
         0, at_least=0, help="updates for which reference images of Algorithm 2 are used again; 0 is the paper"
@@ -311,7 +313,7 @@ class RewardLearning(Settings):
         if self.matched_reference and self.reuses_references:
             raise UserError(
                 "rl.matched_reference makes a reference for the policy's t, which is of no use again: set it to false,"
-                " or rl.reference_pool to '' and rl.reference_max_age to 0"
+                " or rl.reference_cache to '' and rl.reference_max_age to 0"
             )
         if self.matched_reference and self.predictions > 1:
             raise UserError(
@@ -325,7 +327,7 @@ class RewardLearning(Settings):
 
     @property
     def reuses_references(self) -> bool:
-        return bool(self.reference_pool) or self.reference_max_age > 0
+        return bool(self.reference_cache) or self.reference_max_age > 0
 
 
 @dataclass(frozen=True)
@@ -340,17 +342,24 @@ class Evaluation(Settings):
     guidance_scale: float = option(1.0, at_least=0, help="that the model is told")
     true_cfg_scale: float = option(4.0, at_least=0, help="of true guidance; 1 has none")
     batch_size: int = option(8, at_least=1, help="images made at once")
-    pictures_per_task: int = option(6, at_least=1, help="scenes that the report shows")
-    what: str = option("policy", choices=("policy", "ema"), help="the trained weights, or their average")
+    images_per_task: int = option(
+        6, at_least=1, help="scenes that the report shows", was="evaluation.pictures_per_task"
+    )
+    weights: str = option(
+        "policy", choices=("policy", "ema"), help="the trained weights, or their average", was="evaluation.what"
+    )
     every: int = option(0, at_least=0, help="updates between evaluations while training; 0 does none")
-    watched_scenes: int = option(
-        16, at_least=1, help="held-out scenes a task of an evaluation while training, others than those at the end"
+    scenes_while_training: int = option(
+        16,
+        at_least=1,
+        help="held-out scenes a task of an evaluation while training, others than those at the end",
+        was="evaluation.watched_scenes",
     )
 
     def check(self) -> None:
-        if self.pictures_per_task > self.scenes_per_task:
-            names = "evaluation.pictures_per_task", "evaluation.scenes_per_task"
-            raise _order(names[0], self.pictures_per_task, "at most", names[1], self.scenes_per_task)
+        if self.images_per_task > self.scenes_per_task:
+            names = "evaluation.images_per_task", "evaluation.scenes_per_task"
+            raise _order(names[0], self.images_per_task, "at most", names[1], self.scenes_per_task)
 
 
 @dataclass(frozen=True)
@@ -378,7 +387,12 @@ class Preferences(Settings):
         (), content=True, help="transformers trained against an earlier judge, which make half of the base's candidates"
     )
     first_scene: int = option(0, at_least=0, help="number of the first scene")
-    planted_scenes_per_task: int = option(1536, at_least=0, help="scenes whose candidates have synthetic defects")
+    synthetic_scenes_per_task: int = option(
+        1536,
+        at_least=0,
+        help="scenes whose candidates have synthetic defects",
+        was="preferences.planted_scenes_per_task",
+    )
     scenes_per_task: int = option(512, at_least=0, help="scenes whose candidates the base model makes")
     part_size: int = option(32, at_least=1, help="scenes of a file")
     decoded_share: float = option(
@@ -429,14 +443,19 @@ class JudgeModel(Settings):
     ema_decay: float = option(0.999, at_least=0, below=1, help="of the weights' moving average; 0 keeps none")
     questions_per_pair: int = option(4, at_least=1, help="dimensions asked of a pair, annotated ones first")
     balance_dimensions: bool = option(False, help="draw a task's rare dimensions as often as its frequent ones")
-    only_task: str = option(
+    task: str = option(
         "",
         choices=("", *TASKS),
         words=f"empty, or one of {', '.join(TASKS)}",
         help="train the judge of this task alone, on the pairs that the judge of all tasks would see of it",
+        was="judge.only_task",
     )
-    planted_share: float = option(
-        0.0, at_least=0, at_most=1, help="share of the pairs that are made while training, with synthetic defects"
+    synthetic_share: float = option(
+        0.0,
+        at_least=0,
+        at_most=1,
+        help="share of the pairs that are made while training, with synthetic defects",
+        was="judge.planted_share",
     )
     max_shift: int = option(0, at_least=0, help="pixels by which both images are moved alike")
     flips: bool = option(False, help="mirror both images alike, where the prompt allows it")
@@ -592,17 +611,17 @@ class RewardFeedback(Recipe):
                 f"data.num_conditions {count} is no multiple of train.batch_size {size}, so that a batch would lie in"
                 " two epochs: change one of them"
             )
-        if rl.reference_pool and self.algorithm != "fixed":
+        if rl.reference_cache and self.algorithm != "fixed":
             raise UserError(
-                'rl.reference_pool needs algorithm "fixed", whose references never change; with "dynamic" use'
+                'rl.reference_cache needs algorithm "fixed", whose references never change; with "dynamic" use'
                 " rl.reference_max_age"
             )
-        if rl.reference_pool and not count:
+        if rl.reference_cache and not count:
             raise UserError(
-                "rl.reference_pool is of use where conditions come again: set data.num_conditions to how many there are"
+                "rl.reference_cache is of use where conditions recur: set data.num_conditions to how many there are"
             )
         if rl.reference_max_age and self.algorithm != "dynamic":
-            raise UserError('rl.reference_max_age needs algorithm "dynamic"; with "fixed" use rl.reference_pool')
+            raise UserError('rl.reference_max_age needs algorithm "dynamic"; with "fixed" use rl.reference_cache')
         if "reference" in self.train.offload and self.algorithm == "dynamic":
             raise UserError("train.offload names the reference, which algorithm dynamic has none of: leave it out")
 

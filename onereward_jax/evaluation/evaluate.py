@@ -58,21 +58,21 @@ def evaluate(config: RewardFeedback, workdir: Path) -> dict[str, Any]:
     judge = ensemble(Judge.from_pretrained(config.model.judge, "float32"), config.model.judge_adapters)
     settings = config.evaluation
     own = pipeline.params["transformer"]
-    base, policy = None, load_transformer(trained / settings.what, own)  # None: the pipeline's own
+    base, policy = None, load_transformer(trained / settings.weights, own)  # None: the pipeline's own
     reference = base if config.algorithm == "fixed" else load_transformer(trained / "ema", own)
 
     comparisons, examples = [], []
     for task in source.tasks:
         samples = samples_from(source, task, 0, settings.scenes_per_task)
         before, after = (generate_images(pipeline, params, samples, config) for params in (base, policy))
-        shown = generate_images(pipeline, reference, samples[: settings.pictures_per_task], config)
+        shown = generate_images(pipeline, reference, samples[: settings.images_per_task], config)
         of_task = _compared(judge, truth, samples, (before, after), config)
         comparisons += of_task
         examples += [_example(*row) for row in zip(samples, before, shown, after, of_task, strict=False)]
     judged = _judged(judge, source, workdir / "preferences", config)
     evaluation = {
         "algorithm": config.algorithm,
-        "what": settings.what,
+        "what": settings.weights,
         "judge_accuracy": accuracy.table(judged),
         "judge_ceiling": accuracy.table(judged, "ceiling"),
         "gsb": gsb.good_same_bad(comparisons),
@@ -91,7 +91,7 @@ def evaluate(config: RewardFeedback, workdir: Path) -> dict[str, Any]:
         metrics_jsonl=workdir / "metrics.jsonl",
         evaluation=evaluation,
         examples=examples,
-        examples_note=f"The first {settings.pictures_per_task} held-out scenes of each task, not chosen.",
+        examples_note=f"The first {settings.images_per_task} held-out scenes of each task, not chosen.",
         setting=Setting(
             config=config.to_dict(),
             versions=_versions(),

@@ -70,7 +70,7 @@ def run_reward_ascent(config: RewardFeedback, workdir: Path) -> dict[str, Any]:
         ]
         means = [float(np.mean([p for view in each for p in view.values()])) for each in views]
         found[task] = gsb.good_same_bad(comparisons)[task] | {"judge": {"before": means[0], "after": means[1]}}
-        for row, sample in enumerate(samples[: config.evaluation.pictures_per_task]):
+        for row, sample in enumerate(samples[: config.evaluation.images_per_task]):
             rows.append([mask_overlay(sample.image, sample.mask), reference[row], before[row], after[row]])
     write_png(workdir / "reward_ascent.png", image_grid(rows, ["source", "reference", "base", "ascended"], scale=2))
     write_json(workdir / "reward_ascent.json", found)

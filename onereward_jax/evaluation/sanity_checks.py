@@ -67,7 +67,7 @@ def run_sanity_checks(config: RewardFeedback, workdir: Path) -> dict[str, Any]:
             for dimension in target
         }
         checks["base"][task] = {"truth": _means(answers), "best_of_4": gsb.good_same_bad(comparisons)[task]}
-        for row, sample in enumerate(samples[: settings.pictures_per_task]):
+        for row, sample in enumerate(samples[: settings.images_per_task]):
             left = [mask_overlay(sample.image, sample.mask), targets[row], decoded[row]]
             rows.append(left + [images[row] for images in candidates])
     columns = ["source", "target", "decoded", *(f"base {number + 1}" for number in range(CANDIDATES))]

@@ -25,11 +25,11 @@ def ground_truth_gain(
       source: source of held-out samples.
 
     Returns:
-      params -> {"evaluation/<task>/truth_gain": mean over `config.evaluation.watched_scenes` samples of the policy's
-      ground-truth score minus the base's, from the same noise, in [−1, 1]}; nothing where the source has no ground
-      truth.
+      params -> {"evaluation/<task>/truth_gain": mean over `config.evaluation.scenes_while_training` samples of the
+      policy's ground-truth score minus the base's, from the same noise, in [−1, 1]}; nothing where the source has no
+      ground truth.
     """
-    truth, count = source.ground_truth, config.evaluation.watched_scenes
+    truth, count = source.ground_truth, config.evaluation.scenes_while_training
     if truth is None:
         return lambda params: {}
     samples = {task: samples_from(source, task, FIRST_SAMPLE, count) for task in source.tasks}

@@ -152,7 +152,7 @@ def share_of_references_made(config: RewardFeedback) -> float:
     """Return the share of a run's updates that make their reference images: with a cache those of the first epoch, with
     a maximal age one in every 1 + age."""
     step_config = config.rl
-    if step_config.reference_pool:
+    if step_config.reference_cache:
         return min(1.0, config.data.num_conditions / (config.train.num_steps * config.train.batch_size))
     return 1 / (1 + step_config.reference_max_age)
 

@@ -87,5 +87,5 @@ def batch_shapes(config: RewardFeedback, family: PolicyFamily) -> Batch:
         target=image if step_config.flow_matching_weight else None,
         condition=number if recurs else None,
         age=number if step_config.reference_max_age else None,
-        references=known if step_config.reference_pool else None,
+        references=known if step_config.reference_cache else None,
     )

@@ -134,7 +134,7 @@ class ReferenceCache:
 
 
 def open_cache(config: RewardFeedback, source: Source) -> ReferenceCache:
-    """The cache of a run's references in `config.rl.reference_pool`.
+    """The cache of a run's references in `config.rl.reference_cache`.
 
     Args:
       source: of the conditions.
@@ -149,4 +149,4 @@ def open_cache(config: RewardFeedback, source: Source) -> ReferenceCache:
         for path in sorted(base.rglob("*.json"))
     }
     made_from |= source.fingerprint()
-    return ReferenceCache(config.rl.reference_pool, made_from)
+    return ReferenceCache(config.rl.reference_cache, made_from)

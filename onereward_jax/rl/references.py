@@ -103,6 +103,6 @@ def references_of(config: StepConfig) -> Fresh:
     """The references that a configuration asks for."""
     if config.reference_max_age:
         return Stale(config)
-    if config.reference_pool:
+    if config.reference_cache:
         return Cached(config)
     return Matched(config) if config.matched_reference else Fresh(config)

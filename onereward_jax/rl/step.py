@@ -48,7 +48,7 @@ def make_step(
 
     With a `Frozen.base`, the state's parameters are adapters of it, each scaled by `adapter_scale`.
 
-    Metrics are scalars; `rewards/<task>/<dimension>` is NaN where the batch has no such cell. With a reference_pool
+    Metrics are scalars; `rewards/<task>/<dimension>` is NaN where the batch has no such cell. With a reference_cache
     (metrics, reference images) take their place, see `rl.references.Cached`.
     """
     judge = judge if config.shared_prefix else one_dimension_a_call(judge)

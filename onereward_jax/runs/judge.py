@@ -149,7 +149,7 @@ class Shown(NamedTuple):
 class PairExamples:
     """Makes the examples of a run: annotated pairs, and pairs with synthetic defects.
 
-    With `judge.only_task`, sample i of the run is the i-th one that has this task in a run of all: where all images
+    With `judge.task`, sample i of the run is the i-th one that has this task in a run of all: where all images
     have one shape, one judge a task is shown the very pairs that one judge for all is shown.
 
     Attributes:
@@ -171,18 +171,18 @@ class PairExamples:
             self._settings.balance_dimensions,
         )
         shapes = self._drawn.shapes
-        if self._settings.planted_share:
+        if self._settings.synthetic_share:
             size = (config.data.resolution, config.data.resolution)
             if shapes != ((size, size),):
                 raise UserError(
                     f"planted pairs are of {size[0]} x {size[1]} pixels, the preferences are not: set"
-                    " judge.planted_share to 0"
+                    " judge.synthetic_share to 0"
                 )
-            self._ground = proving_ground_of(open_source(config, "train"), "judge.planted_share")
+            self._ground = proving_ground_of(open_source(config, "train"), "judge.synthetic_share")
         if len(shapes) > 1:
             print(f"pairs of {len(shapes)} shapes: each compiles a program of its own", file=sys.stderr)
         self._numbers: np.ndarray | None = None
-        if only := self._settings.only_task:
+        if only := self._settings.task:
             count = config.train.num_steps * config.train.batch_size
             self._numbers = samples_of(dict(config.data.task_weights), only, config.seed, count)
 
@@ -195,7 +195,7 @@ class PairExamples:
         # The loader reads ahead, beyond the last step.
         number = index if self._numbers is None else int(self._numbers[index % len(self._numbers)])
         generator = np.random.default_rng((self._seed, number))
-        if generator.random() < self._settings.planted_share:
+        if generator.random() < self._settings.synthetic_share:
             shown = self._synthetic(generator, number, task)
         else:
             shown = self._annotated(generator, index, task)
@@ -233,7 +233,7 @@ class PairExamples:
 
 def _weights(config: JudgeTraining) -> dict[str, float]:
     """{task: weight} of the tasks that the judge is trained on."""
-    only = config.judge.only_task
+    only = config.judge.task
     return {only: 1.0} if only else dict(config.data.task_weights)
 
 

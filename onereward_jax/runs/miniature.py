@@ -80,7 +80,7 @@ def train_base(config: BaseTraining, workdir: Path) -> None:
     `config.base.train_text_encoders` lets the text encoders learn too. With `config.lora.rank`, an adapter of the
     transformer is trained instead, and exported alone.
 
-    A share `config.data.target_flaws` of the targets has a synthetic defect, as images from the web would:
+    A share `config.data.synthetic_defects` of the targets has a synthetic defect, as images from the web would:
     that leaves reward feedback learning something to improve.
     """
     trainer.train(base_model(config, workdir), config, workdir)
@@ -181,7 +181,7 @@ def encoded_samples(
     Returns:
       {task: {"data", "masked_image", "mask", "prompt"}}, each with a row a sample.
     """
-    source = open_source(config, "train", config.data.target_flaws)
+    source = open_source(config, "train", config.data.synthetic_defects)
     encode = jax.jit(lambda p, *arrays: conditioning.encode_sample(pipeline.vae, p, *arrays))
     params = jax.tree.map(jnp.asarray, pipeline.params["vae"])
     directory = workdir / "latents"

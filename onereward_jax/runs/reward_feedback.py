@@ -74,7 +74,7 @@ def reward_feedback(config: RewardFeedback, workdir: Path, source: Source, held_
     # ------------------------------------------------------------------------------------------------------- the update
     update, adapters = make_update(config, family, judge.scorer), adapters_of(config)
     params, frozen = update.start(pipeline.params["transformer"], pipeline.params["vae"], judge.params)
-    cached = open_cache(config, source).around if config.rl.reference_pool else lambda step: step
+    cached = open_cache(config, source).around if config.rl.reference_cache else lambda step: step
 
     # ----------------------------------------------------------------------------------------------------- its examples
     names = sample_fields(config)
@@ -129,7 +129,7 @@ def open_requests(config: RewardFeedback) -> Source:
 
     Flow matching holds the policy to the data of its base model, synthetic defects included: it teaches nothing new.
     """
-    return open_source(config, "train", config.data.target_flaws if config.rl.flow_matching_weight > 0 else 0.0)
+    return open_source(config, "train", config.data.synthetic_defects if config.rl.flow_matching_weight > 0 else 0.0)
 
 
 def sample_fields(config: RewardFeedback) -> tuple[str, ...]:

@@ -250,9 +250,9 @@ def test_evaluate_otherwise_than_planned(evaluated, tmp_path, capsys):
     claim_workdir(tmp_path, load_config(TINY))
     (tmp_path / "training.json").write_text("{}")
     argv = ["evaluate", "--config", TINY, "--workdir", str(tmp_path)]
-    assert cli.main([*argv, "--config.evaluation.what=ema", "--config.preferences.part_size=10"]) == 0
+    assert cli.main([*argv, "--config.evaluation.weights=ema", "--config.preferences.part_size=10"]) == 0
     ((config, workdir),) = evaluated
-    assert (config.evaluation.what, config.preferences.part_size, workdir) == ("ema", 10, tmp_path)
+    assert (config.evaluation.weights, config.preferences.part_size, workdir) == ("ema", 10, tmp_path)
     assert cli.main([*argv, "--config.rl.num_steps=9"]) == 2
     assert "differing in rl.num_steps (8 there, 9 now)" in one_sentence(capsys)
 

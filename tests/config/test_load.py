@@ -8,7 +8,7 @@ import pytest
 
 from onereward_jax.config import schema
 from onereward_jax.config.find import find_config, find_model, list_configs
-from onereward_jax.config.load import load_config, load_with_sources
+from onereward_jax.config.load import load_config, load_with_sources, renamed
 from onereward_jax.config.option import flattened
 from onereward_jax.errors import UserError
 
@@ -106,6 +106,16 @@ def test_wrong_overrides(file, name, value, words):
         load_config(file, {name: value})
 
 
+def test_names_of_an_earlier_release_are_accepted_with_a_warning(file, tmp_path):
+    with pytest.warns(UserWarning, match=r"rl\.reference_pool is now called rl\.reference_cache"):
+        config, sources = load_with_sources(file, {"rl.reference_pool": "cache", "data.num_conditions": "8"})
+    assert (config.rl.reference_cache, sources["rl.reference_cache"]) == ("cache", "override")
+    path = tmp_path / "old.py"
+    path.write_text(CONFIG.replace("    return", '    config.evaluation.what = "ema"\n    return'))
+    with pytest.warns(UserWarning, match=r"old\.py: evaluation\.what is now called evaluation\.weights"):
+        assert load_config(path).evaluation.weights == "ema"
+
+
 def test_wrong_files(file, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"does not exist: did you mean .*x\.py"):
         load_config(file.replace("x.py", "xx.py"))
@@ -163,6 +173,7 @@ def test_values_are_those_of_earlier_files(spec):
     with pytest.warns(UserWarning, match="is now the configuration") if spec.startswith("tiny:") else nullcontext():
         config = load_config(old)
     found = json.loads(json.dumps(config.flat()))
-    assert found.items() >= {name: value for name, value in GOLDEN[spec].items() if name in found}.items()
+    were = {renamed().get(name, name): value for name, value in GOLDEN[spec].items()}
+    assert found.items() >= {name: value for name, value in were.items() if name in found}.items()
     defaults = flattened(type(config)().to_dict())
-    assert all(found[name] == json.loads(json.dumps(defaults[name])) for name in found.keys() - GOLDEN[spec].keys())
+    assert all(found[name] == json.loads(json.dumps(defaults[name])) for name in found.keys() - were.keys())

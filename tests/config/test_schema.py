@@ -39,7 +39,7 @@ WRONG = [
     ("train", "rl.shared_prefix=maybe", "rl.shared_prefix must be true or false, not 'maybe'"),
     ("train", "lora.targets=to_(", "lora.targets must be a regular expression, not 'to_('"),
     ("train-judge", "judge.bad_share=2", "judge.bad_share must be from 0 to 1"),
-    ("train-judge", "judge.only_task=fill", "judge.only_task must be empty, or one of image_fill, image_extend"),
+    ("train-judge", "judge.task=fill", "judge.task must be empty, or one of image_fill, image_extend"),
     # Several settings together.
     ("train", "data.task_weights.image_fill=-1", "data.task_weights.image_fill is -1.0: give 0 or a positive number"),
     ("train", "data.task_weights.image_fill=nan", "data.task_weights.image_fill is nan"),
@@ -49,7 +49,7 @@ WRONG = [
     ("train", "rl.accumulate=3", "rl.accumulate is 3, which does not divide train.batch_size 8"),
     ("train", "data.num_conditions=9", "data.num_conditions 9 is no multiple of train.batch_size 8"),
     ("train", "train.offload=reference", "train.offload names the reference, which algorithm dynamic has none of"),
-    ("train", "rl.reference_pool=pool", 'rl.reference_pool needs algorithm "fixed"'),
+    ("train", "rl.reference_cache=pool", 'rl.reference_cache needs algorithm "fixed"'),
     ("train-base", "lora.rank=4", "there is no model to adapt: set base.start, or rank 0"),
     ("train-judge", "lora.rank=4", "there is no model to adapt: set judge.start, or rank 0"),
     ("train-judge", "judge.evaluate_every=5", "judge.held_out_share is 0: hold some records out"),
@@ -59,7 +59,7 @@ WRONG = [
         "preferences.min_steps=13",
         "preferences.min_steps (13) must be at most preferences.max_steps",
     ),
-    ("sanity-checks", "evaluation.pictures_per_task=401", "must be at most evaluation.scenes_per_task (400)"),
+    ("sanity-checks", "evaluation.images_per_task=401", "must be at most evaluation.scenes_per_task (400)"),
 ]
 CONFIGS = {
     "train-base": "miniature/base",

@@ -54,11 +54,11 @@ def test_what_may_differ_when_a_run_goes_on(config_file, tmp_path):
     claim_workdir(tmp_path / "run", load_config(config_file, {"train.num_steps": 3, "train.log_every": 2}))
     with pytest.raises(UserError, match=r"differing in rl\.num_steps \(8 there, 9 now\)"):
         claim_workdir(tmp_path / "run", load_config(config_file, {"rl.num_steps": 9, "train.num_steps": 3}))
-    evaluated_otherwise = load_config(config_file, {"evaluation.num_steps": 4, "evaluation.what": "ema"})
-    with pytest.raises(UserError, match=r"differing in evaluation\.num_steps .*, evaluation\.what"):
+    evaluated_otherwise = load_config(config_file, {"evaluation.num_steps": 4, "evaluation.weights": "ema"})
+    with pytest.raises(UserError, match=r"differing in evaluation\.num_steps .*, evaluation\.weights"):
         claim_workdir(tmp_path / "run", evaluated_otherwise)
     claim_workdir(tmp_path / "run", evaluated_otherwise, free=RewardFeedback.MEASURING)
-    assert '"evaluation.what": "ema"' in (tmp_path / "run" / "config.json").read_text()
+    assert '"evaluation.weights": "ema"' in (tmp_path / "run" / "config.json").read_text()
 
 
 def test_other_weights_are_another_configuration(tmp_path):

@@ -43,7 +43,7 @@ def config(tmp_path):
     tiny_fill.pipeline(tmp_path / "tokenizers").save_pretrained(tmp_path / "base")
     tiny_judge.judge(depth=1, fullatt_block_indexes=(0,), num_hidden_layers=1).save_pretrained(tmp_path / "judge")
     settings = {"model.base": tmp_path / "base", "model.judge": tmp_path / "judge", "train.batch_size": 8}
-    settings |= {"data.num_conditions": 16, "rl.reference_pool": tmp_path / "references", "data.resolution": 32}
+    settings |= {"data.num_conditions": 16, "rl.reference_cache": tmp_path / "references", "data.resolution": 32}
     settings |= {"max_sequence_length": tiny_fill.T5_LENGTH, "question_length": 48, "evaluation.batch_size": 2}
     weights = {f"data.task_weights.{task}": 0 for task in ("image_extend", "object_removal", "text_rendering")}
     return load_config("fixed", {k: str(v) for k, v in (STEPS | FEEDBACK | settings | weights).items()})
@@ -65,7 +65,7 @@ def test_a_source_says_how_much_it_has_and_lacks():
     with pytest.raises(UserError, match="`onereward evaluate` needs a ground truth"):
         ground_truth_of(Noise(), "`onereward evaluate`")
     with pytest.raises(UserError, match="needs scenes of the proving ground"):
-        proving_ground_of(Noise(), "judge.planted_share")
+        proving_ground_of(Noise(), "judge.synthetic_share")
     with pytest.raises(UserError, match="no targets"):
         dataclasses.replace(Noise().sample(0, "image_fill"), target=None).arrays("image", "target")
 

@@ -64,7 +64,7 @@ def test_killed_run_ends_where_the_undisturbed_one_does(whole, tmp_path_factory,
 
 def test_two_processes_take_the_steps_of_one(whole, tmp_path):
     """With what they do together besides: they look at the truth, and export."""
-    watching = {"evaluation.every": STEPS, "evaluation.watched_scenes": 2, "evaluation.num_steps": 2}
+    watching = {"evaluation.every": STEPS, "evaluation.scenes_while_training": 2, "evaluation.num_steps": 2}
     words = [f"--config.{field}={value}" for field, value in (OVERRIDES | watching).items()]
     command = ["-m", "onereward_jax.cli.main", "train", "--config", "fixed", *words]
     with Run(*command, "--workdir", str(tmp_path / "two"), devices=2) as both:

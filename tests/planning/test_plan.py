@@ -61,7 +61,7 @@ OFFLOADED = {"train.offload": "('opt_state','ema','reference')", "rl.accumulate"
 
 
 @pytest.mark.parametrize(
-    "saving", [OFFLOADED, {"rl.predictions": 2, "rl.reference_pool": "pool", "data.num_conditions": 8}]
+    "saving", [OFFLOADED, {"rl.predictions": 2, "rl.reference_cache": "pool", "data.num_conditions": 8}]
 )
 def test_the_program_is_the_one_that_training_runs(saving, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

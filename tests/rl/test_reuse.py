@@ -84,7 +84,7 @@ def test_a_cache_takes_the_steps_of_training_without(tmp_path, monkeypatch):
     of_first = functools.partial(train, reference=-0.4, num_conditions=CONDITIONS)
     plain = of_first(tmp_path / "plain", 6).params["w"]
     cache = ReferenceCache(tmp_path / "cache", {"made": "here"})
-    cached = functools.partial(of_first, around=cache.around, reference_pool="somewhere")
+    cached = functools.partial(of_first, around=cache.around, reference_cache="somewhere")
     cached(tmp_path / "filling", 1)
     assert len(list(cache.directory.glob("*.reference"))) == BATCH
     filling = cached(tmp_path / "filling", 6).params["w"]
@@ -159,7 +159,7 @@ def test_a_cache_keeps_images_alone(tmp_path):
 
 def test_a_cache_is_of_what_makes_its_entries(tmp_path):
     def directory(**changes):
-        overrides = TINY | {"rl.reference_pool": str(tmp_path), "data.num_conditions": 8} | changes
+        overrides = TINY | {"rl.reference_cache": str(tmp_path), "data.num_conditions": 8} | changes
         config = load_config("fixed", overrides)
         ground = ProvingGround("train", config.data.resolution, config.data.seed)
         return open_cache(config, ground).directory

@@ -49,7 +49,7 @@ def test_a_judge_of_one_task_sees_the_pairs_that_the_judge_of_all_sees(pairs):
     of_all = shown(pairs, "one_judge", STEPS)
     for task in ("image_extend", "object_removal"):
         of_task = [sample for sample in of_all if sample[4] == task]
-        alone = shown(pairs, "task_judge", STEPS // 4, only_task=task)
+        alone = shown(pairs, "task_judge", STEPS // 4, task=task)
         assert {str(sample[4]) for sample in alone} == {task}
         compared = min(len(of_task), len(alone))
         assert compared >= BATCH
@@ -59,6 +59,6 @@ def test_a_judge_of_one_task_sees_the_pairs_that_the_judge_of_all_sees(pairs):
 
 
 def test_a_task_of_weight_zero_has_no_judge_of_its_own(pairs):
-    config = load_config("miniature/task_judge", {"judge.only_task": "image_fill", "data.task_weights.image_fill": "0"})
+    config = load_config("miniature/task_judge", {"judge.task": "image_fill", "data.task_weights.image_fill": "0"})
     with pytest.raises(UserError, match="image_fill"):
         PairExamples(config, tiny_judge.judge(), pairs)

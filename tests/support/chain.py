@@ -50,7 +50,7 @@ JUDGE = {
 }
 # No margin: pictures of untrained models differ little, and every cell shall have pairs.
 PREFERENCES = {
-    "preferences.planted_scenes_per_task": 2,
+    "preferences.synthetic_scenes_per_task": 2,
     "preferences.scenes_per_task": 2,
     "preferences.part_size": 2,
     "preferences.min_steps": 2,
@@ -65,9 +65,9 @@ FEEDBACK = {
     "evaluation.judge_scenes_per_task": 4,
     "evaluation.num_steps": 2,
     "evaluation.batch_size": 4,
-    "evaluation.pictures_per_task": 1,
+    "evaluation.images_per_task": 1,
     "evaluation.every": 1,
-    "evaluation.watched_scenes": 1,
+    "evaluation.scenes_while_training": 1,
     "ascent.scenes_per_task": SCENES,
     "ascent.num_steps": 5,
     "ascent.step_size": 0.1,
@@ -100,7 +100,7 @@ def main(root: Path) -> None:
     onereward("train-judge", "miniature/judge", root / "first_judge", STEPS | JUDGE | PREFERENCES | base | data)
     second = {"judge.start": root / "first_judge" / "export", "judge.max_shift": 2, "judge.flips": True}
     second |= {"judge.retone": True, "judge.adversarial_radius": 0.02}
-    second |= {"judge.planted_share": 0.5, "judge.questions_per_pair": 1}
+    second |= {"judge.synthetic_share": 0.5, "judge.questions_per_pair": 1}
     onereward("train-judge", "miniature/judge", root / "judge", STEPS | PREFERENCES | base | data | second)
     assert cli.main(["package", "--judge", str(root / "judge" / "export"), "--out", str(models)]) == 0
     onereward("reward-ascent", "dynamic", root / "reward_ascent", feedback)

@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
         workdir / args.split,
         args.split,
         model=settings.base,
-        planted=settings.planted_scenes_per_task,
+        planted=settings.synthetic_scenes_per_task,
         base=settings.scenes_per_task,
         tasks=[task for task in TASKS if weights.get(task, 0)],
     )
