@@ -49,11 +49,11 @@ def measure(place: topology.Topology, implementation: str, pixels: int, blocks: 
 
     from onereward_jax.parallel.activations import batch_sharding
     from onereward_jax.parallel.mesh import make_mesh
-    from onereward_jax.parallel.rules import shardings
+    from onereward_jax.parallel.sharding_rules import shardings
     from onereward_jax.planning.plan import GIB, needed_bytes, placed
-    from onereward_jax.weights.kinds import kind_of
+    from onereward_jax.weights.component_kinds import kind_of
     from onereward_jax.weights.load import param_shapes
-    from onereward_jax.weights.official import OFFICIAL
+    from onereward_jax.weights.official_modules import OFFICIAL
 
     fields = OFFICIAL["black-forest-labs/FLUX.1-Fill-dev"]["transformer"]
     fields = fields | {"num_layers": blocks, "num_single_layers": blocks}

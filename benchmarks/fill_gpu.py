@@ -59,7 +59,7 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
     from onereward_jax.flow.schedule import Shift
     from onereward_jax.planning.cost import cost_of
     from onereward_jax.proving_ground.tokenizers import write_clip_tokenizer, write_t5_tokenizer
-    from onereward_jax.weights.kinds import kind_of
+    from onereward_jax.weights.component_kinds import kind_of
     from onereward_jax.weights.load import param_shapes
 
     def component(kind: str, **changes: Any) -> tuple[Any, Any]:

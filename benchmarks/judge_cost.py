@@ -28,11 +28,12 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from benchmarks.timing import median_seconds
 from onereward_jax.cli.exit_codes import guarded
+from onereward_jax.judge.answer_probabilities import prefix_positions
 from onereward_jax.judge.judge import QUESTION_BUCKET, Judge
-from onereward_jax.judge.scoring import prefix_positions
 from onereward_jax.judge.vision import OFFICIAL_SETTINGS, grid_of
 from onereward_jax.proving_ground.tokenizers import write_qwen2_tokenizer
-from onereward_jax.tasks import dimensions_of, question
+from onereward_jax.questions import question
+from onereward_jax.tasks import dimensions_of
 from onereward_jax.weights.names import qwen2_5_vl
 
 OFFICIAL = Path(__file__).parents[1] / "tests" / "goldens" / "qwen2.5-vl-7b-instruct.json"

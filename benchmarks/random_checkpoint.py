@@ -28,9 +28,9 @@ from onereward_jax.flow.schedule import Shift
 from onereward_jax.proving_ground import all_prompts
 from onereward_jax.proving_ground.tokenizers import write_clip_tokenizer, write_t5_tokenizer
 from onereward_jax.weights.bfl import save_bfl
-from onereward_jax.weights.kinds import kind_of
+from onereward_jax.weights.component_kinds import kind_of
 from onereward_jax.weights.load import load_component, param_dtype_of, param_shapes
-from onereward_jax.weights.names import flux, rules
+from onereward_jax.weights.names import flux, name_rules
 from onereward_jax.weights.safetensors import read_header, write
 from onereward_jax.weights.save import save_component
 
@@ -55,7 +55,7 @@ def write_component(directory: Path, kind: str, changes: dict, dtype: str) -> No
     component, weights = kind_of(kind), kind_of(kind).module()
     config = json.loads((OFFICIAL / f"flux.1-fill-dev.{kind}.json").read_text())["config"] | changes
     module = weights.module_from_config(config)
-    official = rules.official_shapes(weights.TABLE, param_shapes(module, kind))
+    official = name_rules.official_shapes(weights.TABLE, param_shapes(module, kind))
     draw = np.random.default_rng(0)
 
     def tensors():

@@ -32,8 +32,8 @@ from onereward_jax.parallel.mesh import make_mesh
 from onereward_jax.planning import plan
 from onereward_jax.planning.cost import cost_of_program
 from onereward_jax.rl.batch import KnownReferences
-from onereward_jax.rl.build import computation, make_update
-from onereward_jax.rl.parts import PARTS
+from onereward_jax.rl.build_update import computation, make_update
+from onereward_jax.rl.profile_scopes import PARTS
 from onereward_jax.runs.reward_feedback import encode_text, open_requests, sample_fields
 from onereward_jax.tasks import TASKS
 from onereward_jax.training.compile import compile_step

@@ -22,7 +22,8 @@ from ml_collections import ConfigDict
 
 from onereward_jax.config.option import Settings, did_you_mean, option
 from onereward_jax.errors import UserError
-from onereward_jax.tasks import QUESTION_TEMPLATE, QUESTION_WITH_PROMPT_TEMPLATE, TASKS
+from onereward_jax.questions import QUESTION_TEMPLATE, QUESTION_WITH_PROMPT_TEMPLATE
+from onereward_jax.tasks import TASKS
 
 # Parts of a train state that may wait in the hosts' memory (`train.offload`).
 OFFLOADABLE = ("opt_state", "ema", "reference")

@@ -13,12 +13,12 @@ import numpy as np
 from tqdm import tqdm
 
 from onereward_jax import tasks
-from onereward_jax.candidates.simulated import make_preferences
+from onereward_jax.candidates.simulated_preferences import make_preferences
 from onereward_jax.config.schema import RewardFeedback
 from onereward_jax.data.sample import Sample
 from onereward_jax.data.source import GroundTruth, Source, ground_truth_of, samples_from
 from onereward_jax.errors import UserError
-from onereward_jax.evaluation import accuracy, gsb
+from onereward_jax.evaluation import accuracy, good_same_bad
 from onereward_jax.evaluation.judge_predictions import batches_of, judge_pairs, judge_views
 from onereward_jax.evaluation.report import plots
 from onereward_jax.evaluation.report.run_report import ExampleRow, Setting, write_examples, write_report
@@ -75,13 +75,13 @@ def evaluate(config: RewardFeedback, workdir: Path) -> dict[str, Any]:
         "what": settings.weights,
         "judge_accuracy": accuracy.table(judged),
         "judge_ceiling": accuracy.table(judged, "ceiling"),
-        "gsb": gsb.good_same_bad(comparisons),
+        "gsb": good_same_bad.good_same_bad(comparisons),
         "seconds": {"train": training["seconds"], "evaluate": time.perf_counter() - started},
         "peak_memory_gib": max(training["peak_memory_gib"], peak_memory_gib()),
         "tie_margin": TIE_MARGIN,
         "judge": judged,
-        "truth": gsb.scores_by_dimension(comparisons),
-        "judge_view": gsb.judge_preferences(comparisons),
+        "truth": good_same_bad.scores_by_dimension(comparisons),
+        "judge_view": good_same_bad.judge_preferences(comparisons),
     }
     write_evaluation(workdir / "evaluation.json", evaluation)
     plots.save_figures(workdir / "figures", workdir / "metrics.jsonl", evaluation)
@@ -107,7 +107,7 @@ def _compared(
     samples: Sequence[Sample],
     images: tuple[np.ndarray, np.ndarray],
     config: RewardFeedback,
-) -> list[gsb.Comparison]:
+) -> list[good_same_bad.Comparison]:
     """Compare the base's and the policy's images of one task, by ground truth and by the judge."""
     before, after = images
     texts = [(sample.task, sample.prompt) for sample in samples]
@@ -115,7 +115,7 @@ def _compared(
     p_yes, p_yes_swapped = judge_views(judge, texts, after, before, batch_size, config.question_length)
     scores = truth.score_images(samples, zip(before, after, strict=True))
     return [
-        gsb.Comparison(sample.task, *of_both, *views)
+        good_same_bad.Comparison(sample.task, *of_both, *views)
         for sample, of_both, *views in zip(samples, scores, p_yes, p_yes_swapped, strict=True)
     ]
 
@@ -190,7 +190,7 @@ def generate_images(
 
 
 def _example(
-    sample: Sample, base: np.ndarray, reference: np.ndarray, policy: np.ndarray, comparison: gsb.Comparison
+    sample: Sample, base: np.ndarray, reference: np.ndarray, policy: np.ndarray, comparison: good_same_bad.Comparison
 ) -> ExampleRow:
     both = {d: (p + 1 - comparison.p_yes_swapped[d]) / 2 for d, p in comparison.p_yes.items()}
     return ExampleRow(
@@ -203,7 +203,7 @@ def _example(
         policy=policy,
         scores={d: (comparison.base[d], comparison.policy[d]) for d in comparison.base},
         p_yes=both,
-        verdict=gsb.verdict(comparison),
+        verdict=good_same_bad.verdict(comparison),
     )
 
 

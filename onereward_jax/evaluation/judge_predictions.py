@@ -12,9 +12,9 @@ from onereward_jax.config.schema import JudgeTraining
 from onereward_jax.data.source import Source, ground_truth_of
 from onereward_jax.errors import UserError
 from onereward_jax.evaluation.accuracy import Prediction, judge_accuracy, table
-from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.pairs import Pairs, Shape, seen_shape
+from onereward_jax.judge.question_batches import question_batch
 from onereward_jax.parallel import hosts
 
 Text = tuple[str, str]  # task, prompt

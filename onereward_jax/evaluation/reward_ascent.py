@@ -15,19 +15,19 @@ from tqdm import tqdm
 from onereward_jax.atomic_files import write_json
 from onereward_jax.config.schema import RewardFeedback
 from onereward_jax.data.source import ground_truth_of, samples_from
-from onereward_jax.evaluation import gsb
+from onereward_jax.evaluation import good_same_bad
+from onereward_jax.evaluation.during_training import FIRST_SAMPLE
 from onereward_jax.evaluation.evaluate import generate_images
 from onereward_jax.evaluation.judge_predictions import batches_of, judge_views
-from onereward_jax.evaluation.while_training import FIRST_SAMPLE
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.flow import conditioning
 from onereward_jax.images.grid import image_grid, mask_overlay, write_png
 from onereward_jax.judge.augment import noise_together, shift_together
-from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.ensemble import ensemble
 from onereward_jax.judge.judge import Judge
+from onereward_jax.judge.question_batches import question_batch
 from onereward_jax.proving_ground.source import open_source
-from onereward_jax.rl.objective import reward_loss
+from onereward_jax.rl.reward_loss import reward_loss
 
 
 def run_reward_ascent(config: RewardFeedback, workdir: Path) -> dict[str, Any]:
@@ -63,13 +63,15 @@ def run_reward_ascent(config: RewardFeedback, workdir: Path) -> dict[str, Any]:
             parts.append(ascend(before[batch], reference[batch], asked))
         after = np.concatenate(parts)[: len(samples)]
         scores = truth.score_images(samples, zip(before, after, strict=True))
-        comparisons = [gsb.Comparison(task, base=row[0], policy=row[1]) for row in scores]
+        comparisons = [good_same_bad.Comparison(task, base=row[0], policy=row[1]) for row in scores]
         texts = [(task, prompt) for prompt in prompts]
         views = [
             judge_views(judge, texts, images, reference, size, config.question_length)[0] for images in (before, after)
         ]
         means = [float(np.mean([p for view in each for p in view.values()])) for each in views]
-        found[task] = gsb.good_same_bad(comparisons)[task] | {"judge": {"before": means[0], "after": means[1]}}
+        found[task] = good_same_bad.good_same_bad(comparisons)[task] | {
+            "judge": {"before": means[0], "after": means[1]}
+        }
         for row, sample in enumerate(samples[: config.evaluation.images_per_task]):
             rows.append([mask_overlay(sample.image, sample.mask), reference[row], before[row], after[row]])
     write_png(workdir / "reward_ascent.png", image_grid(rows, ["source", "reference", "base", "ascended"], scale=2))

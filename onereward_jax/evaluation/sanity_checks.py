@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from onereward_jax.atomic_files import write_json
-from onereward_jax.candidates.simulated import CANDIDATES
+from onereward_jax.candidates.simulated_preferences import CANDIDATES
 from onereward_jax.config.schema import RewardFeedback
 from onereward_jax.data.source import ground_truth_of, samples_from
-from onereward_jax.evaluation import gsb
+from onereward_jax.evaluation import good_same_bad
 from onereward_jax.evaluation.evaluate import generate_images
 from onereward_jax.evaluation.judge_predictions import batches_of
 from onereward_jax.fill.pipeline import FillPipeline
@@ -60,13 +60,13 @@ def run_sanity_checks(config: RewardFeedback, workdir: Path) -> dict[str, Any]:
             of_reconstructions.append(decoded_scores)
             best = max(scores, key=overall)
             answers += scores
-            comparisons.append(gsb.Comparison(task, base=scores[0], policy=best))
+            comparisons.append(good_same_bad.Comparison(task, base=scores[0], policy=best))
         target, reconstruction = _means(of_targets), _means(of_reconstructions)
         checks["autoencoder"][task] = {
             dimension: {"target": target[dimension], "reconstruction": reconstruction[dimension]}
             for dimension in target
         }
-        checks["base"][task] = {"truth": _means(answers), "best_of_4": gsb.good_same_bad(comparisons)[task]}
+        checks["base"][task] = {"truth": _means(answers), "best_of_4": good_same_bad.good_same_bad(comparisons)[task]}
         for row, sample in enumerate(samples[: settings.images_per_task]):
             left = [mask_overlay(sample.image, sample.mask), targets[row], decoded[row]]
             rows.append(left + [images[row] for images in candidates])

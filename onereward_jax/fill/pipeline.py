@@ -21,9 +21,9 @@ from onereward_jax.images import reading
 from onereward_jax.parallel import hosts
 from onereward_jax.parallel.activations import batch_sharding, traced_for
 from onereward_jax.parallel.mesh import batch_shards
-from onereward_jax.weights.adapters import Adapters, is_adapter, with_adapters
 from onereward_jax.weights.hub import model_directory
 from onereward_jax.weights.load import PARAM_DTYPES, load_component, module_from_directory
+from onereward_jax.weights.peft_adapters import Adapters, is_adapter, with_adapters
 from onereward_jax.weights.save import save_component
 
 FOLDERS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")

@@ -15,11 +15,11 @@ import numpy as np
 
 from onereward_jax import tree as trees
 from onereward_jax.errors import UserError
-from onereward_jax.judge import scoring
+from onereward_jax.judge import answer_probabilities
 from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.scorer import JudgeScorer, Questions, unit_range
 from onereward_jax.models.lora import attach
-from onereward_jax.weights.adapters import load_adapters
+from onereward_jax.weights.peft_adapters import load_adapters
 
 MEMBERS = "members"  # key of the adapters, stacked over a leading axis, beside the base's parameters
 
@@ -43,7 +43,9 @@ class EnsembleScorer:
         """See `JudgeScorer`; `params` holds the base's parameters and, under "members", the stacked adapters."""
         base = {name: part for name, part in params.items() if name != MEMBERS}
         model, settings = self.member.model, self.member.settings
-        first, second = (scoring.encode_image(model, base, unit_range(x), settings) for x in (first, second))
+        first, second = (
+            answer_probabilities.encode_image(model, base, unit_range(x), settings) for x in (first, second)
+        )
         answer = lambda adapter: self.member(attach(base, adapter), first, second, questions, both_orders)
         log_p = jax.lax.map(answer, params[MEMBERS])
         return jax.nn.logsumexp(log_p, axis=0) - jnp.log(float(log_p.shape[0]))
@@ -65,7 +67,7 @@ def ensemble(judge: Judge, adapters: Sequence[str | Path]) -> Judge:
 
     Args:
       judge: the base that all adapters were trained on.
-      adapters: directories, files or repositories, see `weights.adapters.load_adapters`.
+      adapters: directories, files or repositories, see `weights.peft_adapters.load_adapters`.
 
     Raises:
       FileNotFoundError, UserError: an adapter is missing, does not fit the judge, differs from the first in layers or

@@ -9,24 +9,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from onereward_jax import tasks
+from onereward_jax import questions, tasks
 from onereward_jax.atomic_files import atomic_directory, read_json, write_json
 from onereward_jax.errors import UserError
-from onereward_jax.judge import question as questions
-from onereward_jax.judge import scoring
+from onereward_jax.judge import answer_probabilities, conversation
+from onereward_jax.judge.answer_probabilities import ImageTokens
 from onereward_jax.judge.scorer import JudgeScorer, Questions
-from onereward_jax.judge.scoring import ImageTokens
 from onereward_jax.judge.vision import ImageSettings
 from onereward_jax.models.lora import detach, merge
-from onereward_jax.weights.adapters import Adapters, with_adapters
 from onereward_jax.weights.hub import model_directory
 from onereward_jax.weights.load import load_component, module_from_directory
 from onereward_jax.weights.names import qwen2_5_vl
+from onereward_jax.weights.peft_adapters import Adapters, with_adapters
 from onereward_jax.weights.save import save_component
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 # The question templates used in training; official releases have no such file, and the templates in `tasks` are used.
-QUESTIONS_FILE = "questions.json"
+QUESTIONS_FILE = "conversation.json"
 # Questions are padded to a multiple of this, so that similar lengths share a compiled program.
 QUESTION_BUCKET = 16
 
@@ -51,13 +50,13 @@ class Judge:
         tokenizer: Any,
         settings: ImageSettings,
         *,
-        template: str = tasks.QUESTION_TEMPLATE,
-        template_with_prompt: str = tasks.QUESTION_WITH_PROMPT_TEMPLATE,
+        template: str = questions.QUESTION_TEMPLATE,
+        template_with_prompt: str = questions.QUESTION_WITH_PROMPT_TEMPLATE,
     ):
         """See `create` and `from_pretrained`.
 
         Args:
-          template, template_with_prompt: templates of the question Φ(task, dimension, prompt), see `tasks.question`.
+          template, template_with_prompt: of the question Φ(task, dimension, prompt), see `questions.question`.
 
         Raises:
           UserError: model, tokenizer and image settings do not fit together.
@@ -80,16 +79,19 @@ class Judge:
             )
         self.model, self.params, self.tokenizer, self.settings = model, params, tokenizer, settings
         self.template, self.template_with_prompt = template, template_with_prompt
-        self.prefix = questions.shared_prefix(tokenizer)
-        self.yes_no = questions.answer_ids(tokenizer)
+        self.prefix = conversation.shared_prefix(tokenizer)
+        self.yes_no = conversation.answer_ids(tokenizer)
         self.scorer: Any = JudgeScorer(model, self.prefix, self.yes_no, settings)
-        # Training repeats the same few questions.
-        self._tokens = functools.lru_cache(maxsize=10_000)(functools.partial(questions.question_tokens, tokenizer))
+        # Training repeats the same few conversation.
+        self._tokens = functools.lru_cache(maxsize=10_000)(functools.partial(conversation.question_tokens, tokenizer))
         self._processor: Any = None
         self._encode_patches = jax.jit(
-            lambda params, patches, grid: scoring.encode_patches(model, params, patches, grid), static_argnums=2
+            lambda params, patches, grid: answer_probabilities.encode_patches(model, params, patches, grid),
+            static_argnums=2,
         )
-        self._encode_pixels = jax.jit(lambda params, images: scoring.encode_image(model, params, images, settings))
+        self._encode_pixels = jax.jit(
+            lambda params, images: answer_probabilities.encode_image(model, params, images, settings)
+        )
         self._answer = jax.jit(self.apply)
 
     @classmethod
@@ -111,7 +113,7 @@ class Judge:
           config: as in an official `config.json`.
           settings: None uses the model's patch and merge sizes, and no limit on the area.
         """
-        config = dict(config) | {"image_token_id": tokenizer.convert_tokens_to_ids(questions.IMAGE_TOKEN)}
+        config = dict(config) | {"image_token_id": tokenizer.convert_tokens_to_ids(conversation.IMAGE_TOKEN)}
         model = qwen2_5_vl.module_from_config(
             config, dtype=dtype, remat=remat, attention_implementation=attention_implementation
         )
@@ -169,7 +171,7 @@ class Judge:
           params: parameters to write in place of the judge's own.
         """
         if not self.tokenizer.chat_template:
-            self.tokenizer.chat_template = questions.CHAT_TEMPLATE
+            self.tokenizer.chat_template = conversation.CHAT_TEMPLATE
         params = merge(*detach(self.params if params is None else params))
         templates = {"template": self.template, "template_with_prompt": self.template_with_prompt}
         with atomic_directory(pathlib.Path(directory)) as partial:
@@ -182,7 +184,7 @@ class Judge:
 
     def question(self, task: str, dimension: str, prompt: str | None = None) -> str:
         """Return the question Φ(task, dimension, prompt) from this judge's template."""
-        return tasks.question(task, dimension, prompt, self.template, self.template_with_prompt)
+        return questions.question(task, dimension, prompt, self.template, self.template_with_prompt)
 
     def encode_questions(self, texts: Sequence[str | None], length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Tokenise and pad questions for a batch.
@@ -195,7 +197,7 @@ class Judge:
           ids int32 (D, S) and lengths int32 (D,).
         """
         tokens = [() if text is None else self._tokens(text) for text in texts]
-        return questions.pad(tokens, length, self.tokenizer.pad_token_id or 0)
+        return conversation.pad(tokens, length, self.tokenizer.pad_token_id or 0)
 
     # Pure functions of the parameters.
 
@@ -319,7 +321,7 @@ class Judge:
         """Compute P(Yes), P(No) for B pairs and D texts per pair: (B, D, 2)."""
         tokens = [self._tokens(text) for row in texts for text in row]
         length = -(-max(map(len, tokens)) // QUESTION_BUCKET) * QUESTION_BUCKET
-        ids, lengths = questions.pad(tokens, length, self.tokenizer.pad_token_id or 0)
+        ids, lengths = conversation.pad(tokens, length, self.tokenizer.pad_token_id or 0)
         batch = {
             "first": first,
             "second": second,

@@ -17,8 +17,8 @@ from onereward_jax.data.preferences.dataset import BAD_SHARE, Records, good_reco
 from onereward_jax.data.preferences.record import Record
 from onereward_jax.errors import UserError
 from onereward_jax.images.reading import read_image
-from onereward_jax.judge.batches import MAX_DIMENSIONS
 from onereward_jax.judge.judge import Judge
+from onereward_jax.judge.question_batches import MAX_DIMENSIONS
 from onereward_jax.judge.vision import ImageSettings, smart_resize
 from onereward_jax.tasks import CELLS, dimensions_of
 

@@ -8,9 +8,9 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from onereward_jax.judge import scoring
-from onereward_jax.judge.question import Prefix
-from onereward_jax.judge.scoring import ImageTokens
+from onereward_jax.judge import answer_probabilities
+from onereward_jax.judge.answer_probabilities import ImageTokens
+from onereward_jax.judge.conversation import Prefix
 from onereward_jax.judge.vision import ImageSettings
 
 
@@ -74,7 +74,7 @@ class JudgeScorer:
         Returns:
           float32 (B, E, 2), or (2, B, E, 2) with both orders.
         """
-        log_p = scoring.log_p_both_orders if both_orders else scoring.log_p_answers
+        log_p = answer_probabilities.log_p_both_orders if both_orders else answer_probabilities.log_p_answers
         images = unit_range(first), unit_range(second)
         asked = questions.ids, questions.lengths
         return log_p(self.model, params, *images, self.prefix, *asked, self.yes_no, self.settings)

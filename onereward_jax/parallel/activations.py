@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 
 from onereward_jax.parallel.mesh import BATCH, P, batch_shards
-from onereward_jax.parallel.rules import VECTOR_FEATURES
+from onereward_jax.parallel.sharding_rules import VECTOR_FEATURES
 
 Axes = tuple[str, ...] | None
 

@@ -23,24 +23,24 @@ from onereward_jax.errors import UserError
 from onereward_jax.fill.pipeline import read_shift
 from onereward_jax.flow.flux_fill import FluxFill
 from onereward_jax.flow.schedule import Shift
-from onereward_jax.judge import question as questions
+from onereward_jax.judge import conversation
 from onereward_jax.judge.judge import PREPROCESSOR_FILE
 from onereward_jax.judge.scorer import JudgeScorer
 from onereward_jax.judge.vision import OFFICIAL_SETTINGS, ImageSettings
 from onereward_jax.parallel.activations import batch_sharding
 from onereward_jax.parallel.mesh import make_mesh
 from onereward_jax.parallel.offload import HOST
-from onereward_jax.parallel.rules import shardings
+from onereward_jax.parallel.sharding_rules import shardings
 from onereward_jax.planning.cost import Cost, cost_of_program
 from onereward_jax.planning.hlo import Collective, collectives_of
 from onereward_jax.planning.topology import Chip, Topology
 from onereward_jax.rl.batch import Batch, batch_shapes
-from onereward_jax.rl.build import Update, adapters_of, attention_of, computation, make_update
-from onereward_jax.rl.parts import PARTS, REFERENCE, ROLLOUT
+from onereward_jax.rl.build_update import Update, adapters_of, attention_of, computation, make_update
+from onereward_jax.rl.profile_scopes import PARTS, REFERENCE, ROLLOUT
 from onereward_jax.training.compile import Placement, jit_step
 from onereward_jax.training.trainer import check_batch
 from onereward_jax.weights.load import param_shapes
-from onereward_jax.weights.official import official_module
+from onereward_jax.weights.official_modules import official_module
 
 GIB = 2**30
 # Spends the least effort on the last part of compilation, code for one chip, which takes most of the time.
@@ -68,7 +68,7 @@ class Program(NamedTuple):
     """An update without weights; state, frozen and batch are `jax.ShapeDtypeStruct`s.
 
     Attributes:
-      update: see `rl.build`.
+      update: see `rl.build_update`.
       state, frozen, batch: arguments of its step.
       trips: scopes of loops that end at a random index -> average number of iterations.
       shares: see `planning.cost.cost_of_program`.
@@ -140,12 +140,12 @@ def _scorer(model: Any, judge: str) -> JudgeScorer:
     """Join the judge's module with its prefix, answer tokens and image settings."""
     directory = find_model(judge)
     if not directory.is_dir():
-        return JudgeScorer(model, questions.OFFICIAL_PREFIX, questions.OFFICIAL_ANSWERS, OFFICIAL_SETTINGS)
+        return JudgeScorer(model, conversation.OFFICIAL_PREFIX, conversation.OFFICIAL_ANSWERS, OFFICIAL_SETTINGS)
     from onereward_jax.weights.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(directory)
     settings = ImageSettings.from_config(read_json(directory / PREPROCESSOR_FILE))
-    return JudgeScorer(model, questions.shared_prefix(tokenizer), questions.answer_ids(tokenizer), settings)
+    return JudgeScorer(model, conversation.shared_prefix(tokenizer), conversation.answer_ids(tokenizer), settings)
 
 
 def share_of_references_made(config: RewardFeedback) -> float:

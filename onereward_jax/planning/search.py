@@ -18,9 +18,9 @@ from onereward_jax.parallel.mesh import AXES, make_mesh, replicated
 from onereward_jax.planning.cost import cost_of
 from onereward_jax.planning.plan import GIB, LEAST_EFFORT, CompilerError, held_bytes, plan, program_of
 from onereward_jax.planning.topology import Topology
-from onereward_jax.rl.build import computation
+from onereward_jax.rl.build_update import computation
 from onereward_jax.training.compile import Placement
-from onereward_jax.weights.official import official_module
+from onereward_jax.weights.official_modules import official_module
 
 # From least memory to least computation.
 REMAT = ("full", "dots", "none")

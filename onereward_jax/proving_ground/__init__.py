@@ -5,9 +5,9 @@ images, and `annotate` stands in for the human annotator. See docs/reference/pro
 """
 
 from onereward_jax.proving_ground.annotator import Preference, annotate, annotate_scores, ceiling
+from onereward_jax.proving_ground.scene_spec import Scene, Spec, all_prompts
 from onereward_jax.proving_ground.scenes import ProvingGround
 from onereward_jax.proving_ground.scorer import compare, overall, score, verdict
-from onereward_jax.proving_ground.spec import Scene, Spec, all_prompts
 
 __all__ = [
     "Preference",

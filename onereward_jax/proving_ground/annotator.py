@@ -10,8 +10,8 @@ import numpy as np
 
 from onereward_jax.data.preferences.record import Preference
 from onereward_jax.errors import UserError
+from onereward_jax.proving_ground.scene_spec import Scene
 from onereward_jax.proving_ground.scorer import score
-from onereward_jax.proving_ground.spec import Scene
 
 # Standard deviation of the annotator's error on a score in [0, 1], and the smallest gap the annotator notices.
 NOISE = 0.08

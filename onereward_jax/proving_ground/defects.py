@@ -14,7 +14,7 @@ from scipy import ndimage
 from onereward_jax.data import masks
 from onereward_jax.errors import UserError
 from onereward_jax.proving_ground import drawing
-from onereward_jax.proving_ground.spec import PALETTE_CHROMA, Scene, chroma, draw
+from onereward_jax.proving_ground.scene_spec import PALETTE_CHROMA, Scene, chroma, draw
 
 _CREATIVE = ("image_fill", "image_extend", "text_rendering")
 _ALL = ("image_fill", "image_extend", "object_removal", "text_rendering")

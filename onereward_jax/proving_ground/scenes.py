@@ -18,8 +18,8 @@ from onereward_jax.data.source import GroundTruth, Source
 from onereward_jax.errors import UserError
 from onereward_jax.proving_ground import defects, drawing
 from onereward_jax.proving_ground import photos as photo_store
-from onereward_jax.proving_ground.parallel import score_all
-from onereward_jax.proving_ground.spec import PALETTE_CHROMA, Scene, Spec, chroma, draw, shape_prompt, word_prompt
+from onereward_jax.proving_ground.scene_spec import PALETTE_CHROMA, Scene, Spec, chroma, draw, shape_prompt, word_prompt
+from onereward_jax.proving_ground.scoring_processes import score_all
 
 REFERENCE_RESOLUTION = 64
 # Two colours count as the same if their chroma (see `chroma`) is this close.

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from onereward_jax.config.schema import RewardFeedback
 from onereward_jax.flow.conditioning import TextStates
 from onereward_jax.flow.family import PolicyFamily
-from onereward_jax.judge.batches import MAX_DIMENSIONS
+from onereward_jax.judge.question_batches import MAX_DIMENSIONS
 from onereward_jax.judge.scorer import Questions
 
 

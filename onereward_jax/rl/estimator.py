@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 
 from onereward_jax.flow import sampler
-from onereward_jax.rl.draws import Draws, PredictionDraw
-from onereward_jax.rl.parts import DECODING, PREDICTION, ROLLOUT
+from onereward_jax.rl.profile_scopes import DECODING, PREDICTION, ROLLOUT
+from onereward_jax.rl.random_draws import Draws, PredictionDraw
 from onereward_jax.rl.rollout import Flow
 from onereward_jax.rl.step_config import StepConfig
 

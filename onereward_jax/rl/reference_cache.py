@@ -89,7 +89,7 @@ class ReferenceCache:
         ahead. In multi-process runs the primary process reads and writes for all.
 
         Args:
-          step: (state, batch) -> (state, (metrics, reference images)), as of `rl.references.Cached`.
+          step: (state, batch) -> (state, (metrics, reference images)), as of `rl.reference_images.Cached`.
         """
 
         def call(state: Any, batch: Batch) -> tuple[Any, dict]:

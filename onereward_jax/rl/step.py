@@ -5,7 +5,7 @@
     3. x_θ: the policy denoises from ε2 to index t without gradient, then predicts the data once with gradient
     4. judge, loss over the task's dimensions, optimiser step, EMA
 
-How x_ref is come by is told in `rl.references`, how x_θ gets its gradient in `rl.estimator`. With LoRA policy, EMA and
+`rl.reference_images` says where x_ref comes from, `rl.estimator` how x_θ gets its gradient. With LoRA policy, EMA and
 reference are adapters of one frozen base.
 """
 
@@ -24,13 +24,13 @@ from onereward_jax.judge.augment import noise_together, shift_together
 from onereward_jax.judge.scorer import Scorer, one_dimension_a_call
 from onereward_jax.rl.accumulation import mean_over, mean_over_micro_batches
 from onereward_jax.rl.batch import Batch
-from onereward_jax.rl.draws import PredictionDraw, draw
 from onereward_jax.rl.estimator import Estimator, Posterior, Stop
 from onereward_jax.rl.flow_matching import flow_matching_loss
-from onereward_jax.rl.objective import reward_loss
-from onereward_jax.rl.parts import JUDGEMENT, REFERENCE
-from onereward_jax.rl.references import Fresh, references_of
-from onereward_jax.rl.rewards import cell_sums, with_rewards
+from onereward_jax.rl.profile_scopes import JUDGEMENT, REFERENCE
+from onereward_jax.rl.random_draws import PredictionDraw, draw
+from onereward_jax.rl.reference_images import Fresh, references_of
+from onereward_jax.rl.reward_loss import reward_loss
+from onereward_jax.rl.reward_metrics import cell_sums, with_rewards
 from onereward_jax.rl.rollout import Flow, Frozen
 from onereward_jax.training.state import TrainState, apply_gradient
 
@@ -49,7 +49,7 @@ def make_step(
     With a `Frozen.base`, the state's parameters are adapters of it, each scaled by `adapter_scale`.
 
     Metrics are scalars; `rewards/<task>/<dimension>` is NaN where the batch has no such cell. With a reference_cache
-    (metrics, reference images) take their place, see `rl.references.Cached`.
+    (metrics, reference images) take their place, see `rl.reference_images.Cached`.
     """
     judge = judge if config.shared_prefix else one_dimension_a_call(judge)
     return RewardFeedback(

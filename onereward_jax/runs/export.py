@@ -14,10 +14,10 @@ from onereward_jax.models.lora import LoRA, merge
 from onereward_jax.runs.finetune import PICTURES_FILE, SAMPLES
 from onereward_jax.tasks import NEGATIVE_PROMPT, REMOVAL_PROMPT
 from onereward_jax.training.checkpoint import Checkpointer
-from onereward_jax.weights.adapters import save_adapter
 from onereward_jax.weights.bfl import save_bfl
 from onereward_jax.weights.hub import model_directory, repository_of
 from onereward_jax.weights.load import load_component, module_from_directory, param_shapes, stored_dtype
+from onereward_jax.weights.peft_adapters import save_adapter
 from onereward_jax.weights.save import save_component
 
 WHAT = {"policy": "params", "ema": "ema"}  # -> field of the TrainState

@@ -23,14 +23,14 @@ from onereward_jax.models.lora import LoRA
 from onereward_jax.parallel import hosts
 from onereward_jax.parallel.activations import batch_sharding, traced_for
 from onereward_jax.parallel.mesh import make_mesh
-from onereward_jax.parallel.rules import shardings
+from onereward_jax.parallel.sharding_rules import shardings
 from onereward_jax.training import trainer
 from onereward_jax.training.optimizer import make_optimizer
 from onereward_jax.training.state import TrainState, create_state, supervised_step
 from onereward_jax.training.trainer import Evaluator, Experiment
-from onereward_jax.weights.adapters import save_adapter
 from onereward_jax.weights.hub import model_directory
 from onereward_jax.weights.load import stored_dtype
+from onereward_jax.weights.peft_adapters import save_adapter
 from onereward_jax.weights.save import save_component
 
 PICTURES_FILE, HELD_OUT_FILE, SAMPLES = "pictures.json", "held_out.json", "samples"

@@ -19,9 +19,7 @@ from onereward_jax.data.preferences.dataset import open_records
 from onereward_jax.errors import UserError
 from onereward_jax.evaluation.judge_predictions import held_out_accuracy
 from onereward_jax.judge.augment import flip_together, retone_together
-from onereward_jax.judge.batches import ask_only, question_batch
 from onereward_jax.judge.judge import Judge
-from onereward_jax.judge.objective import make_loss
 from onereward_jax.judge.pairs import (
     Pair,
     PairDraw,
@@ -32,18 +30,21 @@ from onereward_jax.judge.pairs import (
     read_pairs,
     text_free,
 )
+from onereward_jax.judge.preference_loss import make_loss
+from onereward_jax.judge.question_batches import ask_only, question_batch
 from onereward_jax.models.lora import LoRA
 from onereward_jax.parallel import hosts
 from onereward_jax.proving_ground import all_prompts
 from onereward_jax.proving_ground.source import open_source, proving_ground_of
 from onereward_jax.proving_ground.synthetic_pairs import synthetic_pair
 from onereward_jax.proving_ground.tokenizers import write_qwen2_tokenizer
-from onereward_jax.tasks import CELLS, dimensions_of, question
+from onereward_jax.questions import question
+from onereward_jax.tasks import CELLS, dimensions_of
 from onereward_jax.training import trainer
 from onereward_jax.training.optimizer import make_optimizer
 from onereward_jax.training.state import TrainState, create_state, supervised_step
 from onereward_jax.training.trainer import Evaluator, Experiment
-from onereward_jax.weights.adapters import save_adapter
+from onereward_jax.weights.peft_adapters import save_adapter
 
 # Scenes of pairs that are made while training: none that preferences are made of.
 _FIRST_SYNTHETIC_SCENE = 10_000_000

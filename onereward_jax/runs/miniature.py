@@ -28,9 +28,9 @@ from onereward_jax.training import trainer
 from onereward_jax.training.optimizer import make_optimizer
 from onereward_jax.training.state import TrainState, create_state, supervised_step
 from onereward_jax.training.trainer import Experiment
-from onereward_jax.weights.adapters import save_adapter
 from onereward_jax.weights.load import load_component
 from onereward_jax.weights.names import clip, flux, t5, vae
+from onereward_jax.weights.peft_adapters import save_adapter
 from onereward_jax.weights.save import save_component
 
 _MEASURED = 256  # images, for the statistics of latents

@@ -10,25 +10,25 @@ import numpy as np
 from onereward_jax.atomic_files import write_json
 from onereward_jax.config.schema import RewardFeedback, RewardLearning
 from onereward_jax.data.source import ENDLESS, Source
-from onereward_jax.evaluation.while_training import ground_truth_gain
+from onereward_jax.evaluation.during_training import ground_truth_gain
 from onereward_jax.fill.pipeline import FillPipeline, latent_shape
 from onereward_jax.flow.conditioning import TextStates
 from onereward_jax.flow.flux_fill import FluxFill
-from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.ensemble import ensemble
 from onereward_jax.judge.judge import Judge
+from onereward_jax.judge.question_batches import question_batch
 from onereward_jax.models.lora import attach
 from onereward_jax.parallel import hosts
 from onereward_jax.proving_ground.source import open_source
 from onereward_jax.rl.batch import Batch
-from onereward_jax.rl.build import adapters_of, attention_of, computation, frozen_dtype, make_update
+from onereward_jax.rl.build_update import adapters_of, attention_of, computation, frozen_dtype, make_update
 from onereward_jax.rl.reference_cache import open_cache
 from onereward_jax.tasks import NEGATIVE_PROMPT
 from onereward_jax.training import trainer
 from onereward_jax.training.metrics import peak_memory_gib, training_seconds
 from onereward_jax.training.state import TrainState
 from onereward_jax.training.trainer import Evaluator, Experiment
-from onereward_jax.weights.adapters import save_adapter
+from onereward_jax.weights.peft_adapters import save_adapter
 from onereward_jax.weights.save import save_component
 
 

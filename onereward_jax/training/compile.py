@@ -12,12 +12,12 @@ from onereward_jax.parallel import hosts
 from onereward_jax.parallel.activations import traced_for
 from onereward_jax.parallel.mesh import replicated
 from onereward_jax.parallel.offload import on_hosts
-from onereward_jax.parallel.rules import shardings, warn_of_unsharded
+from onereward_jax.parallel.sharding_rules import shardings, warn_of_unsharded
 from onereward_jax.training.state import TrainState
 
 
 class Placement(NamedTuple):
-    """Where a run's state lies, beside what `parallel.rules.TRANSFORMER_RULES` say.
+    """Where a run's state lies, beside what `parallel.sharding_rules.TRANSFORMER_RULES` say.
 
     Attributes:
       offload: parts of the state that wait in the hosts' memory until an update needs them, of

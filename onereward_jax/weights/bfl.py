@@ -13,7 +13,7 @@ import numpy as np
 
 from onereward_jax import tree as trees
 from onereward_jax.weights.load import param_dtype_of
-from onereward_jax.weights.names import flux, rules
+from onereward_jax.weights.names import flux, name_rules
 from onereward_jax.weights.safetensors import write
 
 _DOUBLE, _SINGLE = "transformer_blocks.{layer}", "single_transformer_blocks.{layer}"
@@ -125,8 +125,8 @@ def save_bfl(file: str | Path, params: trees.Tree, dtype: str, metadata: Mapping
       dtype: dtype on disk: "float32" or "bfloat16".
     """
     file, array_type = Path(file), param_dtype_of(dtype)
-    tensors = rules.official_tensors(flux.TABLE, params)
-    shapes = rules.official_shapes(flux.TABLE, params)
+    tensors = name_rules.official_tensors(flux.TABLE, params)
+    shapes = name_rules.official_shapes(flux.TABLE, params)
     names = fused_names(shapes)
     fused = {name: (sum(shapes[part][0] for part in parts), *shapes[parts[0]][1:]) for name, parts in names.items()}
     partial = file.with_name(f".{file.name}.partial")

@@ -13,9 +13,9 @@ from jax.sharding import Mesh
 from onereward_jax import tree as trees
 from onereward_jax.atomic_files import read_json
 from onereward_jax.errors import UserError
-from onereward_jax.parallel.rules import sharding_of
-from onereward_jax.weights.kinds import Kind, kind_of
-from onereward_jax.weights.names import rules
+from onereward_jax.parallel.sharding_rules import sharding_of
+from onereward_jax.weights.component_kinds import Kind, kind_of
+from onereward_jax.weights.names import name_rules
 from onereward_jax.weights.safetensors import DTYPES, Tensor, read_header
 
 PARAM_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
@@ -38,8 +38,8 @@ def load_component(
       dtype: dtype of the parameters: "float32" (training masters) or "bfloat16". Files may hold float64, float32,
         float16 or bfloat16.
       fields: module fields that are not in config.json: the compute `dtype`, `remat`, ...
-      mesh: shards the parameters by `parallel.rules.TRANSFORMER_RULES`. Each device's part is read from the files when
-        needed, so host memory holds one parameter at a time.
+      mesh: shards the parameters by `parallel.sharding_rules.TRANSFORMER_RULES`. Each device's part is read from the
+        files when needed, so host memory holds one parameter at a time.
 
     Returns:
       The Flax module and its parameters: on the mesh, or without one as NumPy arrays on the host.
@@ -54,9 +54,11 @@ def load_component(
     param_dtype = param_dtype_of(dtype)
     module = module_from_directory(directory, kind, fields)
     weights, shapes = component.module(), param_shapes(module, kind)
-    tensors = _checked(directory, component, rules.official_shapes(weights.TABLE, shapes))
+    tensors = _checked(directory, component, name_rules.official_shapes(weights.TABLE, shapes))
     place = None if mesh is None else functools.partial(_place_on_mesh, mesh)
-    return module, rules.from_official(weights.TABLE, shapes, lambda name: tensors[name].read(), param_dtype, place)
+    return module, name_rules.from_official(
+        weights.TABLE, shapes, lambda name: tensors[name].read(), param_dtype, place
+    )
 
 
 def _place_on_mesh(mesh: Mesh, path: str, shape: tuple[int, ...], part: Callable[[Any], np.ndarray]) -> jax.Array:

@@ -10,9 +10,9 @@ import numpy as np
 from onereward_jax import tree as trees
 from onereward_jax.atomic_files import atomic_directory, write_json
 from onereward_jax.errors import UserError
-from onereward_jax.weights.kinds import kind_of
+from onereward_jax.weights.component_kinds import kind_of
 from onereward_jax.weights.load import param_dtype_of, param_shapes
-from onereward_jax.weights.names import rules
+from onereward_jax.weights.names import name_rules
 from onereward_jax.weights.safetensors import write
 
 # diffusers requires a version: the first whose configuration has all the fields that we write.
@@ -64,12 +64,12 @@ def save_component(
 
 
 def _write_weights(
-    directory: Path, stem: str, table: rules.Table, params: trees.Tree, dtype: np.dtype, max_shard_bytes: int
+    directory: Path, stem: str, table: name_rules.Table, params: trees.Tree, dtype: np.dtype, max_shard_bytes: int
 ) -> None:
-    shapes = rules.official_shapes(table, params)
+    shapes = name_rules.official_shapes(table, params)
     sizes = {name: int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for name, shape in shapes.items()}
     shards = _split(sizes, max_shard_bytes)
-    tensors = rules.to_official(table, params)  # one iterator for all shards, in the order of shapes
+    tensors = name_rules.to_official(table, params)  # one iterator for all shards, in the order of shapes
     if len(shards) == 1:
         write(directory / f"{stem}.safetensors", shapes, tensors, dtype, {"format": "pt"})
         return

@@ -20,7 +20,7 @@ from onereward_jax.training.optimizer import make_optimizer
 from onereward_jax.training.state import create_state
 from onereward_jax.weights import bfl
 from onereward_jax.weights.load import load_component
-from onereward_jax.weights.names import flux, rules
+from onereward_jax.weights.names import flux, name_rules
 from tests.support import tiny_fill
 
 HEIGHT, WIDTH = 16, 24
@@ -233,9 +233,9 @@ def test_comfyui_gets_one_file_and_a_workflow(files, run, tmp_path):
         ["README.md", COMFYUI_FILE, "workflow.json", "reward.png"]
     )
     _, params = load_component(files / "model" / "transformer", "transformer")
-    shapes = rules.official_shapes(flux.TABLE, params)
+    shapes = name_rules.official_shapes(flux.TABLE, params)
     read = bfl.split(bfl.fused_names(shapes), shapes, load_file(out / COMFYUI_FILE).__getitem__)
-    for name, tensor in rules.official_tensors(flux.TABLE, params).items():
+    for name, tensor in name_rules.official_tensors(flux.TABLE, params).items():
         np.testing.assert_array_equal(read(name), tensor() + 1, err_msg=name)
     nodes = json.loads((out / "workflow.json").read_text())
     links = [value for node in nodes.values() for value in node["inputs"].values() if isinstance(value, list)]

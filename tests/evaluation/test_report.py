@@ -8,13 +8,13 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from onereward_jax.evaluation import accuracy, gsb
+from onereward_jax.evaluation import accuracy, good_same_bad
 from onereward_jax.evaluation.report import plots, run_report
 from onereward_jax.tasks import CELLS, TASKS, dimensions_of
 from tests.support.page import Page
 
 
-def comparisons(gains: dict[str, float], n: int = 60) -> list[gsb.Comparison]:
+def comparisons(gains: dict[str, float], n: int = 60) -> list[good_same_bad.Comparison]:
     generator = np.random.default_rng(0)
     scenes = []
     for task, gain in gains.items():
@@ -22,7 +22,7 @@ def comparisons(gains: dict[str, float], n: int = 60) -> list[gsb.Comparison]:
             base = {dimension: float(generator.uniform(0.3, 0.6)) for dimension in dimensions_of(task)}
             shift = gain + generator.normal(0, 0.1)
             policy = {dimension: float(np.clip(score + shift, 0, 1)) for dimension, score in base.items()}
-            scenes.append(gsb.Comparison(task, base, policy, dict.fromkeys(base, 0.7)))
+            scenes.append(good_same_bad.Comparison(task, base, policy, dict.fromkeys(base, 0.7)))
     return scenes
 
 
@@ -40,12 +40,12 @@ def evaluation():
         "algorithm": "dynamic",
         "judge_accuracy": accuracy.table(judged),
         "judge_ceiling": accuracy.table(judged, "ceiling"),
-        "gsb": gsb.good_same_bad(scenes),
+        "gsb": good_same_bad.good_same_bad(scenes),
         "seconds": {"train": 200.0, "evaluate": 50.0},
         "peak_memory_gib": 2.5,
         "judge": judged,
-        "truth": gsb.scores_by_dimension(scenes),
-        "judge_view": gsb.judge_preferences(scenes),
+        "truth": good_same_bad.scores_by_dimension(scenes),
+        "judge_view": good_same_bad.judge_preferences(scenes),
     }
 
 
@@ -169,10 +169,10 @@ def test_the_result_is_honest(evaluation):
     assert re.search(r"In image extend \([^)]*\) the interval includes zero, so the result is open", text)
     assert "in text rendering the judge prefers the policy where by ground truth the policy is worse" in text
 
-    nothing = {"gsb": {"image_fill": gsb.shares(10, 30, 10)}}
+    nothing = {"gsb": {"image_fill": good_same_bad.shares(10, 30, 10)}}
     assert "shows no certain change" in run_report.summarize(nothing, {})
     assert "better" not in run_report.summarize(nothing, {})
-    harm = run_report.summarize({"gsb": {"image_fill": gsb.shares(5, 10, 85)}}, {})
+    harm = run_report.summarize({"gsb": {"image_fill": good_same_bad.shares(5, 10, 85)}}, {})
     assert "is worse than the base in image fill (−80" in harm
     assert "better" not in harm
 

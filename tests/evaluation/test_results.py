@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from onereward_jax.errors import UserError
-from onereward_jax.evaluation.gsb import shares
+from onereward_jax.evaluation.good_same_bad import shares
 from onereward_jax.evaluation.results import read_evaluation, validate_evaluation, write_evaluation
 
 

@@ -17,8 +17,8 @@ from onereward_jax.flow import conditioning
 from onereward_jax.models import lora
 from onereward_jax.parallel.mesh import make_mesh
 from onereward_jax.proving_ground import ProvingGround
-from onereward_jax.weights.adapters import load_adapters, save_adapter, with_adapters
 from onereward_jax.weights.load import load_component
+from onereward_jax.weights.peft_adapters import load_adapters, save_adapter, with_adapters
 from tests.support import tiny_fill
 
 HEIGHT, WIDTH = 16, 24

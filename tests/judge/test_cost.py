@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import judge_cost
 from benchmarks.judge_cost import matrix_operations
-from onereward_jax.judge import scoring
+from onereward_jax.judge import answer_probabilities
 from tests.support import tiny_judge
 
 
@@ -57,7 +57,7 @@ def _expected(shapes, length, questions):
 def test_the_reference_image_has_no_backward_pass_through_the_vision_tower():
     judge = tiny_judge.judge()
     first, second = (jax.ShapeDtypeStruct((1, *size, 3), jnp.float32) for size in ((16, 24), (32, 24)))
-    encode = lambda image: scoring.encode_image(judge.model, judge.params, image, judge.settings)  # noqa: E731
+    encode = lambda image: answer_probabilities.encode_image(judge.model, judge.params, image, judge.settings)  # noqa: E731
     kept = jax.eval_shape(encode, second)
     ids, lengths = judge.encode_questions(tiny_judge.QUESTIONS)
 

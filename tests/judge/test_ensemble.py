@@ -6,11 +6,11 @@ import pytest
 
 from onereward_jax import tree
 from onereward_jax.errors import UserError
-from onereward_jax.judge.batches import question_batch
 from onereward_jax.judge.ensemble import ensemble
 from onereward_jax.judge.judge import Judge
+from onereward_jax.judge.question_batches import question_batch
 from onereward_jax.models import lora
-from onereward_jax.weights.adapters import save_adapter
+from onereward_jax.weights.peft_adapters import save_adapter
 from tests.support import tiny_judge
 
 LAYERS = "layers/(self_attn|mlp)/"

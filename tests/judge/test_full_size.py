@@ -8,14 +8,14 @@ import jax.numpy as jnp
 import pytest
 
 from configs.judge_7b import VARIANTS
-from onereward_jax import tasks, tree
+from onereward_jax import questions, tree
 from onereward_jax.config.load import load_config
 from onereward_jax.config.schema import JudgeTraining
 from onereward_jax.runs.judge import model_config
 from onereward_jax.training.optimizer import make_optimizer
 from onereward_jax.training.state import create_state
 from onereward_jax.weights.names import qwen2_5_vl as weights
-from onereward_jax.weights.names.rules import official_shapes
+from onereward_jax.weights.names.name_rules import official_shapes
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "goldens" / "qwen2.5-vl-7b-instruct.json"
@@ -36,8 +36,8 @@ def test_7b_is_the_release():
     assert official_shapes(weights.TABLE, shapes) == {name: tuple(shape) for name, shape in golden["tensors"].items()}
     assert module == weights.module_from_config(golden["config"], dtype=jnp.bfloat16)
     assert (config.judge.template, config.judge.template_with_prompt) == (
-        tasks.QUESTION_TEMPLATE,
-        tasks.QUESTION_WITH_PROMPT_TEMPLATE,
+        questions.QUESTION_TEMPLATE,
+        questions.QUESTION_WITH_PROMPT_TEMPLATE,
     )
 
 

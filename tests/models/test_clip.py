@@ -13,7 +13,7 @@ from onereward_jax import tree
 from onereward_jax.errors import UserError
 from onereward_jax.models.clip import CLIPTextEncoder, pooled_position
 from onereward_jax.weights.names import clip as weights
-from onereward_jax.weights.names.rules import official_shapes
+from onereward_jax.weights.names.name_rules import official_shapes
 from tests.support.random_params import random_params
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "flux.1-fill-dev.text_encoder.json"

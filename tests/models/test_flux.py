@@ -15,9 +15,9 @@ from onereward_jax.models import rope
 from onereward_jax.models.flux import modulate
 from onereward_jax.parallel.activations import activation_axes
 from onereward_jax.parallel.mesh import make_mesh
-from onereward_jax.parallel.rules import shardings
+from onereward_jax.parallel.sharding_rules import shardings
 from onereward_jax.weights.load import param_shapes
-from onereward_jax.weights.names import flux, rules
+from onereward_jax.weights.names import flux, name_rules
 from tests.support.random_params import random_params
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "goldens" / "flux.1-fill-dev.transformer.json").read_text())
@@ -58,7 +58,7 @@ def inputs(batch=2, seed=0):
 def test_the_full_size_has_every_official_tensor():
     module = flux.module_from_config(GOLDEN["config"])
     shapes = param_shapes(module, "transformer")
-    official = rules.official_shapes(flux.TABLE, shapes)
+    official = name_rules.official_shapes(flux.TABLE, shapes)
     assert official == {name: tuple(shape) for name, shape in GOLDEN["tensors"].items()}
     assert trees.count(shapes) == GOLDEN["parameters"]
 

@@ -12,7 +12,7 @@ import pytest
 from onereward_jax import tree
 from onereward_jax.models import qwen2_5_vl as models
 from onereward_jax.weights.names import qwen2_5_vl as weights
-from onereward_jax.weights.names.rules import official_shapes
+from onereward_jax.weights.names.name_rules import official_shapes
 from tests.support import tiny_judge
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "qwen2.5-vl-7b-instruct.json"

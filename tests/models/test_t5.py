@@ -12,7 +12,7 @@ import pytest
 from onereward_jax import tree
 from onereward_jax.models.t5 import T5Encoder, relative_position_buckets
 from onereward_jax.weights.names import t5 as weights
-from onereward_jax.weights.names.rules import official_shapes
+from onereward_jax.weights.names.name_rules import official_shapes
 from tests.support.random_params import random_params
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "flux.1-fill-dev.text_encoder_2.json"

@@ -11,7 +11,7 @@ import pytest
 
 from onereward_jax import tree as trees
 from onereward_jax.errors import UserError
-from onereward_jax.weights.names import rules, vae
+from onereward_jax.weights.names import name_rules, vae
 from tests.support.random_params import random_params
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "goldens" / "flux.1-fill-dev.vae.json").read_text())
@@ -43,7 +43,7 @@ def images(height=16, width=8):
 def test_the_full_size_has_every_official_tensor():
     module = vae.module_from_config(GOLDEN["config"])
     shapes = jax.eval_shape(lambda: module.init(jax.random.key(0), *vae.example_inputs(module)))["params"]
-    official = rules.official_shapes(vae.TABLE, shapes)
+    official = name_rules.official_shapes(vae.TABLE, shapes)
     assert official == {name: tuple(shape) for name, shape in GOLDEN["tensors"].items()}
     assert trees.count(shapes) == GOLDEN["parameters"]
     assert (module.scaling_factor, module.shift_factor) == (0.3611, 0.1159)

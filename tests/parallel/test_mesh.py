@@ -12,7 +12,7 @@ from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.judge.judge import Judge
 from onereward_jax.parallel.activations import activation_axes
 from onereward_jax.parallel.mesh import AXES, P, make_mesh
-from onereward_jax.parallel.rules import TRANSFORMER_RULES, spec_for, warn_of_unsharded
+from onereward_jax.parallel.sharding_rules import TRANSFORMER_RULES, spec_for, warn_of_unsharded
 from onereward_jax.weights.names import clip, flux, qwen2_5_vl, t5
 
 

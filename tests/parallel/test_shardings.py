@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from onereward_jax import tree as trees
-from onereward_jax.parallel.rules import shardings
+from onereward_jax.parallel.sharding_rules import shardings
 from tests.support import shardings as golden
 
 GOLDEN = Path(__file__).parents[1] / "goldens" / "shardings.txt"

@@ -12,7 +12,7 @@ pytest.importorskip("diffusers")
 import safetensors.numpy  # noqa: E402
 
 from onereward_jax.weights.names import clip as weights  # noqa: E402
-from onereward_jax.weights.names.rules import to_official  # noqa: E402
+from onereward_jax.weights.names.name_rules import to_official  # noqa: E402
 from tests.support import parity  # noqa: E402
 
 LENGTH = 11

@@ -21,7 +21,7 @@ from onereward_jax import FillPipeline  # noqa: E402
 from onereward_jax.fill.pipeline import latent_shape  # noqa: E402
 from onereward_jax.flow import conditioning, sampler  # noqa: E402
 from onereward_jax.models import lora  # noqa: E402
-from onereward_jax.weights.adapters import save_adapter  # noqa: E402
+from onereward_jax.weights.peft_adapters import save_adapter  # noqa: E402
 from tests.support import parity, tiny_fill  # noqa: E402
 
 HEIGHT, WIDTH, STEPS, LENGTH = tiny_fill.FILL_HEIGHT, tiny_fill.FILL_WIDTH, tiny_fill.FILL_STEPS, tiny_fill.T5_LENGTH

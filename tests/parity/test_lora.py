@@ -15,12 +15,12 @@ from diffusers.loaders import lora_conversion_utils  # noqa: E402
 from diffusers.loaders.lora_pipeline import FluxLoraLoaderMixin  # noqa: E402
 
 from onereward_jax import tree  # noqa: E402
-from onereward_jax.judge import question  # noqa: E402
+from onereward_jax.judge import conversation  # noqa: E402
 from onereward_jax.judge.judge import Judge  # noqa: E402
 from onereward_jax.models import lora  # noqa: E402
-from onereward_jax.weights.adapters import load_adapters, save_adapter, with_adapters  # noqa: E402
 from onereward_jax.weights.load import param_shapes  # noqa: E402
-from onereward_jax.weights.names import flux, rules  # noqa: E402
+from onereward_jax.weights.names import flux, name_rules  # noqa: E402
+from onereward_jax.weights.peft_adapters import load_adapters, save_adapter, with_adapters  # noqa: E402
 from tests.support import official_flux, official_judge, parity, tiny_judge  # noqa: E402
 
 RANK = 4
@@ -184,7 +184,7 @@ def assert_equals_conversion(adapter, converted):
     """The factors are diffusers', to the bit; it has a factor of its own in A and not in B."""
     for number, factor in enumerate(("lora_A", "lora_B")):
         kernels = tree.unflatten({f"{path}/kernel": ab[number] for path, ab in lora.factors(adapter).items()})
-        for name, array in rules.to_official(flux.TABLE, kernels):
+        for name, array in name_rules.to_official(flux.TABLE, kernels):
             key = f"transformer.{name.removesuffix('.weight')}.{factor}.weight"
             np.testing.assert_array_equal(array, converted.pop(key).numpy(), err_msg=key)
     assert not converted
@@ -298,7 +298,7 @@ def answers_of(judge):
 def torch_answers_of(model):
     with torch.no_grad(), parity.one_thread():
         logits = model(**official_judge.official_inputs(tiny_judge.QUESTIONS[0], pair_of_images())).logits[0, -1]
-    return torch.log_softmax(logits, dim=-1)[list(question.answer_ids(tiny_judge.tokenizer()))]
+    return torch.log_softmax(logits, dim=-1)[list(conversation.answer_ids(tiny_judge.tokenizer()))]
 
 
 @pytest.fixture

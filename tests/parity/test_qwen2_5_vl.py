@@ -15,7 +15,7 @@ pytest.importorskip("diffusers")
 import safetensors.torch  # noqa: E402
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil  # noqa: E402
 
-from onereward_jax.judge import question, scoring  # noqa: E402
+from onereward_jax.judge import answer_probabilities, conversation  # noqa: E402
 from onereward_jax.judge.judge import Judge  # noqa: E402
 from onereward_jax.judge.vision import ImageSettings, grid_of, preprocess  # noqa: E402
 from onereward_jax.weights.load import load_component  # noqa: E402
@@ -41,10 +41,10 @@ def _images(seed=0):
 
 def _sequence(grids, text):
     """Token ids of one conversation about images of these grids of patches."""
-    prefix = question.shared_prefix(tiny_judge.tokenizer())
-    image = tiny_judge.tokenizer().convert_tokens_to_ids(question.IMAGE_TOKEN)
+    prefix = conversation.shared_prefix(tiny_judge.tokenizer())
+    image = tiny_judge.tokenizer().convert_tokens_to_ids(conversation.IMAGE_TOKEN)
     pads = [(image,) * (rows * columns // SETTINGS.merge_size**2) for rows, columns in grids]
-    suffix = question.question_tokens(tiny_judge.tokenizer(), text)
+    suffix = conversation.question_tokens(tiny_judge.tokenizer(), text)
     return prefix.begin + pads[0] + prefix.middle + pads[1] + prefix.end + suffix
 
 
@@ -80,7 +80,7 @@ def test_logits_and_gradients_of_all_parameters(models, tied):
     ids[1, -9:-6] = ids[0, -12:-9]  # another question of the same length
     patches = [preprocess(jnp.asarray(image), SETTINGS)[0] for image in _images()]
     tokens = [(rows // 2, columns // 2) for rows, columns in grids]
-    positions = scoring.prefix_positions(question.shared_prefix(tiny_judge.tokenizer()), *tokens)
+    positions = answer_probabilities.prefix_positions(conversation.shared_prefix(tiny_judge.tokenizer()), *tokens)
     length = ids.shape[1] - positions.shape[1] + 1
     positions = np.concatenate([positions[:, :-1], positions[:, -1:] + np.arange(length)], axis=1)
     mask = np.tril(np.ones((1, ids.shape[1], ids.shape[1]), bool))
@@ -105,9 +105,9 @@ def test_answers_and_gradient_of_the_pixels(models, sizes):
     there: logits, log P(Yes), log P(No), and the gradient of both images."""
     ours, params, theirs = models
     tokenizer = tiny_judge.tokenizer()
-    yes_no = question.answer_ids(tokenizer)
-    ids, lengths = question.pad([question.question_tokens(tokenizer, text) for text in tiny_judge.QUESTIONS])
-    asked = question.shared_prefix(tokenizer), np.tile(ids, (BATCH, 1, 1)), np.tile(lengths, (BATCH, 1))
+    yes_no = conversation.answer_ids(tokenizer)
+    ids, lengths = conversation.pad([conversation.question_tokens(tokenizer, text) for text in tiny_judge.QUESTIONS])
+    asked = conversation.shared_prefix(tokenizer), np.tile(ids, (BATCH, 1, 1)), np.tile(lengths, (BATCH, 1))
     generator = np.random.default_rng(5)
     images = [generator.integers(0, 256, (BATCH, *size, 3), np.uint8) for size in sizes]
     weight = generator.standard_normal((BATCH, 3, 2)).astype(np.float32)
@@ -115,12 +115,12 @@ def test_answers_and_gradient_of_the_pixels(models, sizes):
     @jax.jit
     def answers_and_gradient(*images):
         def functional(*images):
-            log_p = scoring.log_p_answers(ours, params, *images, *asked, yes_no, SETTINGS)
+            log_p = answer_probabilities.log_p_answers(ours, params, *images, *asked, yes_no, SETTINGS)
             return (log_p * weight).sum(), log_p
 
         (_, log_p), gradient = jax.value_and_grad(functional, argnums=(0, 1), has_aux=True)(*images)
-        tokens = [scoring.encode_image(ours, params, image, SETTINGS) for image in images]
-        return scoring.answer_logits(ours, params, *tokens, *asked), log_p, gradient
+        tokens = [answer_probabilities.encode_image(ours, params, image, SETTINGS) for image in images]
+        return answer_probabilities.answer_logits(ours, params, *tokens, *asked), log_p, gradient
 
     with jax.default_matmul_precision("highest"):
         logits, log_p, gradients = answers_and_gradient(*(jnp.asarray(image / 255.0, jnp.float32) for image in images))
@@ -254,7 +254,7 @@ def test_saved_judge_opens_in_transformers(tmp_path):
     judge = tiny_judge.judge()
     judge.save_pretrained(tmp_path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
-    assert question.shared_prefix(tokenizer) == judge.prefix
+    assert conversation.shared_prefix(tokenizer) == judge.prefix
     opened = type(judge).from_pretrained(tmp_path, "float32")
     assert opened.settings == judge.settings
     assert (opened.prefix, opened.yes_no) == (judge.prefix, judge.yes_no)

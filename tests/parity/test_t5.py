@@ -14,7 +14,7 @@ from transformers.models.t5.modeling_t5 import T5Attention  # noqa: E402
 
 from onereward_jax.models.t5 import relative_position_buckets  # noqa: E402
 from onereward_jax.weights.names import t5 as weights  # noqa: E402
-from onereward_jax.weights.names.rules import to_official  # noqa: E402
+from onereward_jax.weights.names.name_rules import to_official  # noqa: E402
 from tests.support import parity  # noqa: E402
 
 CONFIG = {

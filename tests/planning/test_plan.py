@@ -19,7 +19,7 @@ from onereward_jax.parallel.mesh import make_mesh
 from onereward_jax.planning import plan as plans
 from onereward_jax.planning import topology
 from onereward_jax.planning.topology import Chip, Topology
-from onereward_jax.rl.parts import JUDGEMENT, REFERENCE, ROLLOUT
+from onereward_jax.rl.profile_scopes import JUDGEMENT, REFERENCE, ROLLOUT
 from onereward_jax.rl.step_config import StepConfig
 from onereward_jax.runs import reward_feedback
 from onereward_jax.training import trainer

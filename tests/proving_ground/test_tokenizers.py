@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, CLIPTokenizer, Qwen2Tokenizer, T5Tokenizer
 
-from onereward_jax import tasks
+from onereward_jax import questions, tasks
 from onereward_jax.proving_ground import tokenizers
 
 PROMPTS = [
@@ -20,7 +20,7 @@ PROMPTS = [
     tasks.EXTEND_PROMPT,
     tasks.NEGATIVE_PROMPT,
 ]
-QUESTIONS = [tasks.question(task, dimension, "a small red circle") for task, dimension in tasks.CELLS]
+QUESTIONS = [questions.question(task, dimension, "a small red circle") for task, dimension in tasks.CELLS]
 WRITERS = {
     "t5": (tokenizers.write_t5_tokenizer, T5Tokenizer),
     "clip": (tokenizers.write_clip_tokenizer, CLIPTokenizer),

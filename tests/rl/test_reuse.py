@@ -15,7 +15,7 @@ import pytest
 from onereward_jax.config.load import load_config
 from onereward_jax.data.mixture import mixture
 from onereward_jax.flow.flux_fill import FluxFill
-from onereward_jax.judge.batches import question_batch
+from onereward_jax.judge.question_batches import question_batch
 from onereward_jax.proving_ground import ProvingGround
 from onereward_jax.rl.reference_cache import ReferenceCache, open_cache
 from onereward_jax.rl.step import make_step

@@ -15,7 +15,7 @@ from onereward_jax.flow import conditioning
 from onereward_jax.flow.flux_fill import FluxFill
 from onereward_jax.flow.schedule import sigmas
 from onereward_jax.judge.scorer import one_dimension_a_call
-from onereward_jax.rl.objective import reward_loss
+from onereward_jax.rl.reward_loss import reward_loss
 from onereward_jax.rl.step import make_step
 from onereward_jax.rl.step_config import StepConfig
 from onereward_jax.tasks import CELLS

@@ -13,12 +13,12 @@ from onereward_jax.config.load import load_config
 from onereward_jax.config.schema import RewardFeedback
 from onereward_jax.errors import UserError
 from onereward_jax.flow.flux_fill import FluxFill
-from onereward_jax.rl import build as updates
+from onereward_jax.rl import build_update as updates
 from onereward_jax.rl.batch import batch_shapes
 from onereward_jax.weights.load import param_shapes
 from onereward_jax.weights.names import flux, qwen2_5_vl, vae
-from onereward_jax.weights.names.rules import official_shapes
-from onereward_jax.weights.official import official_module
+from onereward_jax.weights.names.name_rules import official_shapes
+from onereward_jax.weights.official_modules import official_module
 
 ROOT = Path(__file__).parents[2]
 FLUX_FILL = ROOT / "configs" / "flux_fill.py"

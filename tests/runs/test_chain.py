@@ -19,8 +19,8 @@ from onereward_jax.fill.pipeline import FillPipeline, load_transformer
 from onereward_jax.judge.judge import Judge
 from onereward_jax.models import lora
 from onereward_jax.tasks import CELLS, DIMENSIONS, TASKS
-from onereward_jax.weights.adapters import load_adapters
 from onereward_jax.weights.load import load_component
+from onereward_jax.weights.peft_adapters import load_adapters
 from tests.support.chain import SCENES
 
 ROOT = Path(__file__).resolve().parents[2]

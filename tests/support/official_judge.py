@@ -2,7 +2,7 @@
 
 import transformers
 
-from onereward_jax.judge import question
+from onereward_jax.judge import conversation
 from onereward_jax.weights.names import qwen2_5_vl as weights
 from tests.support import parity, tiny_judge
 
@@ -12,7 +12,7 @@ SIZES = ((32, 48), (40, 24))
 
 def models(**changes):
     config = tiny_judge.config(len(tiny_judge.tokenizer()), **changes)
-    config["image_token_id"] = tiny_judge.tokenizer().convert_tokens_to_ids(question.IMAGE_TOKEN)
+    config["image_token_id"] = tiny_judge.tokenizer().convert_tokens_to_ids(conversation.IMAGE_TOKEN)
     theirs = transformers.Qwen2_5_VLForConditionalGeneration(transformers.Qwen2_5_VLConfig(**config))
     theirs = parity.randomize(theirs)
     ours = weights.module_from_config(config)
@@ -30,13 +30,13 @@ def official_inputs(text, images):
     """
     tokenizer, processor = tiny_judge.tokenizer(), tiny_judge.judge()._official_processor()
     inputs = processor(images=[image[i] for i in range(len(images[0])) for image in images], return_tensors="pt")
-    conversation = tokenizer.apply_chat_template(
-        question.messages_of(text), tokenize=False, add_generation_prompt=True
-    ).split(question.IMAGE_TOKEN)
-    assert len(conversation) == 3
+    parts = tokenizer.apply_chat_template(
+        conversation.messages_of(text), tokenize=False, add_generation_prompt=True
+    ).split(conversation.IMAGE_TOKEN)
+    assert len(parts) == 3
     counts = (inputs["image_grid_thw"].prod(dim=1) // tiny_judge.SETTINGS.merge_size**2)[:2]
-    pads = [question.IMAGE_TOKEN * int(count) for count in counts]
-    whole = conversation[0] + pads[0] + conversation[1] + pads[1] + conversation[2]
+    pads = [conversation.IMAGE_TOKEN * int(count) for count in counts]
+    whole = parts[0] + pads[0] + parts[1] + pads[1] + parts[2]
     texts = tokenizer([whole] * len(images[0]), return_tensors="pt")
-    image_tokens = (texts["input_ids"] == tokenizer.convert_tokens_to_ids(question.IMAGE_TOKEN)).int()
+    image_tokens = (texts["input_ids"] == tokenizer.convert_tokens_to_ids(conversation.IMAGE_TOKEN)).int()
     return {**texts, **inputs, "mm_token_type_ids": image_tokens}

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from onereward_jax import tree as trees
-from onereward_jax.weights.names import rules
+from onereward_jax.weights.names import name_rules
 
 TOLERANCE = 1e-5
 # A tensor's gradient whose norm is below this share of the global norm is compared to that share instead.
@@ -91,7 +91,7 @@ def named_parameters(module: torch.nn.Module, rename: Callable[[str], str] | Non
 
 def params_from_torch(
     theirs: torch.nn.Module,
-    table: rules.Table,
+    table: name_rules.Table,
     ours: Any,
     inputs: Sequence[Any],
     *,
@@ -110,9 +110,9 @@ def params_from_torch(
     shapes = param_shapes(ours, inputs, method=method)
     named = named_parameters(theirs, rename)
     assert_same_names_and_shapes(
-        rules.official_shapes(table, shapes), {name: tuple(parameter.shape) for name, parameter in named.items()}
+        name_rules.official_shapes(table, shapes), {name: tuple(parameter.shape) for name, parameter in named.items()}
     )
-    params = rules.from_official(table, shapes, lambda name: to_numpy(named[name]))
+    params = name_rules.from_official(table, shapes, lambda name: to_numpy(named[name]))
     return jax.tree.map(jax.numpy.asarray, params)
 
 
@@ -136,7 +136,7 @@ def assert_same_names_and_shapes(ours: dict[str, tuple[int, ...]], theirs: dict[
 def assert_gradients_close(
     gradients: trees.Tree,
     theirs: torch.nn.Module,
-    table: rules.Table,
+    table: name_rules.Table,
     *,
     tolerance: float = TOLERANCE,
     floor: float = GRADIENT_FLOOR,
@@ -150,7 +150,7 @@ def assert_gradients_close(
       floor: smallest norm, as a share of the global norm, that a tensor's error is compared to.
       unused: official names whose torch gradient may be None (then ours must be zero).
     """
-    ours = dict(rules.to_official(table, gradients))
+    ours = dict(name_rules.to_official(table, gradients))
     parameters = named_parameters(theirs, rename)
     assert ours.keys() == parameters.keys(), f"gradients without a counterpart: {ours.keys() ^ parameters.keys()}"
     expected = {}
@@ -180,7 +180,7 @@ def assert_same(
     call: Callable[..., Any],
     torch_inputs: Sequence[Any],
     *,
-    table: rules.Table,
+    table: name_rules.Table,
     method: str | None = None,
     output_of: Callable[[Any], Any] = lambda output: output,
     tolerance: float = TOLERANCE,

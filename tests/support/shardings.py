@@ -16,7 +16,7 @@ from jax.sharding import AbstractMesh, AxisType
 from onereward_jax import tree as trees
 from onereward_jax.config.load import load_config
 from onereward_jax.parallel.mesh import AXES
-from onereward_jax.parallel.rules import shardings
+from onereward_jax.parallel.sharding_rules import shardings
 from onereward_jax.planning.plan import Program, program_of
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "flux_fill.py")

@@ -7,18 +7,18 @@ import shutil
 import tempfile
 from typing import Any
 
-from onereward_jax import tasks
+from onereward_jax import questions
+from onereward_jax.judge.conversation import IMAGE_TOKEN
 from onereward_jax.judge.judge import Judge
-from onereward_jax.judge.question import IMAGE_TOKEN
 from onereward_jax.judge.vision import ImageSettings
 from onereward_jax.proving_ground.tokenizers import write_qwen2_tokenizer
 from onereward_jax.weights.names import qwen2_5_vl
 from tests.support.random_params import random_params
 
 QUESTIONS = (
-    tasks.question("image_fill", "structure"),
-    tasks.question("image_fill", "text_alignment", "a red circle on the left"),
-    tasks.question("object_removal", "removal_quality"),
+    questions.question("image_fill", "structure"),
+    questions.question("image_fill", "text_alignment", "a red circle on the left"),
+    questions.question("object_removal", "removal_quality"),
 )
 SETTINGS = ImageSettings(patch_size=4, min_pixels=16 * 16, max_pixels=64 * 64)
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from onereward_jax.flow.conditioning import TextStates
 from onereward_jax.flow.flux_fill import FluxFill
-from onereward_jax.judge.batches import question_batch
+from onereward_jax.judge.question_batches import question_batch
 from onereward_jax.judge.scorer import Questions
 from onereward_jax.rl.batch import Batch
 from onereward_jax.rl.rollout import Frozen

@@ -16,9 +16,9 @@ from onereward_jax import tree as trees
 from onereward_jax.errors import UserError
 from onereward_jax.parallel.mesh import make_mesh
 from onereward_jax.weights import load
-from onereward_jax.weights.kinds import KINDS
+from onereward_jax.weights.component_kinds import KINDS
 from onereward_jax.weights.load import load_component, module_from_directory
-from onereward_jax.weights.names import flux, qwen2_5_vl, rules
+from onereward_jax.weights.names import flux, name_rules, qwen2_5_vl
 from onereward_jax.weights.save import save_component
 from tests.support.tiny_weights import CLIP, FLUX, MODULES, QWEN, QWEN_CONFIG, T5, random_params
 
@@ -232,7 +232,7 @@ def test_every_mismatch_is_in_one_message(copy):
 
 def test_many_mismatches_are_counted(copy):
     save_file({"a": np.zeros(1, np.float32)}, copy / "diffusion_pytorch_model.safetensors")
-    total = len(rules.official_shapes(flux.TABLE, random_params("transformer")))
+    total = len(name_rules.official_shapes(flux.TABLE, random_params("transformer")))
     with pytest.raises(ValueError, match=f"and {total - 8} more; unexpected: a"):
         load_component(copy, "transformer")
 

@@ -15,7 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from onereward_jax.atomic_files import check_writable
-    from onereward_jax.evaluation.comparison import read_run, write_comparison
+    from onereward_jax.evaluation.compare_runs import read_run, write_comparison
 
     check_writable(Path(args.out))
     rows = write_comparison(Path(args.out), [read_run(Path(workdir)) for workdir in args.runs])

@@ -24,14 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from onereward_jax import tasks
+    from onereward_jax import questions, tasks
     from onereward_jax.images.reading import read_image
     from onereward_jax.judge.judge import Judge
 
     # Check the command line before a model is loaded.
     dimensions = [args.dimension] if args.dimension else tasks.dimensions_of(args.task, args.prompt or "")
     for dimension in dimensions:
-        tasks.question(args.task, dimension, args.prompt)
+        questions.question(args.task, dimension, args.prompt)
     images = [read_image(path) for path in (args.first, args.second)]
     judge = Judge.from_pretrained(args.model, args.dtype, lora=args.lora)
     first, second = (judge.encode(image) for image in images)

@@ -17,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from onereward_jax.candidates.simulated import make_preferences
+    from onereward_jax.candidates.simulated_preferences import make_preferences
     from onereward_jax.tasks import TASKS
 
     workdir = claim_workdir(args.workdir, args.config)

@@ -3,13 +3,13 @@
 import numpy as np
 
 from onereward_jax.errors import UserError
+from onereward_jax.proving_ground.scene_spec import Scene
 from onereward_jax.proving_ground.scorer.aesthetics import aesthetics_of
 from onereward_jax.proving_ground.scorer.measures import at_scoring_size
 from onereward_jax.proving_ground.scorer.observation import observe
 from onereward_jax.proving_ground.scorer.photograph import match_photograph
 from onereward_jax.proving_ground.scorer.removal import removal_quality
 from onereward_jax.proving_ground.scorer.truth import truth_of
-from onereward_jax.proving_ground.spec import Scene
 
 
 def score(scene: Scene, image: np.ndarray) -> dict[str, float]:

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-from onereward_jax.proving_ground.spec import PALETTE_CHROMA, chroma
+from onereward_jax.proving_ground.scene_spec import PALETTE_CHROMA, chroma
 
 SIDE = 64  # pixels: everything is measured at this size
 _LUMA = np.array([0.3, 0.59, 0.11], np.float32)

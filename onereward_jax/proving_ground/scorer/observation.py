@@ -6,6 +6,7 @@ import numpy as np
 from scipy import ndimage
 
 from onereward_jax.data import masks
+from onereward_jax.proving_ground.scene_spec import PALETTE_CHROMA
 from onereward_jax.proving_ground.scorer.measures import (
     SIDE,
     TO_CHROMA,
@@ -21,7 +22,6 @@ from onereward_jax.proving_ground.scorer.measures import (
 from onereward_jax.proving_ground.scorer.shapes import shape_form
 from onereward_jax.proving_ground.scorer.truth import Truth
 from onereward_jax.proving_ground.scorer.words import word_form
-from onereward_jax.proving_ground.spec import PALETTE_CHROMA
 
 
 class Observation(NamedTuple):

@@ -2,12 +2,12 @@
 
 import numpy as np
 
+from onereward_jax.proving_ground.scene_spec import chroma
 from onereward_jax.proving_ground.scorer.aesthetics import cleanness, tone_factor
 from onereward_jax.proving_ground.scorer.measures import bell, chroma_bins
 from onereward_jax.proving_ground.scorer.observation import Observation, named_distance
 from onereward_jax.proving_ground.scorer.photograph import Photograph
 from onereward_jax.proving_ground.scorer.truth import Truth
-from onereward_jax.proving_ground.spec import chroma
 
 
 def removal_quality(truth: Truth, image: np.ndarray, observed: Observation, photograph: Photograph) -> float:

@@ -7,9 +7,9 @@ import numpy as np
 from scipy import fft, ndimage
 
 from onereward_jax.proving_ground import drawing
+from onereward_jax.proving_ground.scene_spec import PALETTE_CHROMA, chroma
 from onereward_jax.proving_ground.scorer.measures import SIDE, Form, bell, ramp, sigmoid, smooth
 from onereward_jax.proving_ground.scorer.truth import Truth
-from onereward_jax.proving_ground.spec import PALETTE_CHROMA, chroma
 
 _RADII = tuple(np.exp(np.linspace(np.log(4.6), np.log(12.5), 9)))
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
+from onereward_jax.proving_ground.scene_spec import Scene
 from onereward_jax.proving_ground.scorer.measures import (
     SIDE,
     at_scoring_size,
@@ -19,7 +20,6 @@ from onereward_jax.proving_ground.scorer.measures import (
     smooth,
     to_opponent,
 )
-from onereward_jax.proving_ground.spec import Scene
 
 
 class Truth(NamedTuple):

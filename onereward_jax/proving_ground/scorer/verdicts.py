@@ -5,8 +5,8 @@ from typing import Literal
 
 import numpy as np
 
+from onereward_jax.proving_ground.scene_spec import Scene
 from onereward_jax.proving_ground.scorer.dimensions import score
-from onereward_jax.proving_ground.spec import Scene
 
 # Fixed before any model was trained, and not to be moved. The margin is on the mean over a scene's dimensions: .04 is
 # one dimension of four falling by .16, or removal quality, the only one of its scenes, by .04. What a person would not

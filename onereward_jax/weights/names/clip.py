@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from onereward_jax.errors import UserError
 from onereward_jax.models.clip import CLIPTextEncoder
-from onereward_jax.weights.names.rules import Rule, Table
+from onereward_jax.weights.names.name_rules import Rule, Table
 
 TABLE: Table = (
     Rule(r"embeddings/(\w+)/embedding", r"text_model.embeddings.\1.weight"),

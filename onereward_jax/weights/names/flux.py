@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from onereward_jax.errors import UserError
 from onereward_jax.models.flux import FluxTransformer
-from onereward_jax.weights.names.rules import Rule, Table
+from onereward_jax.weights.names.name_rules import Rule, Table
 
 
 def _linear(path: str, name: str) -> tuple[Rule, Rule]:

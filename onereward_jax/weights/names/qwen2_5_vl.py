@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from onereward_jax.errors import UserError
 from onereward_jax.models.qwen2_5_vl import Qwen2_5_VL, TextModel, VisionTransformer
-from onereward_jax.weights.names.rules import Rule, Table
+from onereward_jax.weights.names.name_rules import Rule, Table
 
 TABLE: Table = (
     Rule(r"visual/patch_embed/proj/kernel", r"visual.patch_embed.proj.weight", "linear"),

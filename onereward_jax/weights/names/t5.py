@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from onereward_jax.errors import UserError
 from onereward_jax.models.t5 import T5Encoder
-from onereward_jax.weights.names.rules import Rule, Table
+from onereward_jax.weights.names.name_rules import Rule, Table
 
 TABLE: Table = (
     Rule(r"shared/embedding", r"shared.weight"),

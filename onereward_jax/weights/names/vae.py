@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from onereward_jax.errors import UserError
 from onereward_jax.models.vae import AutoencoderKL
-from onereward_jax.weights.names.rules import Layout, Rule, Table
+from onereward_jax.weights.names.name_rules import Layout, Rule, Table
 
 
 def _layer(path: str, name: str, layout: Layout) -> tuple[Rule, Rule]:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from onereward_jax.judge.batches import MAX_DIMENSIONS, ask_only, question_batch
-from onereward_jax.judge.objective import preference_loss
+from onereward_jax.judge.preference_loss import preference_loss
+from onereward_jax.judge.question_batches import MAX_DIMENSIONS, ask_only, question_batch
 from onereward_jax.runs.judge import asked_first
 from onereward_jax.tasks import CELLS, dimensions_of
 from tests.support import tiny_judge

@@ -1,8 +1,8 @@
 """Records what the trainers compute, so that a move or a rename can be shown to change nothing.
 
-    python dev/net.py record before      # on the code as it was
-    python dev/net.py record after       # on the code as it is
-    python dev/net.py compare before after
+    python dev/regression_net.py record before      # on the code as it was
+    python dev/regression_net.py record after       # on the code as it is
+    python dev/regression_net.py compare before after
 
 Runs every trainer from the command line, in miniature: 40 updates on one device, two updates on a mesh of 2 x 2 x 2
 simulated devices, short runs of the switches of reward feedback learning; and lowers the update of a full-size

@@ -2,7 +2,13 @@ import numpy as np
 import pytest
 
 from onereward_jax.errors import UserError
-from onereward_jax.evaluation.gsb import Comparison, good_same_bad, judge_preferences, scores_by_dimension, verdict
+from onereward_jax.evaluation.good_same_bad import (
+    Comparison,
+    good_same_bad,
+    judge_preferences,
+    scores_by_dimension,
+    verdict,
+)
 from onereward_jax.proving_ground import scorer
 from onereward_jax.proving_ground.scorer import TIE_MARGIN
 from onereward_jax.tasks import dimensions_of

@@ -7,7 +7,7 @@ from safetensors.numpy import load_file, save_file
 
 from onereward_jax.errors import UserError
 from onereward_jax.models import lora
-from onereward_jax.weights.adapters import is_adapter, load_adapters, save_adapter, with_adapters
+from onereward_jax.weights.peft_adapters import is_adapter, load_adapters, save_adapter, with_adapters
 from tests.support import tiny_fill
 
 Q = "transformer.transformer_blocks.0.attn.to_q"

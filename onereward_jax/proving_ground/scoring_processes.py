@@ -15,8 +15,8 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from onereward_jax.errors import Fault, UserError
+from onereward_jax.proving_ground.scene_spec import Scene
 from onereward_jax.proving_ground.scorer import score
-from onereward_jax.proving_ground.spec import Scene
 
 _MIN_IMAGES = 32  # for fewer, starting the processes takes longer than they save
 _CHUNK = 4  # scenes per work item

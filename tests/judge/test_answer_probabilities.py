@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from onereward_jax.judge import scoring
-from onereward_jax.judge.question import Prefix
+from onereward_jax.judge import answer_probabilities
+from onereward_jax.judge.conversation import Prefix
 from tests.support import tiny_judge
 
 # The second needs resizing: 20 x 30 pixels are not whole tokens.
@@ -98,14 +98,14 @@ def test_gradient_equals_finite_differences_through_the_resize(batch):
 
 
 def test_positions_of_images_and_text():
-    positions = scoring.prefix_positions(Prefix((7, 7), (7,), (7,)), (2, 3), (1, 2))
+    positions = answer_probabilities.prefix_positions(Prefix((7, 7), (7,), (7,)), (2, 3), (1, 2))
     np.testing.assert_array_equal(positions[0], [0, 1, 2, 2, 2, 2, 2, 2, 5, 6, 6, 8, 9])
     np.testing.assert_array_equal(positions[1], [0, 1, 2, 2, 2, 3, 3, 3, 5, 6, 6, 8, 9])
     np.testing.assert_array_equal(positions[2], [0, 1, 2, 3, 4, 2, 3, 4, 5, 6, 7, 8, 9])
 
 
 def test_mask_of_two_questions():
-    mask = scoring.packed_mask(2, 2, 2).astype(int)
+    mask = answer_probabilities.packed_mask(2, 2, 2).astype(int)
     np.testing.assert_array_equal(
         mask,
         [

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from onereward_jax.judge.question import Prefix
+from onereward_jax.judge.conversation import Prefix
 from onereward_jax.judge.vision import Grid, ImageSettings, preprocess
 from onereward_jax.parallel.activations import shard_batch
 

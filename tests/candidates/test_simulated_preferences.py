@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from onereward_jax.candidates.simulated import make_preferences
+from onereward_jax.candidates.simulated_preferences import make_preferences
 from onereward_jax.config.load import load_config
 from onereward_jax.data.preferences.dataset import open_records
 from onereward_jax.data.preferences.folder import Folder

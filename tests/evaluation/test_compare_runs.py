@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from onereward_jax.cli import main as cli
-from onereward_jax.evaluation import comparison
-from onereward_jax.evaluation.gsb import shares
+from onereward_jax.evaluation import compare_runs
+from onereward_jax.evaluation.good_same_bad import shares
 from onereward_jax.evaluation.results import write_evaluation
 from onereward_jax.tasks import TASKS
 
@@ -55,13 +55,13 @@ def test_command_writes_table_and_figure(runs, tmp_path, capsys):
 
 
 def test_curves_are_means_over_dimensions_and_start_at_zero(runs):
-    rewards, gains_by_group = comparison.task_curves([comparison.read_run(run) for run in runs], "image_fill")
+    rewards, gains_by_group = compare_runs.task_curves([compare_runs.read_run(run) for run in runs], "image_fill")
     assert {group: len(lines) for group, lines in rewards.items()} == {"Algorithm 1": 2, "Algorithm 2": 1}
     np.testing.assert_allclose(rewards["Algorithm 1"][1][1], 0.65)
     steps, gains = gains_by_group["Algorithm 2"][0]
     np.testing.assert_allclose(steps, [0, 5, 10])
     np.testing.assert_allclose(gains, [0, 0.05, 0.1])
-    assert comparison.task_curves([comparison.read_run(runs[0])], "image_extend") == ({}, {})
+    assert compare_runs.task_curves([compare_runs.read_run(runs[0])], "image_extend") == ({}, {})
 
 
 def test_a_run_that_was_not_evaluated_is_named(tmp_path, capsys):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from onereward_jax.flow import sampler
 from onereward_jax.parallel.offload import to_devices
 from onereward_jax.rl.batch import Batch, KnownReferences
-from onereward_jax.rl.draws import Draws
+from onereward_jax.rl.random_draws import Draws
 from onereward_jax.rl.rollout import Flow
 from onereward_jax.rl.step_config import StepConfig
 from onereward_jax.training.state import TrainState

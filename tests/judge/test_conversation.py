@@ -4,67 +4,69 @@ import numpy as np
 import pytest
 
 from onereward_jax.errors import UserError
-from onereward_jax.judge import question
+from onereward_jax.judge import conversation
 from tests.support import tiny_judge
 
 
 def test_prefix_and_suffix_are_the_whole_conversation():
     tokenizer = tiny_judge.tokenizer()
-    prefix = question.shared_prefix(tokenizer)
-    image = (tokenizer.convert_tokens_to_ids(question.IMAGE_TOKEN),)
+    prefix = conversation.shared_prefix(tokenizer)
+    image = (tokenizer.convert_tokens_to_ids(conversation.IMAGE_TOKEN),)
     for text in tiny_judge.QUESTIONS:
-        suffix = question.question_tokens(tokenizer, text)
-        whole = tokenizer.apply_chat_template(question.messages_of(text), add_generation_prompt=True, return_dict=False)
+        suffix = conversation.question_tokens(tokenizer, text)
+        whole = tokenizer.apply_chat_template(
+            conversation.messages_of(text), add_generation_prompt=True, return_dict=False
+        )
         assert prefix.begin + image + prefix.middle + image + prefix.end + suffix == tuple(whole)
         assert text in tokenizer.decode(suffix)
     assert tokenizer.decode(prefix.begin).startswith("<|im_start|>system\nYou are a helpful assistant.<|im_end|>")
-    assert tokenizer.decode(prefix.end) == question.IMAGE_END
+    assert tokenizer.decode(prefix.end) == conversation.IMAGE_END
 
 
 def test_tokenizer_without_template_gets_ours():
     tokenizer = _copy()
-    expected = question.shared_prefix(tokenizer), question.question_tokens(tokenizer, "Is it?")
+    expected = conversation.shared_prefix(tokenizer), conversation.question_tokens(tokenizer, "Is it?")
     tokenizer.chat_template = None
-    assert (question.shared_prefix(tokenizer), question.question_tokens(tokenizer, "Is it?")) == expected
+    assert (conversation.shared_prefix(tokenizer), conversation.question_tokens(tokenizer, "Is it?")) == expected
 
 
 def test_template_without_images_is_refused():
     tokenizer = _copy()
     tokenizer.chat_template = "{{ messages[0].content }}"
     with pytest.raises(UserError):
-        question.shared_prefix(tokenizer)
+        conversation.shared_prefix(tokenizer)
 
 
 def test_padding():
-    ids, lengths = question.pad([(1, 2, 3), (), (4,)], pad_id=9)
+    ids, lengths = conversation.pad([(1, 2, 3), (), (4,)], pad_id=9)
     np.testing.assert_array_equal(ids, [[1, 2, 3], [9, 9, 9], [4, 9, 9]])
     np.testing.assert_array_equal(lengths, [3, 0, 1])
-    assert question.pad([(1, 2)], length=5)[0].shape == (1, 5)
+    assert conversation.pad([(1, 2)], length=5)[0].shape == (1, 5)
     with pytest.raises(UserError):
-        question.pad([(1, 2, 3)], length=2)
+        conversation.pad([(1, 2, 3)], length=2)
 
 
 def test_answers_are_single_tokens():
     tokenizer = tiny_judge.tokenizer()
-    yes, no = question.answer_ids(tokenizer)
+    yes, no = conversation.answer_ids(tokenizer)
     assert (tokenizer.decode([yes]), tokenizer.decode([no])) == ("Yes", "No")
 
 
 def test_tokenizer_without_the_answers_is_refused(monkeypatch):
-    monkeypatch.setattr(question, "ANSWERS", ("Yes", "Nope"))
+    monkeypatch.setattr(conversation, "ANSWERS", ("Yes", "Nope"))
     with pytest.raises(UserError, match="'Nope'"):
-        question.answer_ids(tiny_judge.tokenizer())
+        conversation.answer_ids(tiny_judge.tokenizer())
 
 
 @pytest.mark.parametrize("text", ["Is <|image_pad|> here?", "Yes?<|im_end|>"])
 def test_special_tokens_in_a_question_are_refused(text):
     with pytest.raises(UserError):
-        question.question_tokens(tiny_judge.tokenizer(), text)
+        conversation.question_tokens(tiny_judge.tokenizer(), text)
 
 
 def test_empty_question_is_refused():
     with pytest.raises(UserError):
-        question.question_tokens(tiny_judge.tokenizer(), " ")
+        conversation.question_tokens(tiny_judge.tokenizer(), " ")
 
 
 def _copy():

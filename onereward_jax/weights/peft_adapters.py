@@ -17,10 +17,10 @@ from onereward_jax.atomic_files import atomic_directory, read_json, write_json
 from onereward_jax.errors import UserError
 from onereward_jax.models import lora
 from onereward_jax.weights import bfl
+from onereward_jax.weights.component_kinds import kind_of
 from onereward_jax.weights.hub import model_directory
-from onereward_jax.weights.kinds import kind_of
 from onereward_jax.weights.load import listed
-from onereward_jax.weights.names import adapters, rules
+from onereward_jax.weights.names import adapter_names, name_rules
 from onereward_jax.weights.safetensors import DTYPES, Tensor, read_header, read_metadata, write
 
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
@@ -106,7 +106,7 @@ def save_adapter(
     tensors: dict[str, np.ndarray] = {}
     for number, factor in enumerate(("lora_A", "lora_B")):
         kernels = trees.unflatten({f"{path}/kernel": ab[number] for path, ab in pairs.items()})
-        for name, array in rules.to_official(module.TABLE, kernels):
+        for name, array in name_rules.to_official(module.TABLE, kernels):
             name = f"{prefix}{peft_name(name.removesuffix('.weight'))}.{factor}.weight"
             shapes[name], tensors[name] = array.shape, array
     config = _peft_config(module.TABLE, pairs, peft_name)
@@ -128,14 +128,14 @@ def is_adapter(directory: str | Path) -> bool:
 # -------------------------------------------------------------------------------------------------------- writing
 
 
-def _peft_config(table: rules.Table, pairs: dict[str, tuple[np.ndarray, np.ndarray]], peft_name: Any) -> dict:
+def _peft_config(table: name_rules.Table, pairs: dict[str, tuple[np.ndarray, np.ndarray]], peft_name: Any) -> dict:
     """Make the fields of PEFT's `LoraConfig`, with regular expressions that match only the adapter's layers.
 
     With a list of names instead, PEFT would match "proj_out" to every layer whose name ends in it.
     """
     patterns, ranks = {}, {path: a.shape[-1] for path, (a, _) in pairs.items()}
     for path in pairs:
-        name = peft_name(rules.official_name(table, f"{path}/kernel").removesuffix(".weight"))
+        name = peft_name(name_rules.official_name(table, f"{path}/kernel").removesuffix(".weight"))
         patterns[path] = r"\d+".join(re.escape(part) for part in name.split("{layer}"))
     rank = collections.Counter(ranks.values()).most_common(1)[0][0]
     others = {f"^{patterns[path]}": other for path, other in ranks.items() if other != rank}
@@ -233,7 +233,7 @@ def _places(kind: str, params: trees.Tree) -> dict[str, _Place]:
     """Return {official layer name: place}."""
     table, places = kind_of(kind).module().TABLE, {}
     for path, kernel in lora.layers(params).items():
-        name = rules.official_name(table, f"{path}/kernel").removesuffix(".weight")
+        name = name_rules.official_name(table, f"{path}/kernel").removesuffix(".weight")
         if "{layer}" in name:
             for layer in range(kernel.shape[0]):
                 places[name.format(layer=layer)] = _Place(path, layer, kernel.shape[1:])
@@ -247,7 +247,7 @@ def _names(kind: str, places: dict[str, _Place]) -> dict[str, tuple[list[_Place]
     names = {name: ([place], False) for name, place in places.items()}
     if kind == "transformer":
         layers = range(1 + max((place.layer or 0 for place in places.values()), default=0))
-        for theirs, ours in adapters.FLUX.items():
+        for theirs, ours in adapter_names.FLUX.items():
             for layer in layers if "{layer}" in theirs else (0,):
                 official = [name.format(layer=layer) for name in ours]
                 if all(name in places for name in official):
@@ -316,7 +316,9 @@ def _scale(config: dict[str, Any], alpha: Tensor | None, rank: int, kind: str, p
     if "lora_alpha" not in config:
         return np.float32(1)
     module = kind_of(kind).module()
-    name = rules.official_name(module.TABLE, f"{place.path}/kernel").removesuffix(".weight").format(layer=place.layer)
+    name = (
+        name_rules.official_name(module.TABLE, f"{place.path}/kernel").removesuffix(".weight").format(layer=place.layer)
+    )
     name = getattr(module, "nested_name", lambda name: name)(name)
     # As `peft.utils.get_pattern_key`.
     patterns = config.get("alpha_pattern") or {}

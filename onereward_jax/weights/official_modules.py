@@ -5,7 +5,7 @@ from typing import Any
 
 from onereward_jax.config.find import find_model
 from onereward_jax.errors import UserError
-from onereward_jax.weights.kinds import kind_of
+from onereward_jax.weights.component_kinds import kind_of
 from onereward_jax.weights.load import module_from_directory
 
 # The fields of config.json that define a module.

@@ -9,8 +9,8 @@ import time
 import numpy as np
 import pytest
 
-from onereward_jax.proving_ground import ProvingGround, parallel, score
-from onereward_jax.proving_ground.parallel import score_all
+from onereward_jax.proving_ground import ProvingGround, score, scoring_processes
+from onereward_jax.proving_ground.scoring_processes import score_all
 from onereward_jax.tasks import TASKS
 
 
@@ -78,15 +78,15 @@ def test_a_process_that_dies_or_hangs_is_replaced(signal_number, words, monkeypa
     scene = ProvingGround("test", 64).scene(0, "image_fill")
     scenes, images = [scene] * 20, [[scene.target, scene.sample.image]] * 20
     expected = score_all(scenes, images)
-    end_processes = parallel._end_processes
+    end_processes = scoring_processes._end_processes
 
     def end_with_a_longer_timeout():  # new ones have to start first
-        monkeypatch.setattr(parallel, "_TIMEOUT", 120.0)
+        monkeypatch.setattr(scoring_processes, "_TIMEOUT", 120.0)
         end_processes()
 
-    monkeypatch.setattr(parallel, "_TIMEOUT", 1.0)
-    monkeypatch.setattr(parallel, "_end_processes", end_with_a_longer_timeout)
-    for worker in list(parallel._processes()._processes.values()):
+    monkeypatch.setattr(scoring_processes, "_TIMEOUT", 1.0)
+    monkeypatch.setattr(scoring_processes, "_end_processes", end_with_a_longer_timeout)
+    for worker in list(scoring_processes._processes()._processes.values()):
         os.kill(worker.pid, signal_number)
     with pytest.warns(RuntimeWarning, match=f"a scoring process {words}"):
         assert score_all(scenes, images) == expected

@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from onereward_jax.judge.objective import make_loss, preference_loss
+from onereward_jax.judge.preference_loss import make_loss, preference_loss
 from onereward_jax.models import lora
 from onereward_jax.tasks import CELLS
 from onereward_jax.training.state import create_state, supervised_step

@@ -1,0 +1,41 @@
+"""The words of the question that the judge answers with Yes or No.
+
+Source: OneReward (arXiv 2508.21066), section 3, leaves the wording open (it is printed inside a figure), so ours is a
+template that a configuration may replace.
+"""
+
+from onereward_jax.errors import UserError
+from onereward_jax.tasks import dimensions_of
+
+# {task}, {dimension} and {prompt} are filled in; the two images come before the question, so
+# all dimensions share one prefix.
+QUESTION_TEMPLATE = "Task: {task}. Is the first image better than the second in {dimension}? Answer Yes or No."
+QUESTION_WITH_PROMPT_TEMPLATE = (
+    'Task: {task}. Is the first image better than the second in {dimension} for "{prompt}"? Answer Yes or No.'
+)
+
+
+def question(
+    task: str,
+    dimension: str,
+    prompt: str | None = None,
+    template: str = QUESTION_TEMPLATE,
+    template_with_prompt: str = QUESTION_WITH_PROMPT_TEMPLATE,
+) -> str:
+    """Return the question q = Φ(task, dimension, prompt); only `text_alignment` uses the prompt.
+
+    Raises:
+      UserError: the dimension does not belong to the task, or `text_alignment` has no prompt.
+    """
+    dimensions = dimensions_of(task)
+    if dimension not in dimensions:
+        raise UserError(f"{task} is not judged on {dimension!r}: choose one of {', '.join(dimensions)}")
+    words = {"task": task.replace("_", " "), "dimension": dimension.replace("_", " ")}
+    if dimension != "text_alignment":
+        return template.format(**words)
+    if not prompt:
+        raise UserError(
+            f"text_alignment for {task} needs the prompt that the image should follow: give one, or choose another"
+            " dimension"
+        )
+    return template_with_prompt.format(prompt=prompt, **words)
