@@ -14,8 +14,6 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "onereward_jax", "configs", "miniature")
 PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
-# The quick run of the configurations that travel in the wheel.
-CONFIG = "quick" if (ROOT / "configs" / "quick.py").exists() else "tiny:quick"
 # One update of as little as can be, without the images that a run makes beside it.
 OVERRIDES = {
     "train.num_steps": 1,
@@ -80,6 +78,6 @@ def test_fill_then_judge(onereward, images):
 
 def test_train(onereward):
     fields = [f"--config.{name}={value}" for name, value in OVERRIDES.items()]
-    onereward("train", f"--config={CONFIG}", *fields, "--workdir=run")
+    onereward("train", "--config=quick", *fields, "--workdir=run")
     exported = onereward.directory / "run" / "export" / "policy"
     assert (exported / "diffusion_pytorch_model.safetensors").exists()
