@@ -126,7 +126,7 @@ def test_an_adapter_its_samples_and_every_export(runs, tmp_path, capsys):
     ("case", "words"),
     [
         ("no path", "data.path is empty: give a folder of images"),
-        ("no folder", "there is no folder"),
+        ("no folder", "there is no image folder"),
         ("no picture", "holds no images"),
         ("no captions", "has a caption: write NAME.txt beside each"),
         ("mask of another size", "1 of 1 images in"),
