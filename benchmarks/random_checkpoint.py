@@ -23,7 +23,7 @@ import numpy as np
 
 from onereward_jax.atomic_files import write_json
 from onereward_jax.cli.exit_codes import guarded
-from onereward_jax.fill.pipeline import write_model_index
+from onereward_jax.fill.diffusers_io import write_model_index
 from onereward_jax.flow.schedule import Shift
 from onereward_jax.proving_ground import all_prompts
 from onereward_jax.proving_ground.tokenizers import write_clip_tokenizer, write_t5_tokenizer

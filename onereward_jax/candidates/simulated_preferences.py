@@ -32,7 +32,8 @@ from onereward_jax.data.preferences.record import Candidate, Record, Vote
 from onereward_jax.data.sample import Sample
 from onereward_jax.data.source import ground_truth_of, samples_from
 from onereward_jax.errors import UserError
-from onereward_jax.fill.pipeline import FillPipeline, latent_shape, load_transformer, sample_noise
+from onereward_jax.fill.diffusers_io import load_transformer
+from onereward_jax.fill.pipeline import FillPipeline, latent_shape, sample_noise
 from onereward_jax.flow import conditioning
 from onereward_jax.images.grid import png
 from onereward_jax.proving_ground import ProvingGround, Scene, defects

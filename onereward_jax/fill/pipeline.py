@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from PIL import Image
 
-from onereward_jax.atomic_files import atomic_directory, read_json, write_json
+from onereward_jax.atomic_files import atomic_directory
 from onereward_jax.errors import UserError, in_memory
+from onereward_jax.fill.diffusers_io import FOLDERS, check_fit, read_shift, write_model_index
 from onereward_jax.fill.prompts import PromptEncoder
 from onereward_jax.flow import conditioning, sampler
 from onereward_jax.flow.schedule import Shift, sigmas
@@ -22,11 +23,10 @@ from onereward_jax.parallel import hosts
 from onereward_jax.parallel.activations import batch_sharding, traced_for
 from onereward_jax.parallel.mesh import batch_shards
 from onereward_jax.weights.hub import model_directory
-from onereward_jax.weights.load import PARAM_DTYPES, load_component, module_from_directory
-from onereward_jax.weights.peft_adapters import Adapters, is_adapter, with_adapters
+from onereward_jax.weights.load import PARAM_DTYPES, load_component
+from onereward_jax.weights.peft_adapters import Adapters, with_adapters
 from onereward_jax.weights.save import save_component
 
-FOLDERS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
 OUTPUT_TYPES = ("pil", "array", "np")
 
 
@@ -102,7 +102,7 @@ class FillPipeline:
         at = directory / "transformer" if transformer is None else model_directory(transformer, token=token)
         shift = read_shift(directory)
         fields: dict[str, Any] = {"dtype": jnp.dtype(dtype)} if dtype in PARAM_DTYPES else {}
-        _check_fit(directory, at)
+        check_fit(directory, at)
         prompts = PromptEncoder.from_pretrained(directory, dtype, mesh)
         vae, vae_params = load_component(directory / "vae", "vae", dtype, fields, mesh)
         fields["attention_implementation"] = "auto"
@@ -292,17 +292,6 @@ class FillPipeline:
         return self.params[name]
 
 
-def load_transformer(directory: str | Path, base: Any) -> Any:
-    """Parameters of another transformer for a pipeline's, such as a policy's: `transformer_params` of `generate`.
-
-    Args:
-      directory: holds a transformer, or an adapter of `base`, the pipeline's own parameters.
-    """
-    if is_adapter(directory):
-        return jax.tree.map(jnp.asarray, with_adapters("transformer", base, directory))
-    return jax.tree.map(jnp.asarray, load_component(Path(directory), "transformer", "float32")[1])
-
-
 # Schedules are padded to a multiple of this, so that one program serves all numbers of steps up to it.
 _SCHEDULE_BUCKET = 64
 
@@ -359,44 +348,6 @@ def _check_pictures(images: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -
     return (len(images), *sizes.pop())
 
 
-def _check_fit(directory: Path, transformer: Path) -> None:
-    """That the components are of one Fill model, as their configurations say.
-
-    Raises:
-      FileNotFoundError, UserError: one is missing, or takes what another doesn't give.
-    """
-    flux = module_from_directory(transformer, "transformer")
-    vae = module_from_directory(directory / "vae", "vae")
-    clip = module_from_directory(directory / "text_encoder", "text_encoder")
-    t5 = module_from_directory(directory / "text_encoder_2", "text_encoder_2")
-    latent = 4 * vae.latent_channels
-    wanted: Mapping[str, tuple[int, str]] = {
-        "out_channels": (latent, "the latents of the autoencoder"),
-        "in_channels": (
-            2 * latent + 4 * conditioning.vae_factor(vae) ** 2,
-            "a Fill model: latents, masked image, mask",
-        ),
-        "joint_attention_dim": (t5.d_model, "the states of text_encoder_2"),
-        "pooled_projection_dim": (clip.hidden_size, "the states of text_encoder"),
-    }
-    for field, (number, what) in wanted.items():
-        if getattr(flux, field) != number:
-            raise UserError(
-                f"{transformer / 'config.json'} has {field} {getattr(flux, field)}, but it is {number} for {what}:"
-                " give a transformer of the same FLUX.1-Fill"
-            )
-
-
-def check_fill_model(path_or_repo: str | Path) -> None:
-    """Looks at the configurations of a model, not at its weights.
-
-    Raises:
-      FileNotFoundError, PermissionError, UserError: it is missing, or no Fill model.
-    """
-    directory = model_directory(path_or_repo, folders=FOLDERS)
-    _check_fit(directory, directory / "transformer")
-
-
 def sample_noise(key: jax.Array, index: Sequence[int] | np.ndarray, shape: tuple[int, int, int]) -> jax.Array:
     """Standard normal latents (B, h, w, C), each sample's from its own global index."""
     return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))(jnp.asarray(index, jnp.int32))
@@ -412,39 +363,3 @@ def latent_shape(vae: Any, height: int, width: int) -> tuple[int, int, int]:
     if height % (2 * factor) or width % (2 * factor):
         raise UserError(f"an image of {width}×{height} does not divide into patches: use multiples of {2 * factor}")
     return height // factor, width // factor, vae.latent_channels
-
-
-def read_shift(directory: Path) -> Shift:
-    """The schedule's shift in a diffusers directory; FLUX's own where the file leaves a field out."""
-    path = directory / "scheduler" / "scheduler_config.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{directory} has no scheduler/scheduler_config.json: download the whole model")
-    config = read_json(path)
-    fields = {field.name for field in dataclasses.fields(Shift)}
-    return Shift(**{name: value for name, value in config.items() if name in fields})
-
-
-def write_model_index(directory: Path, shift: Shift) -> None:
-    """Writes what a diffusers directory holds beside its components: model_index.json and the scheduler."""
-    scheduler = {
-        "_class_name": "FlowMatchEulerDiscreteScheduler",
-        "num_train_timesteps": 1000,
-        "shift": 3.0,
-        "use_dynamic_shifting": True,
-        **dataclasses.asdict(shift),
-    }
-    (directory / "scheduler").mkdir()
-    write_json(directory / "scheduler" / "scheduler_config.json", scheduler)
-    write_json(directory / "model_index.json", _MODEL_INDEX)
-
-
-_MODEL_INDEX = {
-    "_class_name": "FluxFillPipeline",
-    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "text_encoder_2": ["transformers", "T5EncoderModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "tokenizer_2": ["transformers", "T5TokenizerFast"],
-    "transformer": ["diffusers", "FluxTransformer2DModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-}

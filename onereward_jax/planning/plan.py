@@ -20,7 +20,7 @@ from onereward_jax.atomic_files import read_json
 from onereward_jax.config.find import find_model
 from onereward_jax.config.schema import OFFLOADABLE, RewardFeedback, RewardLearning
 from onereward_jax.errors import UserError
-from onereward_jax.fill.pipeline import read_shift
+from onereward_jax.fill.diffusers_io import read_shift
 from onereward_jax.flow.flux_fill import FluxFill
 from onereward_jax.flow.schedule import Shift
 from onereward_jax.judge import conversation

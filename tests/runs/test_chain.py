@@ -15,7 +15,8 @@ from safetensors.numpy import load_file
 
 from onereward_jax import tree
 from onereward_jax.cli import main as cli
-from onereward_jax.fill.pipeline import FillPipeline, load_transformer
+from onereward_jax.fill.diffusers_io import load_transformer
+from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.judge.judge import Judge
 from onereward_jax.models import lora
 from onereward_jax.tasks import CELLS, DIMENSIONS, TASKS

@@ -16,7 +16,7 @@ from safetensors.numpy import load_file
 from onereward_jax.cli import main as cli
 from onereward_jax.config.load import load_config
 from onereward_jax.data.captioned import Captioned, CaptionedFolder
-from onereward_jax.fill.pipeline import load_transformer
+from onereward_jax.fill.diffusers_io import load_transformer
 from onereward_jax.flow.losses import fill_loss
 from onereward_jax.flow.schedule import Shift
 from onereward_jax.models.lora import LoRA, factors

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from onereward_jax.data.captioned import read_captioned
-    from onereward_jax.fill.pipeline import check_fill_model
+    from onereward_jax.fill.diffusers_io import check_fill_model
     from onereward_jax.runs.finetune import finetune
 
     data = args.config.data
