@@ -35,7 +35,7 @@ def main() -> int:
 
     torch.set_num_threads(args.threads)
     draw = np.random.default_rng(0)
-    normal = lambda *shape: draw.standard_normal(shape).astype(np.float32)  # noqa: E731
+    normal = lambda *shape: draw.standard_normal(shape).astype(np.float32)
 
     transformer, params = load_component(args.model / "transformer", "transformer")
     vae, vae_params = load_component(args.model / "vae", "vae")

@@ -95,7 +95,7 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
         transformer = module.clone(attention_implementation=attention)
         apply = jax.jit(lambda params, *x, transformer=transformer: transformer.apply({"params": params}, *x))
         for batch in args.batch:
-            normal = lambda n, *shape: jax.random.normal(jax.random.key(n), shape, jnp.bfloat16)  # noqa: E731
+            normal = lambda n, *shape: jax.random.normal(jax.random.key(n), shape, jnp.bfloat16)
             tokens = (
                 normal(0, batch, len(ids), module.in_channels),
                 normal(1, batch, args.text, module.joint_attention_dim),
@@ -107,7 +107,7 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
                 print(
                     f"  {flops / 1e12:.4g} TFLOP per velocity of batch {batch}: at least {1000 * flops / rate:.1f} ms"
                 )
-            call = lambda: apply(params, *inputs).block_until_ready()  # noqa: B023, E731
+            call = lambda: apply(params, *inputs).block_until_ready()  # noqa: B023
             (found[f"{attention}, {batch}"],) = median_seconds([call], args.repeats)
             report(f"ours with {attention} attention", batch, found[f"{attention}, {batch}"], flops, rate)
 
@@ -126,7 +126,7 @@ def ours(args: argparse.Namespace) -> dict[str, float]:
     mask[args.side // 4 : -args.side // 4, args.side // 4 : -args.side // 4] = True
     settings = {"num_inference_steps": args.steps, "guidance_scale": 1.0, "true_cfg_scale": 4.0}
     settings |= {"max_sequence_length": args.text, "negative_prompt": PROMPTS[1]}
-    fill = lambda: pipeline(prompt=PROMPTS[0], image=image, mask_image=mask, **settings)  # noqa: E731
+    fill = lambda: pipeline(prompt=PROMPTS[0], image=image, mask_image=mask, **settings)
     (found["fill"],) = median_seconds([fill], max(1, args.repeats // 5))
     print(
         f"  ours with {attentions[0]} attention: {args.steps} steps with true guidance {found['fill']:.2f} s per image"
@@ -172,7 +172,7 @@ def theirs(args: argparse.Namespace) -> dict[str, float]:
     rows, columns = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     found: dict[str, float] = {}
     for batch in args.batch:
-        normal = lambda *shape: torch.randn(shape, dtype=torch.bfloat16, device=device)  # noqa: E731
+        normal = lambda *shape: torch.randn(shape, dtype=torch.bfloat16, device=device)
         inputs = {
             "hidden_states": normal(batch, side * side, config["in_channels"]),
             "encoder_hidden_states": normal(batch, args.text, config["joint_attention_dim"]),

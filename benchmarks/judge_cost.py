@@ -142,8 +142,8 @@ def main() -> int:
     size = (28 * rows, 28 * rows)
     generator = np.random.default_rng(0)
     first, second = (generator.integers(0, 256, (*size, 3), np.uint8) for _ in range(2))
-    compare = lambda: judge.compare(first, second, task=TASK, dimension="text_alignment", prompt=PROMPT)  # noqa: E731
-    compare_all = lambda: judge.compare_all(first, second, task=TASK, prompt=PROMPT)  # noqa: E731
+    compare = lambda: judge.compare(first, second, task=TASK, dimension="text_alignment", prompt=PROMPT)
+    compare_all = lambda: judge.compare_all(first, second, task=TASK, prompt=PROMPT)
     short, long = median_seconds([compare, compare_all], repeats)
     prefix, asked = lengths_of(judge, size)
     where = f"width {judge.model.model.hidden_size}, {jax.devices()[0].device_kind}"

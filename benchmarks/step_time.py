@@ -106,7 +106,7 @@ def main() -> None:
         return ask(decode(vae, data), judge_params, reference, questions)
 
     print(f"{arguments.config}: batch {size}, {image_size} pixels, {jax.devices()[0].device_kind}")
-    time_of = lambda name, function, *inputs: measure(name, function, *inputs, repeats=arguments.repeats)  # noqa: E731
+    time_of = lambda name, function, *inputs: measure(name, function, *inputs, repeats=arguments.repeats)
     questions = batch.questions
     time_of("condition (VAE encoder)", encode, vae, *request)
     time_of("reference rollout", rollout, params, condition, noise, step_config.num_steps)
@@ -122,9 +122,7 @@ def main() -> None:
 
     optimizer = make_optimizer(**config.optimizer)
     step = make_step(family, judge.scorer, optimizer, step_config)
-    create = lambda params: create_state(  # noqa: E731
-        params, optimizer, config.seed, reference=config.algorithm == "fixed"
-    )
+    create = lambda params: create_state(params, optimizer, config.seed, reference=config.algorithm == "fixed")
     mesh = make_mesh(**config.mesh)
     update, state, frozen = compile_step(step, create, params, Frozen(vae=vae, judge=judge.params), mesh)
     batch = jax.device_put(batch, batch_sharding(mesh))

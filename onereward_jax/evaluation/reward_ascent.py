@@ -85,7 +85,7 @@ def make_ascent(pipeline: FillPipeline, judge: Judge, config: RewardFeedback) ->
 
     @jax.jit
     def ascend(vae_params, judge_params, images, reference, asked):
-        decode = lambda latents: conditioning.to_unit_range(  # noqa: E731
+        decode = lambda latents: conditioning.to_unit_range(
             conditioning.decode_latents(pipeline.vae, vae_params, latents)
         )
 

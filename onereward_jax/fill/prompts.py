@@ -78,7 +78,7 @@ class PromptEncoder:
                 raise FileNotFoundError(
                     f"{directory} has no folder {part!r}: give a directory in the layout of diffusers"
                 )
-        load = lambda part: load_component(directory / part, part, dtype, {"dtype": jnp.dtype(dtype)}, mesh)  # noqa: E731
+        load = lambda part: load_component(directory / part, part, dtype, {"dtype": jnp.dtype(dtype)}, mesh)
         place = jax.device_put if mesh is None else lambda params: params
         text_encoder, params = load("text_encoder")
         text_encoder_2, params_2 = load("text_encoder_2")

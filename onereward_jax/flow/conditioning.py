@@ -113,7 +113,7 @@ def decode_latents(vae: Any, vae_params, latents: jax.Array, tile: int | None = 
         norm sees one tile at a time, so tones may differ slightly from decoding in one piece.
     """
     raw = latents / vae.scaling_factor + vae.shift_factor
-    decode = lambda z: vae.apply({"params": vae_params}, z, method="decode")  # noqa: E731
+    decode = lambda z: vae.apply({"params": vae_params}, z, method="decode")
     return _in_tiles(decode, raw, tile, 1, vae_factor(vae))
 
 

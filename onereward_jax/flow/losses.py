@@ -72,7 +72,7 @@ def flow_matching_loss(
 
     def prompts(params, batch, dropped):
         """Return prompt_embeds and pooled for each sample's prompt, or for the empty one."""
-        choose = lambda negative, positive: jnp.where(  # noqa: E731
+        choose = lambda negative, positive: jnp.where(
             dropped.reshape(-1, *[1] * (positive.ndim - 1)), negative, positive
         )
         if text_encoder is None:

@@ -110,7 +110,7 @@ def answer_logits(
     For the arguments see `log_p_answers`.
     """
     batch, questions, question_length = question_ids.shape
-    apply = lambda method, *inputs: model.apply({"params": params}, *inputs, method=method)  # noqa: E731
+    apply = lambda method, *inputs: model.apply({"params": params}, *inputs, method=method)
 
     text = apply("embed", np.asarray(prefix.begin + prefix.middle + prefix.end, np.int32))
     text = jnp.broadcast_to(text, (batch, *text.shape))
@@ -184,14 +184,12 @@ def log_p_both_orders(
         first, second = (ImageTokens(features, tokens.grid) for features in jnp.split(tokens.features, 2))
     else:
         first, second = (encode_image(model, params, images, settings) for images in (first, second))
-    ask = lambda a, b, ids, lengths: log_p_answers(  # noqa: E731
-        model, params, a, b, prefix, ids, lengths, yes_no, settings
-    )
+    ask = lambda a, b, ids, lengths: log_p_answers(model, params, a, b, prefix, ids, lengths, yes_no, settings)
     if first.grid != second.grid:
         return jnp.stack(
             [ask(first, second, question_ids, question_lengths), ask(second, first, question_ids, question_lengths)]
         )
-    pair = lambda a, b: ImageTokens(jnp.concatenate([a.features, b.features]), a.grid)  # noqa: E731
-    twice = lambda x: jnp.concatenate([x, x])  # noqa: E731
+    pair = lambda a, b: ImageTokens(jnp.concatenate([a.features, b.features]), a.grid)
+    twice = lambda x: jnp.concatenate([x, x])
     both = ask(pair(first, second), pair(second, first), twice(question_ids), twice(question_lengths))
     return both.reshape(2, -1, *both.shape[1:])

@@ -29,7 +29,7 @@ def shift_together(keys: jax.Array, first: jax.Array, second: jax.Array, max_shi
     def shift(images: jax.Array) -> jax.Array:
         borders = ((0, 0), (max_shift, max_shift), (max_shift, max_shift), (0, 0))
         padded = jnp.pad(images, borders, mode="reflect")
-        cut = lambda image, offset: jax.lax.dynamic_slice(image, (*offset, 0), images.shape[1:])  # noqa: E731
+        cut = lambda image, offset: jax.lax.dynamic_slice(image, (*offset, 0), images.shape[1:])
         return jax.vmap(cut)(padded, offsets)
 
     return shift(first), shift(second)
@@ -88,7 +88,7 @@ def perturb_against(
     bound = radius * jax.vmap(jax.random.uniform)(parts[:, 0])[:, None, None, None]
     starts = []
     for number, images in ((1, first), (2, second)):
-        uniform = lambda key, shape=images.shape[1:]: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)  # noqa: E731
+        uniform = lambda key, shape=images.shape[1:]: jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
         starts.append(bound * jax.vmap(uniform)(parts[:, number]))
     gradients = jax.grad(loss, argnums=(0, 1))(first + starts[0], second + starts[1])
     moved = [jnp.clip(start + bound * jnp.sign(g), -bound, bound) for start, g in zip(starts, gradients, strict=True)]

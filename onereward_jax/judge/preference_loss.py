@@ -36,7 +36,7 @@ def preference_loss(apply: ApplyBothOrders, params: Any, batch: dict[str, jax.Ar
     log_p = apply(params, batch, both_orders=True)
     label = batch["label"].astype(jnp.float32)
     weights = batch.get("weights", jnp.ones_like(label)) * (label != 0)
-    mean = lambda x: (x * weights).sum() / jnp.maximum(weights.sum(), 1e-8)  # noqa: E731
+    mean = lambda x: (x * weights).sum() / jnp.maximum(weights.sum(), 1e-8)
 
     # If the image shown first wins, the correct answer is Yes, otherwise No.
     yes_is_correct = jnp.stack([label > 0, label < 0])
@@ -77,7 +77,7 @@ def make_loss(
             first, second = (unit_range(batch[name]) for name in ("first", "second"))
             first, second = shift_together(keys, first, second, max_shift)
             if adversarial_radius:
-                one_order = lambda a, b: _loss_as_given(apply, params, batch | {"first": a, "second": b})  # noqa: E731
+                one_order = lambda a, b: _loss_as_given(apply, params, batch | {"first": a, "second": b})
                 first, second = perturb_against(one_order, keys, first, second, adversarial_radius)
             batch = batch | {"first": first, "second": second}
         return preference_loss(apply, params, batch)

@@ -265,7 +265,7 @@ class TimeTextEmbedding(nn.Module):
 
     @nn.compact
     def __call__(self, timestep: jax.Array, guidance: jax.Array | None, pooled: jax.Array) -> jax.Array:
-        embedder = lambda name: Embedder(self.width, self.dtype, name=name)  # noqa: E731
+        embedder = lambda name: Embedder(self.width, self.dtype, name=name)
         x = embedder("timestep_embedder")(sinusoidal_features(timestep))
         if self.guidance_embeds:
             assert guidance is not None

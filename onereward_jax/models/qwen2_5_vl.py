@@ -33,7 +33,7 @@ def vision_positions(grid: Grid, merge: int) -> np.ndarray:
     """
     rows, columns = np.meshgrid(np.arange(grid[0]), np.arange(grid[1]), indexing="ij")
     blocks = (grid[0] // merge, merge, grid[1] // merge, merge)
-    order = lambda x: x.reshape(blocks).swapaxes(1, 2).reshape(-1)  # noqa: E731
+    order = lambda x: x.reshape(blocks).swapaxes(1, 2).reshape(-1)
     return np.stack([order(rows), order(columns)], axis=-1).astype(np.int32)
 
 

@@ -26,7 +26,7 @@ def activation_axes(mesh: Mesh | AbstractMesh, samples: int, tokens: int = 0) ->
     over what is left of the two, if that divides them.
     """
     ways = (("data", "fsdp"), ("fsdp",), ("data",), ())
-    size = lambda axes: int(np.prod([mesh.shape[axis] for axis in axes]))  # noqa: E731
+    size = lambda axes: int(np.prod([mesh.shape[axis] for axis in axes]))
     of_samples = max((way for way in ways if samples % size(way) == 0), key=size)
     left = tuple(axis for axis in ways[0] if axis not in of_samples and mesh.shape[axis] > 1)
     return of_samples or None, left if left and tokens and tokens % size(left) == 0 else None

@@ -9,7 +9,7 @@ HOST = "pinned_host"
 
 def on_hosts(shapes: trees.Tree, places: trees.Tree) -> trees.Tree:
     """These shardings, in the memory of the devices' hosts for what has two axes and more."""
-    move = lambda leaf, place: place.with_memory_kind(HOST) if len(leaf.shape) > 1 else place  # noqa: E731
+    move = lambda leaf, place: place.with_memory_kind(HOST) if len(leaf.shape) > 1 else place
     return jax.tree.map(move, shapes, places)
 
 

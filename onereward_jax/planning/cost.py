@@ -172,7 +172,7 @@ class _Count:
 
 def live(jaxpr: Jaxpr) -> list[Any]:
     """Return the equations whose results are used; the compiler drops the others."""
-    names = lambda variables: {variable for variable in variables if not isinstance(variable, Literal)}  # noqa: E731
+    names = lambda variables: {variable for variable in variables if not isinstance(variable, Literal)}
     read, kept = names(jaxpr.outvars), []
     for equation in reversed(jaxpr.eqns):
         if equation.effects or not read.isdisjoint(equation.outvars):

@@ -94,7 +94,7 @@ class Program(NamedTuple):
 
 def placed(shapes: Any, places: Any) -> Any:
     """Attach shardings to shapes."""
-    at = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)  # noqa: E731
+    at = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
     return jax.tree.map(at, shapes, places)
 
 
@@ -233,7 +233,7 @@ class Plan:
         return found | {"update": max(found.values())}
 
     def to_json(self) -> dict[str, Any]:
-        gib = lambda size: None if size is None else round(size / GIB, 3)  # noqa: E731
+        gib = lambda size: None if size is None else round(size / GIB, 3)
         seconds = self.seconds()
         return {
             "topology": self.topology,

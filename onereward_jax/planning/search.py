@@ -153,7 +153,7 @@ def attention_blocks(
 
     def seconds(blocks: Blocks) -> float | None:
         attend = functools.partial(attention, implementation="splash", blocks=blocks)
-        summed = lambda *inputs: attend(*inputs).astype(jnp.float32).sum()  # noqa: E731
+        summed = lambda *inputs: attend(*inputs).astype(jnp.float32).sum()
         gradient = traced_for(mesh, jax.grad(summed, argnums=(0, 1, 2)))
         try:
             jax.jit(gradient).lower(*inputs).compile(LEAST_EFFORT)

@@ -28,7 +28,7 @@ def _clip_by_norm(max_norm: float) -> optax.GradientTransformationExtraArgs:
     """`optax.clip_by_global_norm` with the `norm` given, which is computed once an update."""
 
     def update(updates, state, params=None, *, norm, **_):
-        clip = lambda x: jax.lax.select(norm < max_norm, x, (x / norm.astype(x.dtype)) * max_norm)  # noqa: E731
+        clip = lambda x: jax.lax.select(norm < max_norm, x, (x / norm.astype(x.dtype)) * max_norm)
         return jax.tree.map(clip, updates), state
 
     return optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)

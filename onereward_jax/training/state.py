@@ -48,7 +48,7 @@ def create_state(
     """The state before the first update; params, EMA and reference start alike, in separate buffers
     (one buffer under two names can't be donated)."""
     params = jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
-    copy = lambda: jax.tree.map(jnp.copy, params)  # noqa: E731
+    copy = lambda: jax.tree.map(jnp.copy, params)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
@@ -90,7 +90,7 @@ def apply_gradient(
         return old, jnp.zeros((), jnp.float32)
 
     # A branch works in the donated buffers. A select of old and new took up to two copies of the parameters more.
-    choose = lambda *arguments: jax.lax.cond(finite, update, skip, *arguments)  # noqa: E731
+    choose = lambda *arguments: jax.lax.cond(finite, update, skip, *arguments)
     old = state.params, state.opt_state, state.ema
     if any_on_hosts(old):
         new, update_norm = _one_by_one(choose, transformation, gradient, *old, after=grad_norm)
@@ -110,11 +110,11 @@ def _one_by_one(update, transformation, gradient, params, opt_state, ema, after)
     after the other: of what waits in the hosts' memory the devices hold no more at a time."""
     structure = jax.tree.structure(params)
     numbers = jax.tree.unflatten(structure, range(structure.num_leaves))
-    to_host = lambda new, old: jax.device_put(new, jax.memory.Space.Host) if is_on_host(old) else new  # noqa: E731
+    to_host = lambda new, old: jax.device_put(new, jax.memory.Space.Host) if is_on_host(old) else new
     parts, norms = [], []
     for number in range(structure.num_leaves):
-        only = lambda leaf, its, number=number: leaf if its == number else optax.MaskedNode()  # noqa: E731
-        pick = lambda tree: None if tree is None else jax.tree.map(only, tree, numbers)  # noqa: E731, B023
+        only = lambda leaf, its, number=number: leaf if its == number else optax.MaskedNode()
+        pick = lambda tree: None if tree is None else jax.tree.map(only, tree, numbers)  # noqa: B023
         old = pick(params), optax.tree_map_params(transformation, only, opt_state, numbers), pick(ema)
         new, norm = update(pick(gradient), *to_devices(old, after))
         new = jax.tree.map(to_host, new, old)
@@ -122,8 +122,8 @@ def _one_by_one(update, transformation, gradient, params, opt_state, ema, after)
         norms.append(norm)
         if any_on_hosts(new):
             after = new  # back on the hosts before the next comes
-    is_masked = lambda node: isinstance(node, optax.MaskedNode)  # noqa: E731
-    whole = lambda *of_parts: next(part for part in of_parts if not is_masked(part))  # noqa: E731
+    is_masked = lambda node: isinstance(node, optax.MaskedNode)
+    whole = lambda *of_parts: next(part for part in of_parts if not is_masked(part))
     return jax.tree.map(whole, *parts, is_leaf=is_masked), optax.global_norm(norms)
 
 

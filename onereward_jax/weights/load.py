@@ -186,7 +186,7 @@ def _checked(directory: Path, component: Kind, expected: dict[str, tuple[int, ..
             found.setdefault(name, second)
 
     excused = set() if weight_map is None else {official_name(n) for n, file in weight_map.items() if file in unread}
-    where = lambda name: f"{name} ({found[name].file.name})"  # noqa: E731
+    where = lambda name: f"{name} ({found[name].file.name})"
     if weight_map is not None or not unread:
         problems += listed("missing", sorted(expected.keys() - found.keys() - excused))
     problems += listed("unexpected", [where(name) for name in sorted(found.keys() - expected.keys())])

@@ -57,7 +57,7 @@ def save_component(
         config["dtype"] = dtype
 
     # Other files, such as the judge's tokenizer, are kept; shards of an earlier export are not.
-    is_weights = lambda name: name.startswith((f"{component.stem}.", f"{component.stem}-")) and ".safetensors" in name  # noqa: E731
+    is_weights = lambda name: name.startswith((f"{component.stem}.", f"{component.stem}-")) and ".safetensors" in name
     with atomic_directory(directory, keep=lambda name: not is_weights(name)) as partial:
         write_json(partial / "config.json", config)
         _write_weights(partial, component.stem, weights.TABLE, params, param_dtype, max_shard_bytes)

@@ -86,7 +86,7 @@ def test_a_lost_part_is_made_again_alike(config, directory):
 
 
 def test_parts_of_other_settings_are_refused_or_made_again(config, tmp_path):
-    make = lambda tasks, **options: make_preferences(  # noqa: E731
+    make = lambda tasks, **options: make_preferences(
         config, tmp_path, "test", model=config.preferences.base, planted=4, base=0, tasks=tasks, **options
     )
     make(TASKS[1:])

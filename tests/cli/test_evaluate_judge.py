@@ -53,7 +53,7 @@ def test_records_are_what_the_judge_says_of_each_pair(files):
             if dimension not in pair.labels:
                 continue
             winner, loser = (first, second) if pair.labels[dimension] > 0 else (second, first)
-            ask = lambda a, b, dimension=dimension: judge.compare(a, b, task="image_fill", dimension=dimension)  # noqa: E731
+            ask = lambda a, b, dimension=dimension: judge.compare(a, b, task="image_fill", dimension=dimension)
             task, asked, winner_first, loser_first, better = found[number]
             assert (task, asked, better) == ("image_fill", dimension, None)
             assert (winner_first, loser_first) == pytest.approx((ask(winner, loser), ask(loser, winner)), rel=1e-4)

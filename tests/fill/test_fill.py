@@ -234,10 +234,10 @@ def test_a_large_picture_is_decoded_in_tiles_without_seams(photo):
     does, and their blending takes away most of the jump between them."""
     vae, params, image = photo
     latents = conditioning.encode_image(vae, params, image)
-    decode = lambda latents, tile=None: np.asarray(conditioning.decode_latents(vae, params, latents, tile))  # noqa: E731
+    decode = lambda latents, tile=None: np.asarray(conditioning.decode_latents(vae, params, latents, tile))
     whole, tiled = decode(latents), decode(latents, 24)
     np.testing.assert_array_equal(decode(latents, 32), whole)
-    error = lambda images: np.sqrt(np.square(images - whole).mean())  # noqa: E731
+    error = lambda images: np.sqrt(np.square(images - whole).mean())
     assert 0 < error(tiled) < error(np.asarray(image)) / 2
     unblended = np.zeros_like(whole)
     for tile in TILES:  # one over the other
@@ -248,9 +248,7 @@ def test_a_large_picture_is_decoded_in_tiles_without_seams(photo):
 def test_a_large_picture_is_encoded_in_tiles_without_seams(photo):
     """As it is decoded; the posterior's deviation is blended as its mean is."""
     vae, params, image = photo
-    encode = lambda image, tile=None, noise=None: np.asarray(  # noqa: E731
-        conditioning.encode_image(vae, params, image, noise, tile)
-    )
+    encode = lambda image, tile=None, noise=None: np.asarray(conditioning.encode_image(vae, params, image, noise, tile))
     whole, tiled = encode(image), encode(image, 24)
     np.testing.assert_array_equal(encode(image, 32), whole)
     assert 0 < np.sqrt(np.square(tiled - whole).mean()) < 0.1  # of latents whose deviation is 1
@@ -273,7 +271,7 @@ def test_goldens(tmp_path):
     live = with_adapters("transformer", params, [(tmp_path, 1.0)])
     merged = lora.merge(params, load_adapters("transformer", params, [(tmp_path, 1.0)]))
     goldens = {"plain": np.load(tiny_fill.GOLDEN), "adapted": np.load(tiny_fill.GOLDEN_ADAPTED)}
-    error = lambda made, golden: np.linalg.norm(made - golden) / np.linalg.norm(golden)  # noqa: E731
+    error = lambda made, golden: np.linalg.norm(made - golden) / np.linalg.norm(golden)
     assert error(goldens["plain"], goldens["adapted"]) > 0.01
     for transformer, golden in ((params, "plain"), (live, "adapted"), (merged, "adapted")):
         pipeline = dataclasses.replace(plain, params=plain.params | {"transformer": transformer})

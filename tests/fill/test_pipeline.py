@@ -37,7 +37,7 @@ def generate(pipeline, **settings):
 def condition_of(pipeline, negative_prompt="a large blue square"):
     images, masks, prompts, _ = request(pipeline)
     masked_image, mask = conditioning.encode_masked_image(pipeline.vae, pipeline.params["vae"], images, masks)
-    encode = lambda texts: pipeline.prompts.encode(texts, tiny_fill.T5_LENGTH)  # noqa: E731
+    encode = lambda texts: pipeline.prompts.encode(texts, tiny_fill.T5_LENGTH)
     return conditioning.Condition(masked_image, mask, *encode(prompts), *encode([negative_prompt] * 2))
 
 

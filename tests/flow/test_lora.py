@@ -15,7 +15,7 @@ SIZE, TOKENS = 4, 4  # tokens of 4×4 latents
 
 def batch():
     generator = np.random.default_rng(0)
-    normal = lambda *shape: generator.standard_normal((SIZE, *shape)).astype(np.float32)  # noqa: E731
+    normal = lambda *shape: generator.standard_normal((SIZE, *shape)).astype(np.float32)
     return {
         "index": np.arange(SIZE, dtype=np.int32),
         "data": normal(TOKENS, 16),

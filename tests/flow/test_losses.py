@@ -28,7 +28,7 @@ def batch(size, prompt=0.0, negative=0.0):
     """The masked image is the data; prompts and pooled states hold one number each."""
     generator = np.random.default_rng(0)
     data = generator.normal(size=(size, TOKENS, WIDTH)).astype(np.float32)
-    full = lambda *shape: np.full((size, *shape), 1.0, np.float32)  # noqa: E731
+    full = lambda *shape: np.full((size, *shape), 1.0, np.float32)
     return {
         "index": np.arange(size, dtype=np.int32),
         "data": data,

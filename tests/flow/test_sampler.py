@@ -57,7 +57,7 @@ def test_straight_paths_are_integrated_exactly():
     """With the velocity ε − x of one straight path, any number of Euler steps ends at x, and so does one
     prediction from any index."""
     data, noise = jax.random.normal(jax.random.key(0), (2, 3, 5, 4))
-    velocity = lambda tokens, sigma: noise - data  # noqa: E731
+    velocity = lambda tokens, sigma: noise - data
     schedule = jnp.asarray(sigmas(7, 64))
     np.testing.assert_allclose(sampler.denoise(velocity, noise, schedule, 7), data, atol=1e-5)
     stop = jnp.array([0, 3, 7])

@@ -87,10 +87,10 @@ def test_encoded_images_give_the_same_answers_and_no_gradient_is_lost(batch):
 
 def test_gradient_equals_finite_differences_through_the_resize(batch):
     judge = tiny_judge.judge()
-    log_p = lambda image: judge.apply(judge.params, batch | {"second": image})[0, 0, 0]  # noqa: E731
+    log_p = lambda image: judge.apply(judge.params, batch | {"second": image})[0, 0, 0]
     image = batch["second"] * 0.8 + 0.1
     gradient = jax.jit(jax.grad(log_p))(image)
-    log_p = lambda image: judge._answer(judge.params, batch | {"second": image})[0, 0, 0]  # noqa: E731
+    log_p = lambda image: judge._answer(judge.params, batch | {"second": image})[0, 0, 0]
     direction = gradient / jnp.linalg.norm(gradient)
     step = 0.05
     numeric = (log_p(image + step * direction) - log_p(image - step * direction)) / (2 * step)

@@ -126,7 +126,7 @@ def _is_one_rising_curve(first, second, toned, toned_too):
 def test_an_adversary_raises_the_loss_by_no_more_than_its_radius():
     first, second = jnp.asarray(pair())
     weights = jnp.asarray(np.random.default_rng(2).normal(size=first.shape).astype(np.float32))
-    loss = lambda a, b: (weights * (a - b)).sum()  # noqa: E731
+    loss = lambda a, b: (weights * (a - b)).sum()
     keys, radius = jax.random.split(jax.random.key(0), len(first)), 0.05
     worse_first, worse_second = perturb_against(loss, keys, first, second, radius)
     assert float(loss(worse_first, worse_second)) > float(loss(first, second))

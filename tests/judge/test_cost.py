@@ -40,7 +40,7 @@ def test_full_size_cost_follows_from_its_sizes():
 def _expected(shapes, length, questions):
     """Of Qwen2.5-VL-7B on two images of 1024 x 1024, seen at 1036 x 1036: 74 x 74 patches, 37 x 37 tokens."""
     patches, tokens = 74**2, 37**2
-    kernels = lambda tree: sum(x.size for x in jax.tree.leaves(tree) if x.ndim > 2)  # noqa: E731  (stacked layers)
+    kernels = lambda tree: sum(x.size for x in jax.tree.leaves(tree) if x.ndim > 2)  # stacked layers
     text = 2 * kernels(shapes["model"]["layers"]) * length + 28 * 4 * length**2 * 3584
     text += 2 * shapes["lm_head"]["kernel"].size * questions
     visual = shapes["visual"]
@@ -57,7 +57,7 @@ def _expected(shapes, length, questions):
 def test_the_reference_image_has_no_backward_pass_through_the_vision_tower():
     judge = tiny_judge.judge()
     first, second = (jax.ShapeDtypeStruct((1, *size, 3), jnp.float32) for size in ((16, 24), (32, 24)))
-    encode = lambda image: answer_probabilities.encode_image(judge.model, judge.params, image, judge.settings)  # noqa: E731
+    encode = lambda image: answer_probabilities.encode_image(judge.model, judge.params, image, judge.settings)
     kept = jax.eval_shape(encode, second)
     ids, lengths = judge.encode_questions(tiny_judge.QUESTIONS)
 
@@ -65,7 +65,7 @@ def test_the_reference_image_has_no_backward_pass_through_the_vision_tower():
         asked = {"question_ids": ids[None], "question_lengths": lengths[None]}
         return judge.apply(judge.params, asked | {"first": first, "second": second})[..., 0].sum()
 
-    count = lambda function, *inputs: matrix_operations(function, *inputs, taken=(2 / 3, 1 / 3))  # noqa: E731
+    count = lambda function, *inputs: matrix_operations(function, *inputs, taken=(2 / 3, 1 / 3))
     with_pixels, with_kept = (count(jax.grad(p_yes), first, reference) for reference in (second, kept))
     assert with_pixels - with_kept == pytest.approx(count(encode, second))
     both = count(jax.grad(p_yes, argnums=(0, 1)), first, second)

@@ -41,7 +41,7 @@ def test_p_is_the_mean_of_the_members(files):
     def p(judge, params, first):
         return jax.numpy.exp(judge.apply(params, batch | {"first": first}, both_orders=True))
 
-    value_and_gradient = lambda judge: jax.jit(  # noqa: E731
+    value_and_gradient = lambda judge: jax.jit(
         lambda params, first: jax.value_and_grad(lambda x: (p(judge, params, x) ** 2).sum())(first)
     )
     alone = jax.jit(lambda params, first: p(judge, params, first))
@@ -64,7 +64,7 @@ def test_an_ensemble_answers_like_any_judge(files):
     both = ensemble(judge, [files / "a", files / "b"])
     draw = np.random.default_rng(0)
     first, second = (draw.integers(0, 256, (20, 28, 3), np.uint8) for _ in range(2))
-    ask = lambda judge: judge.compare(first, second, task="image_fill", dimension="structure")  # noqa: E731
+    ask = lambda judge: judge.compare(first, second, task="image_fill", dimension="structure")
     single = Judge(judge.model, lora.attach(judge.params, adapter(0)), judge.tokenizer, judge.settings)
     other = Judge(judge.model, lora.attach(judge.params, adapter(1)), judge.tokenizer, judge.settings)
     assert ask(both) == pytest.approx((ask(single) + ask(other)) / 2, rel=1e-4)

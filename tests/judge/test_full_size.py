@@ -26,7 +26,7 @@ PARAMETERS_3B = 7_509_245_952 // 2
 def shapes_of(variant):
     config = load_config(f"{ROOT / 'configs' / 'judge_7b.py'}:{variant}", recipes=[JudgeTraining])
     module = weights.module_from_config(model_config(config.judge, 0), dtype=jnp.dtype(config.judge.dtype))
-    init = lambda: module.init(jax.random.key(0), *weights.example_inputs(module))["params"]  # noqa: E731
+    init = lambda: module.init(jax.random.key(0), *weights.example_inputs(module))["params"]
     return config, module, jax.eval_shape(init)
 
 

@@ -66,7 +66,7 @@ def test_extension_without_a_prompt_has_no_text_alignment(images):
 
 def test_image_types_agree(images):
     judge = tiny_judge.judge()
-    ask = lambda *pair: judge.ask(*pair, question="Is the first better?")  # noqa: E731
+    ask = lambda *pair: judge.ask(*pair, question="Is the first better?")
     expected = ask(*images)
     assert expected["yes"] + expected["no"] < 1  # of the whole vocabulary
     for pair in (
@@ -144,7 +144,7 @@ def test_parameters_are_bfloat16_by_default(tmp_path, images):
     half, full = Judge.from_pretrained(tmp_path), Judge.from_pretrained(tmp_path, "float32")
     for opened, dtype in ((half, "bfloat16"), (full, "float32")):
         assert {leaf.dtype for leaf in jax.tree.leaves(opened.params)} == {jnp.dtype(dtype)}
-    ask = lambda judge: judge.ask(*images, question="Is the first better?")  # noqa: E731
+    ask = lambda judge: judge.ask(*images, question="Is the first better?")
     assert ask(full) == ask(judge)
     assert ask(half) != ask(full)
     assert ask(half)["yes"] == pytest.approx(ask(full)["yes"], rel=0.1)

@@ -70,7 +70,7 @@ def kernels(jaxpr):
 def test_auto_follows_the_platform_of_the_mesh(platform, monkeypatch):
     query = jax.ShapeDtypeStruct((4, 256, 2, 128), jnp.bfloat16)
     device = AbstractDevice(device_kind="", num_cores=None, platform=platform)
-    program = lambda **more: jax.make_jaxpr(functools.partial(attention, implementation="auto", **more))(*[query] * 3)  # noqa: E731
+    program = lambda **more: jax.make_jaxpr(functools.partial(attention, implementation="auto", **more))(*[query] * 3)
     with jax.sharding.use_abstract_mesh(AbstractMesh((2, 2, 2), AXES, abstract_device=device)):
         if platform == "gpu":
             for newer, expected in ((True, "cudnn"), (False, "xla")):
@@ -100,7 +100,7 @@ def test_a_kernel_costs_its_products_and_block_reads():
     product = 2 * heads * length**2 * size
 
     def count(implementation):
-        forward = lambda query, key, value, weights: attention(query, key, value, implementation=implementation)  # noqa: E731
+        forward = lambda query, key, value, weights: attention(query, key, value, implementation=implementation)
         both = functools.partial(output_and_gradients, implementation, (768, 768))
         return cost_of(forward, *arrays), cost_of(both, *arrays)
 

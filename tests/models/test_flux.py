@@ -42,7 +42,7 @@ def apply(module, params, *arguments):
 
 def inputs(batch=2, seed=0):
     draw = np.random.default_rng(seed)
-    normal = lambda *shape: draw.standard_normal(shape).astype(np.float32)  # noqa: E731
+    normal = lambda *shape: draw.standard_normal(shape).astype(np.float32)
     ids = np.array([[0, row, column] for row in range(2) for column in range(3)], np.float32)
     return (
         normal(batch, 6, TINY["in_channels"]),

@@ -140,7 +140,7 @@ def test_windowed_layers_cost_windows():
 
         def attend(patches):
             qkv = jax.ShapeDtypeStruct((1, patches.shape[1], 2, 4), jnp.float32)
-            run = lambda q, k, v: models.window_attention(  # noqa: E731
+            run = lambda q, k, v: models.window_attention(
                 q, k, v, grid=(grid[0] // 2, grid[1] // 2), window=2, implementation="xla"
             )
             return jax.jit(run).lower(qkv, qkv, qkv).compile().cost_analysis()["flops"]

@@ -78,7 +78,7 @@ def test_remat_computes_activations_again_with_the_same_result(tiny):
     latents = np.random.default_rng(1).standard_normal((1, 2, 4, 6)).astype(np.float32)
 
     def gradient(policy):
-        decode = lambda z: module.clone(remat=policy).apply(params, z, method="decode").sum()  # noqa: E731
+        decode = lambda z: module.clone(remat=policy).apply(params, z, method="decode").sum()
         return jax.jit(jax.grad(decode))
 
     def convolutions(policy):

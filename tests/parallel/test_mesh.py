@@ -72,7 +72,7 @@ def test_an_axis_that_does_not_divide_stays_whole():
 
 
 def test_large_arrays_that_stay_whole_are_named():
-    shape = lambda *sides: jax.ShapeDtypeStruct(sides, "float32")  # noqa: E731
+    shape = lambda *sides: jax.ShapeDtypeStruct(sides, "float32")
     tree = {"split/kernel": shape(512, 512), "odd/kernel": shape(511, 513), "small/bias": shape(512)}
     with pytest.warns(UserWarning, match=r"odd/kernel .*mesh\.fsdp") as said:
         warn_of_unsharded(tree, make_mesh(2, 2, 2), 0.9)

@@ -170,7 +170,7 @@ def ours(pipeline, request_, scale, guidance):
 def assert_same_velocities(pipeline, request_, records, scale, guidance):
     """Ours are theirs, at the places where theirs went through."""
     images, masks, _ = request_
-    encode = lambda texts: pipeline.prompts.encode(texts, LENGTH)  # noqa: E731
+    encode = lambda texts: pipeline.prompts.encode(texts, LENGTH)
     height, width, _ = latent_shape(pipeline.vae, HEIGHT, WIDTH)
 
     @jax.jit
@@ -255,7 +255,7 @@ def test_tiles_equal_diffusers(directory, way):
     seam = slice(writes * (tile - overlap), writes * tile)
     compared = np.ones((inside, inside), bool)
     compared[seam, seam] = False
-    pick = lambda images: np.asarray(images)[0, :inside, :inside][compared]  # noqa: E731
+    pick = lambda images: np.asarray(images)[0, :inside, :inside][compared]
     assert parity.relative_error(pick(made), pick(expected)) < parity.TOLERANCE
     assert parity.relative_error(pick(whole), pick(expected)) > 100 * parity.TOLERANCE  # the tiles are seen
 

@@ -78,7 +78,7 @@ def official(theirs, chosen, a="lora_A", b="lora_B", prefix="transformer.", rank
 
 def bfl(rank=RANK):
     """Fused and other layers in the naming of Black Forest Labs: {name of a layer: (A, B)}."""
-    pair = lambda inputs, outputs: (normal(rank, inputs), normal(outputs, rank))  # noqa: E731
+    pair = lambda inputs, outputs: (normal(rank, inputs), normal(outputs, rank))
     layers = {}
     for layer in range(official_flux.CONFIG["num_layers"]):
         for stream in ("img", "txt"):
@@ -100,7 +100,7 @@ def bfl(rank=RANK):
 @pytest.mark.parametrize("case", ["plain", "alphas", "metadata", "old names", "only some layers"])
 def test_diffusers_naming(models, case, tmp_path):
     ours, params, theirs = models
-    in_attention = lambda name: any(name.endswith(f"attn.{target}") for target in ATTENTION)  # noqa: E731
+    in_attention = lambda name: any(name.endswith(f"attn.{target}") for target in ATTENTION)
     chosen = {"plain": lambda name: True, "only some layers": lambda name: ".1." in name}.get(case, in_attention)
     factors = ("lora.down", "lora.up") if case == "old names" else ("lora_A", "lora_B")
     tensors, metadata = official(theirs, chosen, *factors), None

@@ -63,7 +63,7 @@ def gradient(apply, module, kind):
     """Gradient of the sum of squares in parameters and inputs, so that every product has its backward pass."""
     params = param_shapes(module, kind)
     inputs = jax.tree.map(lambda x: array(*jnp.shape(x), dtype=jnp.result_type(x)), apply.inputs)
-    loss = lambda params, inputs: jnp.square(apply(module, params, inputs)).sum()  # noqa: E731
+    loss = lambda params, inputs: jnp.square(apply(module, params, inputs)).sum()
     return jax.value_and_grad(loss, argnums=(0, 1)), params, inputs
 
 
@@ -78,7 +78,7 @@ def model(kind):
         apply.inputs = [array(2, 64, 48), array(2, 16, 64), array(2, 32), array(2), array(2)]
     elif kind == "vae":
         module = vae.module_from_config(VAE)
-        apply = lambda module, params, images: module.apply({"params": params}, images)  # noqa: E731
+        apply = lambda module, params, images: module.apply({"params": params}, images)
         apply.inputs = array(2, 32, 24, 3)
     else:
         module = qwen2_5_vl.module_from_config(JUDGE)
@@ -108,14 +108,14 @@ def test_convolutions_count_neither_padding_nor_dilation_holes(strides, padding,
         names = ("NHWC", "HWIO", "NHWC")
         return jax.lax.conv_general_dilated(x, kernel, strides, padding, base, window, names, groups)
 
-    both = lambda x, kernel: jax.grad(lambda x, kernel: convolve(x, kernel).sum(), argnums=(0, 1))(x, kernel)  # noqa: E731
+    both = lambda x, kernel: jax.grad(lambda x, kernel: convolve(x, kernel).sum(), argnums=(0, 1))(x, kernel)
     arguments = array(2, 9, 7, 8), array(3, 3, 8 // groups, 4)
     for function in (convolve, both):
         assert cost_of(function, *arguments).flops == pytest.approx(compilers_flops(function, *arguments), rel=0.01)
 
 
 def test_the_traffic_of_products_is_the_compilers():
-    chain = lambda a, b, c: (a @ b) @ c  # noqa: E731
+    chain = lambda a, b, c: (a @ b) @ c
     arguments = array(32, 64), array(64, 48), array(48, 16)
     inner = cost_of(chain, *arguments).bytes - 4 * (32 * 64 + 64 * 48 + 48 * 16 + 32 * 16)  # less the program's ends
     assert inner == pytest.approx(jax.jit(chain).lower(*arguments).cost_analysis()["bytes accessed"], rel=0.05)
@@ -147,7 +147,7 @@ def test_loops_branches_and_parts():
 
 
 def test_shares_do_not_apply_inside_a_kernel():
-    attend = lambda x: attention(x, x, x, implementation="splash", blocks=(128, 128))  # noqa: E731
+    attend = lambda x: attention(x, x, x, implementation="splash", blocks=(128, 128))
 
     def in_scope(x):
         with jax.named_scope("choice"):
@@ -159,7 +159,7 @@ def test_shares_do_not_apply_inside_a_kernel():
 
 def test_every_device_of_shard_map_counts():
     mesh = make_mesh(2, 2, 2)
-    product = lambda a, b: a @ b  # noqa: E731
+    product = lambda a, b: a @ b
     split = jax.shard_map(product, mesh=mesh, in_specs=(P("data"), P()), out_specs=P("data"), check_vma=False)
     arguments = array(8, 16), array(16, 4)
     # Whoever does the same as another does it, too: here over two axes of two.

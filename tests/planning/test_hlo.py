@@ -18,7 +18,7 @@ def compiled() -> str:
     """A rollout through a stack of layers whose kernels are sharded over all eight devices."""
 
     def function(x, layers, stop):
-        through = lambda x: jax.lax.scan(lambda x, layer: (jnp.tanh(x @ layer), None), x, layers)[0]  # noqa: E731
+        through = lambda x: jax.lax.scan(lambda x, layer: (jnp.tanh(x @ layer), None), x, layers)[0]
         with jax.named_scope("rollout"):
             return jax.lax.fori_loop(0, stop, lambda i, x: through(x), x)
 

@@ -68,7 +68,7 @@ def test_the_program_is_the_one_that_training_runs(saving, tmp_path, monkeypatch
     config = load_config("fixed", TINY | ADAPTER | saving)
     planned = plans.program_of(config).trace(make_mesh(**config.mesh), Placement.of(config)).lower().as_text()
     assert ("pinned_host" in planned) == (saving is OFFLOADED)
-    digest = lambda text: hashlib.sha256(text.encode()).hexdigest()  # noqa: E731
+    digest = lambda text: hashlib.sha256(text.encode()).hexdigest()
     assert digest(planned) == digest(program_of_training(config, tmp_path, monkeypatch))
 
 

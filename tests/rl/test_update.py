@@ -81,7 +81,7 @@ def test_the_state_at_full_size(variant):
     )
     state = jax.eval_shape(update.create, masters)
     whole = tree.count(param_shapes(transformer, "transformer"))
-    dtypes = lambda part: {leaf.dtype for leaf in jax.tree.leaves(part)}  # noqa: E731
+    dtypes = lambda part: {leaf.dtype for leaf in jax.tree.leaves(part)}
     assert dtypes(state.params) == dtypes(state.ema) == {jnp.dtype("float32")}
     assert dtypes(frozen) == {jnp.dtype("bfloat16")}
     if "lora" in variant:

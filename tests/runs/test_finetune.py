@@ -175,7 +175,7 @@ def test_what_can_not_be_is_one_sentence_and_nothing_is_made(case, words, tmp_pa
 def test_a_step_of_the_official_model():
     """Nothing is computed: shapes and dtypes of the whole step."""
     config = load_config(f"{CONFIG}:flux_fill")
-    official = lambda part: json.loads((GOLDENS / f"flux.1-fill-dev.{part}.json").read_text())["config"]  # noqa: E731
+    official = lambda part: json.loads((GOLDENS / f"flux.1-fill-dev.{part}.json").read_text())["config"]
     fields = {"dtype": jnp.bfloat16, "remat": config.model.remat}
     transformer = flux.module_from_config(official("transformer"), **fields)
     # Narrow, of the official factor and channels: nothing is learnt in it.
@@ -196,7 +196,7 @@ def test_a_step_of_the_official_model():
     ((height, width),) = CaptionedFolder(config, pictures).sizes
     assert (height, width) == (896, 1152)
     size, length = config.train.batch_size, config.max_sequence_length
-    shape = lambda *sides, dtype=jnp.bfloat16: jax.ShapeDtypeStruct((size, *sides), dtype)  # noqa: E731
+    shape = lambda *sides, dtype=jnp.bfloat16: jax.ShapeDtypeStruct((size, *sides), dtype)
     batch = {"index": shape(dtype=jnp.int32), "image": shape(height, width, 3, dtype=jnp.uint8)}
     batch["mask"] = shape(height, width, dtype=jnp.uint8)
     for name in ("", "negative_"):

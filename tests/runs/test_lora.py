@@ -104,7 +104,7 @@ def test_the_adapter_learns():
 def test_eight_devices_give_the_gradient_of_one():
     """Adam's first moment after one update is a tenth of the gradient. A and B have moved on from B = 0."""
     moved, mesh = jax.tree.map(lambda x: np.asarray(x) + 0.02, state().params), make_mesh(2, 2, 2)
-    create = lambda params: create_state(params, tiny_rl.optimizer(), seed=0)  # noqa: E731
+    create = lambda params: create_state(params, tiny_rl.optimizer(), seed=0)
     compiled, on_mesh, frozen_on_mesh = compile_step(update(), create, moved, frozen(), mesh)
     of_eight, _ = compiled(on_mesh, frozen_on_mesh, jax.device_put(tiny_rl.batch(4), batch_sharding(mesh)))
     of_one, _ = step()(jax.device_put(create(moved), jax.devices()[0]), frozen(), tiny_rl.batch(4))

@@ -31,7 +31,7 @@ def pair(**changes):
 def inputs(guidance=True):
     """Small noise levels and guidance: `test_time_features` says why, and the test before it has those in use."""
     draw = np.random.default_rng(1)
-    normal = lambda *shape: draw.standard_normal(shape).astype(np.float32)  # noqa: E731
+    normal = lambda *shape: draw.standard_normal(shape).astype(np.float32)
     rows, columns = np.meshgrid(np.arange(ROWS), np.arange(COLUMNS), indexing="ij")
     img_ids = np.stack([np.zeros_like(rows), rows, columns], -1).reshape(-1, 3).astype(np.float32)
     txt_ids = np.stack([np.arange(TEXT)] * 3, -1).astype(np.float32)  # not the zeros of FLUX: rope must be seen on text

@@ -100,7 +100,7 @@ def drawn_pipeline(directory: Path) -> FillPipeline:
     """`pipeline` with parameters that are the same with every version of JAX."""
     drawn = pipeline(directory)
     draw = np.random.default_rng(0)
-    redraw = lambda params: tree.map_with_path(  # noqa: E731
+    redraw = lambda params: tree.map_with_path(
         lambda path, x: np.float32(path.endswith("scale")) + 0.2 * draw.standard_normal(x.shape).astype(np.float32),
         params,
     )
@@ -113,7 +113,7 @@ def drawn_pipeline(directory: Path) -> FillPipeline:
 def drawn_adapter(params: Any) -> Any:
     """Of every layer of a `drawn_pipeline`'s transformer, of rank 2."""
     draw = np.random.default_rng(1)
-    normal = lambda *shape: 0.1 * draw.standard_normal(shape).astype(np.float32)  # noqa: E731
+    normal = lambda *shape: 0.1 * draw.standard_normal(shape).astype(np.float32)
     return lora.from_factors(
         {
             path: (normal(*kernel.shape[:-1], 2), normal(*kernel.shape[:-2], 2, kernel.shape[-1]))

@@ -30,7 +30,7 @@ def trained(placement, last=1.0):
     def loss(params, frozen, batch, key):
         return jnp.mean(jnp.square(batch["x"] @ params["to_q"]["kernel"] + params["to_q"]["bias"] - 1)), {}
 
-    create = lambda params: create_state(params, optimizer, seed=0, reference=True)  # noqa: E731
+    create = lambda params: create_state(params, optimizer, seed=0, reference=True)
     step = supervised_step(loss, optimizer, ema_decay=0.9)
     compiled, state, frozen = compile_step(step, create, params, {}, mesh, placement)
     for factor in (1.0, 1.0, 1.0, last):
@@ -74,7 +74,7 @@ def test_one_array_comes_after_the_other():
     def loss(params, frozen, batch, key):
         return sum(jnp.sum(batch @ layer["kernel"] + layer["bias"]) for layer in params.values()), {}
 
-    create = lambda params: create_state(params, optimizer, seed=0)  # noqa: E731
+    create = lambda params: create_state(params, optimizer, seed=0)
     compiled, state, _ = compile_step(supervised_step(loss, optimizer, 0.9), create, layers, {}, mesh, OFFLOADED)
     program = compiled.trace(state, {}, jnp.ones((8, 8))).jaxpr.jaxpr
     maker = {id(variable): equation.primitive.name for equation in program.eqns for variable in equation.outvars}

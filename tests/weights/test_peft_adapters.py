@@ -107,7 +107,7 @@ def test_all_mismatches_are_in_one_message(params, tmp_path):
 
 
 def test_other_files_are_refused(params, tmp_path):
-    load = lambda path: load_adapters("transformer", params, [(path, 1.0)])  # noqa: E731
+    load = lambda path: load_adapters("transformer", params, [(path, 1.0)])
     with pytest.raises(FileNotFoundError):
         load(tmp_path / "none.safetensors")
     (tmp_path / "x.bin").write_bytes(b"")

@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
         measure("untuned", args.untuned, judge_pairs(untuned, pairs, **how))
         del untuned
     if specialists:
-        judge_of = lambda task: Judge.from_pretrained(specialists[task], args.dtype)  # noqa: E731
+        judge_of = lambda task: Judge.from_pretrained(specialists[task], args.dtype)
         measure("one_a_task", "one judge per task", judge_pairs_by_task(judge_of, pairs, **how))
     records = records_of(pairs)
     others = {name: answers for name, answers in predictions.items() if name != "model"}

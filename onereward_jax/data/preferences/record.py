@@ -240,7 +240,7 @@ def image_sizes(record: Record, where: str) -> list[tuple[int, int]]:
     Raises:
       BadRecord: an image can't be decoded, or mask and image differ in size.
     """
-    decode = lambda image, name: _decode(image, f"{where}: {name}").shape[:2]  # noqa: E731
+    decode = lambda image, name: _decode(image, f"{where}: {name}").shape[:2]
     if record.image is not None:
         size = decode(record.image, "image")
         if record.mask is not None and (other := decode(record.mask, "mask")) != size:

@@ -106,7 +106,7 @@ def from_official(
         def part(index: tuple[slice, ...]) -> np.ndarray:
             stacked = "{layer}" in name
             layers = range(shape.shape[0])[index[0]] if stacked else range(1)
-            view = lambda layer: _to_ours(read(name.format(layer=layer)), layout)[index[1:] if stacked else index]  # noqa: E731
+            view = lambda layer: _to_ours(read(name.format(layer=layer)), layout)[index[1:] if stacked else index]
             first = view(layers[0])
             array = np.empty((len(layers), *first.shape), dtype or first.dtype)
             for number, layer in enumerate(layers):
