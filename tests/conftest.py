@@ -40,6 +40,7 @@ SLOW = (
     "tests/parity/",
     "tests/planning/",
     "tests/models/",
+    "tests/data/test_source.py",
     "tests/flow/test_lora.py",
     "tests/flow/test_losses.py",
     "tests/parallel/",

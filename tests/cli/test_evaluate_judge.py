@@ -102,4 +102,4 @@ def test_judges_of_one_task_each_must_be_all_there(files, capsys, given, words):
 
 def test_answers_that_are_no_numbers(files, capsys):
     assert evaluate(files, "--bad_share", "0.2", model="nan") == 2
-    assert "not a number" in capsys.readouterr().err
+    assert "NaN" in capsys.readouterr().err

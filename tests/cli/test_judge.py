@@ -91,7 +91,7 @@ def _nan(tree):
         ({"model": "nothing"}, "nothing"),
         ({"model": "no_answers"}, "'Yes'"),
         ({"model": "other"}, "llama"),
-        ({"model": "nan"}, "not a number"),
+        ({"model": "nan"}, "NaN"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(spoilt, capsys, changes, message):

@@ -33,7 +33,7 @@ def test_an_error_in_another_process_arrives_here():
 _SCRIPT = """
 import os, signal, sys, multiprocessing
 from onereward_jax.proving_ground import ProvingGround
-from onereward_jax.proving_ground.parallel import score_all
+from onereward_jax.proving_ground.scoring_processes import score_all
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, lambda *_: None)
