@@ -25,7 +25,7 @@ from onereward_jax.weights.save import save_component
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 # The question templates used in training; official releases have no such file, and the templates in `tasks` are used.
-QUESTIONS_FILE = "conversation.json"
+QUESTIONS_FILE = "questions.json"
 # Questions are padded to a multiple of this, so that similar lengths share a compiled program.
 QUESTION_BUCKET = 16
 
