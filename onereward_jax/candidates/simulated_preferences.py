@@ -33,8 +33,9 @@ from onereward_jax.data.sample import Sample
 from onereward_jax.data.source import ground_truth_of, samples_from
 from onereward_jax.errors import UserError
 from onereward_jax.fill.diffusers_io import load_transformer
-from onereward_jax.fill.pipeline import FillPipeline, latent_shape, sample_noise
+from onereward_jax.fill.pipeline import FillPipeline, sample_noise
 from onereward_jax.flow import conditioning
+from onereward_jax.flow.conditioning import latent_shape
 from onereward_jax.images.grid import png
 from onereward_jax.proving_ground import ProvingGround, Scene, defects
 from onereward_jax.proving_ground.annotator import annotate_scores

@@ -24,7 +24,8 @@ from onereward_jax.evaluation.report import plots
 from onereward_jax.evaluation.report.run_report import ExampleRow, Setting, write_examples, write_report
 from onereward_jax.evaluation.results import write_evaluation
 from onereward_jax.fill.diffusers_io import load_transformer
-from onereward_jax.fill.pipeline import FillPipeline, latent_shape, sample_noise
+from onereward_jax.fill.pipeline import FillPipeline, sample_noise
+from onereward_jax.flow.conditioning import latent_shape
 from onereward_jax.judge.ensemble import ensemble
 from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.pairs import read_pairs

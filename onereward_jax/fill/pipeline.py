@@ -17,7 +17,9 @@ from onereward_jax.errors import UserError, in_memory
 from onereward_jax.fill.diffusers_io import FOLDERS, check_fit, read_shift, write_model_index
 from onereward_jax.fill.prompts import PromptEncoder
 from onereward_jax.flow import conditioning, sampler
-from onereward_jax.flow.schedule import Shift, sigmas
+from onereward_jax.flow.conditioning import TextStates
+from onereward_jax.flow.flux_fill import FluxFill
+from onereward_jax.flow.schedule import Shift
 from onereward_jax.images import reading
 from onereward_jax.parallel import hosts
 from onereward_jax.parallel.activations import batch_sharding, traced_for
@@ -64,6 +66,10 @@ class FillPipeline:
     shift: Shift
     mesh: Mesh | None = None
     vae_tile: int | None = 1024
+
+    @property
+    def family(self) -> FluxFill:
+        return FluxFill(self.transformer, self.vae, self.shift)
 
     @classmethod
     def from_pretrained(
@@ -164,7 +170,7 @@ class FillPipeline:
           output_type: "pil", or "array" (diffusers' "np"): float32 (B, H, W, 3) in [0, 1] before any rounding.
 
         Raises:
-          UserError: an input does not fit, the memory is too small, or what comes out is no number; the sentence says
+          UserError: an input does not fit, the memory is too small, or the model produced NaN or Inf; the sentence says
             which.
         """
         if output_type not in OUTPUT_TYPES:
@@ -183,12 +189,11 @@ class FillPipeline:
             }
         )
         count, height, width = _check_pictures(many["image"], many["mask_image"])
-        multiple = 2 * conditioning.vae_factor(self.vae)
         images, masks = (
-            np.stack([reading.pad_to_multiple(array, multiple) for array in many[name]])
+            np.stack([reading.pad_to_multiple(array, self.family.multiple) for array in many[name]])
             for name in ("image", "mask_image")
         )
-        shape = (count, *latent_shape(self.vae, *images.shape[1:3]))
+        shape = (count, *self.family.latent_shape(*images.shape[1:3]))
         noise_key, posterior_key = jax.random.split(jax.random.key(seed))
         if noise is None:
             noise = sample_noise(noise_key, range(count), shape[1:])
@@ -208,7 +213,7 @@ class FillPipeline:
                 posterior_noise=sample_noise(posterior_key, range(count), shape[1:]) if posterior == "sample" else None,
             )[:, :height, :width]
         if not np.isfinite(made).all():
-            raise UserError("what the model makes is no number: lower the scales of guidance, or check its weights")
+            raise UserError("the model produced NaN or Inf: lower the guidance scales, or check its weights")
         if output_type == "pil":
             return FillOutput([Image.fromarray(picture) for picture in np.round(made * 255).astype(np.uint8)])
         return FillOutput(made)
@@ -248,21 +253,21 @@ class FillPipeline:
         Returns:
           float32 (B, H, W, 3) in [0, 1].
         """
-        prompt_embeds, pooled = self.prompts.encode(prompts, max_sequence_length)
-        negative: tuple = (None, None)
+        text, negative = TextStates(*self.prompts.encode(prompts, max_sequence_length)), None
         if true_cfg_scale != 1.0:
             negatives = _texts(negative_prompt)
             negatives = negatives * len(prompts) if len(negatives) == 1 else negatives
-            negative = self.prompts.encode(negatives, max_sequence_length)
+            negative = TextStates(*self.prompts.encode(negatives, max_sequence_length))
         params = {
             "transformer": self._on_devices("transformer") if transformer_params is None else transformer_params,
             "vae": self._on_devices("vae"),
         }
-        schedule = sigmas(num_steps, noise.shape[1] * noise.shape[2] // 4, self.shift)
+        schedule = self.family.schedule(num_steps, *images.shape[1:3])
         batch = {
             "images": images,
             "masks": masks,
-            "text": (prompt_embeds, pooled, *negative),
+            "text": text,
+            "negative": negative,
             "noise": noise,
             "posterior_noise": posterior_noise,
         }
@@ -273,8 +278,7 @@ class FillPipeline:
             num_steps - 1 if stop is None else stop,
             guidance_scale,
             true_cfg_scale,
-            transformer=self.transformer,
-            vae=self.vae,
+            family=self.family,
             tile=self.vae_tile and self.vae_tile // conditioning.vae_factor(self.vae),
             mesh=_mesh_of(params["transformer"]),
         )
@@ -302,30 +306,25 @@ def _mesh_of(params: Any) -> AbstractMesh | None:
     return next((s.mesh.abstract_mesh for s in shardings if isinstance(s, NamedSharding)), None)
 
 
-@functools.partial(jax.jit, static_argnames=("transformer", "vae", "tile", "mesh"))
-def _generate(params, batch, schedule, stop, guidance_scale, true_cfg_scale, *, transformer, vae, tile, mesh=None):
+@functools.partial(jax.jit, static_argnames=("family", "tile", "mesh"))
+def _generate(params, batch, schedule, stop, guidance_scale, true_cfg_scale, *, family, tile, mesh=None):
     """`_denoised` as the program of a mesh, which its attention and its activations go by."""
     made = traced_for(mesh, _denoised)
-    return made(params, batch, schedule, stop, guidance_scale, true_cfg_scale, transformer, vae, tile)
+    return made(params, batch, schedule, stop, guidance_scale, true_cfg_scale, family, tile)
 
 
-def _denoised(params, batch, schedule, stop, guidance_scale, true_cfg_scale, transformer, vae, tile):
+def _denoised(params, batch, schedule, stop, guidance_scale, true_cfg_scale, family, tile):
     """Denoises to index `stop`, then predicts the data in one step; from the last index before σ = 0 that is
     the last Euler step."""
-    noise = batch["noise"]
-    height, width = noise.shape[1:3]
-    ids = conditioning.image_ids(height, width)
-    masked_image, mask = conditioning.encode_masked_image(
-        vae, params["vae"], batch["images"], batch["masks"], batch["posterior_noise"], tile
-    )
-    condition = conditioning.Condition(masked_image, mask, *batch["text"])
-    if condition.negative_prompt_embeds is None:
+    size = batch["masks"].shape[1:]
+    requests = batch["images"], batch["masks"], batch["text"], batch["negative"]
+    condition = family.condition(params["vae"], *requests, batch["posterior_noise"], tile)
+    if batch["negative"] is None:
         true_cfg_scale = 1.0
-    velocity = sampler.velocity_of(transformer, params["transformer"], condition, ids, guidance_scale, true_cfg_scale)
-    tokens = sampler.denoise(velocity, conditioning.pack(noise), schedule, stop)
+    velocity = family.velocity(params["transformer"], condition, size, guidance_scale, true_cfg_scale)
+    tokens = sampler.denoise(velocity, conditioning.pack(batch["noise"]), schedule, stop)
     tokens = sampler.predict_data(velocity, tokens, jnp.full(len(tokens), schedule[stop]))
-    pictures = conditioning.decode_latents(vae, params["vae"], conditioning.unpack(tokens, height, width), tile)
-    return jnp.clip(conditioning.to_unit_range(pictures), 0.0, 1.0)
+    return jnp.clip(family.decode(params["vae"], tokens, size, tile), 0.0, 1.0)
 
 
 def _texts(prompt: str | Sequence[str]) -> list[str]:
@@ -351,15 +350,3 @@ def _check_pictures(images: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -
 def sample_noise(key: jax.Array, index: Sequence[int] | np.ndarray, shape: tuple[int, int, int]) -> jax.Array:
     """Standard normal latents (B, h, w, C), each sample's from its own global index."""
     return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))(jnp.asarray(index, jnp.int32))
-
-
-def latent_shape(vae: Any, height: int, width: int) -> tuple[int, int, int]:
-    """(h, w, C) of the latent of an H×W image.
-
-    Raises:
-      UserError: a side is not a multiple of two latents.
-    """
-    factor = conditioning.vae_factor(vae)
-    if height % (2 * factor) or width % (2 * factor):
-        raise UserError(f"an image of {width}×{height} does not divide into patches: use multiples of {2 * factor}")
-    return height // factor, width // factor, vae.latent_channels

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from onereward_jax.errors import UserError
+
 
 @flax.struct.dataclass
 class TextStates:
@@ -184,6 +186,18 @@ def reconstruct(vae: Any, vae_params, images: jax.Array, latent_noise: jax.Array
 def vae_factor(vae: Any) -> int:
     """Return f, the pixels per latent along a side."""
     return 2 ** (len(vae.block_out_channels) - 1)
+
+
+def latent_shape(vae: Any, height: int, width: int) -> tuple[int, int, int]:
+    """(h, w, C) of the latent of an H×W image.
+
+    Raises:
+      UserError: a side is not a multiple of two latents.
+    """
+    factor = vae_factor(vae)
+    if height % (2 * factor) or width % (2 * factor):
+        raise UserError(f"an image of {width}×{height} does not divide into patches: use multiples of {2 * factor}")
+    return height // factor, width // factor, vae.latent_channels
 
 
 def encode_masked_image(

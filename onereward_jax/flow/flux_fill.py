@@ -6,7 +6,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from onereward_jax.errors import UserError
 from onereward_jax.flow import conditioning, sampler
 from onereward_jax.flow.conditioning import Condition, TextStates
 from onereward_jax.flow.schedule import Shift, sigmas
@@ -37,12 +36,7 @@ class FluxFill:
         Raises:
           UserError: a side does not divide into tokens.
         """
-        if height % self.multiple or width % self.multiple:
-            raise UserError(
-                f"an image of {width}×{height} does not divide into patches: use multiples of {self.multiple}"
-            )
-        factor = conditioning.vae_factor(self.vae)
-        return height // factor, width // factor, self.vae.latent_channels
+        return conditioning.latent_shape(self.vae, height, width)
 
     def token_shape(self, height: int, width: int) -> tuple[int, int]:
         rows, columns, channels = self.latent_shape(height, width)

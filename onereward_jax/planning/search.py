@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
 from onereward_jax.config.schema import RewardFeedback
-from onereward_jax.fill.pipeline import latent_shape
+from onereward_jax.flow.conditioning import latent_shape
 from onereward_jax.models.attention import LANES, attention
 from onereward_jax.parallel.activations import can_share, traced_for
 from onereward_jax.parallel.mesh import AXES, make_mesh, replicated

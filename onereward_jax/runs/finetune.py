@@ -16,8 +16,9 @@ from onereward_jax.data.captioned import Captioned, CaptionedFolder, fingerprint
 from onereward_jax.data.sample import Sample
 from onereward_jax.errors import UserError
 from onereward_jax.fill.diffusers_io import FOLDERS
-from onereward_jax.fill.pipeline import FillPipeline, latent_shape, sample_noise
+from onereward_jax.fill.pipeline import FillPipeline, sample_noise
 from onereward_jax.fill.prompts import prompt_reader
+from onereward_jax.flow.conditioning import latent_shape
 from onereward_jax.flow.losses import fill_loss
 from onereward_jax.images.grid import image_grid, write_png
 from onereward_jax.models.lora import LoRA

@@ -15,9 +15,10 @@ from tqdm import tqdm
 from onereward_jax import tasks
 from onereward_jax.config.find import find_model
 from onereward_jax.config.schema import AutoencoderTraining, BaseTraining
-from onereward_jax.fill.pipeline import FillPipeline, latent_shape
+from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.fill.prompts import PromptEncoder, prompt_reader
 from onereward_jax.flow import conditioning, losses
+from onereward_jax.flow.conditioning import latent_shape
 from onereward_jax.flow.schedule import Shift
 from onereward_jax.models.lora import LoRA
 from onereward_jax.parallel import hosts

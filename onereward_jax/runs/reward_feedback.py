@@ -11,8 +11,8 @@ from onereward_jax.atomic_files import write_json
 from onereward_jax.config.schema import RewardFeedback, RewardLearning
 from onereward_jax.data.source import ENDLESS, Source
 from onereward_jax.evaluation.during_training import ground_truth_gain
-from onereward_jax.fill.pipeline import FillPipeline, latent_shape
-from onereward_jax.flow.conditioning import TextStates
+from onereward_jax.fill.pipeline import FillPipeline
+from onereward_jax.flow.conditioning import TextStates, latent_shape
 from onereward_jax.flow.flux_fill import FluxFill
 from onereward_jax.judge.ensemble import ensemble
 from onereward_jax.judge.judge import Judge

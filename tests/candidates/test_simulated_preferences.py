@@ -11,7 +11,8 @@ from onereward_jax.config.load import load_config
 from onereward_jax.data.preferences.dataset import open_records
 from onereward_jax.data.preferences.folder import Folder
 from onereward_jax.errors import UserError
-from onereward_jax.fill.pipeline import FillPipeline, latent_shape, sample_noise
+from onereward_jax.fill.pipeline import FillPipeline, sample_noise
+from onereward_jax.flow.conditioning import latent_shape
 from onereward_jax.images.reading import read_image
 from onereward_jax.judge.pairs import label_row, read_pairs
 from onereward_jax.proving_ground import ProvingGround, score

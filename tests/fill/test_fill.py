@@ -203,7 +203,8 @@ def test_another_transformer(pipeline, directory, image, mask, tmp_path):
 
 
 def _noise_of(pipeline, seed):
-    from onereward_jax.fill.pipeline import latent_shape, sample_noise
+    from onereward_jax.fill.pipeline import sample_noise
+    from onereward_jax.flow.conditioning import latent_shape
 
     return sample_noise(jax.random.split(jax.random.key(seed))[0], [0], latent_shape(pipeline.vae, HEIGHT, WIDTH))
 

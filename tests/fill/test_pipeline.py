@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from onereward_jax.errors import UserError
-from onereward_jax.fill.pipeline import FillPipeline, latent_shape, sample_noise
+from onereward_jax.fill.pipeline import FillPipeline, sample_noise
 from onereward_jax.flow import conditioning, sampler
+from onereward_jax.flow.conditioning import latent_shape
 from onereward_jax.flow.schedule import sigmas
 from tests.support import tiny_fill
 

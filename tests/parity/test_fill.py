@@ -18,8 +18,8 @@ diffusers = pytest.importorskip("diffusers")
 transformers = pytest.importorskip("transformers")
 
 from onereward_jax import FillPipeline  # noqa: E402
-from onereward_jax.fill.pipeline import latent_shape  # noqa: E402
 from onereward_jax.flow import conditioning, sampler  # noqa: E402
+from onereward_jax.flow.conditioning import latent_shape  # noqa: E402
 from onereward_jax.models import lora  # noqa: E402
 from onereward_jax.weights.peft_adapters import save_adapter  # noqa: E402
 from tests.support import parity, tiny_fill  # noqa: E402
