@@ -11,11 +11,11 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from onereward_jax.config.schema import RewardLearning
 from onereward_jax.flow import sampler
 from onereward_jax.rl.profile_scopes import DECODING, PREDICTION, ROLLOUT
 from onereward_jax.rl.random_draws import Draws, PredictionDraw
 from onereward_jax.rl.rollout import Flow
-from onereward_jax.rl.step_config import StepConfig
 
 
 @flax.struct.dataclass
@@ -43,7 +43,7 @@ class Estimator(Protocol):
 class Posterior:
     """`x̂ = x_t − σ_t·v_θ(x_t, σ_t)`, with the gradient through that one velocity (the paper; ReFL)."""
 
-    config: StepConfig
+    config: RewardLearning
 
     def rollout(self, flow: Flow, params: Any, draws: Draws) -> Stop:
         scales = self.config.rollout_guidance_scale, self.config.rollout_true_cfg_scale

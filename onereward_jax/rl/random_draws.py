@@ -6,8 +6,8 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
+from onereward_jax.config.schema import RewardLearning
 from onereward_jax.rl.batch import Batch
-from onereward_jax.rl.step_config import StepConfig
 from onereward_jax.training.state import TrainState
 
 # What a sample's keys are for, in their order.
@@ -53,7 +53,7 @@ class Draws(NamedTuple):
     predictions: list[PredictionDraw]
 
 
-def draw(state: TrainState, batch: Batch, shape: tuple[int, int], config: StepConfig) -> Draws:
+def draw(state: TrainState, batch: Batch, shape: tuple[int, int], config: RewardLearning) -> Draws:
     """Draws everything that an update's samples need.
 
     Args:
@@ -68,7 +68,7 @@ def draw(state: TrainState, batch: Batch, shape: tuple[int, int], config: StepCo
     return Draws(reference_noise, policy_noise, predictions)
 
 
-def _draw_prediction(state: TrainState, keys: jax.Array, number: int, config: StepConfig) -> PredictionDraw:
+def _draw_prediction(state: TrainState, keys: jax.Array, number: int, config: RewardLearning) -> PredictionDraw:
     again = lambda key: jax.random.fold_in(key, number) if number else key
     keys = jax.vmap(jax.vmap(again))(keys)
     if config.index_per_sample:

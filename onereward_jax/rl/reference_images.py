@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from onereward_jax.config.schema import RewardLearning
 from onereward_jax.flow import sampler
 from onereward_jax.parallel.offload import to_devices
 from onereward_jax.rl.batch import Batch, KnownReferences
 from onereward_jax.rl.random_draws import Draws
 from onereward_jax.rl.rollout import Flow
-from onereward_jax.rl.step_config import StepConfig
 from onereward_jax.training.state import TrainState
 
 Metrics = dict[str, jax.Array]
@@ -24,7 +24,7 @@ Metrics = dict[str, jax.Array]
 class Fresh:
     """Made in every update by a full denoising from ε1, as the paper has it."""
 
-    config: StepConfig
+    config: RewardLearning
 
     def recall(self, state: TrainState, batch: Batch) -> Batch:
         """The batch with what is known of its references when the update starts."""
@@ -99,7 +99,7 @@ class Stale(Cached):
         return dataclasses.replace(state, references=images), metrics
 
 
-def references_of(config: StepConfig) -> Fresh:
+def references_of(config: RewardLearning) -> Fresh:
     """The references that a configuration asks for."""
     if config.reference_max_age:
         return Stale(config)

@@ -14,13 +14,13 @@ import pytest
 from onereward_jax.cli import main as cli
 from onereward_jax.cli.commands.plan import DOES_NOT_FIT, mesh_axes
 from onereward_jax.config.load import load_config
+from onereward_jax.config.schema import RewardLearning
 from onereward_jax.errors import UserError
 from onereward_jax.parallel.mesh import make_mesh
 from onereward_jax.planning import plan as plans
 from onereward_jax.planning import topology
 from onereward_jax.planning.topology import Chip, Topology
 from onereward_jax.rl.profile_scopes import JUDGEMENT, REFERENCE, ROLLOUT
-from onereward_jax.rl.step_config import StepConfig
 from onereward_jax.runs import reward_feedback
 from onereward_jax.training import trainer
 from onereward_jax.training.compile import Placement
@@ -278,7 +278,7 @@ def test_unnamed_axes_are_1():
 
 
 def test_a_batch_waits_for_its_latest_sample():
-    config = StepConfig(num_steps=50, first_index=15, last_index=35)
+    config = RewardLearning(num_steps=50, first_index=15, last_index=35)
     draws = np.random.default_rng(0).integers(15, 36, (100_000, 8)).max(axis=1)
     assert plans.expected_trips(config, 8)[ROLLOUT] == pytest.approx(draws.mean(), abs=0.05)
     assert plans.expected_trips(dataclasses.replace(config, index_per_sample=False), 8)[ROLLOUT] == pytest.approx(25)

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from onereward_jax import tree
+from onereward_jax.config.schema import RewardLearning
 from onereward_jax.errors import UserError
 from onereward_jax.flow import conditioning
 from onereward_jax.flow.flux_fill import FluxFill
@@ -17,7 +18,6 @@ from onereward_jax.flow.schedule import sigmas
 from onereward_jax.judge.scorer import one_dimension_a_call
 from onereward_jax.rl.reward_loss import reward_loss
 from onereward_jax.rl.step import make_step
-from onereward_jax.rl.step_config import StepConfig
 from onereward_jax.tasks import CELLS
 from onereward_jax.training.state import create_state
 from tests.support import tiny_rl
@@ -316,9 +316,9 @@ def test_true_guidance_needs_a_negative_prompt():
 @pytest.mark.parametrize("change", [{"first_index": 3, "last_index": 2}, {"last_index": 3}, {"first_index": -1}])
 def test_prediction_range_must_lie_in_the_schedule(change):
     with pytest.raises(ValueError, match="_index"):
-        StepConfig(**{"num_steps": 3, "first_index": 0, "last_index": 2} | change)
+        RewardLearning(**{"num_steps": 3, "first_index": 0, "last_index": 2} | change)
 
 
 def test_a_matched_reference_has_one_t():
     with pytest.raises(UserError):
-        StepConfig(matched_reference=True, predictions=2)
+        RewardLearning(matched_reference=True, predictions=2)

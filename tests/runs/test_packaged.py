@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from onereward_jax.config.load import load_config
+from onereward_jax.config.schema import RewardLearning
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.flow.flux_fill import FluxFill
 from onereward_jax.judge.judge import Judge
@@ -16,7 +17,6 @@ from onereward_jax.parallel.activations import batch_sharding
 from onereward_jax.parallel.mesh import make_mesh
 from onereward_jax.rl.rollout import Frozen
 from onereward_jax.rl.step import make_step
-from onereward_jax.rl.step_config import StepConfig
 from onereward_jax.runs.reward_feedback import encode_text, open_requests, sample_fields
 from onereward_jax.tasks import TASKS
 from onereward_jax.training.compile import compile_step
@@ -29,7 +29,7 @@ def test_gradient_on_eight_devices_in_parts_equals_one():
     judge = Judge.from_pretrained(config.model.judge, "float32")
     # With both branches of true guidance, which have to stay with their sample, and a judge that is never satisfied.
     settings = {"rollout_true_cfg_scale": 2.0, "gradient_true_cfg_scale": 2.0, "threshold": 1.0}
-    step_config, plain = StepConfig(**(dict(config.rl) | settings)), optax.sgd(1.0)
+    step_config, plain = RewardLearning(**(dict(config.rl) | settings)), optax.sgd(1.0)
     source, fields = open_requests(config), sample_fields(config)
     records = [source.sample(i, TASKS[i % 4]).arrays(*fields) | {"index": np.int32(i)} for i in range(8)]
     raw = {name: np.stack([record[name] for record in records]) for name in records[0]}

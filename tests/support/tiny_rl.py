@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from onereward_jax.config.schema import RewardLearning
 from onereward_jax.flow.conditioning import TextStates
 from onereward_jax.flow.flux_fill import FluxFill
 from onereward_jax.judge.question_batches import question_batch
@@ -13,7 +14,6 @@ from onereward_jax.judge.scorer import Questions
 from onereward_jax.rl.batch import Batch
 from onereward_jax.rl.rollout import Frozen
 from onereward_jax.rl.step import make_step
-from onereward_jax.rl.step_config import StepConfig
 from onereward_jax.tasks import TASKS
 from onereward_jax.training.optimizer import make_optimizer
 from onereward_jax.training.state import TrainState, create_state
@@ -22,7 +22,7 @@ from tests.support import tiny_judge as tiny_judge
 from tests.support.random_params import random_params
 
 TEXT_WIDTH, POOLED_WIDTH, TEXT_LENGTH, QUESTION_LENGTH = 16, 12, 3, 48
-CONFIG = StepConfig(
+CONFIG = RewardLearning(
     num_steps=3,
     first_index=1,
     last_index=2,
@@ -116,7 +116,7 @@ def state(algorithm: str = "dynamic") -> TrainState:
 
 
 @functools.cache
-def step(config: StepConfig = CONFIG):
+def step(config: RewardLearning = CONFIG):
     """The jitted update; nothing is donated, so that a test can compare states."""
     made = models()
     return jax.jit(make_step(FluxFill(made.transformer, made.vae), scorer, optimizer(), config))
