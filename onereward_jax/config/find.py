@@ -35,7 +35,9 @@ def find_config(name: str | os.PathLike) -> tuple[Path, str]:
     """
     text, _, variant = os.fspath(name).partition(":")
     path = Path(text)
-    if path.is_file():
+    packaged = [] if path.suffix else [Path("configs") / f"{text}.py", *_packaged(f"configs/{text}.py")]
+    named = next((found for found in packaged if found.is_file()), None)
+    if named is None and path.is_file():
         return path, variant
     if path.name == "tiny.py" and variant in _TINY:
         beside = path.parent / f"{_TINY[variant]}.py"
@@ -43,10 +45,8 @@ def find_config(name: str | os.PathLike) -> tuple[Path, str]:
             if found.is_file():
                 warnings.warn(f"{os.fspath(name)} is now the configuration {_TINY[variant]}", stacklevel=2)
                 return found, ""
-    if not path.suffix:
-        for found in _packaged(f"configs/{text}.py"):
-            if found.is_file():
-                return found, variant
+    if named is not None:
+        return named, variant
     beside_it = [str(file) for file in path.parent.glob("*.py")] if path.suffix and path.parent.is_dir() else []
     raise FileNotFoundError(f"configuration {text} does not exist{did_you_mean(text, beside_it or list_configs())}")
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 from onereward_jax.config.find import find_config
 from onereward_jax.config.option import Settings, about, did_you_mean, flattened, kind_of, read, read_leaf
@@ -49,8 +49,9 @@ def load_with_sources(
     """As `load_config`; and {dotted name: "default", "file" or "override"}: who gave each value."""
     name = os.fspath(spec)
     path, variant = find_config(name)
-    given = _get_config(path, variant).copy_and_resolve_references().to_dict()
-    recipe = recipe_of(given, default=recipes[0])
+    overrides = list(overrides.items() if isinstance(overrides, Mapping) else overrides)
+    given, overrides = _resolved(_get_config(path, variant), overrides)
+    recipe = next((kind for kind in recipes if kind.own in given), None) or recipe_of(given, default=recipes[0])
     if recipe not in recipes:
         takes = " or ".join(kind.title for kind in recipes)
         raise UserError(f"{name} is a configuration of {recipe.title}: choose one of {takes} for this command")
@@ -59,7 +60,7 @@ def load_with_sources(
     for field, value in _fields_of(recipe, given, str(path)).items():
         _set(values, field, value)
     overridden = []
-    for field, value in overrides.items() if isinstance(overrides, Mapping) else overrides:
+    for field, value in overrides:
         overridden.append(_override(recipe, values, field, value, str(path)))
     config = make(recipe, values)
     before, flat = defaults.flat(), config.flat()
@@ -85,6 +86,31 @@ def make(recipe: type[Recipe], values: Mapping[str, Any]) -> Recipe:
         for name, value in values.items()
     }
     return recipe(**of_recipe)
+
+
+def _resolved(config: ConfigDict, overrides: list[tuple[str, Any]]) -> tuple[dict[str, Any], list[tuple[str, Any]]]:
+    """A file's nested values, with overrides of fields that others refer to (`get_ref`) carried to those; and the
+    overrides of settings. A field at the top that is no setting and that others refer to is the file's own variable."""
+    settings = {name.partition(".")[0] for recipe in RECIPES for name in (*options(recipe), *renamed())}
+    variables = {
+        name
+        for name, value in config.items(preserve_field_references=True)
+        if isinstance(value, FieldReference) and name not in settings
+    }
+    for name, value in overrides:
+        *groups, leaf = name.split(".")
+        node: Any = config
+        for group in groups:
+            node = node.get(group) if isinstance(node, ConfigDict) else None
+        if not isinstance(node, ConfigDict):
+            continue
+        if isinstance(dict(node.items(preserve_field_references=True)).get(leaf), FieldReference):
+            node[leaf] = read_leaf(name, value, node[leaf])
+    values = config.copy_and_resolve_references().to_dict()
+    return (
+        {name: value for name, value in values.items() if name not in variables},
+        [(name, value) for name, value in overrides if name not in variables],
+    )
 
 
 # -------------------------------------------------------------------------------------------------------- fields
@@ -138,9 +164,13 @@ def _fields_of(recipe: type[Recipe], given: Mapping[str, Any], source: str) -> d
     files of an earlier release may have it."""
     known = options(recipe)
     groups = {name.partition(".")[0] for name in known if "." in name}
+    others = {name.partition(".")[0] for kind in RECIPES for name in options(kind) if "." in name} - groups
     found: dict[str, Any] = {}
     old: dict[str, Any] = {}
     for key, value in given.items():
+        if key in others:
+            warnings.warn(f"{source}: {key} is no group of {recipe.title}: it is left out", stacklevel=2)
+            continue
         if key in groups and not isinstance(value, Mapping):
             raise UserError(f"{source}: {key} is a group of fields, not {value!r}")
         leaves = {f"{key}.{name}": leaf for name, leaf in value.items()} if key in groups else {key: value}

@@ -105,7 +105,8 @@ def upgraded(values: Mapping[str, Any], recipe: type[Recipe]) -> dict[str, Any]:
 
     Those of another recipe come back as they are.
     """
-    if recipe_of({name.partition(".")[0]: None for name in values}) is not recipe:
+    groups = {name.partition(".")[0]: None for name in values}
+    if recipe.own not in groups and recipe_of(groups) is not recipe:
         return dict(values)
     was, known = renamed(), tuple(options(recipe))
     named = {was.get(name, name): value for name, value in values.items()}

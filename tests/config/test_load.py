@@ -177,3 +177,32 @@ def test_values_are_those_of_earlier_files(spec):
     assert found.items() >= {name: value for name, value in were.items() if name in found}.items()
     defaults = flattened(type(config)().to_dict())
     assert all(found[name] == json.loads(json.dumps(defaults[name])) for name in found.keys() - were.keys())
+
+
+def test_what_refers_to_a_field_follows_its_override(tmp_path):
+    path = tmp_path / "x.py"
+    path.write_text(
+        "from onereward_jax.config import schema\n"
+        "def get_config():\n"
+        "    config = schema.RewardFeedback.config_dict()\n"
+        "    config.rate = 1e-3\n"
+        "    config.optimizer.learning_rate = config.get_ref('rate')\n"
+        "    config.optimizer.decay_steps = config.train.get_ref('num_steps')\n"
+        "    return config\n"
+    )
+    config = load_config(path, {"train.num_steps": "400", "rate": "1e-4"})
+    assert (config.train.num_steps, config.optimizer.decay_steps) == (400, 400)
+    assert config.optimizer.learning_rate == 1e-4
+
+
+def test_a_file_of_two_recipes_serves_both(tmp_path):
+    path = tmp_path / "x.py"
+    path.write_text(
+        "from ml_collections import ConfigDict\n"
+        "def get_config():\n"
+        "    return ConfigDict({'rl': {'threshold': 0.8}, 'judge': {'max_shift': 2}, 'seed': 3})\n"
+    )
+    with pytest.warns(UserWarning, match="judge is no group"):
+        assert load_config(path, recipes=[schema.RewardFeedback]).rl.threshold == 0.8
+    with pytest.warns(UserWarning, match="rl is no group"):
+        assert load_config(path, recipes=[schema.JudgeTraining]).judge.max_shift == 2
