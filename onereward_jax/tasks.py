@@ -4,6 +4,10 @@ This file imports nothing from the project.
 Source: OneReward (arXiv 2508.21066), section 3.
 """
 
+import importlib
+import warnings
+from typing import Any
+
 from onereward_jax.errors import UserError
 
 TASKS = ("image_fill", "image_extend", "object_removal", "text_rendering")
@@ -45,3 +49,11 @@ def dimensions_of(task: str, prompt: str | None = None) -> tuple[str, ...]:
     if task == "image_extend" and prompt is not None and prompt in ("", EXTEND_PROMPT):
         return tuple(d for d in dimensions if d != "text_alignment")
     return dimensions
+
+
+def __getattr__(name: str) -> Any:
+    """What stood here in an earlier release."""
+    if name not in ("QUESTION_TEMPLATE", "QUESTION_WITH_PROMPT_TEMPLATE", "question"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn(f"onereward_jax.tasks.{name} is now onereward_jax.questions.{name}", stacklevel=2)
+    return getattr(importlib.import_module("onereward_jax.questions"), name)
