@@ -24,7 +24,7 @@ WHAT = {"policy": "params", "ema": "ema"}  # -> field of the TrainState
 COMFYUI_FILE = "transformer.safetensors"
 # Of FLUX.1-Fill, for the workflow of ComfyUI.
 _TEXT_ENCODERS = ("clip_l.safetensors", "t5xxl_fp16.safetensors")
-_MAX_PICTURES = 4
+_FIGURES = ("examples", "good_same_bad", "judge_accuracy", "judge_and_ground_truth")  # of a run, for its model card
 _GIVE = "give the --workdir of `onereward train` or `onereward finetune`"
 
 
@@ -136,7 +136,8 @@ def _origin(workdir: Path, config: dict[str, Any], what: str, step: int) -> str:
 def _pictures(workdir: Path) -> list[Path]:
     """Of a run, for the model card."""
     samples = sorted((workdir / SAMPLES).glob("*.png"))
-    return samples[-1:] or sorted((workdir / "figures").glob("*.png"))[:_MAX_PICTURES]
+    figures = [workdir / "figures" / f"{name}.png" for name in _FIGURES]
+    return samples[-1:] or [figure for figure in figures if figure.is_file()]
 
 
 def _abstract(module: Any, adapters: LoRA) -> Any:

@@ -198,7 +198,7 @@ def run(files, tmp_path_factory):
     checkpointer.close()
     (workdir / "config.json").write_text(json.dumps({"model.base": str(files / "model"), "algorithm": "fixed"}))
     (workdir / "figures").mkdir()
-    Image.new("RGB", (4, 4)).save(workdir / "figures" / "reward.png")
+    Image.new("RGB", (4, 4)).save(workdir / "figures" / "examples.png")
     return workdir
 
 
@@ -217,10 +217,10 @@ def test_the_export_of_an_untouched_import_is_bit_by_bit_its_files(files, run, t
         "non-commercial",
         "after 3\nupdates",
         "FillPipeline",
-        "![reward.png]",
+        "![examples.png]",
     ):
         assert part in card
-    assert (tmp_path / "model" / "reward.png").is_file()
+    assert (tmp_path / "model" / "examples.png").is_file()
     assert FillPipeline.from_pretrained(tmp_path / "model", dtype="float32").shift.base_shift == 0.3
 
 
@@ -230,7 +230,7 @@ def test_comfyui_gets_one_file_and_a_workflow(files, run, tmp_path):
     out = tmp_path / "comfyui"
     assert cli.main(["export", f"--workdir={run}", f"--out={out}", "--format=comfyui", "--what=ema"]) == 0
     assert sorted(file.name for file in out.iterdir()) == sorted(
-        ["README.md", COMFYUI_FILE, "workflow.json", "reward.png"]
+        ["README.md", COMFYUI_FILE, "workflow.json", "examples.png"]
     )
     _, params = load_component(files / "model" / "transformer", "transformer")
     shapes = name_rules.official_shapes(flux.TABLE, params)
