@@ -71,7 +71,12 @@ options() {
 # Checks the command before anything is created or installed for it.
 check_command() {
   [ $# -gt 0 ] || wrong "the command is missing, such as: train --config quick --workdir runs/quick"
-  [ -f "onereward_jax/cli/commands/${1//-/_}.py" ] || wrong "there is no command $1: choose one of \`onereward --help\`"
+  local name=$1
+  case $name in # names of an earlier release
+    gates) name=sanity-checks ;;
+    ascend) name=reward-ascent ;;
+  esac
+  [ -f "onereward_jax/cli/commands/${name//-/_}.py" ] || wrong "there is no command $1: choose one of \`onereward --help\`"
   local word
   for word in "$@"; do
     case $word in
