@@ -3,7 +3,7 @@
     onereward train-base --config miniature/base --workdir runs/miniature/base
 
 A share of its training targets has a synthetic defect, as images from the web would: that leaves reward feedback
-learning something to improve. `onereward gates --config quick` measures it.
+learning something to improve. `onereward sanity-checks --config quick` measures it.
 """
 
 from ml_collections import ConfigDict
