@@ -28,16 +28,18 @@ def find_config(name: str | os.PathLike) -> tuple[Path, str]:
 
     Args:
       name: a path such as `configs/flux_fill.py:dynamic_1024`, or a name such as `quick`, `flux_fill:dynamic_1024` and
-        `miniature/vae`: of a file in configs/, beside the package or in it.
+        `miniature/vae`: of a file in the working directory's configs/, or in configs/ beside the package or in it.
 
     Raises:
       FileNotFoundError: there is no such file.
     """
     text, _, variant = os.fspath(name).partition(":")
     path = Path(text)
-    packaged = [] if path.suffix else [Path("configs") / f"{text}.py", *_packaged(f"configs/{text}.py")]
-    named = next((found for found in packaged if found.is_file()), None)
-    if named is None and path.is_file():
+    if not path.suffix:
+        for found in (Path("configs") / f"{text}.py", *_packaged(f"configs/{text}.py")):
+            if found.is_file():
+                return found, variant
+    if path.is_file():
         return path, variant
     if path.name == "tiny.py" and variant in _TINY:
         beside = path.parent / f"{_TINY[variant]}.py"
@@ -45,8 +47,6 @@ def find_config(name: str | os.PathLike) -> tuple[Path, str]:
             if found.is_file():
                 warnings.warn(f"{os.fspath(name)} is now the configuration {_TINY[variant]}", stacklevel=2)
                 return found, ""
-    if named is not None:
-        return named, variant
     beside_it = [str(file) for file in path.parent.glob("*.py")] if path.suffix and path.parent.is_dir() else []
     raise FileNotFoundError(f"configuration {text} does not exist{did_you_mean(text, beside_it or list_configs())}")
 
