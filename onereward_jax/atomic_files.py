@@ -54,21 +54,6 @@ def check_writable(directory: Path) -> None:
         raise UserError(f"{directory} can't be written: change the permissions of {above}, or choose another output")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file that another program wrote.
-
-    Raises:
-      UserError: the file holds no JSON object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(value, dict):
-            raise ValueError("not an object")
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}): download it again") from None
-    return value
-
-
 def write_json(path: Path, value: Any) -> None:
     """Write a JSON value atomically, indented."""
     write_text(path, json.dumps(value, indent=2) + "\n")

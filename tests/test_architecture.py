@@ -49,7 +49,7 @@ def test_torch_is_never_imported_and_linen_only_by_models(path):
 
 
 # Folders of tests/ that are no rooms: fixtures, recorded results, and tests of the whole.
-OTHER_TESTS = {"support", "goldens", "parity", "kill_and_resume", "multiprocess"}
+OTHER_TESTS = {"support", "goldens", "parity", "kill_and_resume", "multiprocess", "hostile"}
 
 
 def test_tests_mirror_the_rooms_and_share_fixtures_in_support():

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from onereward_jax.atomic_files import atomic_directory, lock, read_json, write_bytes, write_json
+from onereward_jax.atomic_files import atomic_directory, lock, write_bytes, write_json
 from onereward_jax.errors import UserError
+from onereward_jax.given_files import read_json
 
 
 def files(directory):

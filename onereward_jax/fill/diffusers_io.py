@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from onereward_jax.atomic_files import read_json, write_json
+from onereward_jax.atomic_files import write_json
 from onereward_jax.errors import UserError
 from onereward_jax.flow import conditioning
 from onereward_jax.flow.schedule import Shift
+from onereward_jax.given_files import read_json
 from onereward_jax.weights.hub import model_directory
 from onereward_jax.weights.load import load_component, module_from_directory
 from onereward_jax.weights.peft_adapters import is_adapter, with_adapters

@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from onereward_jax import questions, tasks
-from onereward_jax.atomic_files import atomic_directory, read_json, write_json
+from onereward_jax.atomic_files import atomic_directory, write_json
 from onereward_jax.errors import UserError
+from onereward_jax.given_files import read_json
 from onereward_jax.judge import answer_probabilities, conversation
 from onereward_jax.judge.answer_probabilities import ImageTokens
 from onereward_jax.judge.scorer import JudgeScorer, Questions

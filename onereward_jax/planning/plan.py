@@ -16,13 +16,13 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from onereward_jax.atomic_files import read_json
 from onereward_jax.config.find import find_model
 from onereward_jax.config.schema import OFFLOADABLE, RewardFeedback, RewardLearning
 from onereward_jax.errors import UserError
 from onereward_jax.fill.diffusers_io import read_shift
 from onereward_jax.flow.flux_fill import FluxFill
 from onereward_jax.flow.schedule import Shift
+from onereward_jax.given_files import read_json
 from onereward_jax.judge import conversation
 from onereward_jax.judge.judge import PREPROCESSOR_FILE
 from onereward_jax.judge.scorer import JudgeScorer

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 import jax
 
-from onereward_jax.atomic_files import atomic_directory, lock, read_json, write_json, write_text
+from onereward_jax.atomic_files import atomic_directory, lock, write_json, write_text
 from onereward_jax.errors import UserError
 from onereward_jax.fill.diffusers_io import FOLDERS
+from onereward_jax.given_files import read_json
 from onereward_jax.models.lora import LoRA, merge
 from onereward_jax.runs.finetune import PICTURES_FILE, SAMPLES
 from onereward_jax.tasks import NEGATIVE_PROMPT, REMOVAL_PROMPT

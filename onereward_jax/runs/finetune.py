@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from onereward_jax.atomic_files import read_json, write_json
+from onereward_jax.atomic_files import write_json
 from onereward_jax.config.schema import Finetuning
 from onereward_jax.data.captioned import Captioned, CaptionedFolder, fingerprint_of, hold_out, prompt_of
 from onereward_jax.data.sample import Sample
@@ -20,6 +20,7 @@ from onereward_jax.fill.pipeline import FillPipeline, sample_noise
 from onereward_jax.fill.prompts import prompt_reader
 from onereward_jax.flow.conditioning import latent_shape
 from onereward_jax.flow.losses import fill_loss
+from onereward_jax.given_files import read_json
 from onereward_jax.images.grid import image_grid, write_png
 from onereward_jax.models.lora import LoRA
 from onereward_jax.parallel import hosts

@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from onereward_jax.atomic_files import read_json, write_json
+from onereward_jax.atomic_files import write_json
 from onereward_jax.config.schema import JudgeModel, JudgeTraining
 from onereward_jax.data.mixture import samples_of
 from onereward_jax.data.preferences.dataset import open_records
 from onereward_jax.errors import UserError
 from onereward_jax.evaluation.judge_predictions import held_out_accuracy
+from onereward_jax.given_files import read_json
 from onereward_jax.judge.augment import flip_together, retone_together
 from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.pairs import (

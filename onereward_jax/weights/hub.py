@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onereward_jax.atomic_files import read_json
 from onereward_jax.config.find import find_model
+from onereward_jax.given_files import read_json
 
 _REPOSITORY = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(:(?P<subfolder>[\w./-]+))?")
 # Configurations, tokenizers, templates and weights; no pickles and no images.

@@ -11,8 +11,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from onereward_jax import tree as trees
-from onereward_jax.atomic_files import read_json
 from onereward_jax.errors import UserError
+from onereward_jax.given_files import read_json
 from onereward_jax.parallel.sharding_rules import sharding_of
 from onereward_jax.weights.component_kinds import Kind, kind_of
 from onereward_jax.weights.names import name_rules

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onereward_jax import tree as trees
-from onereward_jax.atomic_files import atomic_directory, read_json, write_json
+from onereward_jax.atomic_files import atomic_directory, write_json
 from onereward_jax.errors import UserError
+from onereward_jax.given_files import read_json
 from onereward_jax.models import lora
 from onereward_jax.weights import bfl
 from onereward_jax.weights.component_kinds import kind_of

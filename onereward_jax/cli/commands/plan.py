@@ -69,7 +69,8 @@ def _output(args: argparse.Namespace) -> Path | None:
     Raises:
       UserError: it can't be written, or holds a search that would be lost.
     """
-    from onereward_jax.atomic_files import check_writable, read_json
+    from onereward_jax.atomic_files import check_writable
+    from onereward_jax.given_files import read_json
 
     if not args.json:
         return None
@@ -85,7 +86,8 @@ def _output(args: argparse.Namespace) -> Path | None:
 def _search(args: argparse.Namespace, config: RewardFeedback, place: "Topology", file: Path | None) -> int:
     from tqdm import tqdm
 
-    from onereward_jax.atomic_files import read_json, write_json
+    from onereward_jax.atomic_files import write_json
+    from onereward_jax.given_files import read_json
     from onereward_jax.parallel.mesh import make_mesh
     from onereward_jax.planning.plan import advice
     from onereward_jax.planning.search import (

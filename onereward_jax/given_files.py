@@ -1,0 +1,157 @@
+"""Files that a user or another program wrote: opened only if they are files, and read as JSON or as JSON lines.
+
+Whatever they hold, the answer is a value or one sentence; a bad line of a JSON-lines file is one bad record.
+"""
+
+import errno
+import json
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from onereward_jax.errors import UserError
+
+MAX_LINE = 2**26  # bytes of a line of JSON
+# Why the operating system refuses a path that no permission and no other file would mend.
+_BAD_PATHS = {
+    errno.ELOOP: "is a symbolic link that leads back to itself: give the file itself",
+    errno.ENAMETOOLONG: "is too long for a path: check it",
+    errno.ENXIO: "is a socket and not a file: give a file",
+}
+
+
+def open_file(path: str | os.PathLike) -> BinaryIO:
+    """Open a regular file to read its bytes; a pipe or a device, which might never end, is refused.
+
+    Raises:
+      FileNotFoundError, IsADirectoryError, PermissionError, NotADirectoryError: the path can't be opened.
+      UserError: it is no path, or of no regular file.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # else opening a pipe would wait
+    except ValueError as error:  # a NUL, half of a character
+        raise UserError(f"{os.fspath(path)!r} is no path ({error}): check it") from None
+    except OSError as error:
+        if error.errno in _BAD_PATHS:
+            shown = os.fspath(path)
+            raise UserError(f"{shown if len(shown) < 100 else shown[:60] + '…'} {_BAD_PATHS[error.errno]}") from None
+        raise
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+        raise UserError(f"{path} is a pipe or a device and not a file: give a file")
+    return open(descriptor, "rb")
+
+
+def read_bytes(path: str | os.PathLike) -> bytes:
+    """Read a regular file: see `open_file`."""
+    with open_file(path) as file:
+        return file.read()
+
+
+def read_text(path: str | os.PathLike) -> str:
+    """Read text as any editor saves it; what is no UTF-8 becomes U+FFFD. See `open_file`."""
+    return read_bytes(path).decode("utf-8-sig", errors="replace")
+
+
+def parse_json(content: bytes | str) -> Any:
+    """Parse JSON that can be written again: no NaN or infinity, and only whole characters.
+
+    Args:
+      content: UTF-8, with or without a byte order mark.
+
+    Raises:
+      UserError: it is not that; says why, as in "it is no JSON (...)".
+    """
+    try:
+        text = content.decode("utf-8-sig") if isinstance(content, bytes) else content
+        value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()
+        return value
+    except UnicodeDecodeError as error:
+        raise UserError(f"it is no UTF-8 text ({error.reason} at byte {error.start})") from None
+    except UnicodeEncodeError:
+        raise UserError("it is no JSON (a \\u escape stands for half of a character)") from None
+    except RecursionError:
+        raise UserError("it is no JSON that can be read (it is nested too deeply)") from None
+    except ValueError as error:
+        raise UserError(f"it is no JSON ({error})") from None
+
+
+def _refuse(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if abs(value) < float("inf") else _refuse(text)
+
+
+def read_json(path: str | os.PathLike, advice: str = "put another copy there") -> dict[str, Any]:
+    """Read a JSON object from a file that another program wrote: see `open_file` and `parse_json`.
+
+    Args:
+      advice: what to do if it is damaged.
+
+    Raises:
+      UserError: the file holds no JSON object.
+    """
+    try:
+        value = parse_json(read_bytes(path))
+    except UserError as error:
+        raise error if str(path) in str(error) else UserError(f"{path} can't be read, {error}: {advice}") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} can't be read, it is no JSON object: {advice}")
+    return value
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of a JSON-lines file: an object, or a bad record.
+
+    Attributes:
+      where: "requests.jsonl, line 3", for messages.
+      content: its bytes, without the end of the line.
+    """
+
+    where: str
+    content: bytes
+
+    def fields(self) -> dict[str, Any]:
+        """The object.
+
+        Raises:
+          UserError: it is none; the sentence leaves `where` to the caller.
+        """
+        if len(self.content) > MAX_LINE:
+            raise UserError(f"it is longer than {MAX_LINE >> 20} MiB: write one object per line")
+        try:
+            value = parse_json(self.content)
+        except UserError as error:
+            raise UserError(f"{error}: write one object per line") from None
+        if not isinstance(value, dict):
+            raise UserError(f"it is {type(value).__name__} and no object: write one object per line")
+        return value
+
+
+def json_lines(path: str | os.PathLike) -> Iterator[Line]:
+    """Read a JSON-lines file line by line: only LF, or CR LF, ends a line, and empty lines are no records.
+
+    Raises:
+      FileNotFoundError, ..., UserError: see `open_file`; never because of what a line holds.
+    """
+    with open_file(path) as file:
+        number = 0
+        while content := file.readline(MAX_LINE + 1):
+            number += 1
+            rest = content
+            while len(rest) > MAX_LINE and not rest.endswith(b"\n"):  # too long to be a record: look for its end
+                rest = file.readline(MAX_LINE + 1)
+            content = content.removeprefix(b"\xef\xbb\xbf") if number == 1 else content
+            if content.strip():
+                yield Line(f"{path}, line {number}", content.rstrip(b"\r\n"))
