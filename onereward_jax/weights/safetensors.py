@@ -4,7 +4,10 @@ Files are read through a memory map and written as a stream, so neither needs mo
 which NumPy lacks, is supported.
 """
 
+import itertools
 import json
+import math
+import operator
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -14,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from onereward_jax.errors import UserError
+from onereward_jax.given_files import open_file
 
 # dtypes that a parameter may have on disk.
 DTYPES: dict[str, np.dtype] = {
@@ -23,7 +27,14 @@ DTYPES: dict[str, np.dtype] = {
     "BF16": np.dtype(jnp.bfloat16),
 }
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
+# Bits of a number of every dtype of the format, as the official library has them.
+_BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+_BITS |= dict.fromkeys(("BOOL", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8)
+_BITS |= dict.fromkeys(("U16", "I16", "F16", "BF16"), 16) | dict.fromkeys(("U32", "I32", "F32"), 32)
+_BITS |= dict.fromkeys(("U64", "I64", "F64", "C64"), 64)
 _MAX_HEADER = 100_000_000  # the format's own limit
+_METADATA = "__metadata__"
+_ENTRY = ("dtype", "shape", "data_offsets")
 
 
 class Tensor(NamedTuple):
@@ -33,39 +44,39 @@ class Tensor(NamedTuple):
     dtype: str  # the format's name for it: "BF16"
     shape: tuple[int, ...]
     offset: int  # position of its first byte
+    size: int  # in bytes
 
     def read(self) -> np.ndarray:
         """Return the tensor as a read-only view of the file."""
-        count = int(np.prod(self.shape, dtype=np.int64))
-        if count == 0:
+        if not self.size:
             return np.zeros(self.shape, DTYPES[self.dtype])
+        count = self.size // DTYPES[self.dtype].itemsize
         raw = np.memmap(self.file, dtype=DTYPES[self.dtype], mode="r", offset=self.offset, shape=(count,))
         return raw.reshape(self.shape)
 
 
 def read_header(file: Path) -> dict[str, Tensor]:
-    """List the tensors in a file.
+    """List the tensors in a file, whose header is checked as the official library checks it.
+
+    Every tensor's bytes must be as many as its shape and dtype say, and all together fill the file without holes or
+    overlaps. Values are not looked at.
 
     Raises:
+      FileNotFoundError, PermissionError: the file can't be opened.
       UserError: the file is cut off or damaged; the message names it.
     """
-    size = file.stat().st_size
-    header, start = _header(file)
-    try:
-        header.pop("__metadata__", None)
-        entries = [
-            (name, entry["dtype"], tuple(entry["shape"]), *entry["data_offsets"]) for name, entry in header.items()
-        ]
-    except (ValueError, TypeError, KeyError, AttributeError):
-        raise UserError(f"{file} is damaged: its header cannot be read") from None
-    end = start + max((entry[4] for entry in entries), default=0)
+    header, start, size = _header(file)
+    tensors = {name: _tensor(file, name, entry, start) for name, entry in header.items() if name != _METADATA}
+    spans = sorted((tensor.offset, tensor.offset + tensor.size, name) for name, tensor in tensors.items())
+    end = start
+    for begin, stop, name in spans:
+        if begin != end:
+            raise _damaged(file, f"{name} {'overlaps the tensor before it' if begin < end else 'follows a gap'}")
+        end = stop
     if size < end:
-        raise UserError(f"{file} is truncated: it has {size} of {end} bytes")
-    tensors = {}
-    for name, dtype, shape, begin, stop in entries:
-        if dtype in DTYPES and int(np.prod(shape, dtype=np.int64)) * DTYPES[dtype].itemsize != stop - begin:
-            raise UserError(f"{file} is damaged: the size of {name} does not match its shape")
-        tensors[name] = Tensor(file, dtype, shape, start + begin)
+        raise UserError(f"{file} is truncated, it has {size} of {end} bytes: download it again")
+    if size > end:
+        raise _damaged(file, f"{size - end} bytes at its end belong to no tensor")
     return tensors
 
 
@@ -73,27 +84,76 @@ def read_metadata(file: Path) -> dict[str, str]:
     """Read the metadata in a file's header.
 
     Raises:
-      UserError: the file is cut off or damaged; the message names it.
+      FileNotFoundError, PermissionError, UserError: see `read_header`.
     """
-    return dict(_header(file)[0].get("__metadata__") or {})
+    return dict(_header(file)[0].get(_METADATA) or {})
 
 
-def _header(file: Path) -> tuple[dict[str, Any], int]:
-    """Read the header, and the offset at which the data starts."""
-    size = file.stat().st_size
-    with file.open("rb") as stream:
+def _tensor(file: Path, name: str, entry: Any, start: int) -> Tensor:
+    """Check a tensor's entry in the header of a file whose data start at `start`."""
+    fields: Any = entry if isinstance(entry, dict) else {}
+    dtype, shape, offsets = (fields.get(field) for field in _ENTRY)
+    if not isinstance(dtype, str) or dtype not in _BITS:
+        raise _damaged(file, f"{name} has the dtype {dtype!r:.60}, which the format does not have")
+    if not _are_sizes(shape) or any(count >= 2**64 for count in itertools.accumulate(shape, operator.mul)):
+        raise _damaged(file, f"{name} has the shape {shape!r:.60}")
+    if not _are_sizes(offsets) or len(offsets) != 2:
+        raise _damaged(file, f"{name} has the offsets {offsets!r:.60}")
+    bits = math.prod(shape) * _BITS[dtype]
+    if bits != 8 * (offsets[1] - offsets[0]):
+        raise _damaged(file, f"the size of {name} does not match its shape")
+    return Tensor(file, dtype, tuple(shape), start + offsets[0], bits // 8)
+
+
+def _are_sizes(values: Any) -> bool:
+    whole = lambda value: isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**64
+    return isinstance(values, list) and all(map(whole, values))
+
+
+def _damaged(file: Path, why: str) -> UserError:
+    return UserError(f"{file} is damaged ({why}): download it again")
+
+
+def _header(file: Path) -> tuple[dict[str, Any], int, int]:
+    """Read the header, the offset at which the data starts, and the size of the file."""
+    with open_file(file) as stream:
+        size = os.fstat(stream.fileno()).st_size
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or (length <= _MAX_HEADER and size < 8 + length):
-            raise UserError(f"{file} is truncated: {size} bytes do not even hold its header")
+            raise UserError(f"{file} is truncated, its {size} bytes do not even hold its header: download it again")
         if length > _MAX_HEADER:
-            raise UserError(f"{file} is not a safetensors file: it has no valid header")
-        try:
-            header = json.loads(stream.read(length))
-        except ValueError:
-            header = None
+            raise UserError(f"{file} is not a safetensors file, it has no valid header: give another file")
+        text = stream.read(length)
+    try:
+        header = json.loads(
+            text.decode(), parse_constant=_no_number, parse_int=_whole_number, object_pairs_hook=_entry_of
+        )
+        if b"\\u" in text:
+            json.dumps(header, ensure_ascii=False).encode()  # fails on half of a character
+    except (ValueError, RecursionError):
+        raise _damaged(file, "its header is no JSON") from None
     if not isinstance(header, dict):
-        raise UserError(f"{file} is damaged: its header cannot be read")
-    return header, 8 + length
+        raise _damaged(file, "its header is no JSON object")
+    metadata = header.get(_METADATA) or {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _damaged(file, f"its {_METADATA} are no texts")
+    return header, 8 + length, size
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"{name} is no number")
+
+
+def _whole_number(text: str) -> int | float:
+    return -0.0 if text == "-0" else int(text)  # as the official parser
+
+
+def _entry_of(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Refuse what can be read in two ways: an entry that gives its dtype twice."""
+    entry = dict(pairs)
+    if len(entry) < len(pairs) and any(sum(name == field for name, _ in pairs) > 1 for field in (*_ENTRY, _METADATA)):
+        raise ValueError("given twice")
+    return entry
 
 
 def write(
