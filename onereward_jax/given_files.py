@@ -47,9 +47,15 @@ def open_file(path: str | os.PathLike) -> BinaryIO:
     return open(descriptor, "rb")
 
 
-def read_bytes(path: str | os.PathLike) -> bytes:
-    """Read a regular file: see `open_file`."""
+def read_bytes(path: str | os.PathLike, limit: int | None = None) -> bytes:
+    """Read a regular file: see `open_file`.
+
+    Raises:
+      UserError: it is longer than `limit`.
+    """
     with open_file(path) as file:
+        if limit is not None and (size := os.fstat(file.fileno()).st_size) > limit:
+            raise UserError(f"{path} is too large, {size / 2**20:.0f} MiB: reduce it to at most {limit >> 20} MiB")
         return file.read()
 
 

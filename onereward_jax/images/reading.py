@@ -4,8 +4,7 @@ An image is given as a PIL image, a path, or an array. Images that can't be read
 sentence; small changes, such as 16 bits read as 8, give a one-sentence warning.
 """
 
-import contextlib
-import io
+import os
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,31 +12,54 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from onereward_jax.errors import UserError
+from onereward_jax.images.decoding import MAX_PIXELS, decode
 from onereward_jax.images.grid import to_uint8
 
-MAX_PIXELS = 2**26  # 8192 x 8192
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")  # of image files
 SIDES = ("left", "right", "top", "bottom")
 _WHITE = 128  # from this value on, a mask counts as white, as in diffusers
 
 
-def read_image(source: Any, name: str = "the image") -> np.ndarray:
-    """Read an image, rotated by its EXIF orientation: uint8 (H, W, 3).
+def files_in(folder: Path, recursive: bool = False) -> list[Path]:
+    """List the entries of a folder that are named as images, sorted; whether they are images shows when they are read.
+
+    Links to folders are not followed.
+
+    Raises:
+      OSError: the folder, or one inside it, can't be listed.
+    """
+
+    def stop(error: OSError) -> None:
+        raise error
+
+    found: list[Path] = []
+    for directory, folders, files in os.walk(folder, onerror=stop):
+        found += [Path(directory, name) for name in files if Path(name).suffix.lower() in SUFFIXES]
+        if not recursive:
+            folders.clear()
+    return sorted(found)
+
+
+def read_image(source: Any, name: str = "the image", profile: bool = True) -> np.ndarray:
+    """Read an image, rotated by its EXIF orientation and converted from its colour profile to sRGB: uint8 (H, W, 3).
 
     Args:
       source: PIL image, path or bytes of an image file, or array: uint8, or float in [0, 1], (H, W, 3) or grey (H, W).
       name: name in messages, if the source is not a path.
+      profile: False leaves a colour profile aside.
 
     Raises:
       FileNotFoundError, IsADirectoryError, PermissionError: the path can't be opened.
       UserError: it is not an image, is damaged or too large, or can't be converted to 8-bit colours.
     """
     if isinstance(source, (str, Path, bytes, Image.Image)):
-        with _opened(source, name) as (image, name):
-            return np.asarray(_rgb(image, name))
+        decoded = decode(source, name, profile)
+        for note in decoded.notes:
+            warnings.warn(note, stacklevel=2)
+        return np.asarray(decoded.image)
     try:
         return to_uint8(source)
     except ValueError as error:
@@ -55,10 +77,13 @@ def read_mask(source: Any, name: str = "the mask") -> np.ndarray:
       UserError: see `read_image`; or the mask has transparent pixels or no white ones.
     """
     if isinstance(source, (str, Path, Image.Image)):
-        with _opened(source, name) as (image, name):
-            if _is_transparent(image):
-                raise UserError(f"{name} has transparent pixels: give a black-and-white mask, white where to generate")
-            grey = np.asarray(ImageOps.grayscale(_rgb(image, name)))
+        name = str(source) if isinstance(source, (str, Path)) else name
+        decoded = decode(source, name, profile=False)  # a mask holds numbers, not colours
+        if decoded.transparent:
+            raise UserError(f"{name} has transparent pixels: give a black-and-white mask, white where to generate")
+        for note in decoded.notes:
+            warnings.warn(note, stacklevel=2)
+        grey = np.asarray(ImageOps.grayscale(decoded.image))
     else:
         array = np.asarray(source)
         array = array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array
@@ -146,67 +171,6 @@ def pad_to_multiple(array: np.ndarray, multiple: int) -> np.ndarray:
 def keep_outside(image: np.ndarray, mask: np.ndarray, generated: np.ndarray) -> np.ndarray:
     """Take `generated` inside the mask and the image outside; all (H, W, ·)."""
     return np.where(mask[..., None] > 0, generated, image)
-
-
-@contextlib.contextmanager
-def _opened(source: str | Path | bytes | Image.Image, name: str) -> Iterator[tuple[Image.Image, str]]:
-    """Yield the decoded image, upright, and its name."""
-    if isinstance(source, Image.Image):
-        _check_pixels(source, name)
-        yield ImageOps.exif_transpose(source), name
-        return
-    if not isinstance(source, bytes):
-        name = str(source)
-    with io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
-                image: Image.Image = Image.open(file)
-            _check_pixels(image, name)
-            image.load()
-            image = ImageOps.exif_transpose(image)
-        except UnidentifiedImageError:
-            raise UserError(f"{name} is not a readable image: give a PNG, JPEG or WebP file") from None
-        except Image.DecompressionBombError:
-            raise UserError(f"{name} is too large: reduce it to at most {MAX_PIXELS} pixels") from None
-        except UserError:
-            raise
-        except (OSError, SyntaxError, ValueError) as error:  # Pillow's errors for truncated and damaged files
-            raise UserError(f"{name} is a damaged image ({error}): give another copy") from None
-    yield image, name
-
-
-def _check_pixels(image: Image.Image, name: str) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise UserError(
-            f"{name} is too large, {image.width}x{image.height} pixels: reduce it to at most {MAX_PIXELS} pixels"
-        )
-
-
-def _is_transparent(image: Image.Image) -> bool:
-    if not image.has_transparency_data:
-        return False
-    return image.convert("RGBA").getchannel("A").getextrema()[0] < 255  # type: ignore[operator]
-
-
-def _rgb(image: Image.Image, name: str) -> Image.Image:
-    """Convert an image of any mode to 8-bit RGB, on white where it is transparent."""
-    if image.mode.startswith("I"):
-        # Pillow's own conversion clips everything above 255.
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise UserError(f"{name} has more than 16 bits a pixel: save it with 8")
-        warnings.warn(f"{name} has 16 bits a channel: it is read with 8", stacklevel=4)
-        return Image.fromarray(np.round(values / 257).astype(np.uint8)).convert("RGB")
-    if image.mode == "F":
-        raise UserError(f"{name} has floating-point pixels of unknown range: save it with 8 bits a channel")
-    if image.mode == "CMYK":
-        warnings.warn(f"{name} has print colours (CMYK): they may look different in RGB", stacklevel=4)
-    if _is_transparent(image):
-        warnings.warn(f"{name} has transparent pixels: they are read as white", stacklevel=4)
-        pixels = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB")
-    return image.convert("RGB")
 
 
 def broadcast(many: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:

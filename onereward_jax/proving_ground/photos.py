@@ -12,14 +12,13 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from onereward_jax.errors import UserError
+from onereward_jax.images.reading import files_in, read_image
 
 SPLITS = ("train", "test")
 # Shorter side of the downscaled copies, in units of the crop's side: from the whole view to fine texture.
 SCALES = (1.15, 1.6, 2.3, 3.2)
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 _UNKNOWN = "no known copyright restrictions"
 
 
@@ -95,7 +94,7 @@ def in_folder(folder: Path) -> tuple[Photo, ...]:
     Raises:
       FileNotFoundError: the folder is missing or holds fewer than two images.
     """
-    paths = sorted(p for p in folder.glob("*") if p.suffix.lower() in _SUFFIXES) if folder.is_dir() else []
+    paths = files_in(folder) if folder.is_dir() else []
     if len(paths) < 2:
         raise FileNotFoundError(f"{folder} holds {len(paths)} images: name a folder with at least two")
     by_hash = sorted(paths, key=lambda path: (zlib.crc32(path.name.encode()), path.name))
@@ -115,12 +114,12 @@ def pyramid(photo: Photo, resolution: int) -> tuple[tuple[np.ndarray, ...], bool
     Returns:
       uint8 (h, w, 3) arrays whose shorter side is `resolution` times one of `SCALES` (at most that of the photograph,
       at least `resolution`), and whether the photograph is grey.
+
+    Raises:
+      FileNotFoundError, PermissionError, UserError: see `read_image`.
     """
-    try:
-        with Image.open(photo.path) as image:
-            rgb = image.convert("RGB")
-    except (UnidentifiedImageError, OSError) as error:
-        raise UserError(f"the image {photo.path} can't be read ({error}): remove or replace it") from error
+    # Scenes are made of the numbers in the file, whatever their colour profile, as they have always been.
+    rgb = Image.fromarray(read_image(photo.path, profile=False))
     shorter = min(rgb.size)
     sides = sorted({max(resolution, min(shorter, round(scale * resolution))) for scale in SCALES})
     levels = []

@@ -1,0 +1,41 @@
+"""Damaged image files: an image, with our warnings at most, or one sentence."""
+
+import resource
+import warnings
+
+import numpy as np
+
+from onereward_jax.images.decoding import MAX_PIXELS
+from onereward_jax.images.reading import read_image, read_mask
+from tests.support.hostile import Trials, is_one_sentence
+from tests.support.image_files import mutated
+
+_MEMORY = 3 * 2**20  # KiB: a header may claim MAX_PIXELS, and 16-bit grey takes 16 bytes a pixel on the way
+_SUFFIXES = (".png", ".jpg", ".webp", ".tiff", ".eps", "")
+
+
+def test_damaged_images(tmp_path, capfd):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    trials = Trials("mutated images", short=2000, long=40_000)
+    for trial in trials:
+        name, content = mutated(trial.rng)
+        path = tmp_path / f"image{trial.rng.choice(_SUFFIXES)}"
+        path.write_bytes(content)
+        read, dimensions = (read_image, 3) if trial.rng.random() < 0.7 else (read_mask, 2)
+        with warnings.catch_warnings(record=True) as caught, trial:
+            warnings.simplefilter("always")
+            image = read(path)
+            if image.dtype != np.uint8 or image.ndim != dimensions or image.size > 3 * MAX_PIXELS:
+                trial.fail(f"of {name}: {image.dtype}, {image.shape}")
+        for warning in caught:
+            text = str(warning.message)
+            if warning.category is not UserWarning or not text.startswith(str(path)) or not is_one_sentence(text):
+                trial.fail(f"of {name}: {warning.category.__name__}: {text}")
+        path.unlink()
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert "Traceback" not in printed.err  # where libtiff writes a line of its own, from C
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < _MEMORY
+    trials.check()
+    assert trials.accepted > trials.count / 10
+    assert trials.refused > trials.count / 10
