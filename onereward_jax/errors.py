@@ -13,6 +13,26 @@ class UserError(ValueError):
     """A problem that the user can fix; the message is one sentence: what is wrong and what to do."""
 
 
+def shown(value: object, longest: int = 100) -> str:
+    """A value as a message shows it: on one line, and cut where it is long."""
+    try:
+        text = repr(value)
+    except Exception:  # an integer of 5,000 digits, or an object of a class that a user wrote
+        text = f"a {type(value).__name__} that can't be shown"
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
+def shown_name(name: str) -> str:
+    """A name or a path as a message shows it: as it is, unless it is long or has what does not print."""
+    return name if name.isprintable() and len(name) <= 200 else shown(name, 200)
+
+
+def one_line(text: str, longest: int = 300) -> str:
+    """The words of another program on one line, cut where they are many."""
+    text = " ".join(text.split())
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
 @contextlib.contextmanager
 def in_memory(what: str, advice: str) -> Iterator[None]:
     """Turn running out of device memory inside the block into one sentence.

@@ -15,7 +15,7 @@ from onereward_jax.errors import UserError
 
 MAX_LINE = 2**26  # bytes of a line of JSON
 # Why the operating system refuses a path that no permission and no other file would mend.
-_BAD_PATHS = {
+BAD_PATHS = {
     errno.ELOOP: "is a symbolic link that leads back to itself: give the file itself",
     errno.ENAMETOOLONG: "is too long for a path: check it",
     errno.ENXIO: "is a socket and not a file: give a file",
@@ -34,9 +34,9 @@ def open_file(path: str | os.PathLike) -> BinaryIO:
     except ValueError as error:  # a NUL, half of a character
         raise UserError(f"{os.fspath(path)!r} is no path ({error}): check it") from None
     except OSError as error:
-        if error.errno in _BAD_PATHS:
+        if error.errno in BAD_PATHS:
             shown = os.fspath(path)
-            raise UserError(f"{shown if len(shown) < 100 else shown[:60] + '…'} {_BAD_PATHS[error.errno]}") from None
+            raise UserError(f"{shown if len(shown) < 100 else shown[:60] + '…'} {BAD_PATHS[error.errno]}") from None
         raise
     mode = os.fstat(descriptor).st_mode
     if not stat.S_ISREG(mode):

@@ -14,7 +14,8 @@ import signal
 import sys
 from collections.abc import Callable
 
-from onereward_jax.errors import DISK_FULL, Fault, Hang, Stopped, UserError
+from onereward_jax.errors import DISK_FULL, Fault, Hang, Stopped, UserError, shown_name
+from onereward_jax.given_files import BAD_PATHS
 from onereward_jax.parallel import heartbeat, hosts
 
 # What the operating system says of a path that the user gave: checking the path puts it right.
@@ -59,14 +60,14 @@ def guarded(run: Callable[[], int | None]) -> int:
 
 def is_users_error(error: BaseException) -> bool:
     """Whether the user can put it right. A lost connection, say, is an OSError that is neither."""
-    return isinstance(error, (UserError, *_WRONG_PATHS))
+    return isinstance(error, (UserError, *_WRONG_PATHS)) or (isinstance(error, OSError) and error.errno in BAD_PATHS)
 
 
 def sentence(error: BaseException) -> str:
     """The error's text; of an operating system's error, the file and what is wrong with it."""
     if isinstance(error, OSError) and error.filename is not None:
-        words = next((words for kind, words in _WRONG_PATHS.items() if isinstance(error, kind)), error.strerror)
-        return f"{error.filename} {words}"
+        of_kind = next((words for kind, words in _WRONG_PATHS.items() if isinstance(error, kind)), error.strerror)
+        return f"{shown_name(os.fsdecode(error.filename))} {BAD_PATHS.get(error.errno or 0, of_kind)}"
     return str(error)
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from onereward_jax.config.option import did_you_mean
+from onereward_jax.errors import UserError, shown_name
+from onereward_jax.given_files import open_file
 
 PACKAGE = Path(__file__).resolve().parents[1]
 # Where `configs` and `miniature` are looked for after the working directory.
@@ -32,8 +34,11 @@ def find_config(name: str | os.PathLike) -> tuple[Path, str]:
 
     Raises:
       FileNotFoundError: there is no such file.
+      UserError, IsADirectoryError: it is a pipe, or a directory.
     """
     text, _, variant = os.fspath(name).partition(":")
+    if not text:
+        raise UserError("the configuration has no name: give one such as quick, or a file")
     path = Path(text)
     if not path.suffix:
         for found in (Path("configs") / f"{text}.py", *_packaged(f"configs/{text}.py")):
@@ -47,8 +52,12 @@ def find_config(name: str | os.PathLike) -> tuple[Path, str]:
             if found.is_file():
                 warnings.warn(f"{os.fspath(name)} is now the configuration {_TINY[variant]}", stacklevel=2)
                 return found, ""
+    if path.suffix and os.path.lexists(path):
+        open_file(path).close()  # says what it is, if it is no file
     beside_it = [str(file) for file in path.parent.glob("*.py")] if path.suffix and path.parent.is_dir() else []
-    raise FileNotFoundError(f"configuration {text} does not exist{did_you_mean(text, beside_it or list_configs())}")
+    raise FileNotFoundError(
+        f"configuration {shown_name(text)} does not exist{did_you_mean(text, beside_it or list_configs())}"
+    )
 
 
 def list_configs() -> list[str]:

@@ -3,22 +3,24 @@
 Imports no JAX, so that a wrong command line is answered at once.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import inspect
 import os
 import sys
+import traceback
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
 from onereward_jax.config.find import find_config
-from onereward_jax.config.option import Settings, about, did_you_mean, flattened, kind_of, read, read_leaf
+from onereward_jax.config.option import Settings, about, did_you_mean, flattened, is_mapping, read, read_leaf
 from onereward_jax.config.schema import RECIPES, Recipe
-from onereward_jax.errors import UserError
+from onereward_jax.errors import UserError, one_line, shown, shown_name
 
 Overrides = Mapping[str, Any] | Iterable[tuple[str, Any]]
 
@@ -50,7 +52,8 @@ def load_with_sources(
     name = os.fspath(spec)
     path, variant = find_config(name)
     overrides = list(overrides.items() if isinstance(overrides, Mapping) else overrides)
-    given, overrides = _resolved(_get_config(path, variant), overrides)
+    with _program(path):
+        given, overrides = _resolved(_get_config(path, variant), overrides)
     recipe = next((kind for kind in recipes if kind.own in given), None) or recipe_of(given, default=recipes[0])
     if recipe not in recipes:
         takes = " or ".join(kind.title for kind in recipes)
@@ -172,7 +175,7 @@ def _fields_of(recipe: type[Recipe], given: Mapping[str, Any], source: str) -> d
             warnings.warn(f"{source}: {key} is no group of {recipe.title}: it is left out", stacklevel=2)
             continue
         if key in groups and not isinstance(value, Mapping):
-            raise UserError(f"{source}: {key} is a group of fields, not {value!r}")
+            raise UserError(f"{source}: {key} is a group of fields, not {shown(value)}")
         leaves = {f"{key}.{name}": leaf for name, leaf in value.items()} if key in groups else {key: value}
         for name, leaf in leaves.items():
             if name in known:
@@ -183,7 +186,9 @@ def _fields_of(recipe: type[Recipe], given: Mapping[str, Any], source: str) -> d
                 warnings.warn(f"{source}: {name} is no setting of {recipe.title}: it is left out", stacklevel=2)
                 continue
             if named not in known:
-                raise UserError(f"{source} has no field {name}{did_you_mean(name, flattened(recipe().to_dict()))}")
+                raise UserError(
+                    f"{source} has no field {shown_name(name)}{did_you_mean(name, flattened(recipe().to_dict()))}"
+                )
             old[named] = leaf
     return found | old
 
@@ -204,14 +209,14 @@ def _override(recipe: type[Recipe], values: dict[str, Any], name: str, value: An
     for part in name.split("."):
         node = node.get(part, _Missing) if isinstance(node, Mapping) else _Missing
     if node is _Missing:
-        raise UserError(f"{source} has no field {name}{did_you_mean(name, flattened(values))}")
+        raise UserError(f"{source} has no field {shown_name(name)}{did_you_mean(name, flattened(values))}")
     if isinstance(node, Mapping) and not (isinstance(value, Mapping) and field_name == name):
         inner = ", ".join(f"{name}.{key}" for key in sorted(node)) or "its fields in a file"
         raise UserError(f"{name} is a group of fields: set one of {inner}")
     assert field_name is not None
     field = known[field_name]
     if field_name == name:
-        _set(values, name, value if kind_of(field)[0] is Mapping else read(field, value))
+        _set(values, name, value if is_mapping(field) else read(field, value))
     else:
         any_length = name.rpartition(".")[2] in about(field).any_length
         _set(values, name, read_leaf(name, value, node, any_length))
@@ -229,11 +234,11 @@ def _get_config(path: Path, variant: str) -> ConfigDict:
     if path.suffix != ".py":
         raise UserError(f"configuration {path} is not a Python file: give one that defines get_config()")
     get_config = getattr(_import_file(path), "get_config", None)
-    if get_config is None:
+    if not callable(get_config):
         raise UserError(f"{path} defines no get_config(): give a file that does")
     parameters = inspect.signature(get_config).parameters.values()
     if variant and not parameters:
-        raise UserError(f"{path} has no variants: give it without :{variant}")
+        raise UserError(f"{path} has no variants: give it without :{shown_name(variant)}")
     if not variant and any(parameter.default is parameter.empty for parameter in parameters):
         raise UserError(f"{path} needs a variant: give it as {path}:VARIANT")
     try:
@@ -241,12 +246,33 @@ def _get_config(path: Path, variant: str) -> ConfigDict:
     except KeyError:
         if not variant:
             raise
-        raise UserError(f"{path} has no variant {variant!r}") from None
+        raise UserError(f"{path} has no variant {shown(variant)}") from None
     except ValueError as error:
-        raise UserError(str(error)) from error
+        raise UserError(one_line(str(error))) from error
     if not isinstance(config, ConfigDict):
         raise UserError(f"get_config() of {path} returns no ConfigDict: let it return one")
     return config
+
+
+@contextlib.contextmanager
+def _program(path: Path) -> Iterator[None]:
+    """Turn what a configuration file raises into one sentence, with the line at which it did.
+
+    Raises:
+      UserError: it raised anything.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except SyntaxError as error:  # of the file, or of one that it imports
+        raise UserError(f"{error.filename or path}, line {error.lineno}: {error.msg}") from error
+    except (Exception, SystemExit) as error:  # the file is a program, not ours: anything may come of it
+        lines = [
+            line for frame, line in traceback.walk_tb(error.__traceback__) if frame.f_code.co_filename == str(path)
+        ]
+        where = f"{path}, line {lines[-1]}" if lines else str(path)
+        raise UserError(f"{where}: {type(error).__name__}: {one_line(str(error))}") from error
 
 
 def _import_file(path: Path) -> Any:
@@ -260,8 +286,6 @@ def _import_file(path: Path) -> Any:
     sys.path.insert(0, beside)
     try:
         specification.loader.exec_module(module)
-    except SyntaxError as error:
-        raise UserError(f"{error.filename}, line {error.lineno}: {error.msg}") from error
     finally:
         sys.path.remove(beside)
     return module

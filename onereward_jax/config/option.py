@@ -17,7 +17,11 @@ import typing
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, Self
 
-from onereward_jax.errors import UserError
+from onereward_jax.errors import UserError, shown, shown_name
+
+MAX_TEXT = 10_000  # characters of a setting or an argument
+# Seeds that differ: without 64 bits, JAX reads the lower 32 of a seed.
+SEEDS = {"at_least": 0, "at_most": 2**32 - 1}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +30,8 @@ class Option:
 
     Attributes:
       help: what it is, for `onereward config` and the documentation.
-      above, below, at_least, at_most: limits of a number, of every element of a tuple.
+      above, below, at_least, at_most: limits of a number, or of every one in a tuple or a mapping. Every number has
+        them on both sides: beyond what any run takes, and within what arithmetic, memory and libraries bear.
       multiple_of: of which a whole number is a multiple.
       choices: the values there are; of a tuple, those of its elements.
       also: values beyond the limits that are right, too.
@@ -82,6 +87,8 @@ class Settings:
             if "option" in field.metadata:
                 value = checked(self._dotted(field.name), field, getattr(self, field.name))
                 object.__setattr__(self, field.name, value)
+            elif not isinstance(group := getattr(self, field.name), Settings):
+                raise UserError(f"{self._dotted(field.name)} is a group of settings, not {shown(group)}")
         self.check()
 
     def check(self) -> None:
@@ -119,7 +126,7 @@ class Settings:
         for dotted, value in values.items():
             first, _, rest = dotted.partition(".")
             if first not in set(self.keys()):
-                raise UserError(f"there is no setting {self._dotted(dotted)}")
+                raise UserError(f"there is no setting {shown_name(self._dotted(dotted))}")
             if not rest:
                 own[first] = value
                 continue
@@ -127,16 +134,18 @@ class Settings:
             if isinstance(current, Settings):
                 own[first] = current.replace({rest: value})
             else:
-                own[first] = _with_leaf(current, rest, value)
+                own[first] = _with_leaf(self._dotted(first), current, rest, value)
         return dataclasses.replace(self, **own)  # type: ignore[type-var]
 
     def _dotted(self, name: str) -> str:
         return f"{self.name}.{name}" if self.name else name
 
 
-def _with_leaf(mapping: Mapping[str, Any], dotted: str, value: Any) -> dict[str, Any]:
+def _with_leaf(name: str, mapping: Any, dotted: str, value: Any) -> dict[str, Any]:
     first, _, rest = dotted.partition(".")
-    return {**mapping, first: _with_leaf(mapping[first], rest, value) if rest else value}
+    if not isinstance(mapping, Mapping) or (rest and first not in mapping):
+        raise UserError(f"there is no setting {shown_name(f'{name}.{dotted}')}")
+    return {**mapping, first: _with_leaf(f"{name}.{first}", mapping[first], rest, value) if rest else value}
 
 
 def flattened(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -166,36 +175,67 @@ def checked(name: str, field: dataclasses.Field, value: Any) -> Any:
     kind, optional = kind_of(field)
     if optional and value is None:
         return None
-    if kind is float and _is_number(value):
-        value = float(value)
+    if typing.get_origin(kind) is not Mapping:
+        return conform(name, kind, about(field), value)
+    if not isinstance(value, Mapping):
+        raise UserError(f"{name} must be a value for each of its fields, not {shown(value)}")
+    element = typing.get_args(kind)[1]
+    return _conform_mapping(name, None if element is Any else element, about(field), value)
+
+
+def conform(name: str, kind: Any, known: Option, value: Any) -> Any:
+    """A value of a setting, or of a command's argument, as a type: bool, int, float, str or tuple[...].
+
+    Raises:
+      UserError: it is not of the type, or not within the limits; says what would be.
+    """
     if typing.get_origin(kind) is tuple and isinstance(value, list):
         value = tuple(value)
-    if kind is Mapping:
-        if not isinstance(value, Mapping):
-            raise UserError(f"{name} must be a value for each of its fields, not {value!r}")
-        return _sorted(value)
-    known = about(field)
-    if not (any(value == other for other in known.also) or _is_right(kind, known, value)):
-        raise UserError(f"{name} must be {wanted(field)}, not {value!r}")
-    return value
+    if not _is_right(kind, known, value):
+        why = f", {fault}" if isinstance(value, str) and (fault := text_fault(value)) else ""
+        raise UserError(f"{name} must be {words_for(kind, known)}, not {shown(value)}{why}")
+    return float(value) if kind is float else value
 
 
-def _sorted(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The order in which a file names a mapping's keys changes nothing: not which task a random number draws."""
-    return {key: _sorted(value) if isinstance(value, Mapping) else value for key, value in sorted(values.items())}
+def _conform_mapping(name: str, element: Any, known: Option, values: Mapping[str, Any]) -> dict[str, Any]:
+    """In order of the keys, as a file may name them in any: not which task a random number draws depends on that.
+
+    Args:
+      element: type of the values; None: what JSON has, the numbers within the limits.
+    """
+    if wrong := [key for key in values if not isinstance(key, str) or text_fault(key)]:
+        raise UserError(f"{name} has a field {shown(wrong[0])}: name it by text")
+    return {key: _conform_entry(f"{name}.{key}", element, known, value) for key, value in sorted(values.items())}
+
+
+def _conform_entry(name: str, element: Any, known: Option, value: Any) -> Any:
+    if element is not None:
+        return conform(name, element, known, value)
+    if isinstance(value, Mapping):
+        return _conform_mapping(name, element, known, value)
+    if isinstance(value, list | tuple):
+        return type(value)(_conform_entry(name, element, known, part) for part in value)
+    return value if value is None else conform(name, type(value), known, value)
 
 
 def kind_of(field: dataclasses.Field) -> tuple[Any, bool]:
-    """A field's type, and whether it may be None: bool, int, float, str, tuple[...] or Mapping."""
+    """A field's type, and whether it may be None: bool, int, float, str, tuple[...] or Mapping[str, ...]."""
     parts = typing.get_args(field.type) if isinstance(field.type, types.UnionType) else (field.type,)
     (kind,) = (part for part in parts if part is not type(None))
-    return (Mapping if typing.get_origin(kind) is not tuple and typing.get_origin(kind) else kind), len(parts) > 1
+    return kind, len(parts) > 1
+
+
+def is_mapping(field: dataclasses.Field) -> bool:
+    return typing.get_origin(kind_of(field)[0]) is Mapping
 
 
 def wanted(field: dataclasses.Field) -> str:
-    """Words for the values that are right: "a whole number, 1 or more"."""
-    kind, _ = kind_of(field)
-    known = about(field)
+    """Words for the values of a setting that are right: "a whole number from 1 to 64"."""
+    return words_for(kind_of(field)[0], about(field))
+
+
+def words_for(kind: Any, known: Option) -> str:
+    """Words for the values of a type that are right."""
     if known.words:
         return known.words
     if known.choices is not None:
@@ -205,26 +245,51 @@ def wanted(field: dataclasses.Field) -> str:
         return "a regular expression"
     if typing.get_origin(kind) is tuple:
         return "a tuple of paths, such as \"('a','b')\"" if known.content else "a tuple"
-    if kind is float:
-        return _range(known) or "a number"
-    plain = {bool: "true or false", int: "a whole number", str: "text"}.get(kind, "a value for each of its fields")
-    return f"{plain}, {known.at_least:g} or more" if kind is int and known.at_least is not None else plain
+    if typing.get_origin(kind) is Mapping:
+        element = typing.get_args(kind)[1]
+        each = _limits(", numbers", known) if element is Any else f": {words_for(element, known)}"
+        return f"a value for each of its fields{each}"
+    if kind not in (int, float):
+        return {bool: "true or false", str: "text"}.get(kind, "text, a number, true or false")
+    whole = "a whole number" if known.multiple_of is None else f"a multiple of {known.multiple_of}"
+    also = "".join(f", or {_number(other)}" for other in known.also)
+    return _limits(whole if kind is int else "a number", known) + also
 
 
-def _range(known: Option) -> str:
-    low = "" if known.above is None else f"above {known.above:g}"
-    low = low if known.at_least is None else f"{known.at_least:g} or more"
-    high = "" if known.below is None else f"below {known.below:g}"
-    high = high if known.at_most is None else f"at most {known.at_most:g}"
+def _limits(number: str, known: Option) -> str:
+    """ "a number from 0 to 1", "a number above 0 and at most 1", "a number, 0 or more and below 1"."""
     if known.at_least is not None and known.at_most is not None:
-        return f"from {known.at_least:g} to {known.at_most:g}"
-    if known.at_least is not None and not high:
-        return f"a number, {low}"
-    return " and ".join(filter(None, (low, high)))
+        return f"{number} from {_number(known.at_least)} to {_number(known.at_most)}"
+    low = "" if known.above is None else f"above {_number(known.above)}"
+    low = low if known.at_least is None else f", {_number(known.at_least)} or more"
+    high = "" if known.below is None else f"below {_number(known.below)}"
+    high = high if known.at_most is None else f"at most {_number(known.at_most)}"
+    limits = " and ".join(filter(None, (low, high)))
+    return f"{number} {limits}".strip().replace(" ,", ",")
+
+
+def _number(value: float) -> str:
+    """10,000 and 0.5; large and small ones as 1e+12 and 1e-06."""
+    return f"{int(value):,}" if abs(value) < 1e10 and value == int(value) else f"{value:g}"
+
+
+def text_fault(text: str) -> str:
+    """Why a text can be no setting and no argument, as the end of a sentence; "" for one that can."""
+    if "\0" in text:
+        return "which holds a NUL"
+    if len(text) > MAX_TEXT:
+        return f"which is longer than {MAX_TEXT:,} characters"
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # bytes of a command line that are none, or half of a character
+        return "which is no UTF-8"
+    return ""
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    return isinstance(value, int) or math.isfinite(value)
 
 
 def _is_right(kind: Any, known: Option, value: Any) -> bool:
@@ -236,12 +301,12 @@ def _is_right(kind: Any, known: Option, value: Any) -> bool:
     if kind is bool:
         return isinstance(value, bool)
     if kind is str:
-        if not isinstance(value, str):
+        if not isinstance(value, str) or text_fault(value):
             return False
         return _is_regex(value) if known.regex else known.choices is None or value in known.choices
-    if not _is_number(value) or (kind is int and not isinstance(value, int)):
+    if kind not in (int, float) or not _is_number(value) or (kind is int and not isinstance(value, int)):
         return False
-    return (
+    return value in known.also or (
         (known.above is None or value > known.above)
         and (known.below is None or value < known.below)
         and (known.at_least is None or value >= known.at_least)
@@ -253,7 +318,7 @@ def _is_right(kind: Any, known: Option, value: Any) -> bool:
 def _is_regex(value: str) -> bool:
     try:
         return bool(re.compile(value))
-    except re.error:
+    except (re.error, OverflowError, RecursionError):  # "(", "a{99999999999}", 10,000 parentheses
         return False
 
 
@@ -264,15 +329,15 @@ def read(field: dataclasses.Field, value: Any) -> Any:
     """An override, text from a command line among others, as the type of the field; what can't be read comes back as
     it is, for `checked` to refuse."""
     kind, optional = kind_of(field)
-    if optional and str(value).lower() == "none":
+    if optional and isinstance(value, str) and value.lower() == "none":
         return None
     if typing.get_origin(kind) is tuple:
         element = typing.get_args(kind)[0]
         elements = elements_of(value) if isinstance(value, str) else value
         if not isinstance(elements, list | tuple):
             return value
-        return tuple(part if element is str else _read_plain(element, part) for part in elements)
-    return _read_plain(kind, value)
+        return tuple(part if element is str else read_plain(element, part) for part in elements)
+    return read_plain(kind, value)
 
 
 def read_leaf(name: str, value: Any, old: Any, any_length: bool = False) -> Any:
@@ -282,29 +347,31 @@ def read_leaf(name: str, value: Any, old: Any, any_length: bool = False) -> Any:
       UserError: it can't be; says what can.
     """
     if isinstance(old, tuple):
-        elements = elements_of(value) if isinstance(value, str) else list(value)
+        elements = elements_of(value) if isinstance(value, str) else value
+        if not isinstance(elements, list | tuple):
+            raise UserError(f"{name} takes values like {shown(old)}, not {shown(value)}")
         if any_length:
             old = old[:1] * len(elements)
         if len(elements) != len(old):
-            raise UserError(f"{name} takes {len(old)} values like {old}, not {len(elements)}: {value}")
+            raise UserError(f"{name} takes {len(old)} values like {shown(old)}, not {len(elements)}: {shown(value)}")
         return tuple(
             read_leaf(f"{name}[{number}]", element, its_old)
             for number, (element, its_old) in enumerate(zip(elements, old, strict=True))
         )
-    found = _read_plain(type(old), value)
+    found = read_plain(type(old), value)
     if type(found) is not type(old):
-        words = {bool: "true or false", int: "a whole number", float: "a number"}.get(type(old), "text")
-        raise UserError(f"{name} must be {words}, not {value!r}")
+        raise UserError(f"{name} must be {words_for(type(old), Option())}, not {shown(value)}")
     return found
 
 
-def _read_plain(kind: Any, value: Any) -> Any:
+def read_plain(kind: Any, value: Any) -> Any:
+    """Text as a bool, an int or a float; what can't be read comes back as it is."""
     if kind is bool and not isinstance(value, bool):
         return {"true": True, "false": False, "1": True, "0": False}.get(str(value).lower(), value)
     if kind in (int, float) and (isinstance(value, str) or (kind is float and type(value) is int)):
         try:
             return kind(value)
-        except ValueError:
+        except (ValueError, OverflowError):  # "many", and 10**400 as a float
             return value
     return value
 
@@ -314,7 +381,7 @@ def elements_of(text: str) -> list[Any]:
     try:
         parsed = ast.literal_eval(text)
         return list(parsed) if isinstance(parsed, tuple | list) else [parsed]
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, MemoryError, RecursionError):  # the last two: nested too deeply
         inner = text.strip().removeprefix("(").removesuffix(")")
         return [part.strip().strip("'\"") for part in inner.split(",") if part.strip()]
 

@@ -2,7 +2,7 @@
 
 A setting is added by one line in its group, such as
 
-    margin: float = option(0.1, at_least=0, help="...")
+    margin: float = option(0.1, at_least=0, at_most=1, help="...")
 
 in `RewardLearning`. With it `--config.rl.margin=0.2` sets it and a wrong value is answered in one sentence; `onereward
 config` shows it; `onereward config --docs docs/reference/settings.md` lists it; a working directory remembers it; and
@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 
 from ml_collections import ConfigDict
 
-from onereward_jax.config.option import Settings, did_you_mean, option
+from onereward_jax.config.option import SEEDS, Settings, did_you_mean, option
 from onereward_jax.errors import UserError
 from onereward_jax.questions import QUESTION_TEMPLATE, QUESTION_WITH_PROMPT_TEMPLATE
 from onereward_jax.tasks import TASKS
@@ -29,7 +29,24 @@ from onereward_jax.tasks import TASKS
 OFFLOADABLE = ("opt_state", "ema", "reference")
 _DTYPES = ("float32", "bfloat16", "float16")
 _REMAT = ("none", "dots", "full")
-_AXIS = {"at_least": 1, "also": (-1,), "resumable": True, "words": "a whole number, 1 or more, or -1 for the rest"}
+# Limits of numbers, on both sides: beyond what any run takes, and within what arithmetic, memory and libraries bear.
+_DEVICES = {"at_least": 1, "at_most": 2**20}
+_AXIS = {
+    **_DEVICES,
+    "also": (-1,),
+    "resumable": True,
+    "words": f"a whole number from 1 to {2**20:,}, or -1 for the rest",
+}
+_UPDATES = {"at_least": 0, "at_most": 10**9}  # optax counts in 32 bits
+_BATCH = {"at_least": 1, "at_most": 2**16}
+_EULER_STEPS = {"at_least": 1, "at_most": 10_000}  # of a schedule
+_SCENES = {"at_least": 1, "at_most": 10**6}
+_SHARE = {"at_least": 0, "at_most": 1}
+_BELOW_ONE = {"at_least": 0, "below": 1}
+_SCALE = {"at_least": 0, "at_most": 1000}  # of guidance
+_WEIGHT = {"at_least": 0, "at_most": 10**6}  # of a part of a loss
+_PIXELS = {"at_least": 0, "at_most": 2**14}  # of a side
+_MODEL = {"at_least": -1e9, "at_most": 1e9}  # numbers of a model's config.json
 
 
 # ------------------------------------------------------------------------------------------------------------ data
@@ -44,6 +61,9 @@ class Data(Settings):
     # Fill is a half with text rendering inside it; how much of it that is, the paper leaves open.
     task_weights: Mapping[str, float] = option(
         {"image_fill": 0.35, "text_rendering": 0.15, "image_extend": 0.25, "object_removal": 0.25},
+        at_least=1e-6,
+        at_most=1e6,
+        also=(0,),
         in_reference=True,
         help="how often each task is drawn; 0 leaves one out",
     )
@@ -51,23 +71,25 @@ class Data(Settings):
     resolution: int = option(
         1024,
         at_least=32,
+        at_most=2**14,
         multiple_of=8,
         in_reference=True,
-        words="a multiple of 8 from 32 on",
         help="pixels of a side; of buckets, of the square that has their area",
     )
-    loader_threads: int = option(8, at_least=0, resumable=True, help="threads that make samples ahead")
+    loader_threads: int = option(8, at_least=0, at_most=256, resumable=True, help="threads that make samples ahead")
     loader_timeout: float = option(
-        600.0, at_least=0, resumable=True, help="seconds without a batch until the run ends; 0 waits for ever"
+        600.0,
+        at_least=0,
+        at_most=10**7,
+        resumable=True,
+        help="seconds without a batch until the run ends; 0 waits for ever",
     )
 
     def check(self) -> None:
-        for task, weight in self.task_weights.items():
+        for task in self.task_weights:
             if task not in TASKS:
                 hint = did_you_mean(task, TASKS) or f": choose among {', '.join(TASKS)}"
                 raise UserError(f"data.task_weights has the unknown task {task!r}{hint}")
-            if not (isinstance(weight, int | float) and not isinstance(weight, bool) and 0 <= weight < float("inf")):
-                raise UserError(f"data.task_weights.{task} is {weight!r}: give 0 or a positive number")
         if not any(self.task_weights.values()):
             raise UserError("data.task_weights are all zero: give at least one task a positive weight")
 
@@ -76,16 +98,18 @@ class Data(Settings):
 class SceneData(Data):
     """Scenes of the proving ground: requests whose right answer is known."""
 
-    seed: int = option(0, at_least=0, in_reference=True, help="of the scenes")
+    seed: int = option(0, **SEEDS, in_reference=True, help="of the scenes")
     photos: str = option("", help="folder of photographs instead of the packaged ones")
     synthetic_defects: float = option(
         0.0,
-        at_least=0,
-        at_most=1,
+        **_SHARE,
         help="share of training targets with a synthetic defect, as web data has",
         was="data.target_flaws",
     )
-    num_conditions: int = option(0, at_least=0, help="scenes that come again and again; 0: every one is new")
+    # An epoch's order is drawn at once.
+    num_conditions: int = option(
+        0, at_least=0, at_most=10**7, help="scenes that come again and again; 0: every one is new"
+    )
 
 
 @dataclass(frozen=True)
@@ -94,10 +118,10 @@ class CaptionedData(Data):
 
     path: str = option("", help="a folder of images, or a .jsonl file: docs/how-to/finetune.md")
     caption: str = option("", help="of images that have none")
-    bad_share: float = option(0.1, at_least=0, at_most=1, help="share of the images that may be unreadable")
-    held_out_share: float = option(0.05, at_least=0, below=1, help="share of the images that are held out")
-    bucket_step: int = option(64, at_least=1, help="sides are multiples of it, in pixels")
-    max_aspect: float = option(2.0, at_least=1, help="of the buckets' longer side to the shorter")
+    bad_share: float = option(0.1, **_SHARE, help="share of the images that may be unreadable")
+    held_out_share: float = option(0.05, **_BELOW_ONE, help="share of the images that are held out")
+    bucket_step: int = option(64, at_least=8, at_most=2**14, help="sides are multiples of it, in pixels")
+    max_aspect: float = option(2.0, at_least=1, at_most=16, help="of the buckets' longer side to the shorter")
     min_hole: float = option(0.2, above=0, below=1, help="least side of a drawn mask, as a share of the image's")
     max_hole: float = option(0.7, above=0, below=1, help="largest side of a drawn mask")
 
@@ -164,9 +188,10 @@ class PolicyModels(Models):
     )
     attention_blocks: tuple[int, int] | None = option(
         None,
-        above=0,
+        at_least=128,
+        at_most=2**16,
         multiple_of=128,
-        words="two multiples of 128, such as (768,768)",
+        words=f"two multiples of 128 up to {2**16:,}, such as (768,768)",
         help="tokens of a block of splash attention, queries and keys: they divide the tokens of image and prompt",
     )
 
@@ -177,12 +202,12 @@ class Optimizer(Settings):
 
     name: ClassVar[str] = "optimizer"
 
-    learning_rate: float = option(1e-5, above=0, help="after the warm-up")
-    warmup_steps: int = option(0, at_least=0, help="updates over which the rate rises from 0")
-    decay_steps: int = option(0, at_least=0, help="updates until the rate is a tenth, by a cosine; 0 keeps it constant")
-    clip_norm: float = option(1.0, above=0, help="largest norm of a gradient")
-    weight_decay: float = option(0.0, at_least=0, help="of AdamW")
-    b2: float = option(0.999, at_least=0, below=1, paper="β2", help="decay of Adam's second moment")
+    learning_rate: float = option(1e-5, above=0, at_most=10, help="after the warm-up")
+    warmup_steps: int = option(0, **_UPDATES, help="updates over which the rate rises from 0")
+    decay_steps: int = option(0, **_UPDATES, help="updates until the rate is a tenth, by a cosine; 0 keeps it constant")
+    clip_norm: float = option(1.0, above=0, at_most=1e30, help="largest norm of a gradient")
+    weight_decay: float = option(0.0, at_least=0, at_most=1000, help="of AdamW")
+    b2: float = option(0.999, **_BELOW_ONE, paper="β2", help="decay of Adam's second moment")
 
     def check(self) -> None:
         if 0 < self.decay_steps <= self.warmup_steps:
@@ -198,16 +223,16 @@ class Training(Settings):
 
     name: ClassVar[str] = "train"
 
-    num_steps: int = option(8000, at_least=1, resumable=True, help="updates")
-    batch_size: int = option(8, at_least=1, help="samples of an update")
-    checkpoint_every: int = option(500, at_least=0, resumable=True, help="updates; 0 writes none but the last")
-    keep_checkpoints: int = option(2, at_least=1, resumable=True, help="the newest ones")
-    log_every: int = option(10, at_least=0, resumable=True, help="updates between lines of metrics.jsonl")
+    num_steps: int = option(8000, at_least=1, at_most=10**9, resumable=True, help="updates")
+    batch_size: int = option(8, **_BATCH, help="samples of an update")
+    checkpoint_every: int = option(500, **_UPDATES, resumable=True, help="updates; 0 writes none but the last")
+    keep_checkpoints: int = option(2, at_least=1, at_most=10**9, resumable=True, help="the newest ones")
+    log_every: int = option(10, **_UPDATES, resumable=True, help="updates between lines of metrics.jsonl")
     max_skipped: int = option(
-        10, at_least=0, resumable=True, help="updates in a row that may be skipped for a loss that is not finite"
+        10, **_UPDATES, resumable=True, help="updates in a row that may be skipped for a loss that is not finite"
     )
     max_unsharded_mib: float = option(
-        64.0, above=0, resumable=True, help="a warning names larger arrays that no axis of the mesh splits"
+        64.0, above=0, at_most=1e9, resumable=True, help="a warning names larger arrays that no axis of the mesh splits"
     )
     offload: tuple[str, ...] = option(
         (),
@@ -224,8 +249,8 @@ class Adapter(Settings):
 
     name: ClassVar[str] = "lora"
 
-    rank: int = option(0, at_least=0, paper="r", help="0 trains the whole model")
-    alpha: float = option(16.0, above=0, paper="α", help="the adapter counts alpha / rank")
+    rank: int = option(0, at_least=0, at_most=4096, paper="r", help="0 trains the whole model")
+    alpha: float = option(16.0, above=0, at_most=1e6, paper="α", help="the adapter counts alpha / rank")
     targets: str = option(
         r"attn/(to|add)_|ff|proj_mlp|proj_out", regex=True, help="adapts layers whose path has a match"
     )
@@ -243,32 +268,33 @@ class RewardLearning(Settings):
     threshold: float = option(
         0.9, above=0, at_most=1, paper="λ", help="of Eq. 5: P(Yes) beyond which nothing is gained"
     )
-    ema_decay: float = option(0.99, at_least=0, below=1, paper="τ", help="of the policy's moving average")
-    num_steps: int = option(50, at_least=1, paper="n", in_reference=True, help="Euler steps of a full denoising")
+    ema_decay: float = option(0.99, **_BELOW_ONE, paper="τ", help="of the policy's moving average")
+    num_steps: int = option(50, **_EULER_STEPS, paper="n", in_reference=True, help="Euler steps of a full denoising")
     first_index: int = option(
         15,
         at_least=0,
+        at_most=9999,
         paper="t1",
         help="first index of the schedule at which the policy stops and predicts; 0 is noise",
     )
-    last_index: int = option(35, at_least=0, paper="t2", help="last such index, included")
+    last_index: int = option(35, at_least=0, at_most=9999, paper="t2", help="last such index, included")
     index_per_sample: bool = option(
         True, help="draw t for each sample, not once for the batch; the rollout then runs to the latest of them"
     )
     rollout_guidance_scale: float = option(
-        1.0, at_least=0, in_reference=True, help="that the model is told, in both rollouts, without gradient"
+        1.0, **_SCALE, in_reference=True, help="that the model is told, in both rollouts, without gradient"
     )
     rollout_true_cfg_scale: float = option(
-        4.0, at_least=0, in_reference=True, help="of true guidance in both rollouts; 1 has none"
+        4.0, **_SCALE, in_reference=True, help="of true guidance in both rollouts; 1 has none"
     )
     gradient_guidance_scale: float = option(
-        1.0, at_least=0, help="that the model is told, in the prediction with gradient"
+        1.0, **_SCALE, help="that the model is told, in the prediction with gradient"
     )
     gradient_true_cfg_scale: float = option(
-        1.0, at_least=0, help="of true guidance in the prediction with gradient, which doubles its memory; 1 has none"
+        1.0, **_SCALE, help="of true guidance in the prediction with gradient, which doubles its memory; 1 has none"
     )
     flow_matching_weight: float = option(
-        0.0, at_least=0, help="of the flow-matching loss on the samples' targets, at the σ of their t; 0 leaves it out"
+        0.0, **_WEIGHT, help="of the flow-matching loss on the samples' targets, at the σ of their t; 0 leaves it out"
     )
     matched_reference: bool = option(
         False,
@@ -277,19 +303,22 @@ class RewardLearning(Settings):
     )
     judge_shift: int = option(
         0,
-        at_least=0,
+        **_PIXELS,
         help="the judge sees both images moved by up to so many pixels, so that its patches' grid leaves no trace in"
         " the policy; 0 is the paper",
     )
     judge_noise: float = option(
         0.0,
         at_least=0,
+        at_most=10,
         help="the judge sees both images under the same noise, of a deviation up to this; 0 is the paper",
     )
-    accumulate: int = option(1, at_least=1, help="micro-batches of an update")
+    accumulate: int = option(1, **_BATCH, help="micro-batches of an update")
+    # One after the other in the compiled program.
     predictions: int = option(
         1,
         at_least=1,
+        at_most=64,
         help="timesteps drawn for each rollout of the policy, which runs once, up to the last of them; 1 is the paper",
     )
     shared_prefix: bool = option(
@@ -303,7 +332,7 @@ class RewardLearning(Settings):
         was="rl.reference_pool",
     )
     reference_max_age: int = option(
-        0, at_least=0, help="updates for which reference images of Algorithm 2 are used again; 0 is the paper"
+        0, **_UPDATES, help="updates for which reference images of Algorithm 2 are used again; 0 is the paper"
     )
 
     def check(self) -> None:
@@ -337,22 +366,20 @@ class Evaluation(Settings):
 
     name: ClassVar[str] = "evaluation"
 
-    scenes_per_task: int = option(100, at_least=1, help="held-out scenes that policy and base model are compared on")
-    judge_scenes_per_task: int = option(100, at_least=1, help="held-out scenes that the judge is measured on")
-    num_steps: int = option(50, at_least=1, help="Euler steps of an image")
-    guidance_scale: float = option(1.0, at_least=0, help="that the model is told")
-    true_cfg_scale: float = option(4.0, at_least=0, help="of true guidance; 1 has none")
-    batch_size: int = option(8, at_least=1, help="images made at once")
-    images_per_task: int = option(
-        6, at_least=1, help="scenes that the report shows", was="evaluation.pictures_per_task"
-    )
+    scenes_per_task: int = option(100, **_SCENES, help="held-out scenes that policy and base model are compared on")
+    judge_scenes_per_task: int = option(100, **_SCENES, help="held-out scenes that the judge is measured on")
+    num_steps: int = option(50, **_EULER_STEPS, help="Euler steps of an image")
+    guidance_scale: float = option(1.0, **_SCALE, help="that the model is told")
+    true_cfg_scale: float = option(4.0, **_SCALE, help="of true guidance; 1 has none")
+    batch_size: int = option(8, **_BATCH, help="images made at once")
+    images_per_task: int = option(6, **_SCENES, help="scenes that the report shows", was="evaluation.pictures_per_task")
     weights: str = option(
         "policy", choices=("policy", "ema"), help="the trained weights, or their average", was="evaluation.what"
     )
-    every: int = option(0, at_least=0, help="updates between evaluations while training; 0 does none")
+    every: int = option(0, **_UPDATES, help="updates between evaluations while training; 0 does none")
     scenes_while_training: int = option(
         16,
-        at_least=1,
+        **_SCENES,
         help="held-out scenes a task of an evaluation while training, others than those at the end",
         was="evaluation.watched_scenes",
     )
@@ -369,9 +396,9 @@ class Ascent(Settings):
 
     name: ClassVar[str] = "ascent"
 
-    scenes_per_task: int = option(50, at_least=1, help="held-out scenes")
-    num_steps: int = option(10, at_least=1, help="steps along the gradient")
-    step_size: float = option(0.02, above=0, help="of a step, in latents whose gradient is normalised")
+    scenes_per_task: int = option(50, **_SCENES, help="held-out scenes")
+    num_steps: int = option(10, **_EULER_STEPS, help="steps along the gradient")
+    step_size: float = option(0.02, above=0, at_most=1000, help="of a step, in latents whose gradient is normalised")
 
 
 # ---------------------------------------------------------------------------------------------------------- the judge
@@ -387,31 +414,32 @@ class Preferences(Settings):
     policies: tuple[str, ...] = option(
         (), content=True, help="transformers trained against an earlier judge, which make half of the base's candidates"
     )
-    first_scene: int = option(0, at_least=0, help="number of the first scene")
+    first_scene: int = option(0, at_least=0, at_most=10**9, help="number of the first scene")
     synthetic_scenes_per_task: int = option(
         1536,
         at_least=0,
+        at_most=10**6,
         help="scenes whose candidates have synthetic defects",
         was="preferences.planted_scenes_per_task",
     )
-    scenes_per_task: int = option(512, at_least=0, help="scenes whose candidates the base model makes")
-    part_size: int = option(32, at_least=1, help="scenes of a file")
+    scenes_per_task: int = option(512, at_least=0, at_most=10**6, help="scenes whose candidates the base model makes")
+    part_size: int = option(32, **_SCENES, help="scenes of a file")
     decoded_share: float = option(
-        0.75, at_least=0, at_most=1, help="share of the scenes with synthetic defects that go through the autoencoder"
+        0.75, **_SHARE, help="share of the scenes with synthetic defects that go through the autoencoder"
     )
-    latent_noise_share: float = option(
-        0.4, at_least=0, at_most=1, help="share of those candidates that get noise on their latents"
-    )
-    max_latent_noise: float = option(0.8, at_least=0.1, help="largest strength of that noise")
-    min_steps: int = option(3, at_least=1, help="least Euler steps of a candidate")
-    max_steps: int = option(12, at_least=1, help="most Euler steps of a candidate")
+    latent_noise_share: float = option(0.4, **_SHARE, help="share of those candidates that get noise on their latents")
+    max_latent_noise: float = option(0.8, at_least=0.1, at_most=100, help="largest strength of that noise")
+    min_steps: int = option(3, **_EULER_STEPS, help="least Euler steps of a candidate")
+    max_steps: int = option(12, **_EULER_STEPS, help="most Euler steps of a candidate")
     one_step_share: float = option(
-        0.5, at_least=0, at_most=1, help="share of candidates that stop early and predict the rest in one step"
+        0.5, **_SHARE, help="share of candidates that stop early and predict the rest in one step"
     )
-    guided_share: float = option(0.25, at_least=0, at_most=1, help="share of candidates made with true guidance")
-    max_true_cfg_scale: float = option(3.0, at_least=1.2, help="largest scale of that guidance")
-    annotator_noise: float = option(0.05, at_least=0, help="deviation of the simulated annotator's error")
-    annotator_margin: float = option(0.2, at_least=0, help="gap below which the annotator sees no difference")
+    guided_share: float = option(0.25, **_SHARE, help="share of candidates made with true guidance")
+    max_true_cfg_scale: float = option(3.0, at_least=1.2, at_most=1000, help="largest scale of that guidance")
+    annotator_noise: float = option(0.05, at_least=0, at_most=10, help="deviation of the simulated annotator's error")
+    annotator_margin: float = option(
+        0.2, at_least=0, at_most=10, help="gap below which the annotator sees no difference"
+    )
 
     def check(self) -> None:
         if self.min_steps > self.max_steps:
@@ -430,19 +458,21 @@ class JudgeModel(Settings):
     data: tuple[str, ...] = option(
         ("data/preferences",), content=True, help="directories of preference data, see docs/how-to/preferences.md"
     )
-    bad_share: float = option(0.01, at_least=0, at_most=1, help="share of each directory's records that may be bad")
+    bad_share: float = option(0.01, **_SHARE, help="share of each directory's records that may be bad")
     dtype: str = option("bfloat16", choices=_DTYPES, help="of the computation")
     remat: str = option("full", choices=_REMAT, help="what a backward pass computes again, to keep less")
     freeze_vision: bool = option(False, help="leave the vision tower as it is")
-    max_pixels: int = option(1024 * 1024, at_least=0, help="of an image; 0 leaves it to the judge's processor")
-    image_step: int = option(
-        112, at_least=0, help="sides are rounded to its multiples; 0 leaves them to the judge's processor"
+    max_pixels: int = option(
+        1024 * 1024, at_least=0, at_most=2**28, help="of an image; 0 leaves it to the judge's processor"
     )
-    held_out_share: float = option(0.05, at_least=0, below=1, help="share of the records that are held out")
-    evaluate_every: int = option(250, at_least=0, help="updates between evaluations on held-out records; 0 does none")
+    image_step: int = option(
+        112, **_PIXELS, help="sides are rounded to its multiples; 0 leaves them to the judge's processor"
+    )
+    held_out_share: float = option(0.05, **_BELOW_ONE, help="share of the records that are held out")
+    evaluate_every: int = option(250, **_UPDATES, help="updates between evaluations on held-out records; 0 does none")
     keep_best: bool = option(True, help="export the judge that was best on held-out records, not the last")
-    ema_decay: float = option(0.999, at_least=0, below=1, help="of the weights' moving average; 0 keeps none")
-    questions_per_pair: int = option(4, at_least=1, help="dimensions asked of a pair, annotated ones first")
+    ema_decay: float = option(0.999, **_BELOW_ONE, help="of the weights' moving average; 0 keeps none")
+    questions_per_pair: int = option(4, at_least=1, at_most=64, help="dimensions asked of a pair, annotated ones first")
     balance_dimensions: bool = option(False, help="draw a task's rare dimensions as often as its frequent ones")
     task: str = option(
         "",
@@ -453,24 +483,26 @@ class JudgeModel(Settings):
     )
     synthetic_share: float = option(
         0.0,
-        at_least=0,
-        at_most=1,
+        **_SHARE,
         help="share of the pairs that are made while training, with synthetic defects",
         was="judge.planted_share",
     )
-    max_shift: int = option(0, at_least=0, help="pixels by which both images are moved alike")
+    max_shift: int = option(0, **_PIXELS, help="pixels by which both images are moved alike")
     flips: bool = option(False, help="mirror both images alike, where the prompt allows it")
     retone: bool = option(False, help="change the colours of both images alike")
     adversarial_radius: float = option(
-        0.0, at_least=0, at_most=1, help="share of the range of values by which images are changed against the judge"
+        0.0, **_SHARE, help="share of the range of values by which images are changed against the judge"
     )
     template: str = option(QUESTION_TEMPLATE, help="of the question")
     template_with_prompt: str = option(QUESTION_WITH_PROMPT_TEMPLATE, help="of the question about a prompt")
     text_config: Mapping[str, Any] = option(
-        {}, help="config.json of an untrained judge's language model; the vocabulary's size may be left out"
+        {}, **_MODEL, help="config.json of an untrained judge's language model; the vocabulary's size may be left out"
     )
     vision_config: Mapping[str, Any] = option(
-        {}, any_length=("fullatt_block_indexes",), help="config.json of an untrained judge's vision tower"
+        {},
+        **_MODEL,
+        any_length=("fullatt_block_indexes",),
+        help="config.json of an untrained judge's vision tower",
     )
 
     def check(self) -> None:
@@ -492,18 +524,20 @@ class Finetune(Settings):
     # At 1 a guidance-distilled model gives the plain velocity, which is what flow matching asks for: so do sd-scripts
     # (docs/flux_train_network.md: "for training, specify 1.0") and InfiniteYou (bytedance/InfiniteYou issue 48).
     # diffusers' train_dreambooth_flux.py takes 3.5.
-    guidance_scale: float = option(1.0, at_least=0, help="that the model is told in training")
-    prompt_dropout: float = option(0.1, at_least=0, at_most=1, help="share of the samples without their prompt")
-    ema_decay: float = option(0.99, at_least=0, below=1, help="of the weights' moving average; 0 keeps none")
-    evaluate_every: int = option(250, at_least=0, help="updates between losses on held-out images; 0 measures none")
-    held_out_draws: int = option(4, at_least=1, help="noises and noise levels of a held-out image, the same every time")
-    sample_every: int = option(
-        250, at_least=0, help="updates between grids of images that the model makes; 0 makes none"
+    guidance_scale: float = option(1.0, **_SCALE, help="that the model is told in training")
+    prompt_dropout: float = option(0.1, **_SHARE, help="share of the samples without their prompt")
+    ema_decay: float = option(0.99, **_BELOW_ONE, help="of the weights' moving average; 0 keeps none")
+    evaluate_every: int = option(250, **_UPDATES, help="updates between losses on held-out images; 0 measures none")
+    held_out_draws: int = option(
+        4, at_least=1, at_most=10_000, help="noises and noise levels of a held-out image, the same every time"
     )
-    num_samples: int = option(4, at_least=0, help="images of a grid")
-    sample_steps: int = option(28, at_least=1, help="Euler steps of such an image")
-    sample_guidance_scale: float = option(30.0, at_least=0, help="that the model is told for it")
-    sample_true_cfg_scale: float = option(1.0, at_least=0, help="of true guidance for it; 1 has none")
+    sample_every: int = option(
+        250, **_UPDATES, help="updates between grids of images that the model makes; 0 makes none"
+    )
+    num_samples: int = option(4, at_least=0, at_most=1000, help="images of a grid")
+    sample_steps: int = option(28, **_EULER_STEPS, help="Euler steps of such an image")
+    sample_guidance_scale: float = option(30.0, **_SCALE, help="that the model is told for it")
+    sample_true_cfg_scale: float = option(1.0, **_SCALE, help="of true guidance for it; 1 has none")
 
 
 @dataclass(frozen=True)
@@ -512,11 +546,13 @@ class Autoencoder(Settings):
 
     name: ClassVar[str] = "vae"
 
-    model: Mapping[str, Any] = option({}, any_length=("block_out_channels",), help="config.json of the autoencoder")
-    ema_decay: float = option(0.995, at_least=0, below=1, help="of the weights' moving average")
-    kl_weight: float = option(1e-5, at_least=0, help="of the Kullback–Leibler loss")
-    edge_weight: float = option(0.25, at_least=0, help="of the loss on differences between neighbours")
-    square_weight: float = option(3.0, at_least=0, help="of the squared error, beside the absolute")
+    model: Mapping[str, Any] = option(
+        {}, **_MODEL, any_length=("block_out_channels",), help="config.json of the autoencoder"
+    )
+    ema_decay: float = option(0.995, **_BELOW_ONE, help="of the weights' moving average")
+    kl_weight: float = option(1e-5, **_WEIGHT, help="of the Kullback–Leibler loss")
+    edge_weight: float = option(0.25, **_WEIGHT, help="of the loss on differences between neighbours")
+    square_weight: float = option(3.0, **_WEIGHT, help="of the squared error, beside the absolute")
 
 
 @dataclass(frozen=True)
@@ -530,27 +566,32 @@ class BaseModel(Settings):
     dtype: str = option("float32", choices=_DTYPES, help="of the computation")
     remat: str = option("none", choices=_REMAT, help="what a backward pass computes again, to keep less")
     vae: str = option("", content=True, help="directory of the autoencoder of an untrained model")
-    scenes_per_task: int = option(4000, at_least=1, help="scenes that are encoded once and come again")
-    transformer: Mapping[str, Any] = option({}, help="config.json of an untrained transformer")
-    text_encoder: Mapping[str, Any] = option({}, help="config.json of an untrained CLIP text encoder")
-    text_encoder_2: Mapping[str, Any] = option({}, help="config.json of an untrained T5 encoder")
-    prompt_dropout: float = option(0.1, at_least=0, at_most=1, help="share of the samples without their prompt")
-    ema_decay: float = option(0.999, at_least=0, below=1, help="of the weights' moving average")
+    scenes_per_task: int = option(4000, **_SCENES, help="scenes that are encoded once and come again")
+    transformer: Mapping[str, Any] = option({}, **_MODEL, help="config.json of an untrained transformer")
+    text_encoder: Mapping[str, Any] = option({}, **_MODEL, help="config.json of an untrained CLIP text encoder")
+    text_encoder_2: Mapping[str, Any] = option({}, **_MODEL, help="config.json of an untrained T5 encoder")
+    prompt_dropout: float = option(0.1, **_SHARE, help="share of the samples without their prompt")
+    ema_decay: float = option(0.999, **_BELOW_ONE, help="of the weights' moving average")
 
 
 # ------------------------------------------------------------------------------------------------------------ recipes
 
 
 def _seed() -> Any:
-    return option(0, at_least=0, in_reference=True, help="of every random number")
+    return option(0, **SEEDS, in_reference=True, help="of every random number")
 
 
 def _max_sequence_length() -> Any:
-    return option(512, at_least=1, in_reference=True, help="tokens that T5 reads of a prompt")
+    return option(512, at_least=1, at_most=512, in_reference=True, help="tokens that T5 reads of a prompt")
 
 
 def _question_length() -> Any:
-    return option(128, at_least=1, help="tokens of the longest question, the prompt and the answer's start included")
+    return option(
+        128,
+        at_least=1,
+        at_most=8192,
+        help="tokens of the longest question, the prompt and the answer's start included",
+    )
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """From files and overrides to settings."""
 
 import json
+import os
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -95,7 +96,7 @@ def test_a_file_that_starts_from_nothing_has_the_defaults(tmp_path):
         ("", "3", "has no field"),
         ("ascent", "3", "ascent is a group of fields: set one of ascent.num_steps, ascent.scenes_per_task"),
         ("data.task_weights", "3", "is a group of fields: set one of data.task_weights.image_extend"),
-        ("train.num_steps", "many", "train.num_steps must be a whole number, 1 or more, not 'many'"),
+        ("train.num_steps", "many", "train.num_steps must be a whole number from 1 to 1,000,000,000, not 'many'"),
         ("train.num_steps", True, "must be a whole number"),
         ("data.task_weights.image_fill", "often", "data.task_weights.image_fill must be a number, not 'often'"),
         ("model.base", 3, "must be a directory in diffusers layout"),
@@ -137,6 +138,52 @@ def test_wrong_files(file, tmp_path):
     (tmp_path / "x.txt").write_text("")
     with pytest.raises(UserError, match="is not a Python file"):
         load_config(tmp_path / "x.txt")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", r"defines no get_config\(\)"),
+        ("get_config = 5", r"defines no get_config\(\)"),
+        ("def get_config(:", r"broken\.py, line 1: invalid syntax"),
+        ("\nx = 1 / 0", r"broken\.py, line 2: ZeroDivisionError: division by zero"),
+        ("import nowhere_at_all", r"broken\.py, line 1: ModuleNotFoundError: No module named"),
+        ("import sys\nsys.exit('a\\nb')", r"broken\.py, line 2: SystemExit: a b$"),
+        ("def get_config():\n    raise KeyError('x')", r"broken\.py, line 2: KeyError: 'x'"),
+        ("def get_config(): return get_config()", r"broken\.py, line 1: RecursionError"),
+        ("def get_config(): return 3", "returns no ConfigDict"),
+        ("x = " + "(" * 5000, r"broken\.py, line 1: too many nested parentheses"),
+        (
+            "from ml_collections import ConfigDict, config_dict as c\n"
+            "def get_config(): return ConfigDict({'rl': {'num_steps': c.required_placeholder(int)}})",
+            r"broken\.py: RequiredValueError",
+        ),
+        (
+            "from ml_collections import ConfigDict\ndef get_config(): return ConfigDict({'seed': 10**5000})",
+            "seed must be",
+        ),
+    ],
+)
+def test_files_that_are_broken_programs(tmp_path, text, words):
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    with pytest.raises(UserError, match=words) as refused:
+        load_config(path)
+    assert "\n" not in str(refused.value)
+
+
+def test_files_that_are_no_programs(tmp_path):
+    (tmp_path / "binary.py").write_bytes(bytes(range(256)))
+    with pytest.raises(UserError, match=r"binary\.py"):
+        load_config(tmp_path / "binary.py")
+    os.mkfifo(tmp_path / "pipe.py")
+    with pytest.raises(UserError, match=r"pipe\.py is a pipe or a device and not a file"):
+        load_config(tmp_path / "pipe.py")
+    (tmp_path / "folder.py").mkdir()
+    with pytest.raises(IsADirectoryError):
+        load_config(tmp_path / "folder.py")
+    with pytest.raises(UserError, match="the configuration has no name"):
+        load_config("")
 
 
 def test_shapes_of_models_are_set_key_by_key():

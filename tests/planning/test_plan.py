@@ -193,10 +193,14 @@ def test_it_does_not_fit(slice_of, capsys, tmp_path):
             "a mesh has no axis 'depth': name data, fsdp and tensor",
         ),
         (("--topology", "v5p:2x2x1", "--mesh", "fsdp=2,fsdp=4"), {}, "--mesh names fsdp twice"),
-        (("--topology", "v5p:2x2x1", "--mesh", "fsdp=-2"), {}, "mesh.fsdp must be a whole number, 1 or more, or -1"),
+        (
+            ("--topology", "v5p:2x2x1", "--mesh", "fsdp=-2"),
+            {},
+            "mesh.fsdp must be a whole number from 1 to",
+        ),
         (("--topology", "v6e:2x2x2"), {}, "a slice of v6e has 2 sides, not 3 as v6e:2x2x2"),
         (("--topology", "v5p:2x2x1", "--json", "."), {}, ". is a directory: give --json a file"),
-        (("--topology", "v5p:2x2x1", "--batch", "0"), {}, "train.batch_size must be a whole number, 1 or more"),
+        (("--topology", "v5p:2x2x1", "--batch", "0"), {}, "train.batch_size must be a whole number from 1 to 65,536"),
         ((), {}, "the following arguments are required: --topology"),
     ],
 )
