@@ -4,6 +4,9 @@ Source: OneReward (arXiv 2508.21066), section 3, leaves the wording open (it is 
 template that a configuration may replace.
 """
 
+import string
+from collections.abc import Collection
+
 from onereward_jax.errors import UserError
 from onereward_jax.tasks import dimensions_of
 
@@ -13,6 +16,23 @@ QUESTION_TEMPLATE = "Task: {task}. Is the first image better than the second in 
 QUESTION_WITH_PROMPT_TEMPLATE = (
     'Task: {task}. Is the first image better than the second in {dimension} for "{prompt}"? Answer Yes or No.'
 )
+
+
+def check_template(template: object, words: Collection[str]) -> None:
+    """Check a template that a user wrote: a text whose braces hold some of the words, and nothing else.
+
+    Raises:
+      UserError: it is something else.
+    """
+    shown = ", ".join(f"{{{word}}}" for word in words)
+    try:
+        if not isinstance(template, str):
+            raise ValueError("it is no text")
+        for _, word, how, conversion in string.Formatter().parse(template):
+            if word is not None and (word not in words or how or conversion):
+                raise ValueError(f"{{{word}}} is none of them")
+    except ValueError as error:  # Formatter's own too: a lone brace
+        raise UserError(f"a question template is a text with some of {shown}, and {error}: correct it") from None
 
 
 def question(

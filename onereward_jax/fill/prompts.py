@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerBase
 
 from onereward_jax.errors import UserError
 from onereward_jax.weights.load import load_component
-from onereward_jax.weights.tokenizer import load_tokenizer
+from onereward_jax.weights.tokenizer import load_tokenizer, tokenizer_errors
 
 Tree = Any
 MAX_LENGTH = 512  # of T5's tokens, as in FluxFillPipeline
@@ -83,8 +83,8 @@ class PromptEncoder:
         text_encoder, params = load("text_encoder")
         text_encoder_2, params_2 = load("text_encoder_2")
         return cls(
-            tokenizer=load_tokenizer(directory / "tokenizer"),
-            tokenizer_2=load_tokenizer(directory / "tokenizer_2"),
+            tokenizer=_padding_tokenizer(directory / "tokenizer", text_encoder.vocab_size),
+            tokenizer_2=_padding_tokenizer(directory / "tokenizer_2", text_encoder_2.vocab_size),
             text_encoder=text_encoder,
             text_encoder_2=text_encoder_2,
             text_encoder_params=place(params),
@@ -210,12 +210,21 @@ def prompt_reader(
     return prepare
 
 
+def _padding_tokenizer(directory: Path, vocab_size: int) -> PreTrainedTokenizerBase:
+    tokenizer = load_tokenizer(directory, vocab_size)
+    if tokenizer.pad_token_id is None:
+        raise UserError(f"the tokenizer in {directory} has no pad_token: put all files of its release there")
+    return tokenizer
+
+
 def _tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length: int, reader: str) -> np.ndarray:
     """(B, length) int32; warns of each prompt that is longer, or holds what the tokenizer does not know."""
     prompts = list(prompts)
     # CLIP's reads any byte, and its unknown token is the end of text.
     unknown = None if tokenizer.unk_token_id == tokenizer.eos_token_id else tokenizer.unk_token_id
-    whole = tokenizer(prompts, return_offsets_mapping=True, verbose=False)
+    with tokenizer_errors(tokenizer.name_or_path):
+        whole = tokenizer(prompts, return_offsets_mapping=True, verbose=False)
+        cut = tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="np")
     for prompt, ids, offsets in zip(prompts, whole["input_ids"], whole["offset_mapping"], strict=True):
         if len(ids) > length:
             # The end-of-text token takes the last place, so the token that stood there is the first to go.
@@ -224,5 +233,4 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], length
         lost = [prompt[start:stop] for token, (start, stop) in zip(ids, offsets, strict=True) if token == unknown]
         if lost:
             warnings.warn(f"{reader} has no token for {' '.join(lost)!r} in the prompt: use other words", stacklevel=4)
-    cut = tokenizer(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="np")
     return cut["input_ids"].astype(np.int32)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from onereward_jax.errors import UserError
+from onereward_jax.weights.tokenizer import tokenizer_errors
 
 SYSTEM = "You are a helpful assistant."
 IMAGE_TOKEN = "<|image_pad|>"
@@ -72,9 +73,10 @@ def messages_of(question: str) -> list[dict[str, Any]]:
 def _texts(tokenizer: Tokenizer, question: str) -> tuple[str, str, str, str]:
     """Split the conversation's text: before, between and after the images, and from the question on."""
     template = None if getattr(tokenizer, "chat_template", None) else CHAT_TEMPLATE
-    text = tokenizer.apply_chat_template(
-        messages_of(question), tokenize=False, add_generation_prompt=True, chat_template=template
-    )
+    with tokenizer_errors(getattr(tokenizer, "name_or_path", "")):
+        text = tokenizer.apply_chat_template(
+            messages_of(question), tokenize=False, add_generation_prompt=True, chat_template=template
+        )
     parts = text.split(IMAGE_TOKEN, 2)
     if len(parts) != 3 or IMAGE_END not in parts[2]:
         raise UserError("the tokenizer's chat template does not show two images: use the template of Qwen2.5-VL")
@@ -83,7 +85,8 @@ def _texts(tokenizer: Tokenizer, question: str) -> tuple[str, str, str, str]:
 
 
 def _encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
-    return tuple(tokenizer.encode(text, add_special_tokens=False))
+    with tokenizer_errors(getattr(tokenizer, "name_or_path", "")):
+        return tuple(tokenizer.encode(text, add_special_tokens=False))
 
 
 def shared_prefix(tokenizer: Tokenizer) -> Prefix:

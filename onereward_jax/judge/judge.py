@@ -62,6 +62,8 @@ class Judge:
         Raises:
           UserError: model, tokenizer and image settings do not fit together.
         """
+        questions.check_template(template, ("task", "dimension"))
+        questions.check_template(template_with_prompt, ("task", "dimension", "prompt"))
         visual = model.visual
         for mine, theirs in (
             ("patch_size", visual.patch_size),
@@ -159,10 +161,10 @@ class Judge:
             raise FileNotFoundError(f"{preprocessor} is missing: copy it from the release")
         model, params = load_component(directory, "judge", dtype, {"dtype": jnp.dtype(dtype), **(fields or {})})
         params = jax.tree.map(jnp.asarray, with_adapters("judge", params, lora))
-        tokenizer = load_tokenizer(directory)
-        settings = ImageSettings.from_config(read_json(preprocessor))
+        tokenizer = load_tokenizer(directory, model.model.vocab_size)
+        settings = ImageSettings.from_file(preprocessor)
         if (directory / QUESTIONS_FILE).is_file():
-            templates = read_json(directory / QUESTIONS_FILE) | templates
+            templates = _templates(directory / QUESTIONS_FILE) | templates
         return cls(model, params, tokenizer, settings, **templates)
 
     def save_pretrained(self, directory: str | pathlib.Path, params: Any = None, dtype: str = "float32") -> None:
@@ -343,6 +345,13 @@ class Judge:
             fields = ("size", "patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
             self._processor = Qwen2VLImageProcessorPil(**{name: config[name] for name in fields})
         return self._processor
+
+
+def _templates(file: pathlib.Path) -> dict[str, str]:
+    templates = read_json(file)
+    if unknown := sorted(templates.keys() - {"template", "template_with_prompt"}):
+        raise UserError(f"{file} has {', '.join(unknown)[:60]}, which is no question template: take it out")
+    return templates
 
 
 def _concatenated(images: Sequence[ImageTokens]) -> ImageTokens:

@@ -8,7 +8,8 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,8 @@ import numpy as np
 import PIL
 
 from onereward_jax.errors import UserError
+from onereward_jax.given_files import read_json
+from onereward_jax.models.fields import Length, Range, Side, from_config, object_of
 
 Grid = tuple[int, int]  # rows and columns of patches
 
@@ -39,29 +42,52 @@ class ImageSettings:
       image_mean, image_std: mean and standard deviation of red, green and blue in [0, 1].
     """
 
-    patch_size: int = 14
-    merge_size: int = 2
-    temporal_patch_size: int = 2
-    min_pixels: int = 56 * 56
-    max_pixels: int = 28 * 28 * 1280
-    image_mean: tuple[float, float, float] = CLIP_MEAN
-    image_std: tuple[float, float, float] = CLIP_STD
+    patch_size: Side = 14
+    merge_size: Side = 2
+    temporal_patch_size: Side = 2
+    min_pixels: Annotated[int, Range(1, 2**40)] = 56 * 56
+    max_pixels: Annotated[int, Range(1, 2**40)] = 28 * 28 * 1280
+    image_mean: Annotated[tuple[Annotated[float, Range(-1e3, 1e3)], ...], Length(3, 3)] = CLIP_MEAN
+    image_std: Annotated[tuple[Annotated[float, Range(1e-6, 1e3)], ...], Length(3, 3)] = CLIP_STD
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "ImageSettings":
-        """Parse the content of `preprocessor_config.json`, from older or newer releases."""
-        size = config.get("size") or {}
+        """Parse the content of `preprocessor_config.json`, from older or newer releases.
+
+        Raises:
+          UserError: a field has no possible value.
+        """
+        size = object_of(config, "size")
         smallest = config.get("min_pixels") or size.get("shortest_edge") or size.get("min_pixels") or cls.min_pixels
         largest = config.get("max_pixels") or size.get("longest_edge") or size.get("max_pixels") or cls.max_pixels
-        return cls(
-            patch_size=config.get("patch_size", cls.patch_size),
-            merge_size=config.get("merge_size", cls.merge_size),
-            temporal_patch_size=config.get("temporal_patch_size", cls.temporal_patch_size),
-            min_pixels=smallest,
-            max_pixels=largest,
-            image_mean=tuple(config.get("image_mean", cls.image_mean)),
-            image_std=tuple(config.get("image_std", cls.image_std)),
-        )
+        names = ("patch_size", "merge_size", "temporal_patch_size", "image_mean", "image_std")
+        fields = {name: config[name] for name in names if name in config}
+        fields |= {"min_pixels": smallest, "max_pixels": largest}
+        return from_config(cls, fields, {}, "the configuration of the image processor")
+
+    @classmethod
+    def from_file(cls, file: Path) -> "ImageSettings":
+        """Read a `preprocessor_config.json`.
+
+        Raises:
+          FileNotFoundError: it is missing.
+          UserError: it is damaged, or a field has no possible value.
+        """
+        try:
+            return cls.from_config(read_json(file))
+        except UserError as error:
+            raise error if str(file) in str(error) else UserError(f"{file}: {error}") from None
+
+    def check_fields(self) -> None:
+        """Check that the fields fit each other.
+
+        Raises:
+          UserError: they don't.
+        """
+        if self.min_pixels > self.max_pixels:
+            raise UserError(
+                f"min_pixels {self.min_pixels} is more than max_pixels {self.max_pixels}: use the file of the release"
+            )
 
     def to_config(self) -> dict[str, Any]:
         """Make the content of `preprocessor_config.json` with which transformers opens the processor."""

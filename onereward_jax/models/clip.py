@@ -5,6 +5,7 @@ Shapes: B batch, L tokens, H heads, K head size, D = `hidden_size`.
 """
 
 from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,17 @@ from flax import linen as nn
 
 from onereward_jax.errors import UserError
 from onereward_jax.models.attention import attention
+from onereward_jax.models.fields import (
+    Epsilon,
+    Heads,
+    Layers,
+    OneOf,
+    Range,
+    Token,
+    Vocabulary,
+    Width,
+    check_multiple,
+)
 from onereward_jax.models.remat import remat
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -102,18 +114,26 @@ class CLIPTextEncoder(nn.Module):
     The fields have the names of its configuration.
     """
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    max_position_embeddings: int = 77
-    hidden_act: str = "quick_gelu"
-    layer_norm_eps: float = 1e-5
-    eos_token_id: int = LEGACY_EOS_TOKEN_ID
+    vocab_size: Vocabulary
+    hidden_size: Width
+    intermediate_size: Width
+    num_hidden_layers: Layers
+    num_attention_heads: Heads
+    max_position_embeddings: Annotated[int, Range(2, 1_000_000)] = 77
+    hidden_act: Annotated[str, OneOf(tuple(ACTIVATIONS))] = "quick_gelu"
+    layer_norm_eps: Epsilon = 1e-5
+    eos_token_id: Token = LEGACY_EOS_TOKEN_ID
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
     attention_implementation: str = "xla"
+
+    def check_fields(self) -> None:
+        """Check that the fields fit each other.
+
+        Raises:
+          UserError: they don't.
+        """
+        check_multiple("hidden_size", self.hidden_size, self.num_attention_heads, "num_attention_heads")
 
     @nn.compact
     def __call__(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> tuple[jax.Array, jax.Array]:

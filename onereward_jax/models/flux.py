@@ -7,6 +7,7 @@ Shapes: B batch, N image tokens, L text tokens, H heads, K head size, D = H·K w
 import functools
 import math
 from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +17,7 @@ from flax import linen as nn
 from onereward_jax.errors import UserError
 from onereward_jax.models.attention import BLOCKS, attention
 from onereward_jax.models.dense import Dense, DenseOfParts
+from onereward_jax.models.fields import Heads, HeadSize, Layers, Length, Width
 from onereward_jax.models.remat import remat
 from onereward_jax.models.rope import Rotation, rotate, rotation
 from onereward_jax.parallel.activations import keep_whole, shard_batch, shard_like_weights
@@ -30,16 +32,16 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 class FluxTransformer(nn.Module):
     """Predicts the velocity of packed latents given a prompt; fields are named as in the official configuration."""
 
-    in_channels: int
-    out_channels: int
-    num_layers: int
-    num_single_layers: int
-    attention_head_dim: int
-    num_attention_heads: int
-    joint_attention_dim: int
-    pooled_projection_dim: int
+    in_channels: Width
+    out_channels: Width
+    num_layers: Layers
+    num_single_layers: Layers
+    attention_head_dim: HeadSize
+    num_attention_heads: Heads
+    joint_attention_dim: Width
+    pooled_projection_dim: Width
     guidance_embeds: bool = True
-    axes_dims_rope: tuple[int, ...] = (16, 56, 56)
+    axes_dims_rope: Annotated[tuple[HeadSize, ...], Length(1, 8)] = (16, 56, 56)
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
     attention_implementation: str = "xla"

@@ -10,6 +10,7 @@ constants of the program; images of another size are another call.
 
 import functools
 from collections.abc import Sequence
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,18 @@ from flax import linen as nn
 from onereward_jax.errors import UserError
 from onereward_jax.models.attention import attention
 from onereward_jax.models.dense import Dense
+from onereward_jax.models.fields import (
+    Epsilon,
+    Heads,
+    Layers,
+    Length,
+    Range,
+    Side,
+    Token,
+    Vocabulary,
+    Width,
+    check_multiple,
+)
 from onereward_jax.models.remat import remat
 from onereward_jax.parallel.activations import shard_batch, shard_like_weights
 
@@ -258,20 +271,31 @@ class VisionTransformer(nn.Module):
     attention pad and transpose them into windows.
     """
 
-    depth: int
-    hidden_size: int
-    intermediate_size: int
-    num_heads: int
-    out_hidden_size: int
-    fullatt_block_indexes: tuple[int, ...]
-    window_size: int
-    patch_size: int
-    spatial_merge_size: int = 2
-    temporal_patch_size: int = 2
-    in_channels: int = 3
+    depth: Layers
+    hidden_size: Width
+    intermediate_size: Width
+    num_heads: Heads
+    out_hidden_size: Width
+    fullatt_block_indexes: Annotated[tuple[Annotated[int, Range(0, 10_000)], ...], Length(0, 10_000)]
+    window_size: Annotated[int, Range(1, 100_000)]
+    patch_size: Side
+    spatial_merge_size: Side = 2
+    temporal_patch_size: Side = 2
+    in_channels: Side = 3
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
     attention_implementation: str = "xla"
+
+    def check_fields(self) -> None:
+        """Check that the fields fit each other.
+
+        Raises:
+          UserError: they don't.
+        """
+        check_multiple("hidden_size", self.hidden_size, self.num_heads, "num_heads")
+        check_multiple("the vision tower's head size", self.hidden_size // self.num_heads, 4)
+        if self.window_size < self.patch_size * self.spatial_merge_size:
+            raise UserError(f"window_size {self.window_size} does not hold one token: use the file of the release")
 
     @nn.compact
     def __call__(self, patches: jax.Array, grid: Grid) -> jax.Array:
@@ -386,19 +410,30 @@ class TextModel(nn.Module):
     The fields have the names of its configuration.
     """
 
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 1_000_000.0
-    mrope_section: tuple[int, ...] = (16, 24, 24)
+    vocab_size: Vocabulary
+    hidden_size: Width
+    intermediate_size: Width
+    num_hidden_layers: Layers
+    num_attention_heads: Heads
+    num_key_value_heads: Heads
+    rms_norm_eps: Epsilon = 1e-6
+    rope_theta: Annotated[float, Range(1.0, 1e12)] = 1_000_000.0
+    mrope_section: Annotated[tuple[Annotated[int, Range(0, 10_000)], ...], Length(3, 3)] = (16, 24, 24)
     embedding_stddev: float = 1.0
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
     attention_implementation: str = "xla"
+
+    def check_fields(self) -> None:
+        """Check that the fields fit each other.
+
+        Raises:
+          UserError: they don't.
+        """
+        heads = self.num_attention_heads
+        check_multiple("hidden_size", self.hidden_size, heads, "num_attention_heads")
+        check_multiple("num_attention_heads", heads, self.num_key_value_heads, "num_key_value_heads")
+        check_multiple("the language model's head size", self.hidden_size // heads, 2)
 
     def setup(self):
         self.embed_tokens = nn.Embed(
@@ -466,7 +501,19 @@ class Qwen2_5_VL(nn.Module):
     visual: VisionTransformer
     model: TextModel
     tie_word_embeddings: bool = False
-    image_token_id: int = 151655
+    image_token_id: Token = 151655
+
+    def check_fields(self) -> None:
+        """Check that the two parts fit each other.
+
+        Raises:
+          UserError: they don't.
+        """
+        if self.visual.out_hidden_size != self.model.hidden_size:
+            raise UserError(
+                f"the vision tower's out_hidden_size {self.visual.out_hidden_size} is not the language model's"
+                f" hidden_size {self.model.hidden_size}: use the file of the release"
+            )
 
     def setup(self):
         if not self.tie_word_embeddings:

@@ -5,13 +5,16 @@ Shapes: B batch, L tokens, H heads, K head size (`d_kv`), D = `d_model`.
 """
 
 import math
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from onereward_jax.errors import UserError
 from onereward_jax.models.attention import attention
+from onereward_jax.models.fields import Epsilon, Heads, HeadSize, Layers, Range, Vocabulary, Width
 from onereward_jax.models.remat import remat
 
 
@@ -161,18 +164,30 @@ class T5Encoder(nn.Module):
     The fields have the names of its configuration. All layers share one table of relative position biases.
     """
 
-    vocab_size: int
-    d_model: int
-    d_kv: int
-    d_ff: int
-    num_layers: int
-    num_heads: int
-    relative_attention_num_buckets: int = 32
-    relative_attention_max_distance: int = 128
-    layer_norm_epsilon: float = 1e-6
+    vocab_size: Vocabulary
+    d_model: Width
+    d_kv: HeadSize
+    d_ff: Width
+    num_layers: Layers
+    num_heads: Heads
+    relative_attention_num_buckets: Annotated[int, Range(4, 10_000)] = 32
+    relative_attention_max_distance: Annotated[int, Range(2, 1_000_000)] = 128
+    layer_norm_epsilon: Epsilon = 1e-6
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
     attention_implementation: str = "xla"
+
+    def check_fields(self) -> None:
+        """Check that the fields fit each other.
+
+        Raises:
+          UserError: they don't.
+        """
+        if self.relative_attention_max_distance <= self.relative_attention_num_buckets // 4:
+            raise UserError(
+                f"relative_attention_max_distance {self.relative_attention_max_distance} is too short for"
+                f" {self.relative_attention_num_buckets} buckets: use the file of the release"
+            )
 
     @nn.compact
     def __call__(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:

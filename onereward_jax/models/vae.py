@@ -4,12 +4,15 @@ Source: Rombach et al. 2022 with FLUX's 16 channels; equals diffusers' `Autoenco
 Shapes: B batch, H×W pixels, h×w latents, C channels; channels last.
 """
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from onereward_jax.errors import UserError
 from onereward_jax.models.attention import attention
+from onereward_jax.models.fields import Length, Range, UnrolledLayers, Width, check_multiple
 from onereward_jax.models.remat import remat
 from onereward_jax.parallel.activations import shard_batch
 
@@ -22,19 +25,28 @@ class AutoencoderKL(nn.Module):
     `scaling_factor` and `shift_factor` are not applied here: these latents are raw.
     """
 
-    in_channels: int = 3
-    out_channels: int = 3
-    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
-    layers_per_block: int = 2
-    latent_channels: int = 16
-    norm_num_groups: int = 32
-    scaling_factor: float = 0.3611
-    shift_factor: float = 0.1159
+    in_channels: Width = 3
+    out_channels: Width = 3
+    block_out_channels: Annotated[tuple[Width, ...], Length(1, 8)] = (128, 256, 512, 512)
+    layers_per_block: UnrolledLayers = 2
+    latent_channels: Width = 16
+    norm_num_groups: Width = 32
+    scaling_factor: Annotated[float, Range(1e-6, 1e6)] = 0.3611
+    shift_factor: Annotated[float, Range(-1e6, 1e6)] = 0.1159
     use_quant_conv: bool = False
     use_post_quant_conv: bool = False
     dtype: jnp.dtype = jnp.float32
     remat: str = "none"
     attention_implementation: str = "xla"
+
+    def check_fields(self) -> None:
+        """Check that the fields fit each other.
+
+        Raises:
+          UserError: they don't.
+        """
+        for channels in self.block_out_channels:
+            check_multiple("block_out_channels", channels, self.norm_num_groups, "norm_num_groups")
 
     def setup(self):
         shared = {

@@ -22,7 +22,6 @@ from onereward_jax.errors import UserError
 from onereward_jax.fill.diffusers_io import read_shift
 from onereward_jax.flow.flux_fill import FluxFill
 from onereward_jax.flow.schedule import Shift
-from onereward_jax.given_files import read_json
 from onereward_jax.judge import conversation
 from onereward_jax.judge.judge import PREPROCESSOR_FILE
 from onereward_jax.judge.scorer import JudgeScorer
@@ -144,7 +143,7 @@ def _scorer(model: Any, judge: str) -> JudgeScorer:
     from onereward_jax.weights.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(directory)
-    settings = ImageSettings.from_config(read_json(directory / PREPROCESSOR_FILE))
+    settings = ImageSettings.from_file(directory / PREPROCESSOR_FILE)
     return JudgeScorer(model, conversation.shared_prefix(tokenizer), conversation.answer_ids(tokenizer), settings)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from onereward_jax.config.find import find_model
-from onereward_jax.given_files import read_json
+from onereward_jax.weights.safetensors import read_index
 
 _REPOSITORY = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(:(?P<subfolder>[\w./-]+))?")
 # Configurations, tokenizers, templates and weights; no pickles and no images.
@@ -105,7 +105,7 @@ def _is_whole(directory: Path) -> bool:
     if not directory.is_dir():
         return False
     indices = list(directory.glob("*.safetensors.index.json"))
-    shards = [directory / name for index in indices for name in read_json(index).get("weight_map", {}).values()]
+    shards = [directory / name for index in indices for name in read_index(index).values()]
     if shards:
         return all(shard.exists() for shard in shards)
     return not (directory / "config.json").exists() or any(directory.glob("*.safetensors"))

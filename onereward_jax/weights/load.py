@@ -11,12 +11,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from onereward_jax import tree as trees
-from onereward_jax.errors import UserError
+from onereward_jax.errors import UserError, shown_name
 from onereward_jax.given_files import read_json
 from onereward_jax.parallel.sharding_rules import sharding_of
 from onereward_jax.weights.component_kinds import Kind, kind_of
 from onereward_jax.weights.names import name_rules
-from onereward_jax.weights.safetensors import DTYPES, Tensor, read_header
+from onereward_jax.weights.safetensors import DTYPES, Tensor, read_header, read_index
 
 PARAM_DTYPES = {"float32": np.dtype(np.float32), "bfloat16": np.dtype(jnp.bfloat16)}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -117,7 +117,9 @@ def _config(directory: Path, kind: str, component: Kind) -> dict[str, Any]:
     names = (component.type_field, "_class_name", "model_type")
     found = next((config[name] for name in names if name in config), component.type_name)
     if found != component.type_name:
-        raise UserError(f"{file} describes a {found}, but a {kind} is a {component.type_name}: give its directory")
+        raise UserError(
+            f"{file} describes a {shown_name(str(found))}, but a {kind} is a {component.type_name}: give its directory"
+        )
     return config
 
 
@@ -132,10 +134,7 @@ def _weight_files(directory: Path, stem: str) -> tuple[list[Path], dict[str, str
         indices = sorted(directory.glob("*.safetensors.index.json"))
         index = indices[0] if len(indices) == 1 else index
     if index.is_file():
-        try:
-            weight_map = dict(read_json(index)["weight_map"])
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{index} is damaged: it has no readable weight_map; download it again") from None
+        weight_map = read_index(index)
         return [directory / name for name in sorted(set(weight_map.values()))], weight_map
     files = sorted(directory.glob("*.safetensors"))
     if not files:
@@ -213,4 +212,4 @@ def listed(problem: str, names: list[str]) -> list[str]:
     if not names:
         return []
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return [f"{problem}: {', '.join(names[:_NAMED])}{more}"]
+    return [f"{problem}: {', '.join(map(shown_name, names[:_NAMED]))}{more}"]

@@ -8,15 +8,16 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 
 from onereward_jax import tree as trees
 from onereward_jax.atomic_files import atomic_directory, write_json
-from onereward_jax.errors import UserError
-from onereward_jax.given_files import read_json
+from onereward_jax.errors import UserError, shown
+from onereward_jax.given_files import parse_json, read_json
 from onereward_jax.models import lora
+from onereward_jax.models.fields import Range, check_value, object_of
 from onereward_jax.weights import bfl
 from onereward_jax.weights.component_kinds import kind_of
 from onereward_jax.weights.hub import model_directory
@@ -40,6 +41,7 @@ Adapters = None | str | Path | Sequence[str | Path | tuple[str | Path, float]]
 _PEFT_PREFIX = "base_model.model."
 _FACTOR = re.compile(r"(.+?)\.(?:lora\.|lora_linear_layer\.|lora_)?(A|B|down|up)(?:\.default)?\.weight")
 _ALPHA = re.compile(r"(.+)\.alpha")
+_Alpha = Annotated[float, Range(-1e9, 1e9)]
 
 
 class _Place(NamedTuple):
@@ -188,6 +190,9 @@ def _load_adapter(kind: str, params: trees.Tree, path: str | Path) -> trees.Tree
         if wrong := [tensor.dtype for tensor in tensors.values() if tensor.dtype not in DTYPES]:
             problems["wrong dtype"].append(f"{layer} is {wrong[0]}, not a float")
             continue
+        if "alpha" in tensors and tensors["alpha"].shape not in ((), (1,)):
+            problems["wrong shape"].append(f"{layer} has alpha {tensors['alpha'].shape}, which is one number")
+            continue
         a, b = tensors["A"], tensors["B"]
         features_in, sizes = places[0].shape[0], [place.shape[1] for place in places]
         rank = a.shape[0] if a.shape else 0
@@ -196,7 +201,11 @@ def _load_adapter(kind: str, params: trees.Tree, path: str | Path) -> trees.Tree
                 f"{layer} has A {a.shape} and B {b.shape}, the model needs (r, {features_in}) and ({sum(sizes)}, r)"
             )
             continue
-        rows = b.read().astype(np.float32) * _scale(config, tensors.get("alpha"), rank, kind, places[0])
+        scale = _scale(config, tensors.get("alpha"), rank, kind, places[0])
+        if not np.isfinite(scale):
+            problems["NaN or Inf"].append(f"{layer} has alpha / rank {scale}")
+            continue
+        rows = b.read().astype(np.float32) * scale
         if shift_first:
             rows = np.concatenate(np.split(rows, 2)[::-1])
         for place, part in zip(places, np.split(rows, np.cumsum(sizes)[:-1]), strict=True):
@@ -287,14 +296,43 @@ def _file_of(path: str | Path) -> Path:
 
 
 def _config_of(file: Path, kind: str) -> dict[str, Any]:
-    """Read PEFT's configuration, from beside the file or from its header."""
-    if (file.with_name(PEFT_CONFIG)).is_file():
-        return read_json(file.with_name(PEFT_CONFIG))
+    """Read what we use of PEFT's configuration, from beside the file or from its header."""
+    beside = file.with_name(PEFT_CONFIG)
+    if beside.is_file():
+        return _checked(read_json(beside), beside)
     try:
-        config = json.loads(read_metadata(file).get(_METADATA, "{}"))
-        return {name.removeprefix(f"{kind}."): value for name, value in config.items() if name.startswith(f"{kind}.")}
-    except (ValueError, AttributeError):
-        raise UserError(f"{file} is damaged: its {_METADATA} is not a JSON object") from None
+        config = parse_json(read_metadata(file).get(_METADATA, "{}"))
+    except UserError as error:
+        raise UserError(f"{file} is damaged, {_METADATA} in its header can't be read ({error}): save it anew") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{file} is damaged, {_METADATA} in its header is no JSON object: save it anew")
+    own = {name.removeprefix(f"{kind}."): value for name, value in config.items() if name.startswith(f"{kind}.")}
+    return _checked(own, file)
+
+
+def _checked(config: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Check the fields from which `_scale` is computed; null stands for a field that is left out."""
+    config = {name: value for name, value in config.items() if value is not None}
+    try:
+        if "lora_alpha" in config:
+            check_value(config["lora_alpha"], _Alpha, "lora_alpha")
+        for pattern, alpha in object_of(config, "alpha_pattern").items():
+            check_value(alpha, _Alpha, f"alpha_pattern of {shown(pattern)}")
+            _check_pattern(pattern)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
+    return config
+
+
+def _check_pattern(pattern: str) -> None:
+    """Refuse what is no regular expression, or one that may take forever: it came with the file."""
+    try:
+        re.compile(pattern)
+        hard = len(re.findall(r"[*+{]", pattern)) > 4 or re.search(r"\)\s*[*+{]", pattern)
+    except (re.error, OverflowError, RecursionError):
+        hard = True
+    if hard or len(pattern) > 1000:
+        raise UserError(f"alpha_pattern has {shown(pattern)}, which is no simple regular expression: write out names")
 
 
 def _unsupported(config: dict[str, Any]) -> list[str]:
@@ -304,9 +342,9 @@ def _unsupported(config: dict[str, Any]) -> list[str]:
         if config.get(name)
     ]
     if config.get("bias", "none") != "none":
-        found.append(f"bias {config['bias']!r}")
+        found.append(f"bias {shown(config['bias'])}")
     if config.get("peft_type", "LORA") != "LORA":
-        found.append(f"peft_type {config['peft_type']}")
+        found.append(f"peft_type {shown(config['peft_type'])}")
     return found
 
 

@@ -9,6 +9,7 @@ import json
 import math
 import operator
 import os
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +17,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from onereward_jax.errors import UserError
-from onereward_jax.given_files import open_file
+from onereward_jax.errors import UserError, shown, shown_name
+from onereward_jax.given_files import open_file, read_json
 
 # dtypes that a parameter may have on disk.
 DTYPES: dict[str, np.dtype] = {
@@ -34,6 +35,7 @@ _BITS |= dict.fromkeys(("U16", "I16", "F16", "BF16"), 16) | dict.fromkeys(("U32"
 _BITS |= dict.fromkeys(("U64", "I64", "F64", "C64"), 64)
 _MAX_HEADER = 100_000_000  # the format's own limit
 _METADATA = "__metadata__"
+_SHARD = re.compile(r"[\w+-][\w .+-]{0,199}\.safetensors")
 _ENTRY = ("dtype", "shape", "data_offsets")
 
 
@@ -71,7 +73,9 @@ def read_header(file: Path) -> dict[str, Tensor]:
     end = start
     for begin, stop, name in spans:
         if begin != end:
-            raise _damaged(file, f"{name} {'overlaps the tensor before it' if begin < end else 'follows a gap'}")
+            raise _damaged(
+                file, f"{shown_name(name)} {'overlaps the tensor before it' if begin < end else 'follows a gap'}"
+            )
         end = stop
     if size < end:
         raise UserError(f"{file} is truncated, it has {size} of {end} bytes: download it again")
@@ -89,19 +93,36 @@ def read_metadata(file: Path) -> dict[str, str]:
     return dict(_header(file)[0].get(_METADATA) or {})
 
 
+def read_index(file: Path) -> dict[str, str]:
+    """Read the index of a model in several files: {tensor: name of the file beside the index that holds it}.
+
+    Raises:
+      FileNotFoundError, PermissionError: the file can't be opened.
+      UserError: it is damaged, or names a file elsewhere; the message names it.
+    """
+    weight_map = read_json(file, "download it again").get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise _damaged(file, "it has no weight_map")
+    for name in weight_map.values():
+        if not isinstance(name, str) or not _SHARD.fullmatch(name):
+            raise _damaged(file, f"{shown(name, 60)} is no name of a file beside it")
+    return weight_map
+
+
 def _tensor(file: Path, name: str, entry: Any, start: int) -> Tensor:
     """Check a tensor's entry in the header of a file whose data start at `start`."""
+    named = shown_name(name)
     fields: Any = entry if isinstance(entry, dict) else {}
     dtype, shape, offsets = (fields.get(field) for field in _ENTRY)
     if not isinstance(dtype, str) or dtype not in _BITS:
-        raise _damaged(file, f"{name} has the dtype {dtype!r:.60}, which the format does not have")
+        raise _damaged(file, f"{named} has the dtype {shown(dtype, 60)}, which the format does not have")
     if not _are_sizes(shape) or any(count >= 2**64 for count in itertools.accumulate(shape, operator.mul)):
-        raise _damaged(file, f"{name} has the shape {shape!r:.60}")
+        raise _damaged(file, f"{named} has the shape {shown(shape, 60)}")
     if not _are_sizes(offsets) or len(offsets) != 2:
-        raise _damaged(file, f"{name} has the offsets {offsets!r:.60}")
+        raise _damaged(file, f"{named} has the offsets {shown(offsets, 60)}")
     bits = math.prod(shape) * _BITS[dtype]
     if bits != 8 * (offsets[1] - offsets[0]):
-        raise _damaged(file, f"the size of {name} does not match its shape")
+        raise _damaged(file, f"the size of {named} does not match its shape")
     return Tensor(file, dtype, tuple(shape), start + offsets[0], bits // 8)
 
 

@@ -177,3 +177,24 @@ def test_missing_files_and_other_architectures_are_named(tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(text))
         with pytest.raises(error, match=message):
             Judge.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("questions.json", {"template": 3}, "question template"),
+        ("questions.json", {"template": "{task.__class__}"}, "question template"),
+        ("questions.json", {"template": "{task:>1000000000}"}, "question template"),
+        ("questions.json", {"template": "{image}"}, "question template"),
+        ("questions.json", {"template": "{"}, "question template"),
+        ("questions.json", {"else": "?"}, r"questions\.json has else"),
+        ("preprocessor_config.json", {"patch_size": 0}, r"preprocessor_config\.json: patch_size is 0"),
+        ("preprocessor_config.json", {"image_mean": 3}, r"preprocessor_config\.json: image_mean is 3"),
+        ("preprocessor_config.json", [], r"preprocessor_config\.json can't be read"),
+    ],
+)
+def test_damaged_files_beside_the_weights_are_one_sentence(tmp_path, file, content, said):
+    tiny_judge.judge().save_pretrained(tmp_path)
+    (tmp_path / file).write_text(json.dumps(content))
+    with pytest.raises(UserError, match=said):
+        Judge.from_pretrained(tmp_path, "float32")

@@ -293,6 +293,51 @@ def test_a_damaged_index_is_named(sharded):
         load_component(sharded, "transformer")
 
 
+@pytest.mark.parametrize(
+    "weight_map",
+    [
+        [],
+        3,
+        {"proj_out.weight": 3},
+        {"proj_out.weight": ["a.safetensors"]},
+        {"proj_out.weight": "../a.safetensors"},
+        {"proj_out.weight": "/etc/passwd"},
+        {"proj_out.weight": "/tmp/a.safetensors"},
+        {"proj_out.weight": "a/b.safetensors"},
+        {"proj_out.weight": "a\0.safetensors"},
+        {"proj_out.weight": "a" * 300 + ".safetensors"},
+    ],
+)
+def test_an_index_that_points_elsewhere_is_named(sharded, weight_map):
+    file = sharded / "diffusion_pytorch_model.safetensors.index.json"
+    file.write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(UserError, match=r"index\.json is damaged"):
+        load_component(sharded, "transformer")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"weight_map": NaN}', "[" * 100_000])
+def test_an_index_that_is_no_json_is_named(sharded, content):
+    (sharded / "diffusion_pytorch_model.safetensors.index.json").write_text(content)
+    with pytest.raises(UserError, match=r"index\.json"):
+        load_component(sharded, "transformer")
+
+
+@pytest.mark.parametrize("number", [0, -1, True, "2", int(1e9), 1.5, None, [2]])
+def test_an_impossible_number_in_the_configuration_is_named_before_weights_are_read(copy, number):
+    config = json.loads((copy / "config.json").read_text()) | {"num_layers": number}
+    (copy / "config.json").write_text(json.dumps(config))
+    (copy / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"config\.json: num_layers is"):
+        load_component(copy, "transformer")
+
+
+def test_another_possible_number_is_told_by_names_and_shapes(copy):
+    config = json.loads((copy / "config.json").read_text()) | {"num_layers": 10_000}
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="319928 more"):
+        load_component(copy, "transformer")
+
+
 def test_shards_without_their_index_are_not_guessed(sharded):
     (sharded / "diffusion_pytorch_model.safetensors.index.json").unlink()
     with pytest.raises(UserError):

@@ -1,5 +1,7 @@
 """Adapter files; tests/parity compares their effect with diffusers and PEFT."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
@@ -129,3 +131,40 @@ def test_unsupported_peft_configurations_are_refused(params, tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"use_dora": true, "bias": "all", "r": 2, "lora_alpha": 2}')
     with pytest.raises(UserError, match="use_dora"):
         load_adapters("transformer", params, [(tmp_path, 1.0)])
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"lora_alpha": "8"}, "lora_alpha is '8'"),
+        ({"lora_alpha": 1e400}, "no number"),
+        ({"lora_alpha": True}, "lora_alpha is True"),
+        ({"lora_alpha": 8, "alpha_pattern": [1]}, "alpha_pattern"),
+        ({"lora_alpha": 8, "alpha_pattern": {"to_q": "x"}}, "alpha_pattern of 'to_q'"),
+        ({"lora_alpha": 8, "alpha_pattern": {"(": 1}}, "no simple regular expression"),
+        ({"lora_alpha": 8, "alpha_pattern": {"(a+)+b": 1}}, "no simple regular expression"),
+        ({"lora_alpha": 8, "alpha_pattern": {".*.*.*.*.*x": 1}}, "no simple regular expression"),
+        ({"lora_alpha": 8, "alpha_pattern": {"a{9999999999}": 1}}, "no simple regular expression"),
+        ({"peft_type": ["LORA"]}, "peft_type"),
+        ([], "no JSON object"),
+    ],
+)
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_damaged_configuration_is_named(params, tmp_path, config, said, inside):
+    tensors = {f"{Q}.lora_A.weight": zeros(2, 32), f"{Q}.lora_B.weight": zeros(32, 2)}
+    if inside:
+        own = {f"transformer.{name}": value for name, value in config.items()} if config else config
+        save_file(tensors, tmp_path / "a.safetensors", {"lora_adapter_metadata": json.dumps(own)})
+    else:
+        save_file(tensors, tmp_path / "a.safetensors")
+        (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=said):
+        load_adapters("transformer", params, [(tmp_path / "a.safetensors", 1.0)])
+
+
+@pytest.mark.parametrize("alpha", [np.zeros(2, np.float32), np.zeros(0, np.float32), np.float32([np.nan])])
+def test_an_alpha_that_is_no_number_is_named(params, tmp_path, alpha):
+    tensors = {f"{Q}.lora_A.weight": zeros(2, 32), f"{Q}.lora_B.weight": zeros(32, 2), f"{Q}.alpha": alpha}
+    save_file(tensors, tmp_path / "a.safetensors")
+    with pytest.raises(UserError, match="alpha"):
+        load_adapters("transformer", params, [(tmp_path / "a.safetensors", 1.0)])

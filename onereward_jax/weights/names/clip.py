@@ -4,8 +4,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from onereward_jax.errors import UserError
 from onereward_jax.models.clip import CLIPTextEncoder
+from onereward_jax.models.fields import from_config
 from onereward_jax.weights.names.name_rules import Rule, Table
 
 TABLE: Table = (
@@ -47,15 +47,12 @@ def module_from_config(config: dict[str, Any], **overrides: Any) -> CLIPTextEnco
       overrides: fields of `CLIPTextEncoder`, e.g. `dtype`, `remat`.
 
     Raises:
-      UserError: a field is missing.
+      UserError: a field is missing or has no possible value.
     """
     # transformers' default, the end-of-text token of the first vocabulary.
     config = {"eos_token_id": 49407} | config
-    fields = {name: config[name] for name in _FIELDS if name in config} | overrides
-    try:
-        return CLIPTextEncoder(**fields)
-    except TypeError as error:
-        raise UserError(f"the CLIP encoder's configuration is incomplete or has an unknown field: {error}") from None
+    fields = {name: config[name] for name in _FIELDS if name in config}
+    return from_config(CLIPTextEncoder, fields, overrides, "the configuration of the CLIP encoder")
 
 
 def config_of(module: CLIPTextEncoder) -> dict[str, Any]:

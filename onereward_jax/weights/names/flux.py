@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from onereward_jax.errors import UserError
+from onereward_jax.models.fields import from_config
 from onereward_jax.models.flux import FluxTransformer
 from onereward_jax.weights.names.name_rules import Rule, Table
 
@@ -50,19 +51,14 @@ def module_from_config(config: dict[str, Any], **overrides: Any) -> FluxTransfor
       overrides: fields of `FluxTransformer`, e.g. `dtype`, `remat`.
 
     Raises:
-      UserError: a field is missing, unknown or not supported.
+      UserError: a field is missing, has no possible value, or is not supported.
     """
     if config.get("patch_size", 1) != 1:
         raise UserError(f"patch_size is {config['patch_size']}: only FLUX models with patch_size 1 can be loaded")
-    fields = {name: config[name] for name in _FIELDS if name in config} | overrides
-    if fields.get("out_channels") is None:
-        fields["out_channels"] = fields.get("in_channels")  # the official default
-    if "axes_dims_rope" in fields:
-        fields["axes_dims_rope"] = tuple(fields["axes_dims_rope"])
-    try:
-        return FluxTransformer(**fields)
-    except TypeError as error:
-        raise UserError(f"the FLUX configuration is incomplete or has an unknown field: {error}") from None
+    fields = {name: config[name] for name in _FIELDS if name in config}
+    if fields.get("out_channels") is None and "in_channels" in fields:
+        fields["out_channels"] = fields["in_channels"]  # the official default
+    return from_config(FluxTransformer, fields, overrides, "the FLUX configuration")
 
 
 def config_of(module: FluxTransformer) -> dict[str, Any]:

@@ -51,7 +51,8 @@ def _to_official(array: np.ndarray, layout: Layout) -> np.ndarray:
 
 
 def _official_shape(shape: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
-    return _to_official(np.broadcast_to(np.bool_(False), shape), layout).shape  # a view: full-size shapes cost nothing
+    order = _to_official(np.empty(range(len(shape))), layout).shape  # no array of that shape, which may be too large
+    return tuple(shape[axis] for axis in order)
 
 
 def _match(table: Table, path: str) -> tuple[str, Layout]:

@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from onereward_jax.errors import UserError
+from onereward_jax.models.fields import from_config, object_of
 from onereward_jax.models.qwen2_5_vl import Qwen2_5_VL, TextModel, VisionTransformer
 from onereward_jax.weights.names.name_rules import Rule, Table
 
@@ -91,14 +92,14 @@ def module_from_config(config: dict[str, Any], **overrides: Any) -> Qwen2_5_VL:
     kind = config.get("model_type", "qwen2_5_vl")
     if kind != "qwen2_5_vl":
         raise UserError(f"the checkpoint has model_type {kind!r}: the judge needs a Qwen2.5-VL ('qwen2_5_vl')")
-    text = config.get("text_config") or config
-    vision: dict[str, Any] = _VISION_DEFAULTS | dict(config.get("vision_config") or {})
+    text = object_of(config, "text_config") or config
+    vision: dict[str, Any] = _VISION_DEFAULTS | dict(object_of(config, "vision_config"))
     if text.get("use_sliding_window"):
         raise UserError("use_sliding_window is on in the configuration: only full attention is supported, turn it off")
     for part, where in ((text, "text"), (vision, "vision")):
         if part.get("hidden_act", "silu") != "silu":
             raise UserError(f"hidden_act of the {where} part is {part['hidden_act']!r}: only 'silu' is supported")
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    rope = object_of(text, "rope_parameters") or object_of(text, "rope_scaling")
     rope_type = rope.get("rope_type", rope.get("type", "default"))
     if rope_type not in ("default", "mrope"):
         raise UserError(f"rope type {rope_type!r} is not supported: use the configuration of the release ('mrope')")
@@ -111,24 +112,19 @@ def module_from_config(config: dict[str, Any], **overrides: Any) -> Qwen2_5_VL:
     text_fields.setdefault("num_key_value_heads", text["num_attention_heads"])
     text_fields.setdefault("rms_norm_eps", 1e-5)  # transformers' default; the releases say 1e-6
     text_fields |= {
-        "rope_theta": float(rope.get("rope_theta", text.get("rope_theta", 1_000_000.0))),
-        "mrope_section": tuple(rope.get("mrope_section", (16, 24, 24))),
-        # A tied table is also the output matrix, whose logits should start near 1.
-        "embedding_stddev": text["hidden_size"] ** -0.5 if tied else 1.0,
+        "rope_theta": rope.get("rope_theta", text.get("rope_theta", 1_000_000.0)),
+        "mrope_section": rope.get("mrope_section", (16, 24, 24)),
     }
     vision_fields: dict[str, Any] = {name: vision[name] for name in _VISION_FIELDS if name in vision}
     if "in_chans" in vision:  # the name in the hub release
         vision_fields["in_channels"] = vision["in_chans"]
-    vision_fields["fullatt_block_indexes"] = tuple(vision_fields["fullatt_block_indexes"])
-    try:
-        return Qwen2_5_VL(
-            visual=VisionTransformer(**vision_fields, **overrides),
-            model=TextModel(**text_fields, **overrides),
-            tie_word_embeddings=tied,
-            image_token_id=config.get("image_token_id", 151655),
-        )
-    except TypeError as error:
-        raise UserError(f"the configuration of Qwen2.5-VL has an unknown field: {error}") from None
+    model = from_config(TextModel, text_fields, overrides, "the configuration of Qwen2.5-VL's language model")
+    if tied:  # the table is also the output matrix, whose logits should start near 1
+        model = model.clone(embedding_stddev=model.hidden_size**-0.5)
+    visual = from_config(VisionTransformer, vision_fields, overrides, "the configuration of Qwen2.5-VL's vision tower")
+    fields = {"image_token_id": config.get("image_token_id", 151655)}
+    parts = {"visual": visual, "model": model, "tie_word_embeddings": tied}
+    return from_config(Qwen2_5_VL, fields, parts, "the configuration of Qwen2.5-VL")
 
 
 _OFFICIAL_END_OF_TURN = 151645

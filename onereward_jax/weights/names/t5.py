@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from onereward_jax.errors import UserError
+from onereward_jax.models.fields import from_config
 from onereward_jax.models.t5 import T5Encoder
 from onereward_jax.weights.names.name_rules import Rule, Table
 
@@ -45,16 +46,13 @@ def module_from_config(config: dict[str, Any], **overrides: Any) -> T5Encoder:
       overrides: fields of `T5Encoder`, e.g. `dtype`, `remat`.
 
     Raises:
-      UserError: the feed-forward is not T5 v1.1's, or a field is missing.
+      UserError: the feed-forward is not T5 v1.1's, or a field is missing or has no possible value.
     """
     feed_forward = config.get("feed_forward_proj", "relu")
     if feed_forward != "gated-gelu":
         raise UserError(f"feed_forward_proj is {feed_forward!r}: only T5 v1.1 encoders ('gated-gelu') can be loaded")
-    fields = {name: config[name] for name in _FIELDS if name in config} | overrides
-    try:
-        return T5Encoder(**fields)
-    except TypeError as error:
-        raise UserError(f"the T5 encoder's configuration is incomplete or has an unknown field: {error}") from None
+    fields = {name: config[name] for name in _FIELDS if name in config}
+    return from_config(T5Encoder, fields, overrides, "the configuration of the T5 encoder")
 
 
 def config_of(module: T5Encoder) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from onereward_jax.errors import UserError
+from onereward_jax.models.fields import from_config
 from onereward_jax.models.vae import AutoencoderKL
 from onereward_jax.weights.names.name_rules import Layout, Rule, Table
 
@@ -67,23 +68,20 @@ def module_from_config(config: dict[str, Any], **overrides: Any) -> AutoencoderK
       overrides: fields of `AutoencoderKL`, e.g. `dtype`, `remat`.
 
     Raises:
-      UserError: a field is unknown, or has a value that is not supported.
+      UserError: a field has no possible value, or one that is not supported.
     """
     for name, value in _ONLY_SUPPORTED.items():
         if config.get(name, value) != value:
             raise UserError(f"{name} is {config[name]!r}: only autoencoders with {value!r} can be loaded")
     for name, block in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
-        if set(config.get(name, [block])) != {block}:
+        blocks = config.get(name, [block])
+        if not isinstance(blocks, list | tuple) or not blocks or any(other != block for other in blocks):
             raise UserError(f"{name} is {config[name]}: only autoencoders with {block!r} can be loaded")
     given = _OFFICIAL_DEFAULTS | config
-    fields = {name: given[name] for name in _FIELDS if name in given} | overrides
-    fields["block_out_channels"] = tuple(fields["block_out_channels"])
+    fields = {name: given[name] for name in _FIELDS if name in given}
     if fields["shift_factor"] is None:
         fields["shift_factor"] = 0.0
-    try:
-        return AutoencoderKL(**fields)
-    except TypeError as error:
-        raise UserError(f"the configuration of the autoencoder has an unknown field: {error}") from None
+    return from_config(AutoencoderKL, fields, overrides, "the configuration of the autoencoder")
 
 
 def config_of(module: AutoencoderKL) -> dict[str, Any]:
