@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from onereward_jax.atomic_files import write_bytes
 from onereward_jax.errors import UserError
 
 _FLUSH_SECONDS = 30.0  # between two flushes of TensorBoard's file
@@ -27,7 +28,8 @@ class MetricsWriter:
     run was killed; so the file has neither gaps nor repeats, whatever happened between.
 
     Lines that can't be written (a full disk, a mount that is gone) are kept and written once it is possible again, with
-    one warning. TensorBoard loses them, and gets a new file after that.
+    one warning. TensorBoard loses them, and gets a new file after that. A file that was removed or replaced is written
+    again before the next checkpoint.
 
     Args:
       workdir: a local or mounted directory; made when missing.
@@ -40,7 +42,7 @@ class MetricsWriter:
         directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / "metrics.jsonl"
         _truncate(self.path, resume_step)
-        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+        self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         self._closed = False
         self._waiting = b""  # lines, or the rest of one, that are not in the file yet
         self._reopen = self._failing = False
@@ -95,6 +97,10 @@ class MetricsWriter:
           OSError: it can't be done now.
         """
         self._write_waiting()
+        if not (self.path.exists() and os.path.samestat(self.path.stat(), os.fstat(self._file))):
+            write_bytes(self.path, os.pread(self._file, os.fstat(self._file).st_size, 0))
+            self._open_again()
+            warnings.warn(f"{self.path} was removed or replaced: it is written again", RuntimeWarning, stacklevel=2)
         os.fsync(self._file)
         try:
             if self._events is not None:
@@ -113,11 +119,15 @@ class MetricsWriter:
 
     def _write_waiting(self) -> None:
         if self._reopen:  # a mount that came back knows nothing of the old descriptor
-            file = os.open(self.path, os.O_WRONLY | os.O_APPEND)
-            os.close(self._file)
-            self._file, self._reopen = file, False
+            self._open_again()
+            self._reopen = False
         while self._waiting:
             self._waiting = self._waiting[os.write(self._file, self._waiting) :]
+
+    def _open_again(self) -> None:
+        file = os.open(self.path, os.O_RDWR | os.O_APPEND)
+        os.close(self._file)
+        self._file = file
 
     def _add_events(self, line: Mapping[str, Any]) -> None:
         try:

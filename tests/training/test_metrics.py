@@ -89,6 +89,21 @@ def test_lines_are_there_at_once(tmp_path):
     writer.close()
 
 
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_file_that_is_removed_while_it_is_written_comes_back(tmp_path, replaced):
+    with MetricsWriter(tmp_path) as writer:
+        writer.write(1, {"learning/loss": 0.5})
+        writer.path.unlink()
+        if replaced:
+            writer.path.write_text("")
+        writer.write(2, {"learning/loss": 0.4})
+        with pytest.warns(RuntimeWarning, match="written again"):
+            writer.sync()
+        writer.write(3, {"learning/loss": 0.3})
+        writer.sync()
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+
+
 def test_tensorboard_purges_what_was_dropped(tmp_path):
     write(tmp_path, range(1, 8), tensorboard=True)
     write(tmp_path, [6, 7], resume_step=5, tensorboard=True)
