@@ -30,8 +30,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # Folders and files that are marked `slow`, which `launch/test.sh --fast` leaves out. A worker takes whole files
 # (--dist=loadfile), and these take longest: they come first, or one worker would end alone.
 SLOW = (
+    "tests/hostile/test_kills.py",
     "tests/test_wheel.py",
     "tests/runs/",
+    "tests/hostile/",
     "tests/rl/",
     "tests/kill_and_resume/",
     "tests/multiprocess/",

@@ -25,6 +25,7 @@ import numpy as np
 from onereward_jax.cli.exit_codes import is_users_error, sentence
 
 LONG = os.environ.get("ONEREWARD_HOSTILE") == "long"
+ALONE = os.environ.get("ONEREWARD_TRIAL", "")  # the number of the only trial
 ACCOUNTS = Path(__file__).resolve().parents[2] / "docs" / "results" / "hostile"
 _LONGEST = 1000  # characters of a sentence
 
@@ -49,11 +50,11 @@ class Trial:
     ) -> bool:
         signal.setitimer(signal.ITIMER_REAL, 0)
         if error is None:
-            self._trials.accepted += 1
+            self._trials.accepted += self._trials.each
         elif not isinstance(error, Exception):
             return False
         elif is_users_error(error) and is_one_sentence(sentence(error)):
-            self._trials.refused += 1
+            self._trials.refused += self._trials.each
         else:
             last = traceback.extract_tb(place)[-1]
             self.fail(f"{type(error).__name__}: {str(error)[:300]} ({last.filename}:{last.lineno})")
@@ -71,25 +72,28 @@ class Trials:
       kind: for the account: "mutated images".
       short, long: how many, in every run of the tests and in the long form.
       limit: seconds that one may take.
+      each: what a trial tries, such as kills one after the other.
+
+    ONEREWARD_TRIAL=123 runs trial 123 alone, and writes no account.
     """
 
-    def __init__(self, kind: str, short: int, long: int, seed: int = 0, limit: float = 20.0):
-        self.kind, self.seed, self.limit = kind, seed, limit
+    def __init__(self, kind: str, short: int, long: int, seed: int = 0, limit: float = 20.0, each: int = 1):
+        self.kind, self.seed, self.limit, self.each = kind, seed, limit, each
         self.count = long if LONG else short
         self.accepted = self.refused = 0
         self.failures: list[str] = []
         self._start = time.perf_counter()
 
     def __iter__(self) -> Iterator[Trial]:
-        return (Trial(self, number) for number in range(self.count))
+        return (Trial(self, number) for number in ([int(ALONE)] if ALONE else range(self.count)))
 
     def check(self) -> None:
         """Assert that no trial failed; in the long form, write the account first."""
-        if LONG:
+        if LONG and not ALONE:
             ACCOUNTS.mkdir(parents=True, exist_ok=True)
             account = {
                 "kind": self.kind,
-                "tried": self.count,
+                "tried": self.count * self.each,
                 "accepted": self.accepted,
                 "refused": self.refused,
                 "failed": len(self.failures),
