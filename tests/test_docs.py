@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import re
+import runpy
 import shlex
 from pathlib import Path
 
@@ -42,6 +43,11 @@ def test_code_names_pages_that_exist():
     named = {page for text in texts for page in re.findall(r"(?<![\w'/-])docs/[\w/-]+\.md", text)}
     named.discard("docs/flux_train_network.md")  # of sd-scripts
     assert {page for page in named if not (ROOT / page).exists() and not page.endswith(MADE)} == set()
+
+
+def test_the_table_of_hostile_tests_is_that_of_their_accounts():
+    made = runpy.run_path(str(ROOT / "dev" / "hostile_table.py"))
+    assert made["PAGE"].read_text(encoding="utf-8") == made["page"](), "run `python dev/hostile_table.py`"
 
 
 def test_there_are_commands():
