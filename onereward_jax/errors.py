@@ -9,8 +9,21 @@ from collections.abc import Iterator
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
+def printable(text: str, longest: int = 900) -> str:
+    """Make any text fit for a message: control characters, half characters and line breaks escaped, the middle cut."""
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return text if len(text) <= longest else f"{text[: longest // 2]} … {text[3 - longest // 2 :]}"
+
+
 class UserError(ValueError):
-    """A problem that the user can fix; the message is one sentence: what is wrong and what to do."""
+    """A problem that the user can fix; the message is one sentence: what is wrong and what to do.
+
+    It may hold names and values from a user's files: see `printable`.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(printable(message))
 
 
 def shown(value: object, longest: int = 100) -> str:

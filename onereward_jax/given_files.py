@@ -7,13 +7,15 @@ import errno
 import json
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from onereward_jax.errors import UserError
 
 MAX_LINE = 2**26  # bytes of a line of JSON
+MAX_DEPTH = 200  # of nested JSON: far from where Python's own reader and writer fail, each at another depth
 # Why the operating system refuses a path that no permission and no other file would mend.
 BAD_PATHS = {
     errno.ELOOP: "is a symbolic link that leads back to itself: give the file itself",
@@ -59,9 +61,28 @@ def read_bytes(path: str | os.PathLike, limit: int | None = None) -> bytes:
         return file.read()
 
 
-def read_text(path: str | os.PathLike) -> str:
-    """Read text as any editor saves it; what is no UTF-8 becomes U+FFFD. See `open_file`."""
-    return read_bytes(path).decode("utf-8-sig", errors="replace")
+def read_text(path: str | os.PathLike, limit: int | None = None) -> str:
+    """Read text as any editor saves it; what is no UTF-8 becomes U+FFFD. See `read_bytes`."""
+    return read_bytes(path, limit).decode("utf-8-sig", errors="replace")
+
+
+def path_beside(folder: Path, name: Any, inside_only: bool = False) -> Path:
+    """Return the path that a record names: relative to a folder, or absolute.
+
+    Args:
+      inside_only: refuse one that leads out of the folder, by "..", from the root, or by a symbolic link.
+
+    Raises:
+      UserError: it is no path, or leads out.
+    """
+    if not isinstance(name, str) or not name:
+        raise UserError(f"{name!r} is no path: give one relative to {folder}")
+    if "\0" in name or any("\ud800" <= character < "\udc80" for character in name):
+        raise UserError(f"{name!r} is no path: check it")
+    path = folder / name
+    if inside_only and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise UserError(f"{name} leads out of {folder}, which must hold all its files: copy it there")
+    return path
 
 
 def parse_json(content: bytes | str) -> Any:
@@ -78,6 +99,8 @@ def parse_json(content: bytes | str) -> Any:
         value = json.loads(text, parse_constant=_refuse, parse_float=_finite)
         if "\\u" in text:
             json.dumps(value, ensure_ascii=False).encode()
+        if text.count("[") + text.count("{") > MAX_DEPTH and _is_deep(value):
+            raise RecursionError
         return value
     except UnicodeDecodeError as error:
         raise UserError(f"it is no UTF-8 text ({error.reason} at byte {error.start})") from None
@@ -87,6 +110,17 @@ def parse_json(content: bytes | str) -> Any:
         raise UserError("it is no JSON that can be read (it is nested too deeply)") from None
     except ValueError as error:
         raise UserError(f"it is no JSON ({error})") from None
+
+
+def _is_deep(value: Any) -> bool:
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [child for item in level if isinstance(item, (dict, list)) for child in _children(item)]
+    return bool(level)
+
+
+def _children(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
 
 def _refuse(name: str) -> Any:

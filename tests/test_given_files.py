@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from onereward_jax import given_files
 from onereward_jax.errors import UserError
-from onereward_jax.given_files import json_lines, open_file, parse_json
+from onereward_jax.given_files import json_lines, open_file, parse_json, path_beside
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -88,3 +88,34 @@ def test_a_line_without_end_is_not_kept(tmp_path, monkeypatch):
 
 def test_an_emoji_in_two_escapes_is_whole():
     assert parse_json(b'"\\ud83d\\ude00"') == "\N{GRINNING FACE}"
+
+
+def test_nesting_that_can_be_read_can_be_written_again():
+    deep = "[" * 199 + '{"a": 1}' + "]" * 199
+    assert json.dumps(parse_json(deep)) == deep
+    for wrong in (f"[{deep}]", '{"a":' * 300 + "1" + "}" * 300):
+        with pytest.raises(UserError, match="nested too deeply"):
+            parse_json(wrong)
+    wide = [[number] for number in range(1000)]
+    assert parse_json(json.dumps(wide)) == wide
+
+
+def test_paths_of_records(tmp_path):
+    folder = tmp_path / "data"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "out").symlink_to(tmp_path)
+    (folder / "in").symlink_to(folder / "inner")
+    (tmp_path / "link").symlink_to(folder)
+    inside = ("a.png", "inner/../a.png", "in/a.png", "loop", str(folder / "a.png"))
+    outside = ("../a.png", "/etc/passwd", "out/a.png", "in/../../a.png")
+    for name in (*inside, *outside):
+        assert path_beside(folder, name) == folder / name
+    for root in (folder, tmp_path / "link"):
+        for name in inside:
+            assert path_beside(root, name, inside_only=True) == root / name
+        for name in outside:
+            with pytest.raises(UserError, match="leads out of"):
+                path_beside(root, name, inside_only=True)
+    for name in ("a\0b", "a\ud800", "", None, 3, ["a.png"]):
+        with pytest.raises(UserError, match="is no path"):
+            path_beside(folder, name)

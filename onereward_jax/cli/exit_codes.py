@@ -26,6 +26,11 @@ _WRONG_PATHS: dict[type[OSError], str] = {
     FileExistsError: "exists already: give another path",
     IsADirectoryError: "is a directory and not a file: check the path",
 }
+# The beginnings of what Python itself says of a path that it doesn't hand to the operating system.
+_NO_PATHS = {
+    "embedded null": "a path holds a NUL character: check it",
+    "Symlink loop": "a symbolic link leads back to itself: give the file itself",
+}
 
 
 def guarded(run: Callable[[], int | None]) -> int:
@@ -49,7 +54,7 @@ def guarded(run: Callable[[], int | None]) -> int:
     except BrokenPipeError:  # `onereward ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (UserError, OSError) as error:
+    except (ValueError, RuntimeError, OSError) as error:
         if isinstance(error, OSError) and error.errno in DISK_FULL:
             where = f" at {error.filename}" if error.filename else ""
             return _say(f"{error.strerror}{where}: make room, then give the same command again", Fault.CODE)
@@ -60,7 +65,15 @@ def guarded(run: Callable[[], int | None]) -> int:
 
 def is_users_error(error: BaseException) -> bool:
     """Whether the user can put it right. A lost connection, say, is an OSError that is neither."""
-    return isinstance(error, (UserError, *_WRONG_PATHS)) or (isinstance(error, OSError) and error.errno in BAD_PATHS)
+    if isinstance(error, OSError):
+        return isinstance(error, tuple(_WRONG_PATHS)) or error.errno in BAD_PATHS
+    return isinstance(error, UserError) or _no_path(error) is not None
+
+
+def _no_path(error: BaseException) -> str | None:
+    """What is wrong with a path of which Python itself says so."""
+    found = (words for beginning, words in _NO_PATHS.items() if str(error).startswith(beginning))
+    return next(found, None) if isinstance(error, (ValueError, RuntimeError)) else None
 
 
 def sentence(error: BaseException) -> str:
@@ -68,7 +81,7 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         of_kind = next((words for kind, words in _WRONG_PATHS.items() if isinstance(error, kind)), error.strerror)
         return f"{shown_name(os.fsdecode(error.filename))} {BAD_PATHS.get(error.errno or 0, of_kind)}"
-    return str(error)
+    return _no_path(error) or str(error)
 
 
 def _say(text: str, code: int) -> int:

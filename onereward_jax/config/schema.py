@@ -119,6 +119,7 @@ class CaptionedData(Data):
     path: str = option("", help="a folder of images, or a .jsonl file: docs/how-to/finetune.md")
     caption: str = option("", help="of images that have none")
     bad_share: float = option(0.1, **_SHARE, help="share of the images that may be unreadable")
+    inside_only: bool = option(False, help="an image whose path leads out of the folder is a bad one")
     held_out_share: float = option(0.05, **_BELOW_ONE, help="share of the images that are held out")
     bucket_step: int = option(64, at_least=8, at_most=2**14, help="sides are multiples of it, in pixels")
     max_aspect: float = option(2.0, at_least=1, at_most=16, help="of the buckets' longer side to the shorter")

@@ -2,7 +2,7 @@
 
 import sys
 
-from onereward_jax.errors import UserError
+from onereward_jax.errors import UserError, printable
 
 _NAMED = 10  # bad records reported one by one; the rest are counted
 
@@ -21,6 +21,7 @@ class Skipped:
 
     def add(self, sentence: str) -> None:
         """Skip one record; the sentence says what is wrong with it."""
+        sentence = printable(sentence)
         self._bad.append(sentence)
         if len(self._bad) <= _NAMED:
             print(f"skipped: {sentence}", file=sys.stderr)

@@ -4,8 +4,9 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from onereward_jax.data.buckets import BucketDraw, Size, aspect_distance, bucket
 from onereward_jax.data.sample import Sample
 from onereward_jax.data.source import Source
 from onereward_jax.errors import UserError
+from onereward_jax.given_files import MAX_LINE, json_lines, path_beside, read_text
 from onereward_jax.images import reading
 from onereward_jax.tasks import FIXED_PROMPTS, TASKS
 
@@ -53,13 +55,16 @@ class Captioned:
     size: Size = (0, 0)
 
 
-def read_captioned(path: Path, caption: str = "", bad_share: float = 0.0, num_threads: int = 4) -> list[Captioned]:
+def read_captioned(
+    path: Path, caption: str = "", bad_share: float = 0.0, inside_only: bool = False, num_threads: int = 4
+) -> list[Captioned]:
     """List all usable images, after decoding them; bad ones are reported on stderr.
 
     Args:
       path: a folder of images, or a .jsonl file whose paths are relative to it.
       caption: caption of images that have none.
       bad_share: the share of the images that may be bad.
+      inside_only: an image or a mask is bad if its path leads out of the folder, by a symbolic link too.
 
     Raises:
       FileNotFoundError: there is no such folder or file.
@@ -67,7 +72,7 @@ def read_captioned(path: Path, caption: str = "", bad_share: float = 0.0, num_th
     """
     if not path.exists():
         raise FileNotFoundError(f"there is no image folder {path}: check data.path")
-    found: list[Captioned | str] = list(_listed(path, caption))
+    found: list[Captioned | str] = list(_listed(path, caption, inside_only))
     if not found:
         raise UserError(f"{path} holds no images ({', '.join(reading.SUFFIXES)}): give another data.path")
     if all(isinstance(item, Captioned) and not item.caption and item.tasks == _ANY_TASK for item in found):
@@ -110,41 +115,43 @@ def _checked(item: Captioned | str) -> Captioned | str:
 # -------------------------------------------------------------------------------------------------------- the layout
 
 
-def _listed(path: Path, caption: str) -> Iterator[Captioned | str]:
-    """List the images in a folder or .jsonl file without reading them; an invalid line gives an error message."""
+def _listed(path: Path, caption: str, inside_only: bool) -> Iterator[Captioned | str]:
+    """List the images in a folder or .jsonl file without reading them; what names none gives an error message."""
     metadata = path / METADATA if path.is_dir() else path
-    if metadata.is_file() and metadata.suffix == ".jsonl":
-        for number, line in enumerate(_text(metadata).splitlines(), start=1):
-            if line.strip():
-                try:
-                    yield _of_line(line, metadata.parent, caption)
-                except (ValueError, OSError) as error:
-                    yield f"{metadata}, line {number}: {error}"
+    if metadata.suffix == ".jsonl" and os.path.lexists(metadata):
+        for line in json_lines(metadata):
+            try:
+                yield _of_fields(line.fields(), metadata.parent, caption, inside_only)
+            except UserError as error:
+                yield f"{line.where}: {error}"
         return
     if not path.is_dir():
         raise UserError(f"{path} is neither an image folder nor a .jsonl file: give another data.path")
-    files = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in reading.SUFFIXES and file.is_file()]
+    files = reading.files_in(path, recursive=True)
     given = {file: mask for file in files if (mask := _mask_beside(file)) is not None}
     masks_there = set(given.values())
     for file in files:
         if (file.parent.name == "masks" and file.parent != path) or file in masks_there:
             continue
-        note = file.with_suffix(".txt")
-        text = _text(note).strip() if note.is_file() else ""
-        mask = given.get(file)
-        yield Captioned(str(file.relative_to(path)), file, mask, text or caption, _tasks(None, mask))
-
-
-def _text(file: Path) -> str:
-    """Read text as any editor saves it."""
-    return file.read_text(encoding="utf-8-sig", errors="replace")
+        note, mask = file.with_suffix(".txt"), given.get(file)
+        try:
+            for beside in (file, mask):
+                if beside is not None:
+                    path_beside(path, str(beside.relative_to(path)), inside_only)
+            text = read_text(note, MAX_LINE).strip() if os.path.lexists(note) else ""
+        except OSError as error:
+            yield f"{error.filename} can't be opened ({error.strerror}): check the path"
+        except UserError as error:
+            yield str(error)
+        else:
+            yield Captioned(str(file.relative_to(path)), file, mask, text or caption, _tasks(None, mask))
 
 
 def _mask_beside(image: Path) -> Path | None:
     """Find NAME_mask.* beside the image, or masks/NAME.* in its folder."""
     for suffix in reading.SUFFIXES:
         for mask in (image.with_name(f"{image.stem}_mask{suffix}"), image.parent / "masks" / f"{image.stem}{suffix}"):
-            if mask.is_file():
+            if os.path.lexists(mask):
                 return mask
     return None
 
@@ -155,17 +162,13 @@ def _tasks(task: str | None, mask: Path | None) -> tuple[str, ...]:
     return _ANY_TASK if mask is None else ("image_fill",)
 
 
-def _of_line(line: str, directory: Path, caption: str) -> Captioned:
-    """Parse a line of the metadata.
+def _of_fields(fields: Mapping[str, Any], folder: Path, caption: str, inside_only: bool) -> Captioned:
+    """Make an image of the fields of a line of the metadata.
 
     Raises:
-      UserError: the line does not describe an image.
+      UserError: they do not describe an image.
     """
-    try:
-        fields: Any = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"it is not JSON ({error}): write one object per line") from None
-    if not isinstance(fields, dict) or not isinstance(fields.get("file_name"), str):
+    if not isinstance(fields.get("file_name"), str):
         raise UserError("it names no image: write its path into file_name")
     for name in (*_CAPTIONS, "mask", "task"):
         if not isinstance(fields.get(name, ""), str | None):
@@ -174,8 +177,8 @@ def _of_line(line: str, directory: Path, caption: str) -> Captioned:
     if task is not None and task not in TASKS:
         hint = did_you_mean(task, TASKS) or f": choose one of {', '.join(TASKS)}"
         raise UserError(f"task is {task!r}{hint}")
-    image = directory / fields["file_name"]
-    mask = directory / mask if mask else _mask_beside(image)
+    image = path_beside(folder, fields["file_name"], inside_only)
+    mask = path_beside(folder, mask, inside_only) if mask else _mask_beside(image)
     text = next((fields[name].strip() for name in _CAPTIONS if fields.get(name)), "")
     # The common caption does not apply to removal, which has a fixed prompt.
     text = text or ("" if task == "object_removal" else caption)

@@ -1,7 +1,6 @@
 """Requests to fill pictures, as the command line and JSONL files name them: which image, mask, prompt and output."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 
 from onereward_jax import tasks
 from onereward_jax.errors import UserError
+from onereward_jax.given_files import Line, json_lines, path_beside
 from onereward_jax.images import reading
 
 _FIELDS = ("image", "mask", "prompt", "negative_prompt", "task", "extend")
@@ -48,7 +48,7 @@ class Request:
         task = self.task or ("image_extend" if self.extend else "image_fill")
         if task not in tasks.TASKS:
             raise UserError(f"unknown task {task!r}: choose one of {', '.join(tasks.TASKS)}")
-        if self.extend:
+        if self.extend is not None:
             reading.parse_sides(self.extend)
         if (self.mask is None) == (self.extend is None):
             given = "both a mask and sides to extend" if self.mask else "neither a mask nor sides to extend"
@@ -65,7 +65,7 @@ class Request:
           FileNotFoundError, UserError: a file is missing or can't be read, or they do not fit together.
         """
         image = reading.read_image(self.image)
-        if self.extend:
+        if self.extend is not None:
             return reading.extend(image, reading.parse_sides(self.extend))
         assert self.mask is not None, "a request has a mask or sides to extend"
         mask = reading.read_mask(self.mask)
@@ -73,68 +73,67 @@ class Request:
         return image, mask
 
 
-def read_requests(image: Path, mask: Path | None, **given: Any) -> list[Request]:
+def read_requests(image: Path, mask: Path | None, inside_only: bool = False, **given: Any) -> list[Request]:
     """The requests of a picture, of a folder of pictures, or of a JSONL file.
 
     A folder's pictures have the masks of the same names in the folder `mask`, or all the one mask. A line of a JSONL
     file has image, mask, prompt, negative_prompt, task, extend, of which it may leave out what is `given`; paths in it
     are relative to it.
 
+    Args:
+      inside_only: a path in a JSONL file that leads out of the file's folder makes its line a bad one.
+
     Raises:
-      FileNotFoundError: the JSONL file is missing.
+      OSError: the JSONL file or the folder can't be read.
       UserError: there is no request. (A line that is none is a request with an error.)
     """
     if image.suffix == ".jsonl":
-        # What is no UTF-8 makes its line a bad one, not the file.
-        lines = enumerate(image.read_text(encoding="utf-8-sig", errors="replace").splitlines(), start=1)
-        requests = [
-            _of_line(line, image.parent, f"{image} line {number}", {"mask": mask} | given)
-            for number, line in lines
-            if line.strip()
-        ]
+        requests = [_of_line(line, image.parent, inside_only, {"mask": mask} | given) for line in json_lines(image)]
         if not requests:
             raise UserError(f"{image} holds no request: write one a line, with image, mask, prompt and task")
         return requests
     if not image.is_dir():
         return [Request(image, mask, name=str(image), **given)]
-    files = _pictures_in(image)
+    files = reading.files_in(image)
     if not files:
         raise UserError(f"{image} holds no images ({', '.join(reading.SUFFIXES)}): give another folder")
     if mask is None or not mask.is_dir():
         return [Request(file, mask, name=str(file), **given) for file in files]
-    masks = {file.stem: file for file in _pictures_in(mask)}
+    masks = {file.stem: file for file in reading.files_in(mask)}
     return [Request(file, masks.get(file.stem, mask / file.name), name=str(file), **given) for file in files]
 
 
-def _pictures_in(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in reading.SUFFIXES)
-
-
-def _of_line(line: str, directory: Path, name: str, given: dict[str, Any]) -> Request:
+def _of_line(line: Line, folder: Path, inside_only: bool, given: dict[str, Any]) -> Request:
     try:
-        fields = json.loads(line)
-        if not isinstance(fields, dict) or not isinstance(fields.get("image"), str):
-            raise ValueError("it names no image")
+        fields = line.fields()
+        if not isinstance(fields.get("image"), str):
+            raise UserError("it names no image: write its path into image")
         wrong = [key for key, value in fields.items() if key not in _FIELDS or not isinstance(value, str)]
         if wrong:
-            raise ValueError(f"{wrong[0]!r} is none of {', '.join(_FIELDS)}, or no text")
-    except ValueError as error:
-        return Request(Path(name), name=name, error=f"it is no request ({error}): put the line right")
+            raise UserError(f"{wrong[0]!r} is none of {', '.join(_FIELDS)}, or no text: correct it")
+        paths: dict[str, Any] = {
+            key: path_beside(folder, fields[key], inside_only) for key in ("image", "mask") if key in fields
+        }
+    except UserError as error:
+        return Request(Path(line.where), name=line.where, error=str(error))
     if "extend" in fields:
         given = given | {"mask": None}
-    paths = {key: directory / fields[key] for key in ("image", "mask") if key in fields}
-    return Request(**(given | fields | paths), name=name)
+    return Request(**(given | fields | paths), name=line.where)
 
 
 def output_files(requests: Sequence[Request], out: Path, number: int) -> list[list[Path]]:
     """The PNG files of each request's pictures: `out` itself, or in the folder `out` a file of the image's name."""
-    seen: dict[str, int] = {}
+    taken: set[str] = set()
     files = []
     for request in requests:
         file = out
         if out.suffix != ".png":
-            stem = request.image.stem
-            seen[stem] = seen.get(stem, 0) + 1
-            file = out / (f"{stem}.png" if seen[stem] == 1 else f"{stem}-{seen[stem]}.png")
+            stem = name = request.image.stem
+            number_of_stem = 1
+            while name in taken:
+                number_of_stem += 1
+                name = f"{stem}-{number_of_stem}"
+            taken.add(name)
+            file = out / f"{name}.png"
         files.append([file] if number == 1 else [file.with_name(f"{file.stem}_{n}.png") for n in range(number)])
     return files

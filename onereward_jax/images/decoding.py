@@ -74,6 +74,16 @@ def decode(source: str | Path | bytes | Image.Image, name: str, profile: bool = 
         raise UserError(f"{name} is a damaged image ({why}): give another copy") from None
 
 
+def suffix_of(content: bytes) -> str:
+    """Return the suffix of an image file's format, such as "png" or "jpg"; "bin" if it is no image."""
+    _silence_decoders()
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            return {"JPEG": "jpg"}.get(str(image.format), str(image.format).lower())
+    except Exception:  # as in `decode`
+        return "bin"
+
+
 _SILENT = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # an item of `warnings.filters`
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # without one, errors would go to stderr
 

@@ -16,7 +16,7 @@ from onereward_jax.given_files import read_json
 from onereward_jax.judge import answer_probabilities, conversation
 from onereward_jax.judge.answer_probabilities import ImageTokens
 from onereward_jax.judge.scorer import JudgeScorer, Questions
-from onereward_jax.judge.vision import ImageSettings
+from onereward_jax.judge.vision import ImageSettings, smart_resize
 from onereward_jax.models.lora import detach, merge
 from onereward_jax.weights.hub import model_directory
 from onereward_jax.weights.load import load_component, module_from_directory
@@ -254,6 +254,9 @@ class Judge:
             return self._encode_pixels(self.params, jnp.asarray(array, jnp.float32)[None])
         if array.dtype != np.uint8:
             raise UserError(f"an image is uint8, or float in [0, 1], not {array.dtype}: convert it to uint8")
+        smart_resize(
+            array.shape[0], array.shape[1], self.settings
+        )  # or the processor refuses an elongated image, in other words
         # Without `input_data_format`, an image with one or three rows would be taken as channels first.
         inputs = self._official_processor()(images=[array], input_data_format="channels_last", return_tensors="np")
         _, rows, columns = (int(x) for x in inputs["image_grid_thw"][0])

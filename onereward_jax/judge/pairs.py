@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 
 from onereward_jax.data.buckets import BucketDraw, Size, common_shapes
-from onereward_jax.data.preferences.dataset import BAD_SHARE, Records, good_records, open_records
+from onereward_jax.data.preferences.dataset import BAD_SHARE, Checked, Records, good_records, open_records
 from onereward_jax.data.preferences.record import Record
 from onereward_jax.errors import UserError
 from onereward_jax.images.reading import read_image
@@ -75,7 +75,7 @@ class Pairs(Sequence[Pair]):
 
 
 def read_pairs(
-    *directories: Path, source: str = "", check: Callable[[Record], None] = lambda record: None, bad_share=BAD_SHARE
+    *directories: Path, source: str = "", check: Callable[[Checked], None] = lambda found: None, bad_share=BAD_SHARE
 ) -> Pairs:
     """Read the annotated pairs of several datasets; bad records are reported and skipped.
 
@@ -103,15 +103,18 @@ def read_pairs(
     return Pairs(datasets, pairs)
 
 
-def check_record(judge: Judge, question_length: int | None, record: Record) -> None:
-    """Check that the judge can be asked about a record.
+def check_record(judge: Judge, question_length: int | None, found: Checked) -> None:
+    """Check that the judge can be asked about a record and shown its candidates.
 
     Args:
       question_length: the largest number of tokens in a question; None for no limit.
 
     Raises:
-      UserError: a question can't be encoded or is too long.
+      UserError: a question can't be encoded or is too long, or an image is too elongated.
     """
+    record = found.record
+    for size in found.sizes:
+        smart_resize(*size, judge.settings)
     for dimension in dimensions_of(record.task, record.prompt):
         judge.encode_questions([judge.question(record.task, dimension, record.prompt)], question_length)
 

@@ -21,7 +21,7 @@ def open_source(config: Recipe, split: str, target_flaws: float = 0.0) -> Source
     """
     if isinstance(config, Finetuning):
         data = config.data
-        images = read_captioned(Path(data.path), data.caption, data.bad_share)
+        images = read_captioned(Path(data.path), data.caption, data.bad_share, data.inside_only)
         trained_on, held_out = hold_out(images, data.held_out_share, config.seed)
         if split == "test" and not held_out:
             raise UserError("no image is held out to be evaluated on: raise data.held_out_share")

@@ -17,6 +17,7 @@ from typing import Any
 
 from onereward_jax.atomic_files import write_bytes
 from onereward_jax.errors import UserError
+from onereward_jax.given_files import read_bytes
 
 _FLUSH_SECONDS = 30.0  # between two flushes of TensorBoard's file
 
@@ -217,14 +218,14 @@ def _whole_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
     lines: list[dict[str, Any]] = []
     ends: list[int] = []
     offset = 0
-    raw = path.read_bytes().splitlines(keepends=True)
+    raw = read_bytes(path).splitlines(keepends=True)
     for number, text in enumerate(raw, start=1):
         offset += len(text)
         try:
             line = json.loads(text)
             if not text.endswith(b"\n") or not isinstance(line["step"], int):
                 raise ValueError
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             if number == len(raw):
                 break
             raise UserError(f"line {number} of {path} is not a line of metrics: remove it, or the file") from None

@@ -267,3 +267,29 @@ def test_fast_in_a_process_of_its_own(config_file):
         assert "| jax" not in result.stderr
         last = [line for line in result.stderr.splitlines() if not line.startswith("import time:")]
         assert len(last) == (1 if code else 0), last
+
+
+def test_paths_that_no_system_takes_are_one_sentence(tmp_path, capsys):
+    from onereward_jax.cli.exit_codes import guarded
+
+    (tmp_path / "loop").symlink_to("loop")
+    for wrong in ("a\0b", tmp_path / "loop", tmp_path / ("n" * 300)):
+        for use in (
+            lambda path: Path(path).read_bytes(),
+            lambda path: Path(path).resolve(strict=True),
+            os.stat,
+            os.listdir,
+        ):
+            assert guarded(lambda use=use, wrong=wrong: use(wrong)) == 2
+            said = capsys.readouterr().err
+            assert said.count("\n") == 1
+            assert len(said) < 300
+    with pytest.raises(ValueError, match="ours"):
+        guarded(lambda: int("ours"))
+
+
+def test_a_message_is_one_line_whatever_it_quotes():
+    error = UserError(f"a\nb\u2028c\x1b[2J\ud800 {'x' * 5000} is no name: give another")
+    assert str(error).startswith("a\\nb\\u2028c\\x1b[2J\\ud800 xxx")
+    assert str(error).endswith("x is no name: give another")
+    assert len(str(error)) <= 910

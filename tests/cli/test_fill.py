@@ -118,10 +118,10 @@ def test_of_many_the_bad_ones_are_named_and_the_rest_is_filled(files, tmp_path, 
     assert read(tmp_path / "lines" / "a.png").shape == (HEIGHT, WIDTH, 3)
     assert read(tmp_path / "lines" / "a-2.png").shape == (HEIGHT, WIDTH + 8, 3)
     errors = capsys.readouterr().err
-    assert "requests.jsonl line 3: text_rendering needs a prompt" in errors
+    assert "requests.jsonl, line 3: text_rendering needs a prompt" in errors
     assert "black.png is all black" in errors
-    assert "requests.jsonl line 5: it is no request (it names no image)" in errors
-    assert "requests.jsonl line 6: it is no request" in errors
+    assert "requests.jsonl, line 5: it names no image" in errors
+    assert "requests.jsonl, line 6: it is no UTF-8 text" in errors
     assert "4 of 6 could not be filled" in errors
 
 
@@ -181,6 +181,9 @@ def test_files_of_one_name_do_not_replace_each_other(tmp_path):
     names = [[file.name for file in files] for files in output_files(requests, tmp_path, 1)]
     assert names == [["a.png"], ["a-2.png"], ["b.png"]]
     assert [file.name for file in output_files(requests, tmp_path, 2)[1]] == ["a-2_0.png", "a-2_1.png"]
+    requests = [Request(Path(name)) for name in ("a-2.png", "x/a.png", "y/a.png", "z/a-2.png")]
+    names = [files[0].stem for files in output_files(requests, tmp_path, 1)]
+    assert names == ["a-2", "a", "a-3", "a-2-2"]
 
 
 # --- export -----------------------------------------------------------------------------------------------------------

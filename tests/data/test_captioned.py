@@ -1,6 +1,7 @@
 """A user's folder of captioned images: its forms, skipped images, and crops."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -84,8 +85,8 @@ def test_bad_images_are_reported_and_skipped(folder, capsys):
     assert len(read_captioned(folder, bad_share=0.9)) == 1
     said = capsys.readouterr().err
     for words in (
-        "line 1: it is not JSON",
-        "line 2: it names no image",
+        "line 1: it is no JSON",
+        "line 2: it is list and no object",
         "no.png can't be opened (No such file or directory)",
         "line 4: text is 3: write a text",
         "line 5: task is 'fill': choose one of image_fill",
@@ -151,3 +152,33 @@ def test_names_that_no_file_can_have_are_skipped(tmp_path, capsys):
     (tmp_path / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert [p.id for p in read_captioned(tmp_path, bad_share=0.7)] == ["a.png"]
     assert len(capsys.readouterr().err.strip().splitlines()) >= 2
+
+
+def test_entries_that_are_no_files_are_bad_images(folder, capsys):
+    os.mkfifo(folder / "pipe.png")
+    (folder / "loop.png").symlink_to("loop.png")
+    (folder / "around").symlink_to(folder)
+    os.mkfifo(folder / "c_mask.png")
+    (folder / "b.txt").unlink()
+    os.mkfifo(folder / "b.txt")
+    found = read_captioned(folder, caption="all", bad_share=0.9)
+    assert [item.id for item in found] == ["a.png", "deep/d.png"]
+    said = capsys.readouterr().err
+    for name in ("pipe.png", "loop.png", "c_mask.png", "b.txt"):
+        assert f"{folder / name} is a" in said
+
+
+def test_only_files_inside_the_folder_if_one_says_so(folder, capsys):
+    outside = folder.parent / "outside.png"
+    image(outside)
+    (folder / "e.png").symlink_to(outside)
+    assert len(read_captioned(folder, caption="all")) == 5
+    assert len(read_captioned(folder, caption="all", bad_share=0.5, inside_only=True)) == 4
+    names = ["a.png", "../outside.png", str(outside), "e.png"]
+    lines = [{"file_name": name, "text": "one\u2028line"} for name in names]
+    path = folder / "mine.jsonl"
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    assert [item.caption for item in read_captioned(path)] == ["one\u2028line"] * 4
+    (only,) = read_captioned(path, bad_share=0.75, inside_only=True)
+    assert only.id == "a.png"
+    assert capsys.readouterr().err.count("leads out of") == 4

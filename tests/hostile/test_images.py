@@ -1,14 +1,21 @@
 """Damaged image files: an image, with our warnings at most, or one sentence."""
 
+import json
 import resource
 import warnings
 
 import numpy as np
+import pytest
 
+from onereward_jax.cli import main as cli
+from onereward_jax.data.captioned import read_captioned
+from onereward_jax.data.preferences.dataset import good_records, open_records, write_records
+from onereward_jax.errors import UserError
+from onereward_jax.fill.requests import Request
 from onereward_jax.images.decoding import MAX_PIXELS
 from onereward_jax.images.reading import read_image, read_mask
 from tests.support.hostile import Trials, is_one_sentence
-from tests.support.image_files import mutated
+from tests.support.image_files import fake_ghostscript, mutated, other_files
 
 _MEMORY = 3 * 2**20  # KiB: a header may claim MAX_PIXELS, and 16-bit grey takes 16 bytes a pixel on the way
 _SUFFIXES = (".png", ".jpg", ".webp", ".tiff", ".eps", "")
@@ -39,3 +46,23 @@ def test_damaged_images(tmp_path, capfd):
     trials.check()
     assert trials.accepted > trials.count / 10
     assert trials.refused > trials.count / 10
+
+
+def test_no_reader_runs_ghostscript(tmp_path, monkeypatch, capsys):
+    """An EPS named .png, given to fill, to the judge, as an image to train on, and in a preference record."""
+    ran = fake_ghostscript(tmp_path, monkeypatch)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(other_files()["eps"])
+    with pytest.raises(UserError, match=r"a\.png is not a readable image"):
+        Request(folder / "a.png", folder / "a.png", "a cat").pictures()
+    with pytest.raises(UserError, match="are bad, more than"):
+        read_captioned(folder, caption="a cat", bad_share=0.5)
+    line = {"id": "a", "task": "image_fill", "prompt": "a cat", "candidates": [{"image": "a.png"}] * 2}
+    (folder / "preferences.jsonl").write_text(json.dumps(line))
+    assert list(good_records(open_records(folder), bad_share=1.0)) == []
+    write_records(tmp_path / "copy", iter([open_records(folder)[0]]), "folder")  # names files by their formats
+    arguments = ["--model", "none", "--first", str(folder / "a.png"), "--second", str(folder / "a.png")]
+    assert cli.main(["judge", *arguments, "--task", "object_removal"]) == 2
+    assert "a.png is not a readable image" in capsys.readouterr().err
+    assert not ran.exists()

@@ -2,6 +2,8 @@
 
 import io
 import os
+import resource
+import struct
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
@@ -260,3 +262,20 @@ def test_images_in_a_folder(tmp_path):
     assert names(reading.files_in(tmp_path, recursive=True)) == sorted([*flat, "deep/c.webp"])
     with pytest.raises(FileNotFoundError):
         reading.files_in(tmp_path / "none")
+
+
+def test_tags_that_share_their_bytes_take_them_once():
+    """3,000 tags of a TIFF, or of a PNG's EXIF, that all point to the same MiB."""
+    plain = valid_files()["rgb.tiff"]
+    start = int.from_bytes(plain[4:8], "little")
+    count = int.from_bytes(plain[start : start + 2], "little")
+    tags = plain[start + 2 : start + 2 + 12 * count]
+    after = len(plain) + 2 + 12 * (count + 3000) + 4
+    tags += b"".join(struct.pack("<HHII", 40_000 + number, 1, 2**20, after) for number in range(3000))
+    tags = struct.pack("<H", count + 3000) + tags + b"\0" * 4
+    bomb = plain[:4] + struct.pack("<I", len(plain)) + plain[8:] + tags + b"\0" * 2**20
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    np.testing.assert_array_equal(reading.read_image(bomb), RGB)
+    in_exif = saved(Image.fromarray(RGB), "png", exif=b"Exif\0\0" + bomb)
+    np.testing.assert_array_equal(reading.read_image(in_exif), RGB)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**18  # KiB

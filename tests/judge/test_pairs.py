@@ -132,3 +132,13 @@ def test_records_the_judge_cannot_read_are_skipped(write, capsys):
     assert "line 3: a question has" in said
     with pytest.raises(UserError, match="2 of 3 records"):
         read_pairs(folder, check=lambda r: check_record(judge, 100, r))
+
+
+def test_an_image_too_thin_for_the_judge_is_one_bad_record(write, capsys):
+    judge = tiny_judge.judge()
+    made = [record(0, "image_fill", ((16, 16), (16, 16))), record(1, "image_fill", ((1, 3000), (16, 16)))]
+    pairs = read_pairs(write(made), check=lambda found: check_record(judge, 100, found), bad_share=0.5)
+    assert [pair.id for pair in pairs] == ["0"]
+    assert "line 2: an image of 1 x 3000 is too elongated for the judge" in capsys.readouterr().err
+    with pytest.raises(UserError, match="an image of 1 x 3000 is too elongated for the judge: crop it"):
+        judge.encode(np.zeros((1, 3000, 3), np.uint8))

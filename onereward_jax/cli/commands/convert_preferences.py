@@ -21,6 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images", metavar="DIR", help="with --layout: directory of the images (default: that of --from)"
     )
+    parser.add_argument(
+        "--inside_only", action="store_true", help="with --layout: refuse paths that lead out of the images' directory"
+    )
     parser.add_argument("--task", choices=TASKS, default="image_fill", help="with --layout (default: image_fill)")
     parser.add_argument("--dimension", choices=DIMENSIONS, help="with --layout: dimension of an overall preference")
     parser.add_argument(
@@ -37,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
 
     source = Path(args.source)
     records = (
-        importers.Imported(args.layout, source, args.images, args.task, args.dimension)
+        importers.Imported(args.layout, source, args.images, args.task, args.dimension, args.inside_only)
         if args.layout
         else dataset.open_records(source)
     )

@@ -6,11 +6,13 @@ FLUX.1-Fill-dev itself with --true_cfg_scale 1 --guidance_scale 30.
 
 --image also takes a folder (then --mask is a folder of masks with the same names, or one mask for all, and --out a
 folder), or a JSONL file whose lines have image, mask, prompt, and optionally task, negative_prompt, extend. Files that
-can't be read are named, the others are filled, and the exit code is 1.
+can't be read are named, the others are filled, and the exit code is 1. A JSONL file may name any file that you can
+read: give --inside_only with one that somebody else wrote.
 """
 
 import argparse
 import math
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -30,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="an adapter of the transformer; may be repeated",
     )
     parser.add_argument("--image", metavar="FILE", required=True, help="an image, a folder of images, or a JSONL file")
+    parser.add_argument(
+        "--inside_only", action="store_true", help="refuse paths in a JSONL file that lead out of its folder"
+    )
     parser.add_argument("--mask", metavar="FILE", help="white where to generate, or a folder of masks")
     parser.add_argument("--prompt", help="description of the image")
     parser.add_argument("--negative_prompt", default=NEGATIVE_PROMPT, help="default: %(default)s")
@@ -55,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     # Check the command line before a model is loaded.
     image, out = Path(args.image), Path(args.out)
     given = {"prompt": args.prompt, "negative_prompt": args.negative_prompt, "task": args.task, "extend": args.extend}
-    requests = read_requests(image, Path(args.mask) if args.mask else None, **given)
+    requests = read_requests(image, Path(args.mask) if args.mask else None, args.inside_only, **given)
     many = image.is_dir() or image.suffix == ".jsonl"
     if many == (out.suffix == ".png") or (not many and out.is_dir()):
         wanted = "a folder for many images" if many else "a .png file for one image"
@@ -77,8 +82,9 @@ def run(args: argparse.Namespace) -> int:
             return None
 
     files = dict(zip(requests, output_files(requests, out, args.num_images), strict=True))
-    read = {path.resolve() for request in requests for path in (request.image, request.mask) if path is not None}
-    if replaced := [file for of_request in files.values() for file in of_request if file.resolve() in read]:
+    real = os.path.realpath  # unlike `Path.resolve`, it takes symbolic links that lead to themselves
+    read = {real(path) for request in requests for path in (request.image, request.mask) if path is not None}
+    if replaced := [file for of_request in files.values() for file in of_request if real(file) in read]:
         raise UserError(f"{replaced[0]} is an input and would be replaced: choose another --out")
     prompts = {request: tried(request, lambda request: request.text()) for request in requests}
     prompts = {request: prompt for request, prompt in prompts.items() if prompt is not None}

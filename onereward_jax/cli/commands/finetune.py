@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("data.path is empty: give a folder of images by --config.data.path=FOLDER")
     # Before claim_workdir, which creates the directory.
     check_fill_model(args.config.model.base)
-    pictures = read_captioned(Path(data.path), data.caption, data.bad_share)
+    pictures = read_captioned(Path(data.path), data.caption, data.bad_share, data.inside_only)
     workdir = claim_workdir(args.workdir, args.config)
     use_compilation_cache()
     finetune(args.config, workdir, pictures)

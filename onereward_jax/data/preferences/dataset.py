@@ -1,7 +1,6 @@
 """Preference data in either form: opening, skipping bad records, converting."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +12,7 @@ from onereward_jax.data.preferences.folder import FILE, PATTERN, Folder, write_f
 from onereward_jax.data.preferences.record import Record, image_sizes
 from onereward_jax.data.preferences.tfds import TfdsRecords, tfds_directory, write_tfds
 from onereward_jax.errors import UserError
+from onereward_jax.given_files import read_json
 
 FORMS = ("folder", "tfds")
 # Files that `onereward make-preferences` writes before its first and after its last part.
@@ -61,7 +61,8 @@ def open_records(directory: Path) -> Records:
     parts = len(list(directory.glob(PATTERN)))
     if (directory / MADE_OF).exists():
         complete = directory / COMPLETE
-        if not complete.exists() or json.loads(complete.read_text())["parts"] != parts:
+        again = "run `onereward make-preferences` again"
+        if not complete.exists() or read_json(complete, again).get("parts") != parts:
             raise UserError(
                 f"{directory} holds incomplete preference data: run `onereward make-preferences` again,"
                 " which resumes where it stopped"
@@ -79,7 +80,7 @@ def open_records(directory: Path) -> Records:
 
 def good_records(
     records: Records,
-    check: Callable[[Record], None] = lambda record: None,
+    check: Callable[[Checked], None] = lambda found: None,
     bad_share: float = BAD_SHARE,
     num_threads: int = 4,
 ) -> Iterator[Checked]:
@@ -98,14 +99,14 @@ def good_records(
     def load(index: int) -> Checked | str:
         try:
             record = records[index]
-            sizes = image_sizes(record, records.name(index))
+            found = Checked(index, record, image_sizes(record, records.name(index)))
         except UserError as error:
             return str(error)
         try:
-            check(record)
+            check(found)
         except ValueError as error:
             return f"{records.name(index)}: {error}"
-        return Checked(index, record, sizes)
+        return found
 
     with ThreadPoolExecutor(num_threads) as pool:
         for start in range(0, len(records), _CHUNK):

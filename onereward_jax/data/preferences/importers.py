@@ -4,13 +4,15 @@ Their images were generated from text or by an editing instruction, so the recor
 the task. An overall ranking counts as one dimension, by default aesthetics.
 """
 
-import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from onereward_jax.data.preferences.record import BadRecord, Record, record_of
-from onereward_jax.errors import UserError
+from onereward_jax.errors import UserError, one_line, shown
+from onereward_jax.given_files import json_lines, open_file, parse_json, path_beside, read_bytes
+from onereward_jax.images.decoding import MAX_BYTES
 from onereward_jax.tasks import dimensions_of
 
 OVERALL = "aesthetics"
@@ -35,7 +37,13 @@ class Imported:
     """Records in an annotation file of a public set, see `dataset.Records`."""
 
     def __init__(
-        self, layout: str, file: Path, images: str | Path | None = None, task: str = "image_fill", dimension: str = ""
+        self,
+        layout: str,
+        file: Path,
+        images: str | Path | None = None,
+        task: str = "image_fill",
+        dimension: str = "",
+        inside_only: bool = False,
     ):
         """
         Args:
@@ -44,22 +52,26 @@ class Imported:
           images: directory of the images; None uses the file's directory.
           task: one of `tasks.TASKS`, for all records.
           dimension: dimension of the overall ranking; `OVERALL` if empty.
+          inside_only: a record is bad if the path of an image leads out of the images' directory.
 
         Raises:
-          FileNotFoundError, UserError: the file can't be read, or the task is not judged on the dimension.
+          OSError, UserError: the file can't be read, or the task is not judged on the dimension.
         """
         dimension = dimension or (OVERALL if OVERALL in dimensions_of(task) else dimensions_of(task)[0])
         if dimension not in dimensions_of(task):
             raise UserError(f"{task} is not judged on {dimension}: choose one of {', '.join(dimensions_of(task))}")
         self.directory = file
         self._layout, self._task, self._dimension = LAYOUTS[layout], task, dimension
-        self._images = Path(images) if images else file.parent
+        self._images, self._inside_only = Path(images) if images else file.parent, inside_only
         entries = _entries(file)
         group = self._layout.group
-        if group is not None and (not entries or group in entries[0]):
-            groups: dict[Any, list[tuple[int, Entry]]] = {}
+        if group is not None and (not entries or any(group in entry for entry in entries if isinstance(entry, dict))):
+            groups: dict[Any, list[tuple[int, Any]]] = {}
             for number, entry in enumerate(entries):
-                groups.setdefault(entry.get(group), []).append((number, entry))
+                key = entry.get(group) if isinstance(entry, dict) else None
+                # What names no group is a bad record of its own.
+                key = (key,) if isinstance(key, str | int) else number
+                groups.setdefault(key, []).append((number, entry))
             self._entries: list[tuple[int, Any]] = [
                 (members[0][0], [entry for _, entry in members]) for members in groups.values()
             ]
@@ -82,17 +94,23 @@ class Imported:
         number, entry = self._entries[index]
         where = self.name(index)
         try:
+            for one in entry if isinstance(entry, list) else [entry]:
+                if isinstance(one, UserError):
+                    raise one
             fields = self._layout.fields(entry, self._dimension)
+        except UserError as error:
+            raise BadRecord(f"{where}: {error}") from None
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise BadRecord(f"{where}: does not have this layout ({error!r}): choose another --layout") from None
         fields["votes"] = [vote for vote in fields["votes"] if vote["dimension"] in dimensions_of(self._task)]
         return record_of({"id": str(number), "task": self._task} | fields, where, self._read)
 
     def _read(self, name: str, value: Any) -> bytes:
-        return (self._images / str(value)).read_bytes()
+        return read_bytes(path_beside(self._images, value, self._inside_only), MAX_BYTES)
 
 
-def _entries(file: Path) -> list[Entry]:
+def _entries(file: Path) -> list[Entry | UserError]:
+    """Read the objects of an annotation file; what is none is an error in its place."""
     if file.suffix == ".parquet":
         try:
             from pyarrow import parquet
@@ -100,19 +118,45 @@ def _entries(file: Path) -> list[Entry]:
             raise UserError(
                 f"reading {file} needs the package pyarrow: install onereward-jax[tfds], or give the set's JSON"
             ) from None
-        return parquet.read_table(file).to_pylist()
-    text = file.read_text(encoding="utf-8")
+        with open_file(file) as opened:
+            try:
+                return parquet.read_table(opened).to_pylist()
+            except Exception as error:  # of a damaged file pyarrow raises its own errors, OSError, OverflowError, ...
+                raise UserError(f"{file} can't be read ({one_line(str(error))}): download it again") from None
+    if file.suffix == ".jsonl":
+        return [_fields_or_error(line.fields) for line in json_lines(file)]
     try:
-        entries = [json.loads(line) for line in text.splitlines()] if file.suffix == ".jsonl" else json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{file} is not valid JSON ({error}): download it again") from None
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        entries = parse_json(read_bytes(file))
+    except UserError as error:
+        raise (
+            error if str(file) in str(error) else UserError(f"{file} can't be read, {error}: download it again")
+        ) from None
+    if not isinstance(entries, list):
         raise UserError(f"{file} is not a list of objects: give the set's annotation file")
-    return entries
+    no_object = UserError("it is no object: download the file again")
+    return [entry if isinstance(entry, dict) else no_object for entry in entries]
 
 
-def _votes(ranks: Sequence[float], dimension: str, annotator: str, higher_is_better: bool = False) -> list[Fields]:
-    """Make a vote for every two candidates with different ranks; lower is better unless `higher_is_better`."""
+def _fields_or_error(fields: Callable[[], Entry]) -> Entry | UserError:
+    try:
+        return fields()
+    except UserError as error:
+        return error
+
+
+def _votes(
+    ranks: Sequence[float], candidates: int, dimension: str, annotator: str, higher_is_better: bool = False
+) -> list[Fields]:
+    """Make a vote for every two candidates with different ranks; lower is better unless `higher_is_better`.
+
+    Raises:
+      UserError: there is not one number for each candidate.
+    """
+    numbers = [rank for rank in ranks if isinstance(rank, int | float) and not isinstance(rank, bool)]
+    if len(numbers) != len(ranks) or not all(map(math.isfinite, numbers)):
+        raise UserError(f"it ranks images by {shown(ranks)}: give a number for each")
+    if len(ranks) != candidates:
+        raise UserError(f"it ranks {len(ranks)} of {candidates} images: give a number for each")
     values = [-rank for rank in ranks] if higher_is_better else list(ranks)
     return [
         {"dimension": dimension, "annotator": annotator, "best": best, "worst": worst}
@@ -139,14 +183,15 @@ def _image_reward(entry: Any, dimension: str) -> Fields:
     characteristics that the object should have") is structure.
     """
     if isinstance(entry, Mapping):
-        votes = _votes(entry["ranking"], dimension, "ImageReward")
         candidates = [{"image": path} for path in entry["generations"]]
+        votes = _votes(entry["ranking"], len(candidates), dimension, "ImageReward")
         return {"id": entry["id"], "prompt": entry["prompt"], "candidates": candidates, "votes": votes}
     first = entry[0]
-    votes = _votes([image["rank"] for image in entry], dimension, "ImageReward")
+    votes = _votes([image["rank"] for image in entry], len(entry), dimension, "ImageReward")
     for rating, rated in (("image_text_alignment_rating", "text_alignment"), ("fidelity_rating", "structure")):
         if rated != dimension and all(image.get(rating) is not None for image in entry):
-            votes += _votes([image[rating] for image in entry], rated, "ImageReward", higher_is_better=True)
+            ratings = [image[rating] for image in entry]
+            votes += _votes(ratings, len(entry), rated, "ImageReward", higher_is_better=True)
     return {
         "id": str(first["prompt_id"]),
         "prompt": first["prompt"],
@@ -167,15 +212,15 @@ def _hpd_v2(entry: Entry, dimension: str) -> Fields:
     fields: Fields = {"prompt": entry["prompt"], "candidates": [{"image": path} for path in paths]}
     if "human_preference" in entry:
         user = str(entry.get("user_hash", "HPDv2"))
-        fields["votes"] = _votes(entry["human_preference"], dimension, user, higher_is_better=True)
+        fields["votes"] = _votes(entry["human_preference"], len(paths), dimension, user, higher_is_better=True)
     elif raw := entry.get("raw_annotation") or entry.get("raw_annotations"):
         fields["votes"] = [
-            vote for one in raw for vote in _votes(one["rank"], dimension, str(one.get("user_hash", "HPDv2")))
+            vote
+            for one in raw
+            for vote in _votes(one["rank"], len(paths), dimension, str(one.get("user_hash", "HPDv2")))
         ]
     else:
-        fields["votes"] = _votes(entry["rank"], dimension, "HPDv2")
-    if any(len(one) != len(paths) for one in (entry.get("human_preference", paths), entry.get("rank", paths))):
-        raise UserError("ranks and images differ in number")
+        fields["votes"] = _votes(entry["rank"], len(paths), dimension, "HPDv2")
     return fields
 
 
@@ -210,7 +255,7 @@ def _edit_reward(entry: Entry, dimension: str) -> Fields:
     for number, rated in ((1, "text_alignment"), (2, "structure")):
         scores = [entry.get(f"model{n}_dim{number}_score") for n in (1, 2)]
         if rated != dimension and None not in scores:
-            votes += _votes(scores, rated, "EditReward", higher_is_better=True)  # type: ignore[arg-type]
+            votes += _votes(scores, 2, rated, "EditReward", higher_is_better=True)  # type: ignore[arg-type]
     return {
         "prompt": entry["prompt"],
         "image": entry["path_src"],

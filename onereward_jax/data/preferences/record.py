@@ -297,7 +297,7 @@ class _At:
         self.check(isinstance(value, Mapping), name, "must be a JSON object")
         try:
             json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, RecursionError) as error:
             raise BadRecord(f"{self._where}: {name} is not JSON ({error}): give text, numbers and lists") from None
         return dict(value)
 

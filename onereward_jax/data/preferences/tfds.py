@@ -12,6 +12,7 @@ import functools
 import io
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import numpy as np
 from onereward_jax.atomic_files import atomic_directory
 from onereward_jax.data.preferences.record import BadRecord, Record, fields_of, record_of
 from onereward_jax.errors import UserError
+from onereward_jax.given_files import parse_json, read_json
 
 NAME, VERSION, SPLIT = "preferences", "1.0.0", "train"
 _INFO = "dataset_info.json"
@@ -105,11 +107,26 @@ def write_tfds(directory: Path, records: Iterable[Record]) -> None:
     """
     builder, tfds = builder_class(), _library()
     tfds.disable_progress_bar()
-    with atomic_directory(directory) as partial:
+    with atomic_directory(directory) as partial, _temporary_files_in(partial / "temporary"):
         # TFDS prints progress to stdout, which is for the command's own output.
         with contextlib.redirect_stdout(io.StringIO()):
             builder(lambda: records, data_dir=str(partial), file_format="array_record").download_and_prepare()
         shutil.rmtree(partial / "downloads", ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _temporary_files_in(directory: Path) -> Iterator[None]:
+    """Let `tempfile` work in a new directory and remove it: TFDS leaves its own behind in the system's.
+
+    If the process is killed, they are below the partial directory, which the next one removes.
+    """
+    directory.mkdir()
+    before, tempfile.tempdir = tempfile.tempdir, str(directory)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def tfds_directory(directory: Path) -> Path | None:
@@ -133,16 +150,17 @@ class TfdsRecords:
         """
         tfds = _library()
         self.directory = directory
+        again = "make it again with `onereward convert-preferences`"
+        read_json(directory / _INFO, again)
         try:
             self._source = tfds.builder_from_directory(str(directory)).as_data_source(SPLIT)
-        except (ValueError, KeyError, NotImplementedError, OSError) as error:
+            self._count = len(self._source)
+        except Exception as error:  # of damaged metadata TFDS raises anything, from AttributeError to its own errors
             first = str(error).partition("\n")[0]
-            raise UserError(
-                f"TFDS can't open {directory} ({first}): make it again with `onereward convert-preferences`"
-            ) from None
+            raise UserError(f"TFDS can't open {directory} ({first or type(error).__name__}): {again}") from None
 
     def __len__(self) -> int:
-        return len(self._source)
+        return self._count
 
     def name(self, index: int) -> str:
         """Say where the record is, for messages."""
@@ -160,7 +178,7 @@ class TfdsRecords:
         try:
             example = self._source[index]
             fields = _fields_of(example)
-        except (ValueError, KeyError, RuntimeError, AttributeError) as error:
+        except Exception as error:  # of damaged bytes array_record, protobuf and TFDS raise anything, as above
             raise BadRecord(f"{where}: can't be read ({error!r}): write the dataset again") from None
         return record_of(fields, where, lambda name, value: value)
 
@@ -168,7 +186,7 @@ class TfdsRecords:
 def _fields_of(example: dict[str, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {name: example[name].decode() for name in ("id", "task", "prompt")}
     fields |= {name: example[name][0] for name in ("image", "mask") if len(example[name])}
-    fields["candidates"] = [item | {"sampling": json.loads(item["sampling"])} for item in _items(example["candidates"])]
+    fields["candidates"] = [item | {"sampling": parse_json(item["sampling"])} for item in _items(example["candidates"])]
     fields["votes"] = [
         {
             "dimension": vote["dimension"].decode(),
@@ -181,7 +199,7 @@ def _fields_of(example: dict[str, Any]) -> dict[str, Any]:
         {"dimension": pair["dimension"].decode(), "winner": int(pair["winner"]), "loser": int(pair["loser"])}
         for pair in _items(example["pairs"])
     ]
-    return fields | {"notes": json.loads(example["notes"])}
+    return fields | {"notes": parse_json(example["notes"])}
 
 
 def _items(columns: dict[str, Any]) -> list[dict[str, Any]]:

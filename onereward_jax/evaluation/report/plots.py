@@ -7,6 +7,7 @@ stand-in colours, which `svg` replaces by the variables. No pyplot, no global st
 import io
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from onereward_jax.given_files import json_lines
 from onereward_jax.tasks import CELLS, TASKS, dimensions_of
 
 Curve = tuple[np.ndarray, np.ndarray]  # steps, values, both (N,)
@@ -76,10 +78,10 @@ def read_curves(metrics_jsonl: str | Path | None) -> Curves:
     if metrics_jsonl is None or not Path(metrics_jsonl).exists():
         return {}
     points: dict[str, dict[float, float]] = {}
-    for line in Path(metrics_jsonl).read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in json_lines(metrics_jsonl):
         try:
-            record = json.loads(line)
-        except json.JSONDecodeError:
+            record = json.loads(line.content)  # and not line.fields(), since one metric may be NaN beside others
+        except (ValueError, RecursionError):
             continue
         if not isinstance(record, dict) or not _is_number(record.get("step")):
             continue
@@ -500,4 +502,4 @@ def _style(theme: Mapping[str, str]) -> dict[Any, Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

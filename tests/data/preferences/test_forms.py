@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import tempfile
 
 import pytest
 
@@ -102,3 +103,38 @@ def test_a_directory_without_preferences(tmp_path):
         open_records(tmp_path)
     with pytest.raises(FileNotFoundError, match="no_such"):
         open_records(tmp_path / "no_such")
+
+
+def test_the_tfds_form_leaves_nothing_in_the_systems_temporary_folder(tmp_path, monkeypatch):
+    (tmp_path / "system").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "system"))
+    left_by_a_kill = tmp_path / ".set.partial" / "temporary" / "tfds"
+    left_by_a_kill.mkdir(parents=True)
+    write_records(tmp_path / "set", iter(records()), "tfds")
+    assert tempfile.gettempdir() == str(tmp_path / "system")
+    assert list((tmp_path / "system").iterdir()) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "system"]
+    assert [path.name for path in (tmp_path / "set").iterdir()] == ["preferences"]
+
+
+def test_damaged_metadata_are_one_sentence(tmp_path):
+    write_records(tmp_path / "set", iter(records()), "tfds")
+    directory = next((tmp_path / "set").glob("*/*"))
+    for name in ("dataset_info.json", "features.json"):
+        content = (directory / name).read_bytes()
+        for damaged in (b"", content[: len(content) // 2], b"[]", b"{}", b"[" * 10_000, b"\xff", b"null"):
+            (directory / name).write_bytes(damaged)
+            with pytest.raises(UserError) as caught:
+                open_records(tmp_path / "set")
+            assert str(directory) in str(caught.value)
+        (directory / name).write_bytes(content)
+    assert list(open_records(tmp_path / "set")) == records()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"parts": "1"}', "[" * 10_000])
+def test_damaged_complete_json_is_one_sentence(tmp_path, content):
+    write_records(tmp_path / "set", iter(records()), "folder")
+    (tmp_path / "set" / "made_of.json").write_text("{}")
+    (tmp_path / "set" / "complete.json").write_text(content)
+    with pytest.raises(UserError, match="run `onereward make-preferences` again"):
+        open_records(tmp_path / "set")

@@ -7,7 +7,7 @@ import pytest
 from onereward_jax.cli import main as cli
 from onereward_jax.data.preferences.dataset import open_records
 from onereward_jax.data.preferences.importers import Imported
-from onereward_jax.data.preferences.record import Candidate, Preference, Vote
+from onereward_jax.data.preferences.record import BadRecord, Candidate, Preference, Vote
 from tests.support.preference_examples import picture, records, write_lines
 
 NAMES = ("a.webp", "b.webp", "c.webp", "d.webp")
@@ -180,7 +180,7 @@ def test_the_command_imports_and_names_bad_entries(tmp_path, write, capsys):
     ("arguments", "words"),
     [
         (("--from", "none.json", "--layout", "hpd_v3"), "none.json does not exist"),
-        (("--from", "half.json", "--layout", "hpd_v3"), "half.json is not valid JSON"),
+        (("--from", "half.json", "--layout", "hpd_v3"), "half.json can't be read, it is no JSON"),
         (("--from", "dict.json", "--layout", "hpd_v3"), "dict.json is not a list of objects"),
         (("--from", "list.json", "--layout", "hpd_v3", "--dimension", "removal_quality"), "is not judged on removal"),
         (("--from", "list.json", "--layout", "hpd_v9"), "invalid choice: 'hpd_v9'"),
@@ -196,3 +196,46 @@ def test_the_command_refuses_in_one_sentence(tmp_path, monkeypatch, capsys, argu
     assert error.count("\n") == 1
     assert words in error
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("layout", "entry"),
+    [
+        ("image_reward", IMAGE_REWARD[0] | {"ranking": [2, 1]}),
+        ("image_reward", IMAGE_REWARD[0] | {"ranking": [2, 1, 2, 1]}),
+        ("image_reward", IMAGE_REWARD[0] | {"ranking": ["2", "1", "10"]}),
+        ("hpd_v2", HPD_V2_TRAIN[0] | {"human_preference": [1]}),
+        ("hpd_v2", HPD_V2_TEST[0] | {"raw_annotation": [{"rank": [1, 2], "user_hash": "u1"}]}),
+        ("hpd_v2", {name: value for name, value in HPD_V2_TEST[0].items() if name != "raw_annotation"} | {"rank": [1]}),
+        ("edit_reward", EDIT_REWARD[0] | {"model1_dim1_score": "high"}),
+    ],
+)
+def test_a_ranking_of_other_length_than_the_images_is_refused(write, layout, entry):
+    (record,) = (imported := Imported(layout, write([entry])))._entries
+    with pytest.raises(BadRecord, match=r"entry 0: it ranks .*: give a number for each"):
+        imported[record[0]]
+
+
+def test_a_bad_line_of_a_public_set_is_one_bad_record(tmp_path, write):
+    path = write(HPD_V3).with_suffix(".jsonl")
+    good = json.dumps(HPD_V3[0] | {"prompt": "a\u2028lamp"}, ensure_ascii=False)
+    path.write_text(f'{good}\n{{"prompt": \n[1]\n{good}\n', encoding="utf-8")
+    imported = Imported("hpd_v3", path)
+    assert len(imported) == 4
+    assert [imported[index].prompt for index in (0, 3)] == ["a\u2028lamp"] * 2
+    for index, words in ((1, "entry 1: it is no JSON"), (2, "entry 2: it is list and no object")):
+        with pytest.raises(BadRecord, match=words):
+            imported[index]
+    path = write([*IMAGE_REWARD_DB, 3, {"rank": 1, "prompt_id": ["a"]}, {"rank": 1}])
+    assert len(Imported("image_reward", path)) == 5
+
+
+def test_images_outside_their_directory(tmp_path, write, capsys):
+    (tmp_path / "inner").mkdir()
+    file = write([HPD_V3[0] | {"path1": "../a.webp", "path2": str(tmp_path / "b.webp")}], "inner/set.json")
+    arguments = ("--from", file, "--layout", "hpd_v3")
+    assert convert(*arguments, "--to", tmp_path / "any") == 0
+    capsys.readouterr()
+    assert convert(*arguments, "--to", tmp_path / "none", "--inside_only") == 2
+    assert "../a.webp leads out of" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()

@@ -86,7 +86,7 @@ def test_errors_name_the_wrong_field(tmp_path, changes, words):
 
 @pytest.mark.parametrize("line", ['{"id": ', "[3]", '"x"', "3"])
 def test_lines_that_are_not_objects(tmp_path, line):
-    with pytest.raises(BadRecord, match=r"line 1: is not (a JSON object|valid JSON)"):
+    with pytest.raises(BadRecord, match=r"line 1: it is (no JSON|\w+ and no object)"):
         open_records(write_lines(tmp_path, [line], {}))[0]
 
 
@@ -120,7 +120,7 @@ def test_images_are_decoded(tmp_path, capsys):
             "candidates[1].image is not a readable image",
             "mask is (30, 30), its image (24, 32): give both the same height and width",
             "id 'a' is there twice",
-            "is not valid JSON",
+            "it is no JSON",
         ),
         strict=True,
     ):
@@ -142,8 +142,8 @@ def test_too_many_bad_records_are_an_error(tmp_path, capsys):
 def test_the_callers_check(tmp_path, capsys):
     records = open_records(write_lines(tmp_path, [LINE], {"x.png": picture(0), "y.png": picture(1)}))
 
-    def check(record):
-        raise ValueError(f"{record.prompt} is not what we want")
+    def check(found):
+        raise ValueError(f"{found.record.prompt} is not what we want")
 
     assert list(good_records(records, check, bad_share=1.0)) == []
     assert "line 1: a cat is not what we want" in capsys.readouterr().err
