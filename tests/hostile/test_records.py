@@ -1,5 +1,6 @@
 """Damaged records: a bad line is one bad record, and the others are read as if it weren't there."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -52,7 +53,7 @@ def _damaged_fields(fields: dict[str, Any], rng: Rng, raw: bool = True) -> str:
         parent = fields
         for step in way:
             parent = parent[step]
-        value = _VALUES[rng.integers(len(_VALUES))]
+        value = copy.deepcopy(_VALUES[rng.integers(len(_VALUES))])
         if raw and rng.random() < 0.3:
             value = f"<{number}>"
             inserted[json.dumps(value)] = _RAW[rng.integers(len(_RAW))]
@@ -284,4 +285,20 @@ def test_files_beside_the_records(tmp_path):
                 imported = Imported("hpd_v3", table)
                 for index in range(len(imported)):
                     _tried(trial, lambda index=index, imported=imported: imported[index])
+    trials.check()
+
+
+def test_tfds_directories(tmp_path):
+    write_records(tmp_path / "set", iter(records()), "tfds")
+    files = sorted(next((tmp_path / "set").glob("*/*")).iterdir())
+    contents = [file.read_bytes() for file in files]
+    trials = Trials("damaged tfds directories", short=40, long=600)
+    for trial in trials:
+        number = trial.rng.integers(len(files))
+        files[number].write_bytes(_damaged_bytes(contents[number], trial.rng))
+        with trial:
+            found = [item.record for item in good_records(open_records(tmp_path / "set"), bad_share=1.0)]
+            if any(record.id not in [good.id for good in records()] for record in found):
+                trial.fail(f"{[record.id for record in found]} were not written")
+        files[number].write_bytes(contents[number])
     trials.check()

@@ -21,11 +21,11 @@ import numpy as np
 
 from onereward_jax.atomic_files import atomic_directory
 from onereward_jax.data.preferences.record import BadRecord, Record, fields_of, record_of
-from onereward_jax.errors import UserError
+from onereward_jax.errors import UserError, shown
 from onereward_jax.given_files import parse_json, read_json
 
 NAME, VERSION, SPLIT = "preferences", "1.0.0", "train"
-_INFO = "dataset_info.json"
+_INFO, _FEATURES = "dataset_info.json", "features.json"
 _NONE = -1  # best and worst of "no difference"
 
 
@@ -137,6 +137,18 @@ def tfds_directory(directory: Path) -> Path | None:
     return None
 
 
+def _check_classes(path: Path, value: Any) -> None:
+    """Check the classes that features.json names, of which TFDS imports the modules, whichever they are.
+
+    Raises:
+      UserError: it names a module that is not one of TFDS's features.
+    """
+    if isinstance(value, str) and "." in value and not value.startswith("tensorflow_datasets.core.features."):
+        raise UserError(f"{path} names {shown(value)}, which is no part of TFDS: don't trust this dataset")
+    for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_classes(path, child)
+
+
 class TfdsRecords:
     """Records in a TFDS dataset, read on demand."""
 
@@ -152,6 +164,7 @@ class TfdsRecords:
         self.directory = directory
         again = "make it again with `onereward convert-preferences`"
         read_json(directory / _INFO, again)
+        _check_classes(directory / _FEATURES, read_json(directory / _FEATURES, again))
         try:
             self._source = tfds.builder_from_directory(str(directory)).as_data_source(SPLIT)
             self._count = len(self._source)

@@ -131,6 +131,22 @@ def test_damaged_metadata_are_one_sentence(tmp_path):
     assert list(open_records(tmp_path / "set")) == records()
 
 
+def test_a_dataset_imports_no_module_of_its_own(tmp_path, monkeypatch):
+    """TFDS imports what features.json names."""
+    write_records(tmp_path / "set", iter(records()), "tfds")
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    path = next((tmp_path / "set").glob("*/*/features.json"))
+    content = path.read_text()
+    for name in ("evil.Feature", "tensorflow_datasets.core.features.text_feature.Text"):
+        path.write_text(content.replace("tensorflow_datasets.core.features.text_feature.Text", name))
+        if name.startswith("evil"):
+            with pytest.raises(UserError, match=r"features\.json names 'evil\.Feature'"):
+                open_records(tmp_path / "set")
+    assert not (tmp_path / "ran").exists()
+    assert list(open_records(tmp_path / "set")) == records()
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"parts": "1"}', "[" * 10_000])
 def test_damaged_complete_json_is_one_sentence(tmp_path, content):
     write_records(tmp_path / "set", iter(records()), "folder")
