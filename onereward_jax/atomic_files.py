@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,8 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from onereward_jax.errors import UserError
+from onereward_jax.given_files import open_file
 
 _BLOCK = 1 << 20  # bytes
+_WEIGHTS_OR_DATA = re.compile(r"\.(safetensors|jsonl|array_record.*)$")
 
 
 def write_bytes(path: Path, content: bytes, several_writers: bool = False) -> None:
@@ -86,18 +89,23 @@ _held: dict[Path, int] = {}  # directory -> descriptor of its lock, open as long
 def fingerprint(directory: Path) -> str:
     """Identify the weights and preferences below a directory without reading tens of gigabytes.
 
-    The digest covers the name, the size and three blocks of every .safetensors, .jsonl and array_record file, or of
-    `directory` itself if it is a file. Empty where there are no such files.
+    The digest covers the name, the size and three blocks of every .safetensors, .jsonl and array_record file at most
+    two folders down, where models and data have them, or of `directory` itself if it is a file. Empty where there are
+    no such files. Deeper ones are not looked for, since the directory may turn out to be a whole disk.
     """
     digest = hashlib.sha256()
-    kinds = ("safetensors", "jsonl", "array_record*")
-    files = sorted(path for kind in kinds for path in directory.rglob(f"*.{kind}"))
+    files: list[Path] = []
+    for folder, below, names in os.walk(directory):
+        files += (Path(folder, name) for name in names if _WEIGHTS_OR_DATA.search(name))
+        if len(Path(folder).relative_to(directory).parts) == 2:
+            below.clear()
+    files.sort()
     if directory.is_file():
         files, directory = [directory], directory.parent
     for path in files:
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(directory)} {size}".encode())
-        with path.open("rb") as file:
+        with open_file(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            digest.update(f"{path.relative_to(directory)} {size}".encode())
             for start in (0, size // 2, max(0, size - _BLOCK)):
                 file.seek(start)
                 digest.update(file.read(_BLOCK))

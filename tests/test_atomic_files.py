@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 
-from onereward_jax.atomic_files import atomic_directory, lock, write_bytes, write_json
+from onereward_jax.atomic_files import atomic_directory, fingerprint, lock, write_bytes, write_json
 from onereward_jax.errors import UserError
 from onereward_jax.given_files import read_json
 
@@ -100,3 +102,28 @@ def test_a_working_directory_has_one_process(tmp_path):
     other.communicate()
     lock(tmp_path)
     lock(tmp_path)
+
+
+def test_a_fingerprint_looks_two_folders_down(tmp_path):
+    assert fingerprint(tmp_path) == fingerprint(tmp_path / "none") == ""
+    file = tmp_path / "model" / "transformer" / "x.safetensors"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"1")
+    found = fingerprint(tmp_path)
+    assert found
+    deeper = file.parent / "old" / "x.safetensors"
+    deeper.parent.mkdir()
+    deeper.write_bytes(b"2")
+    assert fingerprint(tmp_path) == found
+    file.write_bytes(b"3")
+    assert fingerprint(tmp_path) != found
+    os.mkfifo(tmp_path / "y.jsonl")
+    with pytest.raises(UserError, match=r"y\.jsonl is a pipe or a device"):
+        fingerprint(tmp_path)
+
+
+def test_the_fingerprint_of_a_whole_disk_takes_no_time():
+    start = time.process_time()
+    for directory in ("/", "/proc", str(Path.home())):
+        fingerprint(Path(directory))
+    assert time.process_time() - start < 5

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from onereward_jax.config.find import find_model
+from onereward_jax.errors import UserError
 from onereward_jax.weights.safetensors import read_index
 
 _REPOSITORY = re.compile(r"(?P<repo>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(:(?P<subfolder>[\w./-]+))?")
@@ -34,7 +35,10 @@ def model_directory(
     Raises:
       FileNotFoundError: the directory, repository, revision or folder does not exist, or the hub can't be reached.
       PermissionError: the repository is gated, or the token is missing.
+      UserError: the path is empty.
     """
+    if not str(path_or_repo).strip():
+        raise UserError("a model's path is empty: give a directory, or a repository on the Hugging Face hub")
     path = find_model(path_or_repo)
     found = _REPOSITORY.fullmatch(str(path_or_repo))
     if path.exists() or found is None:

@@ -7,6 +7,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import constants, errors
 
+from onereward_jax.errors import UserError
 from onereward_jax.weights.hub import model_directory, repository_of
 
 COMMIT = "0" * 40
@@ -153,3 +154,8 @@ def test_a_typo_in_a_path_is_not_looked_up(cache, monkeypatch, answer):
     with pytest.raises(FileNotFoundError, match="base"):
         model_directory("miniature/bsae")
     assert not answer[0]
+
+
+def test_an_empty_path_is_not_the_current_directory():
+    with pytest.raises(UserError, match="a model's path is empty"):
+        model_directory("")
