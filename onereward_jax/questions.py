@@ -7,7 +7,7 @@ template that a configuration may replace.
 import string
 from collections.abc import Collection
 
-from onereward_jax.errors import UserError
+from onereward_jax.errors import UserError, shown_name
 from onereward_jax.tasks import dimensions_of
 
 # {task}, {dimension} and {prompt} are filled in; the two images come before the question, so
@@ -17,6 +17,9 @@ QUESTION_WITH_PROMPT_TEMPLATE = (
     'Task: {task}. Is the first image better than the second in {dimension} for "{prompt}"? Answer Yes or No.'
 )
 
+# Tokens of a question, its prompt and the answer's start included; fill models read 512 tokens of a prompt.
+LONGEST = 1024
+
 
 def check_template(template: object, words: Collection[str]) -> None:
     """Check a template that a user wrote: a text whose braces hold some of the words, and nothing else.
@@ -24,15 +27,15 @@ def check_template(template: object, words: Collection[str]) -> None:
     Raises:
       UserError: it is something else.
     """
-    shown = ", ".join(f"{{{word}}}" for word in words)
+    known = ", ".join(f"{{{word}}}" for word in words)
     try:
         if not isinstance(template, str):
             raise ValueError("it is no text")
         for _, word, how, conversion in string.Formatter().parse(template):
             if word is not None and (word not in words or how or conversion):
-                raise ValueError(f"{{{word}}} is none of them")
+                raise ValueError(f"{{{shown_name(word, 40)}}} is none of them")
     except ValueError as error:  # Formatter's own too: a lone brace
-        raise UserError(f"a question template is a text with some of {shown}, and {error}: correct it") from None
+        raise UserError(f"a question template is a text with some of {known}, and {error}: correct it") from None
 
 
 def question(

@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from onereward_jax.config.option import MAX_TEXT
 from onereward_jax.errors import UserError
+from onereward_jax.questions import LONGEST
 from onereward_jax.weights.tokenizer import tokenizer_errors
 
 SYSTEM = "You are a helpful assistant."
@@ -103,14 +105,19 @@ def question_tokens(tokenizer: Tokenizer, question: str) -> tuple[int, ...]:
     """Tokenise a question's suffix: from the question up to the answer.
 
     Raises:
-      UserError: the question is empty, or contains one of the tokenizer's special tokens.
+      UserError: the question is empty or too long, or contains one of the tokenizer's special tokens.
     """
     if not question.strip():
         raise UserError("the question is empty: write one that Yes or No answers")
     for token in tokenizer.all_special_tokens:
         if token in question:
             raise UserError(f"the question contains the special token {token}: take it out")
-    return _encode(tokenizer, _texts(tokenizer, question)[3])
+    if len(question) > MAX_TEXT:  # before time is taken in proportion
+        raise UserError(f"a question has {len(question)} characters, but a judge reads at most {MAX_TEXT}: shorten it")
+    tokens = _encode(tokenizer, _texts(tokenizer, question)[3])
+    if len(tokens) > LONGEST:
+        raise UserError(f"a question has {len(tokens)} tokens, but a judge reads at most {LONGEST}: shorten its prompt")
+    return tokens
 
 
 def pad(tokens: Sequence[Sequence[int]], length: int | None = None, pad_id: int = 0) -> tuple[np.ndarray, np.ndarray]:

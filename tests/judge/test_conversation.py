@@ -71,3 +71,12 @@ def test_empty_question_is_refused():
 
 def _copy():
     return type(tiny_judge.tokenizer()).from_pretrained(tiny_judge.tokenizer_directory())
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("red " * 2000, r"a question has \d{4} tokens"), ("x" * 10**6, "a question has 1000000 characters")],
+)
+def test_a_long_question_is_refused(text, words):
+    with pytest.raises(UserError, match=f"{words}, but a judge reads at most"):
+        conversation.question_tokens(tiny_judge.tokenizer(), text)
