@@ -2,6 +2,7 @@
 
 import sys
 
+from onereward_jax.config.option import Option, conform
 from onereward_jax.errors import UserError, printable
 
 _NAMED = 10  # bad records reported one by one; the rest are counted
@@ -12,11 +13,12 @@ class Skipped:
 
     Args:
       noun, where: for messages: "records", and the path of the data.
-      share: the share of the records that may be bad.
+      share: the share of the records that may be bad, from 0 to 1.
     """
 
     def __init__(self, noun: str, where: str, share: float):
-        self._noun, self._where, self._share = noun, where, share
+        self._noun, self._where = noun, where
+        self._share = conform(f"the share of bad {noun}", float, Option(at_least=0, at_most=1), share)
         self._bad: list[str] = []
 
     def add(self, sentence: str) -> None:

@@ -5,8 +5,9 @@ of threads: its task is drawn from (seed, i), and everything else is made from (
 condition's number c replaces i in both.
 """
 
+import array
 import functools
-import itertools
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -91,21 +92,34 @@ def draw_task(cumulative: np.ndarray, seed: int, index: int) -> int:
     return int(np.searchsorted(cumulative, uniform, side="right"))
 
 
-def samples_of(tasks: Mapping[str, float], task: str, seed: int, count: int) -> np.ndarray:
-    """Return the global indices, int64 (count,), of the first samples whose task is `task`.
+class SamplesOf:
+    """The global indices of the samples of one task, in their order: `SamplesOf(...)[i]` is the i-th, for any i >= 0.
 
-    Args:
-      tasks, seed: see `mixture`.
-
-    Raises:
-      UserError: the task's weight is zero; see also `mixture`.
+    They are drawn as far as they are asked for, from any thread.
     """
-    names, cumulative = _cumulative(tasks)
-    if task not in names:
-        raise UserError(f"the weight of task {task} is 0: give it a positive one")
-    place = names.index(task)
-    found = (index for index in itertools.count() if draw_task(cumulative, seed, index) == place)
-    return np.fromiter(itertools.islice(found, count), np.int64, count)
+
+    def __init__(self, tasks: Mapping[str, float], task: str, seed: int):
+        """
+        Args:
+          tasks, seed: see `mixture`.
+
+        Raises:
+          UserError: the task's weight is zero; see also `mixture`.
+        """
+        names, self._cumulative = _cumulative(tasks)
+        if task not in names:
+            raise UserError(f"the weight of task {task} is 0: give it a positive one")
+        self._place, self._seed, self._next = names.index(task), seed, 0
+        self._found = array.array("q")
+        self._lock = threading.Lock()
+
+    def __getitem__(self, number: int) -> int:
+        with self._lock:
+            while len(self._found) <= number:
+                if draw_task(self._cumulative, self._seed, self._next) == self._place:
+                    self._found.append(self._next)
+                self._next += 1
+        return self._found[number]
 
 
 def _condition(seed: int, number: int, count: int) -> int:

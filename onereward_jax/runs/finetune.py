@@ -64,8 +64,7 @@ def finetune(config: Finetuning, workdir: Path, images: Sequence[Captioned]) -> 
 def finetuning(config: Finetuning, workdir: Path, images: Sequence[Captioned]) -> Experiment:
     """The transformer of `config.model.base`, or an adapter of it, trained by flow matching."""
     settings, adapters = config.finetune, LoRA(**config.lora)
-    mesh = make_mesh(**config.mesh)
-    trainer.check_batch(config, mesh)
+    mesh = trainer.check_devices(config)
 
     # ------------------------------------------------------------------------------------------------------- the images
     trained_on, held_out = hold_out(images, config.data.held_out_share, config.seed)

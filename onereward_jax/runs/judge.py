@@ -14,7 +14,7 @@ import numpy as np
 
 from onereward_jax.atomic_files import write_json
 from onereward_jax.config.schema import JudgeModel, JudgeTraining
-from onereward_jax.data.mixture import samples_of
+from onereward_jax.data.mixture import SamplesOf
 from onereward_jax.data.preferences.dataset import open_records
 from onereward_jax.errors import UserError
 from onereward_jax.evaluation.judge_predictions import held_out_accuracy
@@ -61,6 +61,7 @@ def train_judge(config: JudgeTraining, workdir: Path) -> None:
     Raises:
       FileNotFoundError, UserError: data or a model is missing or does not fit.
     """
+    trainer.check_devices(config)
     trainer.train(judge_training(config, workdir), config, workdir)
 
 
@@ -183,10 +184,8 @@ class PairExamples:
             self._ground = proving_ground_of(open_source(config, "train"), "judge.synthetic_share")
         if len(shapes) > 1:
             print(f"pairs of {len(shapes)} shapes: each compiles a program of its own", file=sys.stderr)
-        self._numbers: np.ndarray | None = None
-        if only := self._settings.task:
-            count = config.train.num_steps * config.train.batch_size
-            self._numbers = samples_of(dict(config.data.task_weights), only, config.seed, count)
+        only = self._settings.task
+        self._numbers = SamplesOf(config.data.task_weights, only, config.seed) if only else None
 
     def __call__(self, index: int, task: str) -> dict[str, Any]:
         """
@@ -194,8 +193,7 @@ class PairExamples:
           "first", "second" (uint8, H, W, 3), "label" (E,), "asked" (columns of the label that are asked), "task" and
           "prompt".
         """
-        # The loader reads ahead, beyond the last step.
-        number = index if self._numbers is None else int(self._numbers[index % len(self._numbers)])
+        number = index if self._numbers is None else self._numbers[index]
         generator = np.random.default_rng((self._seed, number))
         if generator.random() < self._settings.synthetic_share:
             shown = self._synthetic(generator, number, task)

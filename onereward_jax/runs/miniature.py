@@ -42,6 +42,7 @@ def train_vae(config: AutoencoderTraining, workdir: Path) -> None:
 
     Its scaling and shift factors are measured on latents after training and stand in its config.json.
     """
+    trainer.check_devices(config)
     trainer.train(autoencoder(config, workdir), config, workdir)
 
 
@@ -84,6 +85,7 @@ def train_base(config: BaseTraining, workdir: Path) -> None:
     A share `config.data.synthetic_defects` of the targets has a synthetic defect, as images from the web would:
     that leaves reward feedback learning something to improve.
     """
+    trainer.check_devices(config)
     trainer.train(base_model(config, workdir), config, workdir)
 
 

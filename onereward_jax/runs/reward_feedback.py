@@ -48,6 +48,7 @@ def train(
     Raises:
       FileNotFoundError, UserError: a model is missing or does not fit.
     """
+    trainer.check_devices(config)
     # Of processes that were killed, their steps; of this one, loading, compiling and exporting too.
     seconds_before, started = training_seconds(workdir / "metrics.jsonl"), time.perf_counter()
     if source is None:

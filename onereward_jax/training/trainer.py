@@ -92,8 +92,7 @@ def train(experiment: Experiment, config: Recipe, workdir: Path) -> TrainState:
     Raises:
       UserError: the batch can't be shared by the devices; and what `training.loop.run` raises.
     """
-    mesh, size = make_mesh(**config.mesh), config.train.batch_size
-    check_batch(config, mesh)
+    mesh, size = check_devices(config), config.train.batch_size
     compiled, state, frozen = compile_step(
         experiment.step, experiment.create, experiment.params, experiment.frozen, mesh, Placement.of(config)
     )
@@ -153,6 +152,17 @@ def combined(
         return found
 
     return evaluate, math.gcd(*(evaluator.every for evaluator in evaluators))
+
+
+def check_devices(config: Recipe) -> Mesh:
+    """The mesh of a configuration; recipes ask for it before they load a model, since it may be refused.
+
+    Raises:
+      UserError: the devices make no such mesh, or can't share the batch.
+    """
+    mesh = make_mesh(**config.mesh)
+    check_batch(config, mesh)
+    return mesh
 
 
 def check_batch(config: Recipe, mesh: Mesh) -> None:

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from onereward_jax.data.mixture import mixture
+from onereward_jax.data.mixture import SamplesOf, mixture
 from onereward_jax.errors import UserError
 
 TASKS = {"image_fill": 0.5, "image_extend": 0.25, "object_removal": 0.25, "text_rendering": 0.0}
@@ -130,3 +130,16 @@ def test_an_error_of_a_record_is_raised():
     batches = iter(mixture(TASKS, broken, 0, 2))
     with pytest.raises(ValueError, match="photo 5 is damaged"):
         [next(batches) for _ in range(4)]
+
+
+def test_samples_of_a_task_are_found_as_they_are_asked_for():
+    tasks = take(200, 10)["task"]
+    for task, number in NUMBER.items():
+        expected = np.flatnonzero(tasks == number)
+        if TASKS[task]:
+            samples = SamplesOf(TASKS, task, 3)
+            assert samples[30] == expected[30]
+            assert [samples[place] for place in range(len(expected))] == expected.tolist()
+        else:
+            with pytest.raises(UserError, match="the weight of task text_rendering is 0"):
+                SamplesOf(TASKS, task, 3)
