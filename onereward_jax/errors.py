@@ -35,9 +35,9 @@ def shown(value: object, longest: int = 100) -> str:
     return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
-def shown_name(name: str) -> str:
+def shown_name(name: str, longest: int = 200) -> str:
     """A name or a path as a message shows it: as it is, unless it is long or has what does not print."""
-    return name if name.isprintable() and len(name) <= 200 else shown(name, 200)
+    return name if name.strip() and name.isprintable() and len(name) <= longest else shown(name, longest)
 
 
 def one_line(text: str, longest: int = 300) -> str:

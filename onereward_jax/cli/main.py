@@ -16,8 +16,8 @@ from typing import NoReturn
 
 from onereward_jax.cli.exit_codes import guarded
 from onereward_jax.config.load import load_with_sources
-from onereward_jax.config.option import did_you_mean
-from onereward_jax.errors import UserError
+from onereward_jax.config.option import did_you_mean, text_fault
+from onereward_jax.errors import UserError, one_line, shown, shown_name
 from onereward_jax.parallel import cluster, heartbeat, hosts
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -30,7 +30,7 @@ class _Parser(argparse.ArgumentParser):
     """argparse, with one sentence for an error instead of the usage before it."""
 
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}: see `{self.prog} --help`")
+        raise UserError(f"{one_line(message)}: see `{self.prog} --help`")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,6 +58,9 @@ def commands() -> dict[str, str]:
 
 
 def _run(argv: list[str]) -> int | None:
+    for argument in argv:
+        if fault := text_fault(argument):
+            raise UserError(f"the argument {shown(argument)} {fault}: give another")
     if not argv or argv[0] in ("-h", "--help"):
         print(_help())
         return 0
@@ -68,13 +71,13 @@ def _run(argv: list[str]) -> int | None:
         return 0
     name, known = argv[0], commands()
     if name.startswith("-"):
-        raise UserError(f"the command comes first, before {name}: one of {', '.join(known)}")
+        raise UserError(f"the command comes first, before {shown_name(name)}: one of {', '.join(known)}")
     if name in RENAMED:
         warnings.warn(f"`onereward {name}` is now `onereward {RENAMED[name]}`: use the new name", stacklevel=1)
         name = RENAMED[name]
     if name.replace("_", "-") not in known:
         hint = did_you_mean(name, known) or f": choose one of {', '.join(known)}"
-        raise UserError(f"there is no command {name}{hint}")
+        raise UserError(f"there is no command {shown_name(name)}{hint}")
     name = name.replace("_", "-")
     module = importlib.import_module(f"onereward_jax.cli.commands.{name.replace('-', '_')}")
 
@@ -95,7 +98,8 @@ def _run(argv: list[str]) -> int | None:
             f"onereward {name} is one process, but this is one of several ({reason}): start it once, by itself"
         )
     if overrides and not hasattr(args, "config"):
-        raise UserError(f"onereward {name} takes no configuration: leave {_CONFIG_PREFIX}{overrides[0][0]} out")
+        override = shown_name(_CONFIG_PREFIX + overrides[0][0])
+        raise UserError(f"onereward {name} takes no configuration: leave {override} out")
     if getattr(args, "config", None) is not None:
         args.config_file = args.config
         of_command = module.overrides(args) if hasattr(module, "overrides") else []
@@ -120,14 +124,15 @@ def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str
     for token in tokens:
         if not token.startswith(_CONFIG_PREFIX):
             if overrides and (token == "--config" or token.startswith("--config=")):
-                raise UserError(f"--config comes before its overrides: put it before {_CONFIG_PREFIX}{overrides[0][0]}")
+                first = shown_name(_CONFIG_PREFIX + overrides[0][0])
+                raise UserError(f"--config comes before its overrides: put it before {first}")
             rest.append(token)
             continue
         field, equals, value = token.removeprefix(_CONFIG_PREFIX).partition("=")
         if not equals:
             value = next(tokens, "--")
             if value.startswith("--"):
-                raise UserError(f"{token} has no value: write {token}=value")
+                raise UserError(f"{shown_name(token)} has no value: write --config.NAME=VALUE")
         overrides.append((field, value))
     return rest, overrides
 

@@ -218,8 +218,7 @@ def _override(recipe: type[Recipe], values: dict[str, Any], name: str, value: An
     if field_name == name:
         _set(values, name, value if is_mapping(field) else read(field, value))
     else:
-        any_length = name.rpartition(".")[2] in about(field).any_length
-        _set(values, name, read_leaf(name, value, node, any_length))
+        _set(values, name, read_leaf(name, value, node, about(field)))
     return name
 
 

@@ -11,6 +11,7 @@ import copy
 import dataclasses
 import difflib
 import math
+import numbers
 import re
 import types
 import typing
@@ -163,6 +164,12 @@ def about(field: dataclasses.Field) -> Option:
     return field.metadata["option"]
 
 
+def like(group: type[Settings], name: str) -> tuple[Any, Option]:
+    """The type and the limits of a setting, for `conform` of what means the same elsewhere."""
+    (field,) = (field for field in dataclasses.fields(group) if field.name == name)  # type: ignore[arg-type]
+    return kind_of(field)[0], about(field)
+
+
 # -------------------------------------------------------------------------------------------------------- checking
 
 
@@ -191,8 +198,10 @@ def conform(name: str, kind: Any, known: Option, value: Any) -> Any:
     """
     if typing.get_origin(kind) is tuple and isinstance(value, list):
         value = tuple(value)
+    if isinstance(value, numbers.Real) and not isinstance(value, int | float):  # of NumPy
+        value = int(value) if isinstance(value, numbers.Integral) else float(value)
     if not _is_right(kind, known, value):
-        why = f", {fault}" if isinstance(value, str) and (fault := text_fault(value)) else ""
+        why = f", which {fault}" if isinstance(value, str) and (fault := text_fault(value)) else ""
         raise UserError(f"{name} must be {words_for(kind, known)}, not {shown(value)}{why}")
     return float(value) if kind is float else value
 
@@ -274,15 +283,15 @@ def _number(value: float) -> str:
 
 
 def text_fault(text: str) -> str:
-    """Why a text can be no setting and no argument, as the end of a sentence; "" for one that can."""
+    """Why a text can be no setting and no argument: "is no UTF-8"; "" for one that can."""
     if "\0" in text:
-        return "which holds a NUL"
+        return "holds a NUL"
     if len(text) > MAX_TEXT:
-        return f"which is longer than {MAX_TEXT:,} characters"
+        return f"is longer than {MAX_TEXT:,} characters"
     try:
         text.encode()
     except UnicodeEncodeError:  # bytes of a command line that are none, or half of a character
-        return "which is no UTF-8"
+        return "is no UTF-8"
     return ""
 
 
@@ -340,7 +349,7 @@ def read(field: dataclasses.Field, value: Any) -> Any:
     return read_plain(kind, value)
 
 
-def read_leaf(name: str, value: Any, old: Any, any_length: bool = False) -> Any:
+def read_leaf(name: str, value: Any, old: Any, known: Option = Option()) -> Any:
     """An override of one value in a mapping, as the type of the value that is there.
 
     Raises:
@@ -350,17 +359,17 @@ def read_leaf(name: str, value: Any, old: Any, any_length: bool = False) -> Any:
         elements = elements_of(value) if isinstance(value, str) else value
         if not isinstance(elements, list | tuple):
             raise UserError(f"{name} takes values like {shown(old)}, not {shown(value)}")
-        if any_length:
+        if name.rpartition(".")[2] in known.any_length:
             old = old[:1] * len(elements)
         if len(elements) != len(old):
             raise UserError(f"{name} takes {len(old)} values like {shown(old)}, not {len(elements)}: {shown(value)}")
         return tuple(
-            read_leaf(f"{name}[{number}]", element, its_old)
+            read_leaf(f"{name}[{number}]", element, its_old, known)
             for number, (element, its_old) in enumerate(zip(elements, old, strict=True))
         )
     found = read_plain(type(old), value)
     if type(found) is not type(old):
-        raise UserError(f"{name} must be {words_for(type(old), Option())}, not {shown(value)}")
+        raise UserError(f"{name} must be {words_for(type(old), known)}, not {shown(value)}")
     return found
 
 

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 from onereward_jax.config.option import SEEDS, Settings, did_you_mean, option
 from onereward_jax.errors import UserError
-from onereward_jax.questions import QUESTION_TEMPLATE, QUESTION_WITH_PROMPT_TEMPLATE
+from onereward_jax.questions import LONGEST, QUESTION_TEMPLATE, QUESTION_WITH_PROMPT_TEMPLATE, check_template
 from onereward_jax.tasks import TASKS
 
 # Parts of a train state that may wait in the hosts' memory (`train.offload`).
@@ -46,7 +46,7 @@ _BELOW_ONE = {"at_least": 0, "below": 1}
 _SCALE = {"at_least": 0, "at_most": 1000}  # of guidance
 _WEIGHT = {"at_least": 0, "at_most": 10**6}  # of a part of a loss
 _PIXELS = {"at_least": 0, "at_most": 2**14}  # of a side
-_MODEL = {"at_least": -1e9, "at_most": 1e9}  # numbers of a model's config.json
+_MODEL = {"at_least": -(10**9), "at_most": 10**9}  # numbers of a model's config.json
 
 
 # ------------------------------------------------------------------------------------------------------------ data
@@ -507,6 +507,13 @@ class JudgeModel(Settings):
     )
 
     def check(self) -> None:
+        words: tuple[str, ...] = ("task", "dimension")
+        for name, template in (("template", self.template), ("template_with_prompt", self.template_with_prompt)):
+            try:
+                check_template(template, words)
+            except UserError as error:
+                raise UserError(f"judge.{name}: {error}") from None
+            words += ("prompt",)
         if self.evaluate_every and not self.held_out_share:
             raise UserError("judge.evaluate_every is set, but judge.held_out_share is 0: hold some records out")
         if self.keep_best and not self.evaluate_every:
@@ -590,7 +597,7 @@ def _question_length() -> Any:
     return option(
         128,
         at_least=1,
-        at_most=8192,
+        at_most=LONGEST,
         help="tokens of the longest question, the prompt and the answer's start included",
     )
 

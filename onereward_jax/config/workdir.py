@@ -10,10 +10,12 @@ from onereward_jax.atomic_files import fingerprint, lock, write_json
 from onereward_jax.config.find import find_model
 from onereward_jax.config.load import is_of, names_with, options, recipe_of, renamed
 from onereward_jax.config.schema import Recipe
-from onereward_jax.errors import DISK_FULL, UserError
+from onereward_jax.errors import DISK_FULL, UserError, shown_name
+from onereward_jax.given_files import read_json
 from onereward_jax.parallel import hosts
 
 _CONFIG_FILE = "config.json"
+_DAMAGED = "remove it if the run there is of this configuration"
 _MADE_AT_START = (
     ".processes",
     _CONFIG_FILE,
@@ -71,7 +73,7 @@ def _claim(directory: Path, new: dict[str, Any], free: Sequence[str], recipe: ty
             raise
         raise UserError(unwritable.format(error.strerror)) from error
     try:
-        old = upgraded(json.loads(path.read_text()), recipe) if path.exists() else new
+        old = upgraded(read_json(path, _DAMAGED), recipe) if path.exists() else new
         differing = [name for name in _differing(old, new) if not is_of(name, free)]
         if not differing or _nothing_made(directory):
             write_json(path, new)
@@ -80,8 +82,6 @@ def _claim(directory: Path, new: dict[str, Any], free: Sequence[str], recipe: ty
         if error.errno in DISK_FULL:
             raise
         raise UserError(unwritable.format(error.strerror)) from error
-    except (ValueError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: remove it if the run there is of this configuration") from error
     raise UserError(
         f"{directory} holds a run of another configuration, differing in"
         f" {_shown(differing, old, new, 'there', 'now')}: choose another --workdir, or the configuration that it began"
@@ -95,8 +95,9 @@ def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def _shown(names: Sequence[str], old: Mapping[str, Any], new: Mapping[str, Any], there: str, here: str) -> str:
     """The first of the fields that differ, with both values."""
-    shown = [f"{name} ({old.get(name, 'nothing')} {there}, {new.get(name, 'nothing')} {here})" for name in names[:4]]
-    return ", ".join(shown) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+    value = lambda of, name: shown_name(str(of.get(name, "nothing")), 60)
+    listed = [f"{shown_name(name, 60)} ({value(old, name)} {there}, {value(new, name)} {here})" for name in names[:4]]
+    return ", ".join(listed) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 def upgraded(values: Mapping[str, Any], recipe: type[Recipe]) -> dict[str, Any]:

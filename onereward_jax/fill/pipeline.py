@@ -13,6 +13,8 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from PIL import Image
 
 from onereward_jax.atomic_files import atomic_directory
+from onereward_jax.config.option import conform, like
+from onereward_jax.config.schema import Evaluation, Recipe
 from onereward_jax.errors import UserError, in_memory
 from onereward_jax.fill.diffusers_io import FOLDERS, check_fit, read_shift, write_model_index
 from onereward_jax.fill.prompts import PromptEncoder
@@ -178,8 +180,10 @@ class FillPipeline:
         if posterior not in ("sample", "mode"):
             raise UserError(f"there is no posterior {posterior!r}: choose sample or mode")
         true_cfg_scale = true_cfg_scale if true_cfg is None else true_cfg
-        if not np.isfinite([guidance_scale, true_cfg_scale]).all():
-            raise UserError(f"guidance {guidance_scale} and true guidance {true_cfg_scale} have to be finite numbers")
+        seed = conform("seed", *like(Recipe, "seed"), seed)
+        num_inference_steps = conform("num_inference_steps", *like(Evaluation, "num_steps"), num_inference_steps)
+        guidance_scale = conform("guidance_scale", *like(Evaluation, "guidance_scale"), guidance_scale)
+        true_cfg_scale = conform("true_cfg_scale", *like(Evaluation, "true_cfg_scale"), true_cfg_scale)
         many = reading.broadcast(
             {
                 "image": reading.read_images(image),

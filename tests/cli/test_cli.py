@@ -156,7 +156,7 @@ def test_a_tokenizer_without_its_files(command, capsys, tmp_path, name):
     (tmp_path / "empty").mkdir()
     body = f"from onereward_jax.weights.tokenizer import load_tokenizer; load_tokenizer('{tmp_path / name}')"
     assert cli.main([command(RAISES.format(body))]) == 2
-    assert f"the tokenizer in {tmp_path / name} can't be read" in one_sentence(capsys)
+    assert f"the tokenizer in {tmp_path / name} can't be used" in one_sentence(capsys)
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_a_file_that_starts_from_nothing_has_the_defaults(tmp_path):
         ("data.task_weights", "3", "is a group of fields: set one of data.task_weights.image_extend"),
         ("train.num_steps", "many", "train.num_steps must be a whole number from 1 to 1,000,000,000, not 'many'"),
         ("train.num_steps", True, "must be a whole number"),
-        ("data.task_weights.image_fill", "often", "data.task_weights.image_fill must be a number, not 'often'"),
+        ("data.task_weights.image_fill", "often", "data.task_weights.image_fill must be a number from 1e-06"),
         ("model.base", 3, "must be a directory in diffusers layout"),
     ],
 )

@@ -59,8 +59,17 @@ WRONG = [
     ("train", "optimizer.clip_norm=1e308", "optimizer.clip_norm must be a number above 0 and at most 1e+30"),
     ("train", "model.attention_blocks=128,65664", "model.attention_blocks must be two multiples of 128 up to 65,536"),
     ("train", "lora.targets=a{99999999999999}", "lora.targets must be a regular expression"),
-    ("train", "model.judge=x\udce9", "model.judge must be text, not 'x\\udce9', which is no UTF-8"),
-    ("train", f"model.judge={'x' * 10_001}", "which is longer than 10,000 characters"),
+    (
+        "train-judge",
+        "judge.template=a{task.__class__}",
+        "judge.template: a question template is a text with some of",
+    ),
+    (
+        "train-judge",
+        "judge.template_with_prompt={prompt",
+        "judge.template_with_prompt: a question template is",
+    ),
+    ("train-judge", "judge.template={task:999999999}", "judge.template: a question template is a text with some"),
     (
         "train-judge",
         "judge.text_config.hidden_size=9999999999",
@@ -158,6 +167,9 @@ def test_task_weights_of_zero(refused):
         (lambda: schema.Mesh(data=np.arange(3)), "mesh.data must be a whole number"),
         (lambda: schema.SceneData(task_weights={1: 1.0}), "data.task_weights has a field 1: name it by text"),
         (lambda: schema.Autoencoder(model={"a": [float("nan")]}), r"vae\.model\.a must be a number from -1,000"),
+        (lambda: schema.Models(base="x\udce9"), r"model\.base must be .*, not 'x\\udce9', which is no UTF-8"),
+        (lambda: schema.Models(base="x\0"), r"model\.base must be .*, not 'x\\x00', which holds a NUL"),
+        (lambda: schema.Models(base="x" * 10_001), r"model\.base must be .*, which is longer than 10,000 characters"),
         (lambda: schema.Autoencoder(model={"a": object}), r"vae\.model\.a must be text, a number, true or false"),
     ],
 )
@@ -167,8 +179,8 @@ def test_no_object_has_wrong_values(make, words):
 
 
 def test_values_have_the_fields_type():
-    made = schema.Optimizer(learning_rate=1)
-    assert isinstance(made.learning_rate, float)
+    made = schema.Optimizer(learning_rate=1, warmup_steps=np.int64(3), b2=np.float32(0.5))
+    assert [type(value) for value in (made.learning_rate, made.warmup_steps, made.b2)] == [float, int, float]
     assert schema.PolicyModels(judge_adapters=["a"], attention_blocks=[128, 256]).attention_blocks == (128, 256)
     # The order in which tasks are named changes nothing: not which of them a random number draws.
     weights = schema.SceneData(task_weights={"object_removal": 1.0, "image_fill": 2.0}).task_weights

@@ -44,7 +44,7 @@ def test_workdir_of_another_configuration(config_file, tmp_path):
     ):
         claim_workdir(workdir, load_config(f"{config_file}:dynamic", {"seed": 1}))
     (workdir / "config.json").write_text("{")
-    with pytest.raises(UserError, match="is damaged"):
+    with pytest.raises(UserError, match=r"can't be read, it is no JSON .*: remove it if the run there"):
         claim_workdir(workdir, load_config(config_file))
 
 
@@ -124,3 +124,27 @@ def test_a_run_of_another_recipe_is_another_configuration(config_file, tmp_path)
     (tmp_path / "run" / "checkpoints" / "step_00000001").mkdir(parents=True)
     with pytest.raises(UserError, match="differing in algorithm"):
         claim_workdir(tmp_path / "run", JudgeTraining())
+
+
+def test_a_run_of_an_earlier_release_may_lie_outside_todays_bounds(config_file, tmp_path):
+    run = tmp_path / "run"
+    claim_workdir(run, load_config(config_file))
+    (run / "checkpoints" / "step_00000001").mkdir(parents=True)
+    values = json.loads((run / "config.json").read_text())
+    old = {
+        "lora.rank": 10**6,
+        "seed": 2**40,
+        "model.base": "x\ny" * 1000,
+        "unheard\n.of": [1],
+        "data.task_weights": None,
+    }
+    (run / "config.json").write_text(json.dumps(values | old))
+    with pytest.raises(UserError, match="holds a run of another configuration, differing in ") as refused:
+        claim_workdir(run, load_config(config_file))
+    assert "lora.rank (1000000 there, 0 now)" in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 1000
+    for damaged in (b"\xff", b"[" * 100_000, b"[1]", b'{"a": NaN}', b""):
+        (run / "config.json").write_bytes(damaged)
+        with pytest.raises(UserError, match="remove it if the run there is of this configuration"):
+            claim_workdir(run, load_config(config_file))

@@ -200,7 +200,7 @@ def test_it_does_not_fit(slice_of, capsys, tmp_path):
         ),
         (("--topology", "v6e:2x2x2"), {}, "a slice of v6e has 2 sides, not 3 as v6e:2x2x2"),
         (("--topology", "v5p:2x2x1", "--json", "."), {}, ". is a directory: give --json a file"),
-        (("--topology", "v5p:2x2x1", "--batch", "0"), {}, "train.batch_size must be a whole number from 1 to 65,536"),
+        (("--topology", "v5p:2x2x1", "--batch", "0"), {}, "--batch: it must be a whole number from 1 to 65,536, not 0"),
         ((), {}, "the following arguments are required: --topology"),
     ],
 )

@@ -16,6 +16,7 @@ import argparse
 import os
 from pathlib import Path
 
+from onereward_jax.cli.arguments import path
 from onereward_jax.config.schema import Recipe
 
 
@@ -29,6 +30,7 @@ def config_arguments(
     parser.set_defaults(config_recipes=recipes)
     parser.add_argument(
         "--config",
+        type=path,
         metavar="NAME|FILE[:VARIANT]",
         default=default,
         required=default is None,
@@ -37,7 +39,11 @@ def config_arguments(
     )
     if workdir:
         parser.add_argument(
-            "--workdir", metavar="DIR", required=True, help="the run's directory: checkpoints, metrics, results"
+            "--workdir",
+            type=path,
+            metavar="DIR",
+            required=True,
+            help="the run's directory: checkpoints, metrics, results",
         )
 
 

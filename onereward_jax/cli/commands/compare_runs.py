@@ -7,10 +7,14 @@ ground-truth gains during training. Runs of one algorithm share a colour, and a 
 import argparse
 from pathlib import Path
 
+from onereward_jax.cli.arguments import path
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--runs", metavar="DIR", nargs="+", required=True, help="working directories after `evaluate`")
-    parser.add_argument("--out", metavar="DIR", required=True, help="gets the table and the figure")
+    parser.add_argument(
+        "--runs", type=path, metavar="DIR", nargs="+", required=True, help="working directories after `evaluate`"
+    )
+    parser.add_argument("--out", type=path, metavar="DIR", required=True, help="gets the table and the figure")
 
 
 def run(args: argparse.Namespace) -> None:

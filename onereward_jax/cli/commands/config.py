@@ -6,6 +6,7 @@
 import argparse
 from pathlib import Path
 
+from onereward_jax.cli.arguments import path
 from onereward_jax.cli.commands import config_arguments
 from onereward_jax.config.describe import page, table
 from onereward_jax.config.schema import RECIPES
@@ -13,7 +14,7 @@ from onereward_jax.config.schema import RECIPES
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     config_arguments(parser, *RECIPES, default="quick", workdir=False)
-    parser.add_argument("--docs", metavar="FILE", help="a Markdown file that gets all settings")
+    parser.add_argument("--docs", type=path, metavar="FILE", help="a Markdown file that gets all settings")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -7,6 +7,8 @@ images are under --images. Invalid records are named and left out: see docs/how-
 import argparse
 from pathlib import Path
 
+from onereward_jax.cli.arguments import like, path
+from onereward_jax.config.schema import JudgeModel
 from onereward_jax.tasks import DIMENSIONS, TASKS
 
 
@@ -14,12 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from onereward_jax.data.preferences.dataset import BAD_SHARE, FORMS
     from onereward_jax.data.preferences.importers import LAYOUTS
 
-    parser.add_argument("--from", dest="source", metavar="PATH", required=True, help="data to convert")
-    parser.add_argument("--to", dest="target", metavar="DIR", required=True, help="a new directory")
+    parser.add_argument("--from", dest="source", type=path, metavar="PATH", required=True, help="data to convert")
+    parser.add_argument("--to", dest="target", type=path, metavar="DIR", required=True, help="a new directory")
     parser.add_argument("--form", choices=FORMS, default="folder", help="form of the new directory (default: folder)")
     parser.add_argument("--layout", choices=tuple(LAYOUTS), help="public set of the annotation file --from")
     parser.add_argument(
-        "--images", metavar="DIR", help="with --layout: directory of the images (default: that of --from)"
+        "--images", type=path, metavar="DIR", help="with --layout: directory of the images (default: that of --from)"
     )
     parser.add_argument(
         "--inside_only", action="store_true", help="with --layout: refuse paths that lead out of the images' directory"
@@ -28,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dimension", choices=DIMENSIONS, help="with --layout: dimension of an overall preference")
     parser.add_argument(
         "--bad_share",
-        type=float,
+        type=like(JudgeModel, "bad_share"),
         default=BAD_SHARE,
         metavar="SHARE",
         help=f"invalid records to tolerate (default: {BAD_SHARE})",

@@ -11,16 +11,29 @@ import argparse
 import functools
 from pathlib import Path
 
+from onereward_jax.cli.arguments import like, path, text
+from onereward_jax.config.schema import Evaluation, JudgeModel
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from onereward_jax.data.preferences.dataset import BAD_SHARE
 
-    parser.add_argument("--model", metavar="PATH", required=True, help="judge, a directory or hub repository")
-    parser.add_argument("--lora", metavar="PATH", action="append", help="adapter of that judge in PEFT's layout")
-    parser.add_argument("--data", metavar="DIR", nargs="+", required=True, help="preferences, in either form")
-    parser.add_argument("--untuned", metavar="PATH", help="another judge to measure on the same pairs")
     parser.add_argument(
-        "--one_a_task", metavar="TASK=PATH", nargs="+", help="judges of one task each to measure on the same pairs"
+        "--model", type=path, metavar="PATH", required=True, help="judge, a directory or hub repository"
+    )
+    parser.add_argument(
+        "--lora", type=path, metavar="PATH", action="append", help="adapter of that judge in PEFT's layout"
+    )
+    parser.add_argument(
+        "--data", type=path, metavar="DIR", nargs="+", required=True, help="preferences, in either form"
+    )
+    parser.add_argument("--untuned", type=path, metavar="PATH", help="another judge to measure on the same pairs")
+    parser.add_argument(
+        "--one_a_task",
+        type=text,
+        metavar="TASK=PATH",
+        nargs="+",
+        help="judges of one task each to measure on the same pairs",
     )
     parser.add_argument(
         "--source",
@@ -28,20 +41,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="",
         help="only pairs with synthetic defects (planted), or by the base model (base)",
     )
-    parser.add_argument("--batch_size", type=int, default=50, metavar="N", help="pairs per batch (default: 50)")
     parser.add_argument(
-        "--image_step", type=int, default=0, metavar="N", help="round image sides to multiples of N pixels"
+        "--batch_size",
+        type=like(Evaluation, "batch_size"),
+        default=50,
+        metavar="N",
+        help="pairs per batch (default: 50)",
+    )
+    parser.add_argument(
+        "--image_step",
+        type=like(JudgeModel, "image_step"),
+        default=0,
+        metavar="N",
+        help="round image sides to multiples of N pixels",
     )
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32", help="default: float32")
     parser.add_argument(
         "--bad_share",
-        type=float,
+        type=like(JudgeModel, "bad_share"),
         default=BAD_SHARE,
         metavar="SHARE",
         help=f"invalid records to tolerate (default: {BAD_SHARE})",
     )
-    parser.add_argument("--out", metavar="FILE", help="a JSON file for all figures, including calibration")
-    parser.add_argument("--report", metavar="DIR", help="a directory for report.html and its figures")
+    parser.add_argument("--out", type=path, metavar="FILE", help="a JSON file for all figures, including calibration")
+    parser.add_argument("--report", type=path, metavar="DIR", help="a directory for report.html and its figures")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -103,10 +126,10 @@ def _specialists(given: list[str]) -> dict[str, str]:
     from onereward_jax.tasks import TASKS
 
     found: dict[str, str] = {}
-    for text in given:
-        task, _, directory = text.partition("=")
+    for argument in given:
+        task, _, directory = argument.partition("=")
         if task not in TASKS or not directory:
-            raise UserError(f"--one_a_task {text!r} is not TASK=PATH with a task of {', '.join(TASKS)}")
+            raise UserError(f"--one_a_task {argument!r} is not TASK=PATH with a task of {', '.join(TASKS)}")
         if task in found:
             raise UserError(f"--one_a_task names two judges of {task}: name one")
         found[task] = directory

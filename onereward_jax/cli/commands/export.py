@@ -6,12 +6,20 @@ Uses the newest checkpoint, even of a stopped run. The files have the base model
 import argparse
 from pathlib import Path
 
+from onereward_jax.cli.arguments import path
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--workdir", metavar="DIR", required=True, help="working directory of `onereward train` or `onereward finetune`"
+        "--workdir",
+        type=path,
+        metavar="DIR",
+        required=True,
+        help="working directory of `onereward train` or `onereward finetune`",
     )
-    parser.add_argument("--out", metavar="DIR", required=True, help="output directory; replaces an earlier export")
+    parser.add_argument(
+        "--out", type=path, metavar="DIR", required=True, help="output directory; replaces an earlier export"
+    )
     parser.add_argument(
         "--what",
         choices=("policy", "ema"),

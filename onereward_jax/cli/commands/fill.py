@@ -11,19 +11,25 @@ read: give --inside_only with one that somebody else wrote.
 """
 
 import argparse
-import math
 import os
 import sys
 import warnings
 from pathlib import Path
 
+from onereward_jax.cli.arguments import like, number, path, text
+from onereward_jax.config.option import conform
+from onereward_jax.config.schema import Evaluation, RewardFeedback
 from onereward_jax.tasks import NEGATIVE_PROMPT, TASKS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="PATH", required=True, help="FLUX.1-Fill, a directory or hub repository")
-    parser.add_argument("--revision", help="branch, tag or commit of the repository")
-    parser.add_argument("--transformer", metavar="PATH", help="use another transformer: a directory, or REPO:SUBFOLDER")
+    parser.add_argument(
+        "--model", type=path, metavar="PATH", required=True, help="FLUX.1-Fill, a directory or hub repository"
+    )
+    parser.add_argument("--revision", type=text, help="branch, tag or commit of the repository")
+    parser.add_argument(
+        "--transformer", type=path, metavar="PATH", help="use another transformer: a directory, or REPO:SUBFOLDER"
+    )
     parser.add_argument(
         "--lora",
         metavar="PATH[=WEIGHT]",
@@ -31,24 +37,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         help="an adapter of the transformer; may be repeated",
     )
-    parser.add_argument("--image", metavar="FILE", required=True, help="an image, a folder of images, or a JSONL file")
+    parser.add_argument(
+        "--image", type=path, metavar="FILE", required=True, help="an image, a folder of images, or a JSONL file"
+    )
     parser.add_argument(
         "--inside_only", action="store_true", help="refuse paths in a JSONL file that lead out of its folder"
     )
-    parser.add_argument("--mask", metavar="FILE", help="white where to generate, or a folder of masks")
-    parser.add_argument("--prompt", help="description of the image")
-    parser.add_argument("--negative_prompt", default=NEGATIVE_PROMPT, help="default: %(default)s")
+    parser.add_argument("--mask", type=path, metavar="FILE", help="white where to generate, or a folder of masks")
+    parser.add_argument("--prompt", type=text, help="description of the image")
+    parser.add_argument("--negative_prompt", type=text, default=NEGATIVE_PROMPT, help="default: %(default)s")
     parser.add_argument("--task", choices=TASKS, help="default: image_fill, with --extend image_extend")
-    parser.add_argument("--extend", metavar="left=256,right=0", help="pixels to add at the sides")
-    parser.add_argument("--num_inference_steps", type=_positive, default=50, help="default: %(default)s")
-    parser.add_argument("--true_cfg_scale", "--true_cfg", type=_finite, default=4.0, help="default: %(default)s")
-    parser.add_argument("--guidance_scale", type=_finite, default=1.0, help="default: %(default)s")
-    parser.add_argument("--max_sequence_length", type=_length, default=512, help="tokens of T5, default: %(default)s")
-    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    parser.add_argument("--num_images", type=_positive, default=1, help="with the seeds SEED, SEED + 1, ...")
+    parser.add_argument("--extend", type=text, metavar="left=256,right=0", help="pixels to add at the sides")
+    parser.add_argument(
+        "--num_inference_steps", type=like(Evaluation, "num_steps"), default=50, help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--true_cfg_scale",
+        "--true_cfg",
+        type=like(Evaluation, "true_cfg_scale"),
+        default=4.0,
+        help="default: %(default)s",
+    )
+    parser.add_argument(
+        "--guidance_scale", type=like(Evaluation, "guidance_scale"), default=1.0, help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--max_sequence_length",
+        type=like(RewardFeedback, "max_sequence_length"),
+        default=512,
+        help="tokens of T5, default: %(default)s",
+    )
+    parser.add_argument("--seed", type=like(RewardFeedback, "seed"), default=0, help="default: %(default)s")
+    parser.add_argument(
+        "--num_images",
+        type=number(int, at_least=1, at_most=10_000),
+        default=1,
+        help="with the seeds SEED, SEED + 1, ...",
+    )
     parser.add_argument("--keep_outside", action="store_true", help="put the image's own pixels back outside the mask")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="default: bfloat16")
-    parser.add_argument("--out", metavar="FILE", required=True, help="a PNG file, or a folder for many images")
+    parser.add_argument(
+        "--out", type=path, metavar="FILE", required=True, help="a PNG file, or a folder for many images"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -58,6 +88,8 @@ def run(args: argparse.Namespace) -> int:
     from onereward_jax.fill.requests import output_files, read_requests
 
     # Check the command line before a model is loaded.
+    seeds = like(RewardFeedback, "seed")
+    conform("the last image's seed", seeds.kind, seeds.limits, args.seed + args.num_images - 1)
     image, out = Path(args.image), Path(args.out)
     given = {"prompt": args.prompt, "negative_prompt": args.negative_prompt, "task": args.task, "extend": args.extend}
     requests = read_requests(image, Path(args.mask) if args.mask else None, args.inside_only, **given)
@@ -129,7 +161,7 @@ def _fill(args: argparse.Namespace, prompts: dict, files: dict, tried) -> None:
 
     def fill(request):
         image, mask = request.pictures()
-        for number, file in enumerate(files[request]):
+        for offset, file in enumerate(files[request]):
             (made,) = pipeline(
                 prompt=prompts[request],
                 image=image,
@@ -138,7 +170,7 @@ def _fill(args: argparse.Namespace, prompts: dict, files: dict, tried) -> None:
                 num_inference_steps=args.num_inference_steps,
                 guidance_scale=args.guidance_scale,
                 true_cfg_scale=args.true_cfg_scale,
-                seed=args.seed + number,
+                seed=args.seed + offset,
                 max_sequence_length=args.max_sequence_length,
             ).images
             picture = np.asarray(made)
@@ -148,31 +180,14 @@ def _fill(args: argparse.Namespace, prompts: dict, files: dict, tried) -> None:
         tried(request, fill)
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not at least 1")
-    return number
-
-
-def _length(text: str) -> int:
-    number = _positive(text)
-    if number > 512:
-        raise argparse.ArgumentTypeError(f"{number} is more than FLUX was trained with, 512")
-    return number
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"{text} is not a finite number")
-    return number
+_weight = number(float, at_least=-1000, at_most=1000)
 
 
 def _adapter(text: str) -> tuple[str, float]:
     """Split PATH=WEIGHT; the path may contain a "=" itself."""
-    path, equals, weight = text.rpartition("=")
+    adapter, equals, weight = text.rpartition("=")
     try:
-        return (path, _finite(weight)) if equals else (text, 1.0)
+        float(weight)
     except ValueError:
-        return text, 1.0
+        equals = ""
+    return (path(adapter), _weight(weight)) if equals else (path(text), 1.0)

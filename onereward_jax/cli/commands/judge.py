@@ -8,17 +8,22 @@ mean of P(Yes) as given and of 1 - P(Yes) swapped.
 import argparse
 import json
 
+from onereward_jax.cli.arguments import path, text
 from onereward_jax.tasks import DIMENSIONS, TASKS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", metavar="PATH", required=True, help="judge, a directory or hub repository")
-    parser.add_argument("--lora", metavar="PATH", action="append", help="adapter of the judge in PEFT's layout")
-    parser.add_argument("--first", metavar="FILE", required=True, help="an image")
-    parser.add_argument("--second", metavar="FILE", required=True, help="an image, of any size")
+    parser.add_argument(
+        "--model", type=path, metavar="PATH", required=True, help="judge, a directory or hub repository"
+    )
+    parser.add_argument(
+        "--lora", type=path, metavar="PATH", action="append", help="adapter of the judge in PEFT's layout"
+    )
+    parser.add_argument("--first", type=path, metavar="FILE", required=True, help="an image")
+    parser.add_argument("--second", type=path, metavar="FILE", required=True, help="an image, of any size")
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--dimension", choices=DIMENSIONS, help="a dimension of the task (default: all, in one pass)")
-    parser.add_argument("--prompt", help="description of the image, for text_alignment")
+    parser.add_argument("--prompt", type=text, help="description of the image, for text_alignment")
     parser.add_argument("--both_orders", action="store_true", help="also ask with the images swapped")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="default: bfloat16")
 

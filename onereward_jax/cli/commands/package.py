@@ -7,18 +7,21 @@ than with the last judge alone (Ramé et al. 2024, "WARM"). Tokenizer and questi
 import argparse
 from pathlib import Path
 
+from onereward_jax.cli.arguments import path
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--base", metavar="DIR", help="fill model in diffusers layout, such as WORKDIR/export of train-base"
+        "--base", type=path, metavar="DIR", help="fill model in diffusers layout, such as WORKDIR/export of train-base"
     )
     parser.add_argument(
         "--judge",
+        type=path,
         metavar="DIR",
         nargs="+",
         help="judge in transformers layout, such as WORKDIR/export of train-judge; several are averaged",
     )
-    parser.add_argument("--out", metavar="DIR", required=True)
+    parser.add_argument("--out", type=path, metavar="DIR", required=True)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -14,8 +14,9 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onereward_jax.cli.arguments import like, path, text
 from onereward_jax.cli.commands import config_arguments
-from onereward_jax.config.schema import RewardFeedback
+from onereward_jax.config.schema import RewardFeedback, Training
 from onereward_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,10 +27,14 @@ DOES_NOT_FIT = 3
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     config_arguments(parser, RewardFeedback, workdir=False)
-    parser.add_argument("--topology", metavar="NAME", required=True, help="generation and sides, such as v5p:2x2x4")
-    parser.add_argument("--mesh", metavar="AXES", help="override the configuration's mesh: data=1,fsdp=8,tensor=2")
-    parser.add_argument("--batch", type=int, metavar="N", help="override train.batch_size")
-    parser.add_argument("--json", metavar="FILE", help="write all figures to this file")
+    parser.add_argument(
+        "--topology", type=text, metavar="NAME", required=True, help="generation and sides, such as v5p:2x2x4"
+    )
+    parser.add_argument(
+        "--mesh", type=text, metavar="AXES", help="override the configuration's mesh: data=1,fsdp=8,tensor=2"
+    )
+    parser.add_argument("--batch", type=like(Training, "batch_size"), metavar="N", help="override train.batch_size")
+    parser.add_argument("--json", type=path, metavar="FILE", help="write all figures to this file")
     parser.add_argument("--exact", action="store_true", help="compile with full effort, as a run does: slow")
     parser.add_argument(
         "--search",
@@ -155,18 +160,18 @@ def _search(args: argparse.Namespace, config: RewardFeedback, place: "Topology",
     return DOES_NOT_FIT
 
 
-def mesh_axes(text: str | None) -> dict[str, str]:
+def mesh_axes(given: str | None) -> dict[str, str]:
     """Parse "data=1,fsdp=8" into {"data": "1", "fsdp": "8", "tensor": "1"}; unnamed axes are 1."""
-    if text is None:
+    if given is None:
         return {}
     axes, named = {"data": "1", "fsdp": "1", "tensor": "1"}, {}
-    for part in text.split(","):
+    for part in given.split(","):
         axis, equals, size = part.strip().partition("=")
         if not equals:
-            raise UserError(f"--mesh takes sizes of axes like data=1,fsdp=8,tensor=2, not {text!r}")
+            raise UserError(f"--mesh takes sizes of axes like data=1,fsdp=8,tensor=2, not {given!r}")
         if axis not in axes:
             raise UserError(f"a mesh has no axis {axis!r}: name data, fsdp and tensor")
         if axis in named:
-            raise UserError(f"--mesh names {axis} twice, in {text!r}: say one size")
+            raise UserError(f"--mesh names {axis} twice, in {given!r}: say one size")
         named[axis] = size
     return axes | named
