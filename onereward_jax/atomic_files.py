@@ -1,6 +1,12 @@
-"""Files and directories written whole or not at all, even if the process is killed, and a directory lock."""
+"""Files and directories written whole or not at all, if the process is killed or the power fails; a directory lock.
 
+What a function here has written when it returns is on the disk: its content, its name, and the names of the
+directories that were made for it.
+"""
+
+import collections
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -8,38 +14,108 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from onereward_jax.errors import UserError
-from onereward_jax.given_files import open_file
+from onereward_jax.given_files import open_file, read_json
 
 _BLOCK = 1 << 20  # bytes
 _WEIGHTS_OR_DATA = re.compile(r"\.(safetensors|jsonl|array_record.*)$")
+_TEMPORARY = re.compile(r"\.[0-9a-f]{16}\.tmp")
+_SYNC_THREADS = 16  # the file system makes one write of what many wait for
+# Answers of a file system that syncs no directories, as some over a network, or shows us no list of this one.
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF, errno.EACCES)
+OUTPUT_FILE = ".onereward.json"  # in a directory that `atomic_directory` wrote: the entries that are from it
 
 
-def write_bytes(path: Path, content: bytes, several_writers: bool = False) -> None:
-    """Write a file atomically: a reader sees either the old content or the new.
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically: a reader, or the next start, sees either the old content or the new.
 
-    Args:
-      several_writers: other processes, on this machine or another, may write the same file at the same time.
+    Other processes, on this machine or another, may write the same file at the same time.
     """
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(8)}.tmp" if several_writers else f"{path.name}.tmp")
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
-        with temporary.open("wb") as file:
+        # A new file, never one that is there or that a symbolic link leads to.
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        with open(descriptor, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:  # a full disk, say
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:  # a full disk, say, or Ctrl-C: nothing may be left of it
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):  # messages name the file that was to be written
+            raise OSError(error.errno, error.strerror, os.fspath(path)) from error
         raise
+    sync(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text atomically."""
     write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON value atomically, indented."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def sweep(directory: Path, older_than: float = 0.0) -> None:
+    """Remove what `write_bytes` left in a directory when its process was killed.
+
+    Args:
+      older_than: seconds; more than a write takes, where other processes may be writing.
+    """
+    for path in directory.iterdir():
+        if _TEMPORARY.fullmatch(path.name):
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - path.lstat().st_mtime >= older_than:
+                    path.unlink()
+
+
+# ---------------------------------------------------------------------------------------------------- onto the disk
+
+
+def sync(path: Path) -> None:
+    """Force a file's content, or a directory's list of names, onto the disk."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC or not path.is_dir():
+            raise
+
+
+def sync_tree(directory: Path) -> None:
+    """Force all below a directory onto the disk, and its own list of names."""
+    paths = [directory]
+    for above, directories, files in os.walk(directory, onerror=_raise):
+        paths += [Path(above, name) for name in (*directories, *files)]
+    with ThreadPoolExecutor(_SYNC_THREADS) as pool:
+        collections.deque(pool.map(sync, (path for path in paths if not path.is_symlink())), 0)
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def make_directory(directory: Path) -> None:
+    """Make a directory, and those above it that are missing."""
+    missing = [path for path in (directory, *directory.parents) if not path.exists()]
+    directory.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync(path.parent)
+
+
+# -------------------------------------------------------------------------------------------------------- directories
 
 
 def check_writable(directory: Path) -> None:
@@ -57,21 +133,111 @@ def check_writable(directory: Path) -> None:
         raise UserError(f"{directory} can't be written: change the permissions of {above}, or choose another output")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write a JSON value atomically, indented."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
+def check_output(directory: Path) -> None:
+    """Check that `atomic_directory` may put an output in a directory's place; writes nothing.
+
+    It is new, empty, or an earlier output: then files that were added to it are kept, but it holds no other
+    directories. So no working directory is replaced, and nothing that other programs or runs lie in.
+
+    Raises:
+      UserError: it may not, or can't be written.
+    """
+    check_writable(directory)
+    _entries_to_keep(_resolved(directory))
+
+
+def _entries_to_keep(directory: Path) -> list[Path]:
+    """The files in a directory that were added to an earlier output; see `check_output`."""
+    if not os.path.lexists(directory):
+        return []
+    if not directory.is_dir():
+        raise UserError(f"{directory} is a file: choose a directory to export to")
+    entries = sorted(directory.iterdir())
+    if not entries:
+        return []
+    if (directory / OUTPUT_FILE).is_file():
+        made = read_json(directory / OUTPUT_FILE, "choose another directory").get("entries")
+    elif any((held / "export") in (directory, *directory.parents) for held in _held):
+        return []  # of the run that this process goes on with, from before outputs had an OUTPUT_FILE
+    else:
+        made = None
+    if not isinstance(made, list):
+        raise UserError(
+            f"{directory} is not empty, and no earlier output of this program (which holds {OUTPUT_FILE}): choose a"
+            " new directory"
+        )
+    others = [entry for entry in entries if entry.name not in (OUTPUT_FILE, *made)]
+    if inside := [entry for entry in others if entry.is_dir()]:
+        raise UserError(
+            f"{directory} holds {inside[0].name}, which is no part of the output there: choose another directory"
+        )
+    return others
+
+
+def _resolved(directory: Path) -> Path:
+    return Path(os.path.realpath(directory))  # `Path.resolve` raises RuntimeError for a symbolic link to itself
+
+
+@contextlib.contextmanager
+def atomic_directory(directory: Path) -> Iterator[Path]:
+    """Yield a temporary directory that replaces `directory` once it is complete.
+
+    Of an earlier output, files that were added to it are kept; new ones of the same name win.
+
+    Raises:
+      UserError: `directory` may not be replaced, see `check_output`.
+    """
+    directory = _resolved(directory)
+    partial, replaced = (directory.with_name(f".{directory.name}.{word}") for word in ("partial", "replaced"))
+    if replaced.exists() and not directory.exists():  # a process was killed between the two renames below
+        replaced.rename(directory)
+    _entries_to_keep(directory)
+    make_directory(directory.parent)
+    _remove(partial)
+    partial.mkdir()
+    try:
+        yield partial
+        names = sorted(entry.name for entry in partial.iterdir() if entry.name != OUTPUT_FILE)
+        write_json(partial / OUTPUT_FILE, {"entries": names})
+        for entry in _entries_to_keep(directory):
+            if entry.name not in names:
+                shutil.copy2(entry, partial / entry.name, follow_symlinks=False)
+        sync_tree(partial)
+        _remove(replaced)
+        if directory.exists():
+            directory.rename(replaced)
+        partial.rename(directory)
+        sync(directory.parent)
+        _remove(replaced)
+    except BaseException:  # an export that failed, or Ctrl-C: nothing may be left of it
+        with contextlib.suppress(OSError):
+            _remove(partial)
+        raise
+
+
+def _remove(directory: Path) -> None:
+    """Remove a directory, or what else has its name."""
+    if directory.is_dir() and not directory.is_symlink():
+        shutil.rmtree(directory)
+    else:
+        directory.unlink(missing_ok=True)
+
+
+# -------------------------------------------------------------------------------------------------------- the lock
 
 
 def lock(directory: Path) -> None:
     """Lock a working directory against other processes until this one ends, however it ends.
 
+    What killed processes left in it is removed.
+
     Raises:
       UserError: another process holds the lock.
     """
-    directory = directory.resolve()
+    directory = _resolved(directory)
     if directory in _held:
         return
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     file = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -81,6 +247,8 @@ def lock(directory: Path) -> None:
             f"another process is using {directory}: wait for it, stop it, or choose another --workdir"
         ) from None
     _held[directory] = file
+    for path in (directory, *(entry for entry in directory.iterdir() if entry.is_dir() and not entry.is_symlink())):
+        sweep(path)
 
 
 _held: dict[Path, int] = {}  # directory -> descriptor of its lock, open as long as the process lives
@@ -110,35 +278,3 @@ def fingerprint(directory: Path) -> str:
                 file.seek(start)
                 digest.update(file.read(_BLOCK))
     return digest.hexdigest()[:16] if files else ""
-
-
-@contextlib.contextmanager
-def atomic_directory(directory: Path, keep: Callable[[str], bool] = lambda name: True) -> Iterator[Path]:
-    """Yield a temporary directory that replaces `directory` once it is complete.
-
-    Args:
-      keep: decides by name which entries of the existing `directory` are kept; new entries of that name win.
-
-    Raises:
-      UserError: `directory` is a file.
-    """
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"{directory} is a file: choose a directory to export to")
-    partial, replaced = (directory.with_name(f".{directory.name}.{word}") for word in ("partial", "replaced"))
-    if replaced.exists() and not directory.exists():  # a process was killed between the two renames below
-        replaced.rename(directory)
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        for entry in directory.iterdir() if directory.exists() else ():
-            if keep(entry.name) and not (partial / entry.name).exists():
-                (shutil.copytree if entry.is_dir() else shutil.copy2)(entry, partial / entry.name)
-        shutil.rmtree(replaced, ignore_errors=True)
-        if directory.exists():
-            directory.rename(replaced)
-        partial.rename(directory)
-        shutil.rmtree(replaced, ignore_errors=True)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise

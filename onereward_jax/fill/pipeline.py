@@ -29,7 +29,7 @@ from onereward_jax.parallel.mesh import batch_shards
 from onereward_jax.weights.hub import model_directory
 from onereward_jax.weights.load import PARAM_DTYPES, load_component
 from onereward_jax.weights.peft_adapters import Adapters, with_adapters
-from onereward_jax.weights.save import save_component
+from onereward_jax.weights.save import write_component
 
 OUTPUT_TYPES = ("pil", "array", "np")
 
@@ -120,7 +120,11 @@ class FillPipeline:
         return cls(module, vae, {"transformer": params, "vae": vae_params}, prompts, shift, mesh)
 
     def save_pretrained(self, directory: str | Path, dtype: str = "float32") -> None:
-        """Writes the directory that `from_pretrained` and diffusers' FluxFillPipeline open."""
+        """Writes the directory that `from_pretrained` and diffusers' FluxFillPipeline open.
+
+        Args:
+          directory: new, empty or an earlier output, see `atomic_files.check_output`.
+        """
         prompts = self.prompts
         components = {
             "transformer": (self.transformer, self.params["transformer"]),
@@ -130,7 +134,7 @@ class FillPipeline:
         }
         with atomic_directory(Path(directory)) as partial:
             for name, (module, params) in components.items():
-                save_component(partial / name, name, module, params, dtype)
+                write_component(partial / name, name, module, params, dtype)
             prompts.tokenizer.save_pretrained(partial / "tokenizer")
             prompts.tokenizer_2.save_pretrained(partial / "tokenizer_2")
             write_model_index(partial, self.shift)

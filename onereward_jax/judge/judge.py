@@ -22,7 +22,7 @@ from onereward_jax.weights.hub import model_directory
 from onereward_jax.weights.load import load_component, module_from_directory
 from onereward_jax.weights.names import qwen2_5_vl
 from onereward_jax.weights.peft_adapters import Adapters, with_adapters
-from onereward_jax.weights.save import save_component
+from onereward_jax.weights.save import write_component
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 # The question templates used in training; official releases have no such file, and the templates in `tasks` are used.
@@ -171,6 +171,7 @@ class Judge:
         """Write weights, tokenizer, chat template and image settings for transformers.
 
         Args:
+          directory: new, empty or an earlier output, see `atomic_files.check_output`.
           params: parameters to write in place of the judge's own.
         """
         if not self.tokenizer.chat_template:
@@ -178,7 +179,7 @@ class Judge:
         params = merge(*detach(self.params if params is None else params))
         templates = {"template": self.template, "template_with_prompt": self.template_with_prompt}
         with atomic_directory(pathlib.Path(directory)) as partial:
-            save_component(partial, "judge", self.model, params, dtype)
+            write_component(partial, "judge", self.model, params, dtype)
             self.tokenizer.save_pretrained(partial)
             write_json(partial / PREPROCESSOR_FILE, self.settings.to_config())
             write_json(partial / QUESTIONS_FILE, templates)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from onereward_jax.atomic_files import check_writable, fingerprint, write_bytes
+from onereward_jax.atomic_files import check_writable, fingerprint, make_directory, sweep, write_bytes
 from onereward_jax.config.load import is_of, names_with
 from onereward_jax.config.schema import RewardFeedback
 from onereward_jax.data.source import Source
@@ -28,6 +28,7 @@ from onereward_jax.weights.hub import model_directory
 _DIGEST_BYTES = hashlib.sha256().digest_size
 # Raised with every change of scenes, sampler or models that makes other references.
 _FORMAT = 1
+_LEFTOVER = 3600.0  # seconds after which no run is still writing an entry
 
 
 class ReferenceCache:
@@ -50,11 +51,12 @@ class ReferenceCache:
         digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()[:16]
         check_writable(Path(directory))
         self.directory = Path(directory) / digest
-        self.directory.mkdir(parents=True, exist_ok=True)
+        make_directory(self.directory)
+        sweep(self.directory, older_than=_LEFTOVER)
         self._full = False
         if not (self.directory / "made_from.json").exists():
             readable = json.dumps(dict(made_from), indent=2) + "\n"
-            write_bytes(self.directory / "made_from.json", readable.encode(), several_writers=True)
+            write_bytes(self.directory / "made_from.json", readable.encode())
 
     def path(self, condition: int) -> Path:
         return self.directory / f"{condition:09d}.reference"
@@ -80,7 +82,7 @@ class ReferenceCache:
         content = io.BytesIO()
         np.save(content, image, allow_pickle=False)
         digest = hashlib.sha256(content.getvalue()).digest()
-        write_bytes(self.path(condition), digest + content.getvalue(), several_writers=True)
+        write_bytes(self.path(condition), digest + content.getvalue())
 
     def around(self, step: Callable[[Any, Batch], tuple[Any, Any]]) -> Callable[[Any, Batch], tuple[Any, dict]]:
         """The update, given what the cache has of its batch; what it had to make is added to the cache.

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from onereward_jax.atomic_files import atomic_directory, lock, write_json, write_text
+from onereward_jax.atomic_files import atomic_directory, check_output, lock, write_json, write_text
 from onereward_jax.errors import UserError
 from onereward_jax.fill.diffusers_io import FOLDERS
 from onereward_jax.given_files import read_json
@@ -19,7 +19,7 @@ from onereward_jax.weights.bfl import save_bfl
 from onereward_jax.weights.hub import model_directory, repository_of
 from onereward_jax.weights.load import load_component, module_from_directory, param_shapes, stored_dtype
 from onereward_jax.weights.peft_adapters import save_adapter
-from onereward_jax.weights.save import save_component
+from onereward_jax.weights.save import write_component
 
 WHAT = {"policy": "params", "ema": "ema"}  # -> field of the TrainState
 COMFYUI_FILE = "transformer.safetensors"
@@ -39,6 +39,7 @@ def export(workdir: Path, out: Path, what: str | None = None, form: str = "diffu
     card and the run's pictures (of its evaluation, or its newest sheet of samples) lie beside all three.
 
     Args:
+      out: new, empty or an earlier output, see `atomic_files.check_output`.
       what: "policy", the parameters themselves, or "ema", their average; None: of reward feedback learning the former,
         of fine-tuning the latter, if it keeps one.
 
@@ -49,6 +50,7 @@ def export(workdir: Path, out: Path, what: str | None = None, form: str = "diffu
       FileNotFoundError, UserError: the run or its base is missing, the run is going on, it trained no adapter and
         "lora" is asked for, or keeps no average and "ema" is.
     """
+    check_output(out)
     config_file, checkpoints = workdir / "config.json", workdir / "checkpoints"
     if not config_file.is_file() or not checkpoints.is_dir():
         raise UserError(f"{workdir} holds no run with checkpoints: {_GIVE}")
@@ -85,7 +87,7 @@ def export(workdir: Path, out: Path, what: str | None = None, form: str = "diffu
                 if part != "transformer":
                     shutil.copytree(base / part, partial / part)
             shutil.copy2(base / "model_index.json", partial / "model_index.json")
-            save_component(partial / "transformer", "transformer", module, params, dtype)
+            write_component(partial / "transformer", "transformer", module, params, dtype)
         pictures = _pictures(workdir)
         for picture in pictures:
             shutil.copy2(picture, partial / picture.name)

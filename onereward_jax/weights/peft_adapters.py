@@ -91,11 +91,12 @@ def with_adapters(kind: str, params: trees.Tree, adapters: Adapters) -> trees.Tr
 def save_adapter(
     directory: str | Path, kind: str, adapter: trees.Tree, scale: float = 1.0, base: str | None = None
 ) -> None:
-    """Write an adapter for `load_adapters` and other programs; the directory's other files are kept.
+    """Write an adapter for `load_adapters` and other programs.
 
     The scale is multiplied into the tensors, and the file says alpha = rank, so ignoring alpha is right too.
 
     Args:
+      directory: new, empty or an earlier output, see `atomic_files.check_output`; files that were added to it are kept.
       kind: "transformer" writes pytorch_lora_weights.safetensors for diffusers' `load_lora_weights`; "judge" writes
         adapter_model.safetensors and adapter_config.json for PEFT.
       scale: factor on A·B, see `models.lora.attach`.

@@ -28,10 +28,10 @@ def save_component(
     dtype: str = "float32",
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Write config.json and the weights atomically: an existing directory is replaced once everything is written.
+    """Write config.json and the weights atomically: an earlier output is replaced once everything is written.
 
     Args:
-      directory: made if missing; otherwise its config.json and weights are replaced and its other files kept.
+      directory: new, empty or an earlier output, see `atomic_files.check_output`; files that were added to it are kept.
       kind: "transformer", "vae", "text_encoder", "text_encoder_2" or "judge".
       module: the Flax module, or its configuration as `module_from_config` takes it.
       params: the parameters, on host or on devices; fetched one stack of layers at a time.
@@ -39,15 +39,26 @@ def save_component(
       max_shard_bytes: larger models are written in shards with an index.
 
     Raises:
-      UserError: the directory is a file or has subdirectories, or the parameters do not fit the module.
+      UserError: the directory may not be replaced, or the parameters do not fit the module.
     """
-    directory = Path(directory).resolve()
+    with atomic_directory(Path(directory)) as partial:
+        write_component(partial, kind, module, params, dtype, max_shard_bytes)
+
+
+def write_component(
+    directory: Path,
+    kind: str,
+    module: Any,
+    params: trees.Tree,
+    dtype: str = "float32",
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> None:
+    """`save_component` as a part of a larger output, which is atomic: into a directory that is made if missing."""
     component = kind_of(kind)
     weights = component.module()
     param_dtype = param_dtype_of(dtype)
     if isinstance(module, Mapping):
         module = weights.module_from_config(dict(module))
-    _check_other_files(directory)
     _check_params(module, params, kind)
 
     config = weights.config_of(module)
@@ -56,11 +67,9 @@ def save_component(
     else:
         config["dtype"] = dtype
 
-    # Other files, such as the judge's tokenizer, are kept; shards of an earlier export are not.
-    is_weights = lambda name: name.startswith((f"{component.stem}.", f"{component.stem}-")) and ".safetensors" in name
-    with atomic_directory(directory, keep=lambda name: not is_weights(name)) as partial:
-        write_json(partial / "config.json", config)
-        _write_weights(partial, component.stem, weights.TABLE, params, param_dtype, max_shard_bytes)
+    directory.mkdir(exist_ok=True)
+    write_json(directory / "config.json", config)
+    _write_weights(directory, component.stem, weights.TABLE, params, param_dtype, max_shard_bytes)
 
 
 def _write_weights(
@@ -105,15 +114,3 @@ def _check_params(module: Any, params: trees.Tree, kind: str) -> None:
             f"the parameters do not fit this {kind}: {different[0]} is {given.get(different[0])}, "
             f"the module has {expected.get(different[0])} ({len(different)} differ)"
         )
-
-
-def _check_other_files(directory: Path) -> None:
-    if not directory.exists():
-        return
-    if not directory.is_dir():
-        raise UserError(f"{directory} is a file: choose a directory to export to")
-    for entry in sorted(directory.iterdir()):
-        if not entry.is_file():
-            raise UserError(
-                f"{directory} holds {entry.name}, which does not belong to a component: choose another directory"
-            )

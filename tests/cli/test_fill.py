@@ -1,6 +1,7 @@
 """`onereward fill` and `onereward export`."""
 
 import json
+import shutil
 import struct
 import warnings
 import zlib
@@ -208,7 +209,9 @@ def run(files, tmp_path_factory):
 def test_the_export_of_an_untouched_import_is_bit_by_bit_its_files(files, run, tmp_path, capsys):
     assert cli.main(["export", "--workdir", str(run), "--out", str(tmp_path / "model")]) == 0
     assert "policy of step 3" in capsys.readouterr().out
-    original = {file.relative_to(files / "model"): file for file in (files / "model").rglob("*.*") if file.is_file()}
+    original = {
+        file.relative_to(files / "model"): file for file in (files / "model").rglob("[!.]*.*") if file.is_file()
+    }
     for name, file in original.items():
         assert (tmp_path / "model" / name).read_bytes() == file.read_bytes(), name
     card = (tmp_path / "model" / "README.md").read_text()
@@ -244,6 +247,21 @@ def test_comfyui_gets_one_file_and_a_workflow(files, run, tmp_path):
     links = [value for node in nodes.values() for value in node["inputs"].values() if isinstance(value, list)]
     assert {source for source, _ in links} < nodes.keys()
     assert nodes["model"]["inputs"]["unet_name"] == COMFYUI_FILE
+
+
+def test_an_export_replaces_an_earlier_one_and_nothing_else(run, tmp_path, capsys):
+    """`--out` a parent of runs, once: the neighbours went with it."""
+    runs = tmp_path / "RUNS"
+    shutil.copytree(run, runs / "a")
+    (runs / "b").mkdir()
+    (runs / "b" / "metrics.jsonl").write_text("mine")
+    for out in (runs, runs / "a", runs / "a" / "checkpoints", runs / "b"):
+        before = sorted(runs.rglob("*"))
+        assert cli.main(["export", f"--workdir={runs / 'a'}", f"--out={out}", "--format=comfyui"]) == 2
+        assert f"{out} is not empty, and no earlier output" in capsys.readouterr().err
+        assert sorted(runs.rglob("*")) == before
+    for form in ("comfyui", "comfyui"):
+        assert cli.main(["export", f"--workdir={runs / 'a'}", f"--out={tmp_path / 'out'}", f"--format={form}"]) == 0
 
 
 @pytest.mark.parametrize("damage", ["no run", "no policy", "no checkpoint", "out is a file"])

@@ -268,9 +268,9 @@ def test_goldens(tmp_path):
     `tests.parity.test_fill`: for where it is missing."""
     plain = tiny_fill.drawn_pipeline(tmp_path)
     params = plain.params["transformer"]
-    save_adapter(tmp_path, "transformer", tiny_fill.drawn_adapter(params), 0.7)
-    live = with_adapters("transformer", params, [(tmp_path, 1.0)])
-    merged = lora.merge(params, load_adapters("transformer", params, [(tmp_path, 1.0)]))
+    save_adapter(tmp_path / "adapter", "transformer", tiny_fill.drawn_adapter(params), 0.7)
+    live = with_adapters("transformer", params, [(tmp_path / "adapter", 1.0)])
+    merged = lora.merge(params, load_adapters("transformer", params, [(tmp_path / "adapter", 1.0)]))
     goldens = {"plain": np.load(tiny_fill.GOLDEN), "adapted": np.load(tiny_fill.GOLDEN_ADAPTED)}
     error = lambda made, golden: np.linalg.norm(made - golden) / np.linalg.norm(golden)
     assert error(goldens["plain"], goldens["adapted"]) > 0.01

@@ -70,7 +70,8 @@ def test_a_fill_model_is_tuned_further(chain):
 
 @pytest.mark.parametrize("directory", ["base_adapter/export", "run/export/policy", "run/export/ema"])
 def test_an_adapter_is_exported_alone_and_read_as_a_policy(chain, directory):
-    assert [path.name for path in (chain.root / directory).iterdir()] == ["pytorch_lora_weights.safetensors"]
+    names = sorted(path.name for path in (chain.root / directory).iterdir())
+    assert names == [".onereward.json", "pytorch_lora_weights.safetensors"]
     own = FillPipeline.from_pretrained(chain.models / "base").params["transformer"]
     adapted = load_transformer(chain.root / directory, own)
     assert set(tree.flatten(adapted)) > set(tree.flatten(own))

@@ -93,7 +93,7 @@ def test_a_whole_model_is_exported_as_its_average_or_as_it_is(runs, tmp_path, ca
 def test_an_adapter_its_samples_and_every_export(runs, tmp_path, capsys):
     root, _ = runs
     run = root / "adapter"
-    assert [path.name for path in (run / "export").iterdir()] == [LORA]
+    assert sorted(path.name for path in (run / "export").iterdir()) == [".onereward.json", LORA]
     (sheet,) = (run / "samples").iterdir()
     assert sheet.name == "step_00000002.png"
     assert np.asarray(Image.open(sheet)).shape[1] > 3 * 128

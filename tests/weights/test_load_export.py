@@ -406,6 +406,7 @@ def test_an_export_replaces_an_earlier_one_and_keeps_other_files(sharded):
     params = random_params("transformer", seed=1)
     save_component(sharded, "transformer", FLUX, params)
     assert sorted(file.name for file in sharded.iterdir()) == [
+        ".onereward.json",
         "config.json",
         "diffusion_pytorch_model.safetensors",
         "tokenizer.json",

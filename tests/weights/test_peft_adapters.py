@@ -32,8 +32,9 @@ def params():
 def test_saved_adapters_load_with_their_scale(params, tmp_path):
     adapter = lora.LoRA(3, targets="attn|proj_out").init(params, jax.random.key(0))
     adapter = jax.tree.map(lambda x: x + 1, adapter)
-    (tmp_path / "README.md").write_text("kept")
     assert not is_adapter(tmp_path)
+    save_adapter(tmp_path, "transformer", adapter)
+    (tmp_path / "README.md").write_text("kept")
     save_adapter(tmp_path, "transformer", adapter, 2.0)
     assert is_adapter(tmp_path)
     assert (tmp_path / "README.md").read_text() == "kept"

@@ -18,7 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="working directory of `onereward train` or `onereward finetune`",
     )
     parser.add_argument(
-        "--out", type=path, metavar="DIR", required=True, help="output directory; replaces an earlier export"
+        "--out",
+        type=path,
+        metavar="DIR",
+        required=True,
+        help="output directory: new, empty, or an earlier export, which is replaced",
     )
     parser.add_argument(
         "--what",
@@ -31,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from onereward_jax.atomic_files import check_writable
     from onereward_jax.runs.export import export
 
-    check_writable(Path(args.out))
     step, what = export(Path(args.workdir), Path(args.out), args.what, args.format)
     print(f"{args.out}: {what} of step {step}")

@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from onereward_jax.atomic_files import check_output
     from onereward_jax.errors import UserError
     from onereward_jax.fill.pipeline import FillPipeline
     from onereward_jax.judge.judge import Judge
@@ -32,8 +33,12 @@ def run(args: argparse.Namespace) -> None:
 
     if not (args.base or args.judge):
         raise UserError("there is nothing to package: give --base, --judge or both")
+    base, judge = Path(args.out) / "base", Path(args.out) / "judge"
+    for given, directory in ((args.base, base), (args.judge, judge)):
+        if given:
+            check_output(directory)
     if args.base:
-        FillPipeline.from_pretrained(args.base, dtype="float32").save_pretrained(Path(args.out) / "base", "bfloat16")
+        FillPipeline.from_pretrained(args.base, dtype="float32").save_pretrained(base, "bfloat16")
     if args.judge:
         judges = [Judge.from_pretrained(directory, "float32") for directory in args.judge]
         if any(judge.tokenizer.get_vocab() != judges[-1].tokenizer.get_vocab() for judge in judges):
@@ -41,4 +46,4 @@ def run(args: argparse.Namespace) -> None:
                 "the judges have different tokenizers, so they can't be averaged: give judges of one training"
             )
         params = mean([judge.params for judge in judges])
-        judges[-1].save_pretrained(Path(args.out) / "judge", params, dtype="bfloat16")
+        judges[-1].save_pretrained(judge, params, dtype="bfloat16")

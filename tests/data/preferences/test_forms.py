@@ -30,8 +30,8 @@ def test_converting_back_gives_the_same_folder(tmp_path):
     write_records(tmp_path / "b", iter(open_records(tmp_path / "a")), "tfds")
     write_records(tmp_path / "c", iter(open_records(tmp_path / "b")), "folder")
     files = [path.relative_to(tmp_path / "a") for path in sorted((tmp_path / "a").rglob("*")) if path.is_file()]
-    assert len(files) == 1 + 5 + 2 + 2
-    assert {path.suffix for path in files} == {".jsonl", ".png", ".jpg", ".webp"}
+    assert len(files) == 1 + 5 + 2 + 2 + 1  # and .onereward.json
+    assert {path.suffix for path in files} == {".json", ".jsonl", ".png", ".jpg", ".webp"}
     assert files == [path.relative_to(tmp_path / "c") for path in sorted((tmp_path / "c").rglob("*")) if path.is_file()]
     for path in files:
         assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "c" / path).read_bytes()
@@ -114,7 +114,7 @@ def test_the_tfds_form_leaves_nothing_in_the_systems_temporary_folder(tmp_path, 
     assert tempfile.gettempdir() == str(tmp_path / "system")
     assert list((tmp_path / "system").iterdir()) == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "system"]
-    assert [path.name for path in (tmp_path / "set").iterdir()] == ["preferences"]
+    assert sorted(path.name for path in (tmp_path / "set").iterdir()) == [".onereward.json", "preferences"]
 
 
 def test_damaged_metadata_are_one_sentence(tmp_path):
