@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from onereward_jax.atomic_files import fingerprint, write_json
+from onereward_jax.atomic_files import fingerprint, make_directory, sweep, write_json
 from onereward_jax.config.find import find_model
 from onereward_jax.config.load import names_with, renamed
 from onereward_jax.config.schema import JudgeTraining, Preferences, RewardFeedback
@@ -123,7 +123,8 @@ def _claim(directory: Path, made_of: dict[str, Any], config: MakesPreferences, r
                 " delete it"
             )
         shutil.rmtree(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
+    sweep(directory)
     write_json(path, new)
 
 

@@ -105,6 +105,7 @@ def finetuning(config: Finetuning, workdir: Path, images: Sequence[Captioned]) -
         def write_grid(state: TrainState) -> dict[str, float]:
             grid = make_grid(adapters.full_params(state.averaged, frozen)["transformer"])
             if hosts.is_primary():
+                (workdir / SAMPLES).mkdir(exist_ok=True)  # where the working directory is gone, it stays so
                 write_png(workdir / SAMPLES / f"step_{int(state.step):08d}.png", grid)
             return {}
 

@@ -13,6 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from onereward_jax import tasks
+from onereward_jax.atomic_files import make_directory, sync
 from onereward_jax.config.find import find_model
 from onereward_jax.config.schema import AutoencoderTraining, BaseTraining
 from onereward_jax.fill.pipeline import FillPipeline
@@ -190,7 +191,7 @@ def encoded_samples(
     directory = workdir / "latents"
 
     def write(task: str) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         path = directory / f"{task}.npz"
         if path.exists():
             return
@@ -205,7 +206,9 @@ def encoded_samples(
         partial = path.with_suffix(".partial.npz")
         joined: dict[str, Any] = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         np.savez(partial, **joined)
+        sync(partial)
         partial.replace(path)
+        sync(directory)
 
     for task in tasks.TASKS:
         hosts.on_primary(functools.partial(write, task))

@@ -7,18 +7,27 @@
 
 Orbax alone loads a flipped bit silently and takes any directory named like a step for the newest one. Here a
 checkpoint exists from the moment its manifest does, and that is written last, in one atomic rename.
+
+A power cut takes what is not on the disk yet, in any order. So on a local file system (an object store does it by
+itself) each of these is on the disk before the next begins: the marker; all that Orbax and TensorStore wrote; the
+manifest. Then the marker is removed, and only then an older checkpoint deleted: its manifest first.
 """
 
 import base64
 import contextlib
+import fcntl
 import hashlib
+import itertools
 import json
 import logging
 import os
 import re
+import sys
 import threading
 import warnings
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -28,10 +37,12 @@ from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
 from onereward_jax import tree
+from onereward_jax.atomic_files import make_directory, sweep, sync, sync_tree, write_text
 from onereward_jax.errors import UserError
+from onereward_jax.given_files import parse_json
 from onereward_jax.parallel import hosts
 
-_STEP = re.compile(r"step_(\d{8,})")
+_STEP = re.compile(r"step_(\d{8}|[1-9]\d{8,})", re.ASCII)
 # "...: Failed to write 4096 bytes to file 17: No space left on device [os_error_code='28']"
 _SYSTEM_ERROR = re.compile(r"([^:]+) \[os_error_code=")
 _READ_BYTES = 1 << 24
@@ -81,7 +92,7 @@ class Checkpointer:
         # In the background, a failing save would leave threads that wait for the directory for minutes.
         self._context.asynchronous.create_directories_asynchronously = False
         if hosts.is_primary():
-            self.directory.mkdir(parents=True, exist_ok=True)
+            _make(self.directory)
 
     # ------------------------------------------------------------------------------------------------ saving
 
@@ -89,7 +100,7 @@ class Checkpointer:
         """Starts to save; returns as soon as the arrays are copied to the host.
 
         Waits first for the save before it, and raises that one's error if it failed. The directory is never made here:
-        where a mount is gone, its place stays as it is.
+        where it vanishes, even during the save, nothing is made in its place.
 
         Args:
           step: number of the step that made this state.
@@ -112,22 +123,28 @@ class Checkpointer:
         self._damaged.discard(step)
         arrays = {path: _to_raw(leaf) for path, leaf in tree.flatten(state).items()}
         manifest = {"format": 1, "step": step, "arrays": {path: _describe(leaf) for path, leaf in arrays.items()}}
-        try:
-            if hosts.is_primary():
-                self._prepare(name)
-            with self._context:
-                response = ocp.save_checkpointables_async(
-                    self.directory / name,
-                    {"state": tree.unflatten(_nonempty(arrays)), "data": _encode(data_state)},
-                    overwrite=True,
-                )
-        except Exception as error:  # Orbax raises OSError or, with TensorStore's words, ValueError
-            self._discard(name)
-            raise SaveError(_reason(error)) from error
-        self._finishing = threading.Thread(
-            target=self._finish, args=(name, response, manifest), name=f"finish-{name}", daemon=True
-        )
-        self._finishing.start()
+        with contextlib.ExitStack() as stack:
+            try:
+                if hosts.is_primary():
+                    self._prepare(name)
+                here = stack.enter_context(_reached(self.directory))
+                with self._context:
+                    response = ocp.save_checkpointables_async(
+                        here / name,
+                        {"state": tree.unflatten(_nonempty(arrays)), "data": _encode(data_state)},
+                        overwrite=True,
+                    )
+            except Exception as error:  # Orbax raises OSError or, with TensorStore's words, ValueError
+                stack.close()
+                self._discard(name)
+                raise SaveError(_reason(error)) from error
+            self._finishing = threading.Thread(
+                target=self._finish,
+                args=(name, here, stack.pop_all(), response, manifest),
+                name=f"finish-{name}",
+                daemon=True,
+            )
+            self._finishing.start()
         return True
 
     @property
@@ -146,6 +163,7 @@ class Checkpointer:
             self._finishing = None
         if self._error is not None:
             error, self._error = self._error, None
+            self._sweep()
             raise error
 
     def close(self) -> None:
@@ -160,20 +178,33 @@ class Checkpointer:
         """Marks what is about to be written; removes what is left of saves that failed."""
         if self._known and not any(self._manifest(f"step_{step:08d}").exists() for step in self._known):
             raise FileNotFoundError(None, "The checkpoints that were there are gone")
-        self._marker(name).write_text("")
+        self._sweep()
         for path in list(self.directory.glob("step_*.unfinished")):
             if path != self._marker(name):
                 self._discard(path.name.removesuffix(".unfinished"))
-        self._manifest(name).unlink(missing_ok=True)
+        self._mark(name)
 
-    def _finish(self, name: str, response: Any, manifest: dict) -> None:
+    def _mark(self, name: str) -> None:
+        """Makes a checkpoint unfinished; its directory may then be written or deleted."""
+        self._marker(name).write_text("")
+        _remove(self._manifest(name))
+        _sync(self.directory)
+
+    def _finish(
+        self, name: str, here: epath.Path, reached: contextlib.ExitStack, response: Any, manifest: dict
+    ) -> None:
         try:
-            response.result()
-            if hosts.is_primary():
-                manifest["files"] = _digests(self.directory / name)
-                _write_manifest(self._manifest(name), manifest)
-                self._marker(name).unlink()
-        except Exception as error:
+            with reached:
+                response.result()
+                _sync(here / name, whole=True)
+                _sync(here)
+                hosts.wait_for_all(f"{name} is on the disk")
+                if hosts.is_primary():
+                    manifest["files"] = _digests(here / name)
+                    _check_same_directory(here, self.directory)
+                    _write_manifest(here / f"{name}.json", manifest)
+                    self._marker(name).unlink()
+        except Exception as error:  # Orbax and TensorStore raise many kinds; a defect of ours is told by its text too
             self._discard(name)
             self._error = SaveError(_reason(error))
             return
@@ -190,10 +221,20 @@ class Checkpointer:
         if not hosts.is_primary():
             return
         with contextlib.suppress(OSError):
-            for path in list(self.directory.iterdir()):
-                if path.name == f"{name}.json.tmp" or path.name.startswith(f"{name}.orbax-checkpoint-tmp"):
-                    _remove(path)
+            self._sweep()
             self._delete(name)
+
+    def _sweep(self) -> None:
+        """Removes what failed or killed saves have left under temporary names."""
+        if not hosts.is_primary():
+            return
+        with contextlib.suppress(OSError):
+            for path in list(self.directory.iterdir()):
+                name, _, suffix = path.name.partition(".")
+                if _STEP.fullmatch(name) and (suffix.startswith("orbax-checkpoint-tmp") or suffix == "json.tmp"):
+                    _remove(path)
+            if _is_local(self.directory):
+                sweep(Path(self.directory))
 
     def _delete_old(self) -> None:
         finished = [step for step in self.steps() if step not in self._damaged]
@@ -207,8 +248,7 @@ class Checkpointer:
 
     def _delete(self, name: str) -> None:
         # The marker covers the time in which the directory is there and its manifest is not.
-        self._marker(name).write_text("")
-        self._manifest(name).unlink(missing_ok=True)
+        self._mark(name)
         _remove(self.directory / name)
         self._marker(name).unlink()
 
@@ -305,18 +345,18 @@ class Checkpointer:
         directory, path = self.directory / name, self._manifest(name)
         if not directory.is_dir():
             return "it is not a directory" if directory.exists() else "its directory is missing"
-        if not path.exists():
-            return f"its manifest {path.name} is missing"
+        if not _is_file(path):
+            return f"its manifest {path.name} is {'no file' if path.exists() else 'missing'}"
         try:
-            manifest = json.loads(path.read_text())
+            manifest = parse_json(path.read_bytes())
             digest = manifest.pop("digest")
             files = manifest["files"]
-        except (ValueError, KeyError, AttributeError, TypeError):
+        except (OSError, ValueError, KeyError, AttributeError, TypeError):
             return f"its manifest {path.name} can not be read"
         if digest != _digest_of_manifest(manifest) or manifest["step"] != _step_of(name):
             return f"its manifest {path.name} was altered"
         for file, expected in files.items():
-            if not (directory / file).exists():
+            if not _is_file(directory / file):
                 return f"its file {file} is missing"
             size = (directory / file).stat().length
             if size != expected["size"]:
@@ -329,16 +369,15 @@ class Checkpointer:
 
     def _clean(self) -> None:
         """Removes what an interrupted save or deletion left, and names what does not belong here."""
+        self._sweep()
         for path in sorted(self.directory.iterdir(), key=lambda path: path.name):
             name, _, suffix = path.name.partition(".")
             is_step = _STEP.fullmatch(name) is not None
             if is_step and suffix == "unfinished":
                 if self._manifest(name).exists():
-                    path.unlink()  # killed between writing the manifest and removing the marker
+                    _remove(path)  # stopped between writing the manifest and removing the marker
                 else:
                     self._delete(name)
-            elif is_step and (suffix.startswith("orbax-checkpoint-tmp") or suffix == "json.tmp"):
-                _remove(path)
             elif not (is_step and suffix in ("", "json")):
                 _warn(f"{path} is no checkpoint of this program: ignored")
 
@@ -371,6 +410,64 @@ def _reason(error: Exception) -> str:
         return error.strerror
     found = _SYSTEM_ERROR.search(str(error))
     return found[1].strip() if found else str(error).partition("\n")[0] or type(error).__name__
+
+
+# ------------------------------------------------------------------------------------------------- the file system
+
+_NUMBERS = itertools.cycle(range(192, 256))  # of descriptors, see `_reached`
+
+
+@contextlib.contextmanager
+def _reached(directory: epath.Path) -> Iterator[epath.Path]:
+    """The directory, by a path that leads nowhere once it has vanished, or after the end of the block.
+
+    TensorStore makes directories that are missing, also from threads that go on after a save has failed. By its path
+    the directory would be made anew, and what was removed of a failed save be back. Linux has paths by a descriptor,
+    whose number is not that of the save before. Several processes need one path for all: they get the plain one.
+    """
+    if not (_is_local(directory) and sys.platform == "linux" and hosts.count() == 1):
+        yield directory
+        return
+    opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        descriptor = fcntl.fcntl(opened, fcntl.F_DUPFD_CLOEXEC, next(_NUMBERS))
+    finally:
+        os.close(opened)
+    try:
+        yield epath.Path(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
+
+
+def _check_same_directory(reached: epath.Path, directory: epath.Path) -> None:
+    """
+    Raises:
+      FileNotFoundError: `directory` is no longer the one that `reached` leads to.
+    """
+    if reached != directory and not os.path.samefile(reached, directory):
+        raise FileNotFoundError(None, "The directory was replaced during the save")
+
+
+def _is_local(path: epath.Path) -> bool:
+    return "://" not in os.fspath(path)
+
+
+def _is_file(path: epath.Path) -> bool:
+    """`epath` takes a pipe for a file, too."""
+    return os.path.isfile(path) if _is_local(path) else path.is_file()
+
+
+def _make(directory: epath.Path) -> None:
+    if _is_local(directory):
+        make_directory(Path(directory))
+    else:
+        directory.mkdir(parents=True, exist_ok=True)
+
+
+def _sync(directory: epath.Path, whole: bool = False) -> None:
+    """Forces a local directory's list of names onto the disk; the `whole` of it, with all below."""
+    if _is_local(directory):
+        (sync_tree if whole else sync)(Path(directory))
 
 
 def _remove(path: epath.Path) -> None:
@@ -413,9 +510,11 @@ def _digest_of_manifest(manifest: dict) -> str:
 
 
 def _write_manifest(path: epath.Path, manifest: dict) -> None:
-    temporary = path.parent / f"{path.name}.tmp"
-    temporary.write_text(json.dumps({**manifest, "digest": _digest_of_manifest(manifest)}, sort_keys=True, indent=1))
-    temporary.replace(path)
+    text = json.dumps({**manifest, "digest": _digest_of_manifest(manifest)}, sort_keys=True, indent=1)
+    if _is_local(path):
+        write_text(Path(path), text)
+    else:
+        path.write_text(text)  # an object appears whole
 
 
 def _describe(leaf: Any) -> str:

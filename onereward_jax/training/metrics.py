@@ -11,11 +11,11 @@ import socket
 import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from onereward_jax.atomic_files import write_bytes
+from onereward_jax.atomic_files import make_directory, sync, write_bytes
 from onereward_jax.errors import UserError
 from onereward_jax.given_files import read_bytes
 
@@ -25,8 +25,9 @@ _FLUSH_SECONDS = 30.0  # between two flushes of TensorBoard's file
 class MetricsWriter:
     """Appends to `workdir/metrics.jsonl` and to TensorBoard files in `workdir/tensorboard`.
 
-    A run that goes on from step s first drops every line of a later step, and a last line that was torn when the
-    run was killed; so the file has neither gaps nor repeats, whatever happened between.
+    A run that goes on from step s first drops every line of a later step, and what is no line after that of step s,
+    torn when the run was killed or the power failed; so the file has neither gaps nor repeats, whatever happened
+    between.
 
     Lines that can't be written (a full disk, a mount that is gone) are kept and written once it is possible again, with
     one warning. TensorBoard loses them, and gets a new file after that. A file that was removed or replaced is written
@@ -40,10 +41,11 @@ class MetricsWriter:
 
     def __init__(self, workdir: str | os.PathLike, resume_step: int = 0, tensorboard: bool = True):
         directory = Path(workdir)
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         self.path = directory / "metrics.jsonl"
         _truncate(self.path, resume_step)
         self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        sync(directory)  # its name is there after a power cut, as its lines are after `sync`
         self._closed = False
         self._waiting = b""  # lines, or the rest of one, that are not in the file yet
         self._reopen = self._failing = False
@@ -201,8 +203,12 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: run the training that writes it first")
-    lines, _ = _whole_lines(path)
-    return lines
+    found = [line for line, _ in _lines(path)]
+    if found and found[-1] is None:
+        found.pop()
+    if None in found:
+        raise _bad_line(path, found.index(None))
+    return [line for line in found if line is not None]
 
 
 def _number(value: Any) -> float | int:
@@ -213,33 +219,39 @@ def _number(value: Any) -> float | int:
     return float(str(value)) if isinstance(number, float) and getattr(value, "dtype", None) == "float32" else number
 
 
-def _whole_lines(path: Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """Parsed lines, and the byte offset of the end of each."""
-    lines: list[dict[str, Any]] = []
-    ends: list[int] = []
-    offset = 0
-    raw = read_bytes(path).splitlines(keepends=True)
-    for number, text in enumerate(raw, start=1):
-        offset += len(text)
+def _lines(path: Path) -> Iterator[tuple[dict[str, Any] | None, int]]:
+    """(the line, None where it is none; the byte at which it ends) of each."""
+    end = 0
+    for text in read_bytes(path).splitlines(keepends=True):
+        end += len(text)
         try:
             line = json.loads(text)
-            if not text.endswith(b"\n") or not isinstance(line["step"], int):
-                raise ValueError
+            yield (line if text.endswith(b"\n") and isinstance(line["step"], int) else None), end
         except (ValueError, KeyError, TypeError, RecursionError):
-            if number == len(raw):
-                break
-            raise UserError(f"line {number} of {path} is not a line of metrics: remove it, or the file") from None
-        lines.append(line)
-        ends.append(offset)
-    return lines, ends
+            yield None, end
+
+
+def _bad_line(path: Path, index: int) -> UserError:
+    return UserError(f"line {index + 1} of {path} is not a line of metrics: remove it, or the file")
 
 
 def _truncate(path: Path, last_step: int) -> None:
+    """Drops the lines after a step, be they whole or not.
+
+    Raises:
+      UserError: a line before it is none.
+    """
     if not path.exists():
         return
-    lines, ends = _whole_lines(path)
-    kept = [end for line, end in zip(lines, ends, strict=True) if line["step"] <= last_step]
-    os.truncate(path, kept[-1] if kept else 0)
+    kept, bad = 0, None
+    for index, (line, end) in enumerate(_lines(path)):
+        if line is None:
+            bad = index if bad is None else bad
+        elif line["step"] <= last_step:
+            if bad is not None:
+                raise _bad_line(path, bad)
+            kept = end
+    os.truncate(path, kept)
 
 
 def training_seconds(metrics_jsonl: str | Path) -> float:

@@ -95,7 +95,10 @@ def arm(moment: str, step):
     if moment == "after the manifest":
         checkpoint._write_manifest = lambda *args: (write_manifest(*args), die())
     if moment == "while deleting":
-        checkpoint._remove = lambda path: ((path / "_CHECKPOINT_METADATA").unlink(), die())
+        remove = checkpoint._remove
+        checkpoint._remove = lambda path: (
+            ((path / "_CHECKPOINT_METADATA").unlink(), die()) if path.is_dir() else remove(path)
+        )
     if moment == "in a line of metrics":
         write = metrics.MetricsWriter.write
 

@@ -1,7 +1,11 @@
 """Checkpoints: round trips bit by bit, every kind of damage, leftovers, deletion."""
 
+import contextlib
 import json
+import os
 import shutil
+import threading
+import time
 import warnings
 
 import flax.struct
@@ -156,6 +160,10 @@ DAMAGES = {
     "torn manifest": lambda step: truncate(step.with_suffix(".json")),
     "flipped bit in the manifest": lambda step: flip_a_bit(step.with_suffix(".json")),
     "empty manifest": lambda step: step.with_suffix(".json").write_text(""),
+    "deep manifest": lambda step: step.with_suffix(".json").write_text("[" * 100_000),
+    "a directory as manifest": lambda step: (step.with_suffix(".json").unlink(), step.with_suffix(".json").mkdir()),
+    "a pipe as manifest": lambda step: (step.with_suffix(".json").unlink(), os.mkfifo(step.with_suffix(".json"))),
+    "a pipe as file": lambda step: ((step / "data" / "data.json").unlink(), os.mkfifo(step / "data" / "data.json")),
 }
 
 
@@ -167,6 +175,12 @@ def test_damage_is_named_and_the_older_one_used(copy, damage):
     assert (step, data_state) == (2, {"next": 2})
     assert "step_00000003" in str(caught[0].message)
     assert_same(state, make_state(2))
+    checkpointer = Checkpointer(copy, keep=1)  # it is written again, or deleted with the others
+    with pytest.warns(CheckpointWarning):
+        checkpointer.restore_latest(abstract(make_state()))
+    checkpointer.save(4, make_state(4))
+    checkpointer.wait()
+    assert sorted(path.name for path in copy.iterdir()) == ["step_00000004", "step_00000004.json"]
 
 
 def test_every_file_is_covered(copy):
@@ -205,7 +219,9 @@ def test_a_damaged_step_is_written_again(copy):
     assert checkpointer.restore_latest(abstract(make_state()))[::2] == (3, {"next": 33})
 
 
-@pytest.mark.parametrize("name", ["step_00000999", "step_999", "999", "step_00000003.bak", "notes.txt"])
+@pytest.mark.parametrize(
+    "name", ["step_00000999", "step_999", "999", "step_00000003.bak", "notes.txt", "step_000000003", "step_٠٠٠٠٠٠٠٩"]
+)
 def test_stray_entries_are_ignored(copy, name):
     (copy / name).mkdir()
     with pytest.warns(CheckpointWarning, match=name):
@@ -225,7 +241,8 @@ def test_leftovers_are_removed(copy):
     (copy / "step_00000004.unfinished").touch()
     (copy / "step_00000005.orbax-checkpoint-tmp").mkdir()  # Orbax was not done
     (copy / "step_00000005.unfinished").touch()
-    (copy / "step_00000004.json.tmp").write_text("{")
+    (copy / "step_00000004.json.tmp").write_text("{")  # as 0.1.0 called it
+    (copy / ".0123456789abcdef.tmp").write_text("{")
     (copy / "step_00000003.unfinished").touch()  # all was done but for the marker
     assert Checkpointer(copy).restore_latest(abstract(make_state()))[0] == 3
     assert {path.name for path in copy.iterdir()} == before
@@ -274,6 +291,89 @@ def test_an_error_in_the_background_is_raised(tmp_path, monkeypatch):
     with pytest.raises(SaveError, match=r"^No space left on device$"):
         checkpointer.wait()
     assert list(tmp_path.iterdir()) == []
+
+
+class Unruly:
+    """Orbax, with something done between the start of a save and its end."""
+
+    def __init__(self, monkeypatch, action):
+        self._save = checkpoint.ocp.save_checkpointables_async
+        self._action = action
+        monkeypatch.setattr(checkpoint.ocp, "save_checkpointables_async", self)
+
+    def __call__(self, path, *args, **options):
+        response = self._save(path, *args, **options)
+        self._action(path)
+        return response
+
+
+LARGE = {f"a{number}": jnp.ones(1 << 18) for number in range(16)}
+
+
+@pytest.mark.parametrize("remade", [False, True])
+def test_a_directory_that_vanishes_during_a_save_is_not_made_anew(tmp_path, monkeypatch, remade):
+    directory = tmp_path / "mount" / "run" / "checkpoints"
+    checkpointer = Checkpointer(directory)
+    checkpointer.save(1, LARGE)
+    checkpointer.wait()
+
+    def vanish(_):
+        shutil.rmtree(tmp_path / "mount")
+        if remade:
+            directory.mkdir(parents=True)
+
+    Unruly(monkeypatch, vanish)
+    checkpointer.save(2, LARGE)
+    with pytest.raises(SaveError):
+        checkpointer.wait()
+    with pytest.raises(SaveError, match="that were there are gone"):
+        checkpointer.save(3, LARGE)
+    assert list(tmp_path.rglob("*")) == (
+        [tmp_path / "mount", *reversed([directory, directory.parent])] if remade else []
+    )
+
+
+def test_a_directory_that_moves_during_a_save_gets_no_checkpoint_elsewhere(tmp_path, monkeypatch):
+    checkpointer = Checkpointer(tmp_path / "a")
+    checkpointer.save(1, LARGE)
+    checkpointer.wait()
+
+    def move(_):
+        (tmp_path / "a").rename(tmp_path / "b")
+        (tmp_path / "a").mkdir()
+
+    Unruly(monkeypatch, move)
+    checkpointer.save(2, LARGE)
+    with pytest.raises(SaveError, match="replaced"):
+        checkpointer.wait()
+    assert list((tmp_path / "a").iterdir()) == []
+    assert Checkpointer(tmp_path / "b").restore_latest(abstract(LARGE))[0] == 1
+    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == ["step_00000001", "step_00000001.json"]
+
+
+def test_threads_that_outlive_a_failed_save_leave_nothing(tmp_path, monkeypatch):
+    """TensorStore's go on, and make the directories anew that they miss."""
+    late = []
+
+    def fail(path):
+        def write():
+            time.sleep(0.2)
+            with contextlib.suppress(OSError):
+                (path.parent / f"{path.name}.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
+
+        late.append(threading.Thread(target=write))
+        late[0].start()
+        raise ValueError("TensorStore: failed to write: No space left on device [os_error_code='28']")
+
+    Unruly(monkeypatch, fail)
+    checkpointer = Checkpointer(tmp_path)
+    with pytest.raises(SaveError, match=r"^No space left on device$"):
+        checkpointer.save(1, {"a": jnp.ones(2)})
+    monkeypatch.undo()
+    checkpointer.save(2, {"a": jnp.ones(2)})
+    checkpointer.wait()
+    late[0].join()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step_00000002", "step_00000002.json"]
 
 
 def test_manifest_lists_sizes_and_digests(copy):

@@ -60,6 +60,17 @@ def test_a_torn_last_line_is_dropped(tmp_path, torn):
     assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("lost", ["\0" * 40 + "\n", "\0\0\n{}\n", '{"step": 4, "le\n'])
+def test_what_a_power_cut_made_of_the_lines_after_the_checkpoint_is_dropped(tmp_path, lost):
+    write(tmp_path, [1, 2, 3])
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write(lost + '{"step": 5}\n')
+    with pytest.raises(UserError, match="line 4"):
+        read_metrics(tmp_path / "metrics.jsonl")
+    write(tmp_path, [4], resume_step=3)
+    assert [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
 def test_damage_in_the_middle_is_named(tmp_path):
     write(tmp_path, [1, 2, 3])
     text = (tmp_path / "metrics.jsonl").read_text()

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from onereward_jax.atomic_files import write_text
+from onereward_jax.atomic_files import make_directory, sync_tree, write_text
 from onereward_jax.data.preferences.record import BadRecord, Record, fields_of, record_of
 from onereward_jax.errors import UserError
 from onereward_jax.given_files import json_lines, path_beside, read_bytes
@@ -52,14 +52,15 @@ class Folder:
 
 
 def write_folder(directory: Path, records: Iterable[Record], file: str = FILE) -> None:
-    """Write records and their images, byte for byte; the .jsonl file is written last, atomically.
+    """Write records and their images, byte for byte; the .jsonl file is written last, atomically, when the images are
+    on the disk.
 
     Args:
       directory: may hold other .jsonl files of this form.
       file: name of the .jsonl file; images go to images/<its stem>/.
     """
     folder = Path("images") / Path(file).stem
-    (directory / folder).mkdir(parents=True, exist_ok=True)
+    make_directory(directory / folder)
     lines = []
     for number, record in enumerate(records):
 
@@ -70,4 +71,5 @@ def write_folder(directory: Path, records: Iterable[Record], file: str = FILE) -
             return path.as_posix()
 
         lines.append(json.dumps(fields_of(record, write), ensure_ascii=False, allow_nan=False))
+    sync_tree(directory / folder)
     write_text(directory / file, "".join(f"{line}\n" for line in lines))
