@@ -152,7 +152,7 @@ def test_a_step_is_on_the_disk_before_its_manifest_and_older_ones_go_after_it(re
 
 
 def test_every_state_that_a_power_cut_may_leave_is_gone_on_from(recording, tmp_path):
-    trials = Trials("power cuts, states of the disk", short=12, long=500, limit=120.0)
+    trials = Trials("power cuts, states of the disk", short=12, long=300, limit=120.0)
     for trial in trials:
         with trial, failing_assertions(trial):
             moment = int(trial.rng.choice(recording.moments))
@@ -203,7 +203,7 @@ def image(tmp_path):
 
 
 def test_copies_of_a_mounted_file_system_are_gone_on_from(image, tmp_path):
-    trials = Trials("power cuts, copies of a file system", short=3, long=100, limit=120.0)
+    trials = Trials("power cuts, copies of a file system", short=3, long=60, limit=120.0)
     copies = []
     with mounted(image, tmp_path / "disk") as disk:
         command = [sys.executable, PROGRAM, str(disk / "run"), "1000000"]
