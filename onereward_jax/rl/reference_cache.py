@@ -148,7 +148,7 @@ def open_cache(config: RewardFeedback, source: Source) -> ReferenceCache:
     made_from["weights"] = fingerprint(base)
     made_from["configurations"] = {
         str(path.relative_to(base)): hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-        for path in sorted(base.rglob("*.json"))
+        for path in sorted(base.rglob("[!.]*.json"))
     }
     made_from |= source.fingerprint()
     return ReferenceCache(config.rl.reference_cache, made_from)

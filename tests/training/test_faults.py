@@ -6,6 +6,7 @@ own threads alike.
 
 import contextlib
 import resource
+import shutil
 import subprocess
 import sys
 import threading
@@ -102,6 +103,16 @@ def test_a_last_save_that_fails_ends_the_run(tmp_path, disk):
     assert names(tmp_path) == ["step_00000003", "step_00000003.json"]
     assert float(run(tmp_path, 6, state=large()).total) == expected_total(6)
     assert [line["step"] for line in lines(tmp_path)] == list(range(1, 7))
+
+
+def test_a_working_directory_that_vanishes_is_not_made_anew(tmp_path):
+    def vanish():
+        until(lambda: (tmp_path / "run" / "checkpoints" / "step_00000002.json").exists())
+        shutil.rmtree(tmp_path / "run")
+
+    with pytest.warns(CheckpointWarning, match="step 4"), pytest.raises(Fault, match="step 6"):
+        run(tmp_path / "run", 6, checkpoint_every=2, **at({3: vanish}))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_lines_wait_for_room(tmp_path, disk):
