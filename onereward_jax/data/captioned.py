@@ -23,7 +23,7 @@ from onereward_jax.data.bad_records import Skipped
 from onereward_jax.data.buckets import BucketDraw, Size, aspect_distance, bucket_sizes, common_shapes
 from onereward_jax.data.sample import Sample
 from onereward_jax.data.source import Source
-from onereward_jax.errors import UserError
+from onereward_jax.errors import UserError, shown
 from onereward_jax.given_files import MAX_LINE, json_lines, path_beside, read_text
 from onereward_jax.images import reading
 from onereward_jax.tasks import FIXED_PROMPTS, TASKS
@@ -107,7 +107,7 @@ def _checked(item: Captioned | str) -> Captioned | str:
             reading.check_size(image, reading.read_mask(item.mask), (str(item.image), str(item.mask)))
     except OSError as error:
         return f"{error.filename} can't be opened ({error.strerror}): check the path"
-    except ValueError as error:
+    except UserError as error:
         return str(error) if str(item.image) in str(error) else f"{item.image}: {error}"
     return dataclasses.replace(item, size=image.shape[:2])
 
@@ -172,11 +172,11 @@ def _of_fields(fields: Mapping[str, Any], folder: Path, caption: str, inside_onl
         raise UserError("it names no image: write its path into file_name")
     for name in (*_CAPTIONS, "mask", "task"):
         if not isinstance(fields.get(name, ""), str | None):
-            raise UserError(f"{name} is {fields[name]!r}: write a text")
+            raise UserError(f"{name} is {shown(fields[name])}: write a text")
     task, mask = fields.get("task") or None, fields.get("mask") or None
     if task is not None and task not in TASKS:
         hint = did_you_mean(task, TASKS) or f": choose one of {', '.join(TASKS)}"
-        raise UserError(f"task is {task!r}{hint}")
+        raise UserError(f"task is {shown(task)}{hint}")
     image = path_beside(folder, fields["file_name"], inside_only)
     mask = path_beside(folder, mask, inside_only) if mask else _mask_beside(image)
     text = next((fields[name].strip() for name in _CAPTIONS if fields.get(name)), "")

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from onereward_jax import tasks
-from onereward_jax.errors import UserError
+from onereward_jax.errors import UserError, shown
 from onereward_jax.given_files import Line, json_lines, path_beside
 from onereward_jax.images import reading
 
@@ -47,7 +47,7 @@ class Request:
             raise UserError(self.error)
         task = self.task or ("image_extend" if self.extend else "image_fill")
         if task not in tasks.TASKS:
-            raise UserError(f"unknown task {task!r}: choose one of {', '.join(tasks.TASKS)}")
+            raise UserError(f"unknown task {shown(task)}: choose one of {', '.join(tasks.TASKS)}")
         if self.extend is not None:
             reading.parse_sides(self.extend)
         if (self.mask is None) == (self.extend is None):
@@ -110,7 +110,7 @@ def _of_line(line: Line, folder: Path, inside_only: bool, given: dict[str, Any])
             raise UserError("it names no image: write its path into image")
         wrong = [key for key, value in fields.items() if key not in _FIELDS or not isinstance(value, str)]
         if wrong:
-            raise UserError(f"{wrong[0]!r} is none of {', '.join(_FIELDS)}, or no text: correct it")
+            raise UserError(f"{shown(wrong[0])} is none of {', '.join(_FIELDS)}, or no text: correct it")
         paths: dict[str, Any] = {
             key: path_beside(folder, fields[key], inside_only) for key in ("image", "mask") if key in fields
         }

@@ -8,6 +8,8 @@ import types
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from onereward_jax.cli import main as cli
 from onereward_jax.config.load import load_config
@@ -293,3 +295,11 @@ def test_a_message_is_one_line_whatever_it_quotes():
     assert str(error).startswith("a\\nb\\u2028c\\x1b[2J\\ud800 xxx")
     assert str(error).endswith("x is no name: give another")
     assert len(str(error)) <= 910
+
+
+@given(st.text(max_size=3000))
+def test_any_message_is_one_line(text):
+    said = str(UserError(text))
+    assert said.isprintable()
+    assert len(said) <= 910
+    assert said == text or not text.isprintable() or len(text) > 900

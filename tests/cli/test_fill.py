@@ -5,10 +5,13 @@ import shutil
 import struct
 import warnings
 import zlib
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from onereward_jax import FillPipeline
@@ -176,8 +179,6 @@ def test_tasks_have_their_prompts():
 
 
 def test_files_of_one_name_do_not_replace_each_other(tmp_path):
-    from pathlib import Path
-
     requests = [Request(Path(name)) for name in ("x/a.png", "y/a.jpg", "b.png")]
     names = [[file.name for file in files] for files in output_files(requests, tmp_path, 1)]
     assert names == [["a.png"], ["a-2.png"], ["b.png"]]
@@ -185,6 +186,12 @@ def test_files_of_one_name_do_not_replace_each_other(tmp_path):
     requests = [Request(Path(name)) for name in ("a-2.png", "x/a.png", "y/a.png", "z/a-2.png")]
     names = [files[0].stem for files in output_files(requests, tmp_path, 1)]
     assert names == ["a-2", "a", "a-3", "a-2-2"]
+
+
+@given(st.lists(st.sampled_from(["a", "a-2", "a-3", "a-2-2", "b", "a-2-3"]), max_size=20))
+def test_no_two_requests_write_one_file(stems):
+    files = output_files([Request(Path(f"{stem}.png")) for stem in stems], Path("out"), 1)
+    assert len({path for of_request in files for path in of_request}) == len(stems)
 
 
 # --- export -----------------------------------------------------------------------------------------------------------

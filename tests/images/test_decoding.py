@@ -9,6 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from onereward_jax.errors import UserError
@@ -77,6 +80,15 @@ def test_every_mode_of_every_format(tmp_path, name):
     assert np.abs(read - np.asarray(expected, np.float64)).max() <= tolerance
     with Image.open(path) as opened:
         np.testing.assert_array_equal(reading.read_image(opened), read)
+
+
+@given(
+    arrays(np.uint8, st.tuples(st.integers(1, 9), st.integers(1, 9), st.just(3))),
+    st.sampled_from(["png", "tiff", "bmp", "lossless webp"]),
+)
+def test_what_a_lossless_file_holds_is_read(image, kind):
+    options = {"lossless": True} if "lossless" in kind else {}
+    np.testing.assert_array_equal(reading.read_image(saved(Image.fromarray(image), kind.split()[-1], **options)), image)
 
 
 @pytest.mark.parametrize("name", image_files.other_files())

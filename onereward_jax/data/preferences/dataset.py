@@ -11,7 +11,7 @@ from onereward_jax.data.bad_records import Skipped
 from onereward_jax.data.preferences.folder import FILE, PATTERN, Folder, write_folder
 from onereward_jax.data.preferences.record import Record, image_sizes
 from onereward_jax.data.preferences.tfds import TfdsRecords, tfds_directory, write_tfds
-from onereward_jax.errors import UserError
+from onereward_jax.errors import UserError, shown
 from onereward_jax.given_files import read_json
 
 FORMS = ("folder", "tfds")
@@ -104,7 +104,7 @@ def good_records(
             return str(error)
         try:
             check(found)
-        except ValueError as error:
+        except UserError as error:
             return f"{records.name(index)}: {error}"
         return found
 
@@ -112,7 +112,7 @@ def good_records(
         for start in range(0, len(records), _CHUNK):
             for found in pool.map(load, range(start, min(start + _CHUNK, len(records)))):
                 if isinstance(found, Checked) and found.record.id in seen:
-                    found = f"{records.name(found.index)}: id {found.record.id!r} is there twice: make ids unique"
+                    found = f"{records.name(found.index)}: id {shown(found.record.id)} is there twice: make ids unique"
                 if isinstance(found, Checked):
                     seen.add(found.record.id)
                     yield found

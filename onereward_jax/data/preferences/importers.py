@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from onereward_jax.data.preferences.record import BadRecord, Record, record_of
+from onereward_jax.data.preferences.record import MAX_CANDIDATES, BadRecord, Record, record_of
 from onereward_jax.errors import UserError, one_line, shown
 from onereward_jax.given_files import json_lines, open_file, parse_json, path_beside, read_bytes
 from onereward_jax.images.decoding import MAX_BYTES
@@ -100,6 +100,7 @@ class Imported:
             fields = self._layout.fields(entry, self._dimension)
         except UserError as error:
             raise BadRecord(f"{where}: {error}") from None
+        # The functions of the layouts read an entry as it should be; one that isn't raises these.
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise BadRecord(f"{where}: does not have this layout ({error!r}): choose another --layout") from None
         fields["votes"] = [vote for vote in fields["votes"] if vote["dimension"] in dimensions_of(self._task)]
@@ -153,10 +154,12 @@ def _votes(
       UserError: there is not one number for each candidate.
     """
     numbers = [rank for rank in ranks if isinstance(rank, int | float) and not isinstance(rank, bool)]
-    if len(numbers) != len(ranks) or not all(map(math.isfinite, numbers)):
+    if len(numbers) != len(ranks) or not all(abs(number) < math.inf for number in numbers):
         raise UserError(f"it ranks images by {shown(ranks)}: give a number for each")
     if len(ranks) != candidates:
         raise UserError(f"it ranks {len(ranks)} of {candidates} images: give a number for each")
+    if candidates > MAX_CANDIDATES:  # there is a vote for every two
+        raise UserError(f"it has {candidates} images: give at most {MAX_CANDIDATES}")
     values = [-rank for rank in ranks] if higher_is_better else list(ranks)
     return [
         {"dimension": dimension, "annotator": annotator, "best": best, "worst": worst}

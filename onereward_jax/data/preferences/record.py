@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from onereward_jax.config.option import did_you_mean
-from onereward_jax.errors import UserError
+from onereward_jax.errors import UserError, shown, shown_name
 from onereward_jax.images.reading import read_image
 from onereward_jax.tasks import TASKS, dimensions_of
+
+MAX_CANDIDATES = 256
 
 
 class BadRecord(UserError):
@@ -162,7 +164,7 @@ def _request(at: "_At", fields: Mapping[str, Any]) -> tuple[str, str, str]:
     identity, task, prompt = (at.text(fields[name], name) for name in ("id", "task", "prompt"))
     at.check(identity != "", "id", "is empty: give every record an id")
     hint = did_you_mean(task, TASKS) or f": choose one of {', '.join(TASKS)}"
-    at.check(task in TASKS, "task", f"is {task!r}{hint}")
+    at.check(task in TASKS, "task", f"is {shown(task)}{hint}")
     at.check(
         bool(prompt) or "text_alignment" not in dimensions_of(task, prompt),
         "prompt",
@@ -174,6 +176,7 @@ def _request(at: "_At", fields: Mapping[str, Any]) -> tuple[str, str, str]:
 def _candidates(at: "_At", given: Any, read: Read) -> tuple[Candidate, ...]:
     items = at.items(given, "candidates", ("image", "sampling"), required=("image",))
     at.check(len(items) >= 2, "candidates", f"has length {len(items)}: give at least two to compare")
+    at.check(len(items) <= MAX_CANDIDATES, "candidates", f"has length {len(items)}: give at most {MAX_CANDIDATES}")
     return tuple(
         Candidate(
             at.image(item["image"], f"candidates[{number}].image", read),
@@ -266,7 +269,7 @@ class _At:
             raise BadRecord(f"{self._where}: {name + ' ' if name else ''}{message}")
 
     def text(self, value: Any, name: str) -> str:
-        self.check(isinstance(value, str), name, f"must be text, not {value!r}")
+        self.check(isinstance(value, str), name, f"must be text, not {shown(value)}")
         return value
 
     def items(self, value: Any, name: str, known: Iterable[str], required: Iterable[str] | None = None) -> list[Any]:
@@ -283,7 +286,8 @@ class _At:
 
     def index(self, value: Any, name: str, count: int) -> int:
         whole = isinstance(value, int) and not isinstance(value, bool)
-        self.check(whole and 0 <= value < count, name, f"is {value!r}: give a candidate's number, 0 to {count - 1}")
+        hint = f"give a candidate's number, 0 to {count - 1}"
+        self.check(whole and 0 <= value < count, name, f"is {shown(value)}: {hint}")
         return value
 
     def dimension(self, value: Any, name: str, task: str, prompt: str) -> None:
@@ -291,7 +295,7 @@ class _At:
         hint = f"choose one of {', '.join(known)}"
         if value == "text_alignment" and value in dimensions_of(task):
             hint = "give the record a prompt of its own, or leave the dimension out"
-        self.check(value in known, name, f"is {value!r}, but this record is not judged on it: {hint}")
+        self.check(value in known, name, f"is {shown(value)}, but this record is not judged on it: {hint}")
 
     def json_object(self, value: Any, name: str) -> dict[str, Any]:
         self.check(isinstance(value, Mapping), name, "must be a JSON object")
@@ -305,6 +309,7 @@ class _At:
         try:
             return read(name, value)
         except FileNotFoundError:
-            raise BadRecord(f"{self._where}: {name} {value} does not exist: check the path") from None
+            raise BadRecord(f"{self._where}: {name} {shown_name(str(value))} does not exist: check the path") from None
         except (OSError, UserError) as error:
-            raise BadRecord(f"{self._where}: {name} {value} can't be read ({error}): check the path") from None
+            why = error.strerror if isinstance(error, OSError) else error
+            raise BadRecord(f"{self._where}: {name} {shown_name(str(value))} can't be read: {why}") from None
