@@ -195,6 +195,14 @@ def test_curves_are_read_without_gaps_or_nonsense(metrics, tmp_path):
     odd.write_text('{"step": 2, "a": 1}\n{"step": 1, "a": NaN, "b": "x"}\n[]\n{"step": 2, "a": 3}\n{"a": 9}\n')
     assert {key: (list(s), list(v)) for key, (s, v) in plots.read_curves(odd).items()} == {"a": ([2.0], [3.0])}
     assert plots.read_curves(tmp_path / "absent.jsonl") == {}
+    hostile = [
+        "[" * 10_000,
+        '{"step": ' + "1" * 400 + ', "a": 1}',
+        '{"step": 3, "a": ' + "1" * 400 + ', "b": 2}',
+        "\ud800",
+    ]
+    odd.write_bytes("\n".join(hostile).encode(errors="surrogatepass"))
+    assert {key: list(values) for key, (_, values) in plots.read_curves(odd).items()} == {"b": [2.0]}
 
 
 def test_smoothing_keeps_a_line_and_removes_noise():

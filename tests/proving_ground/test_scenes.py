@@ -1,4 +1,5 @@
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -138,6 +139,25 @@ def test_a_users_folder_is_split_by_photograph(tmp_path):
     assert splits[0] | splits[1] == {"0", "1", "2", "3", "4"}
     scene = ProvingGround("train", 128, photos=tmp_path).scene(0, "image_fill")  # larger than the photographs
     assert scene.target.shape == (128, 128, 3)
+
+
+def test_photographs_keep_the_numbers_they_are_stored_with():
+    """One of those that come with scikit-image has a profile of Adobe RGB."""
+    for photo in photos.bundled():
+        with Image.open(photo.path) as opened:
+            stored = opened.convert("RGB")
+        shorter = min(stored.size)
+        level = photos.pyramid(photo, shorter)[0][0]  # at its own size
+        np.testing.assert_array_equal(level, np.asarray(stored), err_msg=photo.name)
+
+
+def test_a_users_photograph_that_is_none_is_one_sentence(tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_text("no image")
+    os.mkfifo(tmp_path / "c.png")
+    for photo in photos.find(tmp_path):
+        with pytest.raises(UserError, match=rf"{photo.name}\.png is (not a readable image|a pipe or a device)"):
+            photos.pyramid(photo, 64)
 
 
 def test_wrong_arguments_are_refused(tmp_path, ground):

@@ -132,7 +132,7 @@ def test_an_adapter_its_samples_and_every_export(runs, tmp_path, capsys):
         ("mask of another size", "1 of 1 images in"),
         ("no model", "there is no directory nowhere"),
         ("no Fill model", "has in_channels 64, but it is 384 for a Fill model"),
-        ("wrong value", "data.max_hole must be above 0 and below 1, not 1.0"),
+        ("wrong value", "data.max_hole must be a number above 0 and below 1, not 1.0"),
         ("wrong step", "data.resolution 64 is no multiple of data.bucket_step 24"),
         ("wrong name", "did you mean finetune.sample_steps?"),
     ],
