@@ -1,7 +1,7 @@
 """Any text and any value for any setting: a value that is right, or one sentence."""
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from onereward_jax.config import schema
@@ -20,6 +20,10 @@ VALUES = st.recursive(
 )
 
 
+QUIETLY = settings(deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@QUIETLY
 @given(field=st.sampled_from(FIELDS), value=VALUES | st.text(alphabet="()[]{}'\",.-0123456789e ab"))
 def test_any_value_of_any_setting(field, value):
     name, field = field
@@ -35,6 +39,7 @@ def test_any_value_of_any_setting(field, value):
         assert checked(name, field, found) == found
 
 
+@QUIETLY
 @given(low=st.integers(-10, 10), width=st.integers(0, 10), value=st.integers() | st.integers(-25, 25))
 def test_a_number_is_accepted_within_its_range_alone(low, width, value):
     limits = Option(at_least=low, at_most=low + width)
@@ -45,6 +50,7 @@ def test_a_number_is_accepted_within_its_range_alone(low, width, value):
             conform("x", int, limits, value)
 
 
+@QUIETLY
 @given(st.text() | st.text(alphabet="()[]{}'\",-1", max_size=300))
 def test_any_text_has_elements(text):
     assert isinstance(elements_of(text), list)
