@@ -1,6 +1,7 @@
 """Devices of absent TPU slices, for ahead-of-time compilation, and the specifications of each TPU generation."""
 
 import importlib.util
+import math
 import os
 import re
 from typing import Any, NamedTuple
@@ -35,7 +36,8 @@ CHIPS = {
     "v6e": Chip(31.25, 918e12, 1638e9, 800e9 / 8, sides=2),
     "tpu7x": Chip(94.75, 2307e12 / 2, 7380e9 / 2, 1200e9 / 12),
 }
-_NAME = re.compile(r"(?P<chip>[a-z0-9]+):(?P<shape>\d+(x\d+){1,2})")
+_NAME = re.compile(r"(?P<chip>[a-z0-9]+):(?P<shape>\d{1,9}(x\d{1,9}){1,2})", re.ASCII)
+_MOST_CHIPS = 2**14  # of a slice; the largest have 9,216, and libtpu crashes at 2**30
 
 
 class Topology(NamedTuple):
@@ -70,6 +72,8 @@ def open_topology(name: str) -> Topology:
     chip, sides = CHIPS[found["chip"]], 1 + found["shape"].count("x")
     if sides != chip.sides:
         raise UserError(f"a slice of {found['chip']} has {chip.sides} sides, not {sides} as {name}: write all of them")
+    if math.prod(map(int, found["shape"].split("x"))) > _MOST_CHIPS:
+        raise UserError(f"a slice has at most {_MOST_CHIPS:,} chips, which {name} exceeds: choose shorter sides")
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("the TPU compiler is missing: pip install 'onereward-jax[tpu]' (no TPU is needed)")
     from jax.experimental import topologies

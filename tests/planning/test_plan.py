@@ -198,6 +198,12 @@ def test_it_does_not_fit(slice_of, capsys, tmp_path):
             {},
             "mesh.fsdp must be a whole number from 1 to",
         ),
+        (
+            ("--topology", "v5p:1024x1024x1024"),
+            {},
+            "a slice has at most 16,384 chips, which v5p:1024",
+        ),
+        (("--topology", "v5p:2x2x٣"), {}, "there is no topology 'v5p:2x2x٣'"),
         (("--topology", "v6e:2x2x2"), {}, "a slice of v6e has 2 sides, not 3 as v6e:2x2x2"),
         (("--topology", "v5p:2x2x1", "--json", "."), {}, ". is a directory: give --json a file"),
         (("--topology", "v5p:2x2x1", "--batch", "0"), {}, "--batch: it must be a whole number from 1 to 65,536, not 0"),
