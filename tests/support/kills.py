@@ -145,12 +145,16 @@ def kill(command: Command, place: Place, life: Life, rng: np.random.Generator) -
     # The first of the names that are awaited may soon be gone again.
     awaited = [] if number is None else [place.root / name for name, _ in left[number : number + 3]]
     index = None if number is None or whom < _ALL else int(command.count * (whom - _ALL) / (1 - _ALL))
-    if not _is_killed(command, place, awaited, seconds, index):
-        assert _is_killed(command, place, [], when * life.start, None)
+    codes = _killed(command, place, awaited, seconds, index)
+    if 0 in codes:  # all was done before one of them was killed, if any was
+        assert differences(place.result(), life.result) == []
+    if not any(codes):
+        codes = _killed(command, place, [], when * life.start, None)
+    assert -signal.SIGKILL in codes, (codes, place.said())
 
 
-def _is_killed(command: Command, place: Place, awaited: list[Path], seconds: float, index: int | None) -> bool:
-    """Kill one or all of a command's processes so long after a file appeared; False if it ended before, and well."""
+def _killed(command: Command, place: Place, awaited: list[Path], seconds: float, index: int | None) -> list[int]:
+    """Kill one or all of a command's processes so long after a file appeared: the exit codes of all of them."""
     processes = command.start(place)
     is_time = lambda: not awaited or any(path.exists() for path in awaited)
     try:
@@ -163,11 +167,8 @@ def _is_killed(command: Command, place: Place, awaited: list[Path], seconds: flo
         _end(processes)
     # The other of two processes ends by itself, and what a process has started ends with it.
     _until(lambda: not any(_group_lives(process.pid) for process in processes))
-    if not any(codes):
-        return False
-    assert -signal.SIGKILL in codes, (codes, place.said())
-    assert {*codes} <= {-signal.SIGKILL, -signal.SIGABRT, 75}, (codes, place.said())
-    return True
+    assert {*codes} <= {0, -signal.SIGKILL, -signal.SIGABRT, 75}, (codes, place.said())
+    return codes
 
 
 def finish(command: Command, place: Place) -> None:
