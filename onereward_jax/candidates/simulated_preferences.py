@@ -36,6 +36,7 @@ from onereward_jax.fill.diffusers_io import load_transformer
 from onereward_jax.fill.pipeline import FillPipeline, sample_noise
 from onereward_jax.flow import conditioning
 from onereward_jax.flow.conditioning import latent_shape
+from onereward_jax.given_files import read_json
 from onereward_jax.images.grid import png
 from onereward_jax.proving_ground import ProvingGround, Scene, defects
 from onereward_jax.proving_ground.annotator import annotate_scores
@@ -116,7 +117,8 @@ def _claim(directory: Path, made_of: dict[str, Any], config: MakesPreferences, r
     groups = {"preferences": config.preferences.to_dict(), "data": config.data.to_dict()}
     new = made_of | {name: _that_count(name, values) for name, values in groups.items()}
     path = directory / MADE_OF
-    if path.exists() and _upgraded(json.loads(path.read_text())) != json.loads(json.dumps(new)):
+    advice = f"choose another directory, or delete {directory}"
+    if path.exists() and _upgraded(read_json(path, advice)) != json.loads(json.dumps(new)):
         if not replace:
             raise UserError(
                 f"{directory} holds preferences of other settings or models, see {path}: choose another directory, or"
@@ -138,7 +140,9 @@ def _upgraded(made_of: dict[str, Any]) -> dict[str, Any]:
     defaults, was = json.loads(json.dumps(RewardFeedback().to_dict())), renamed()
     groups = {}
     for group in ("preferences", "data"):
-        named = {was.get(f"{group}.{name}", f"{group}.{name}"): value for name, value in made_of[group].items()}
+        given = made_of.get(group)
+        given = given if isinstance(given, dict) else {}
+        named = {was.get(f"{group}.{name}", f"{group}.{name}"): value for name, value in given.items()}
         of_today = {name.removeprefix(f"{group}."): value for name, value in named.items()}
         groups[group] = _that_count(group, defaults[group] | of_today)
     return made_of | groups

@@ -10,6 +10,7 @@ import numpy as np
 
 from onereward_jax.atomic_files import write_text
 from onereward_jax.errors import UserError
+from onereward_jax.given_files import read_json
 from onereward_jax.tasks import CELLS, TASKS
 
 REQUIRED = ("algorithm", "judge_accuracy", "judge_ceiling", "gsb", "seconds", "peak_memory_gib")
@@ -76,15 +77,12 @@ def read_evaluation(path: str | Path) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError: the file does not exist.
-      UserError: it is not JSON, or not valid.
+      UserError: it is no JSON object, or not valid.
     """
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: run the evaluation first")
-    try:
-        evaluation = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is not valid JSON: run the evaluation again") from error
+    evaluation = read_json(path, "run the evaluation again")
     validate_evaluation(evaluation)
     return evaluation
 

@@ -8,7 +8,7 @@ import pytest
 
 from onereward_jax.candidates.simulated_preferences import make_preferences
 from onereward_jax.config.load import load_config
-from onereward_jax.data.preferences.dataset import open_records
+from onereward_jax.data.preferences.dataset import MADE_OF, open_records
 from onereward_jax.data.preferences.folder import Folder
 from onereward_jax.errors import UserError
 from onereward_jax.fill.pipeline import FillPipeline, sample_noise
@@ -144,3 +144,10 @@ def test_no_preferences(directory, tmp_path):
         read_pairs(tmp_path)
     with pytest.raises(UserError):
         read_pairs(directory, source="other")
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"preferences": 3}', "[" * 10_000])
+def test_a_damaged_record_of_settings_is_one_sentence(config, tmp_path, content):
+    (tmp_path / MADE_OF).write_text(content)
+    with pytest.raises(UserError, match="choose another directory, or delete"):
+        make_preferences(config, tmp_path, "train", model=config.preferences.base, planted=1, base=0)

@@ -67,7 +67,7 @@ def begin(fields, workdir, tmp_path_factory):
 
 def test_what_is_bad_or_rare_is_said(whole):
     workdir, said = whole
-    assert "preferences.jsonl, line 41: is not valid JSON" in said
+    assert "preferences.jsonl, line 41: it is no JSON" in said
     assert "pairs of 2 shapes: each compiles a program of its own" in said
     balance = json.loads((workdir / "balance.json").read_text())
     counted = sum(count for part in balance.values() for cells in part.values() for count in cells.values())
