@@ -9,18 +9,31 @@ import jax
 import jax.numpy as jnp
 
 from onereward_jax.atomic_files import write_json
-from onereward_jax.errors import UserError
+from onereward_jax.errors import UserError, shown, shown_name
 from onereward_jax.flow import conditioning
 from onereward_jax.flow.schedule import Shift
 from onereward_jax.given_files import read_json
+from onereward_jax.models.fields import from_config
+from onereward_jax.weights.bfl import load_bfl
 from onereward_jax.weights.hub import model_directory
 from onereward_jax.weights.load import load_component, module_from_directory
 from onereward_jax.weights.peft_adapters import is_adapter, with_adapters
 
 FOLDERS = ("transformer", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler")
+COMFYUI_FILE = "transformer.safetensors"  # of an export for ComfyUI
+_SCHEDULER = "FlowMatchEulerDiscreteScheduler"
+# Fields of its configuration that change the schedule in ways that are not supported.
+_ONLY_SUPPORTED: dict[str, int | bool] = {
+    "num_train_timesteps": 1000,
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "invert_sigmas": False,
+    "stochastic_sampling": False,
+}
 _MODEL_INDEX = {
     "_class_name": "FluxFillPipeline",
-    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "scheduler": ["diffusers", _SCHEDULER],
     "text_encoder": ["transformers", "CLIPTextModel"],
     "text_encoder_2": ["transformers", "T5EncoderModel"],
     "tokenizer": ["transformers", "CLIPTokenizer"],
@@ -34,11 +47,24 @@ def load_transformer(directory: str | Path, base: Any) -> Any:
     """Parameters of another transformer for a pipeline's, such as a policy's: `transformer_params` of `generate`.
 
     Args:
-      directory: holds a transformer, or an adapter of `base`, the pipeline's own parameters.
+      directory: holds a transformer, or an adapter of `base`, the pipeline's own parameters; or a file, see
+        `single_file`.
     """
+    if file := single_file(directory):
+        return jax.tree.map(jnp.asarray, load_bfl(file, base))
     if is_adapter(directory):
         return jax.tree.map(jnp.asarray, with_adapters("transformer", base, directory))
     return jax.tree.map(jnp.asarray, load_component(Path(directory), "transformer", "float32")[1])
+
+
+def single_file(path: str | Path) -> Path | None:
+    """The file of a transformer with Black Forest Labs' names, such as that of an export for ComfyUI: the path itself,
+    or in the export's directory; None if the path is of something else."""
+    path = Path(path)
+    inside = path / COMFYUI_FILE
+    if inside.is_file() and not (path / "config.json").is_file():
+        return inside
+    return path if path.suffix == ".safetensors" and path.is_file() else None
 
 
 def check_fill_model(path_or_repo: str | Path) -> None:
@@ -80,22 +106,37 @@ def check_fit(directory: Path, transformer: Path) -> None:
 
 
 def read_shift(directory: Path) -> Shift:
-    """The schedule's shift in a diffusers directory; FLUX's own where the file leaves a field out."""
+    """The schedule's shift in a diffusers directory; diffusers' defaults where the file leaves a field out.
+
+    Raises:
+      FileNotFoundError: there is no scheduler_config.json.
+      UserError: it is damaged, or describes a schedule that is not supported; the message names it.
+    """
     path = directory / "scheduler" / "scheduler_config.json"
     if not path.exists():
         raise FileNotFoundError(f"{directory} has no scheduler/scheduler_config.json: download the whole model")
     config = read_json(path)
-    fields = {field.name for field in dataclasses.fields(Shift)}
-    return Shift(**{name: value for name, value in config.items() if name in fields})
+    name = config.get("_class_name", _SCHEDULER)
+    if name != _SCHEDULER:
+        raise UserError(f"{path} describes a {shown_name(str(name))}, but only {_SCHEDULER} is supported: use it")
+    for field, value in _ONLY_SUPPORTED.items():
+        if config.get(field, value) not in (value, None):
+            raise UserError(f"{path} has {field} {shown(config[field])}, but only {value} is supported: change it")
+    names = {field.name for field in dataclasses.fields(Shift)}
+    given = {field: value for field, value in config.items() if field in names and value is not None}
+    if not given.get("shift_terminal", True):  # 0 is off
+        del given["shift_terminal"]
+    try:
+        return from_config(Shift, {"use_dynamic_shifting": False, "shift": 1.0} | given, {}, "the scheduler")
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def write_model_index(directory: Path, shift: Shift) -> None:
     """Writes what a diffusers directory holds beside its components: model_index.json and the scheduler."""
     scheduler = {
-        "_class_name": "FlowMatchEulerDiscreteScheduler",
+        "_class_name": _SCHEDULER,
         "num_train_timesteps": 1000,
-        "shift": 3.0,
-        "use_dynamic_shifting": True,
         **dataclasses.asdict(shift),
     }
     (directory / "scheduler").mkdir()

@@ -13,10 +13,11 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from PIL import Image
 
 from onereward_jax.atomic_files import atomic_directory
+from onereward_jax.config.find import find_model
 from onereward_jax.config.option import conform, like
 from onereward_jax.config.schema import Evaluation, Recipe
 from onereward_jax.errors import UserError, in_memory
-from onereward_jax.fill.diffusers_io import FOLDERS, check_fit, read_shift, write_model_index
+from onereward_jax.fill.diffusers_io import FOLDERS, check_fit, read_shift, single_file, write_model_index
 from onereward_jax.fill.prompts import PromptEncoder
 from onereward_jax.flow import conditioning, sampler
 from onereward_jax.flow.conditioning import TextStates
@@ -26,8 +27,9 @@ from onereward_jax.images import reading
 from onereward_jax.parallel import hosts
 from onereward_jax.parallel.activations import batch_sharding, traced_for
 from onereward_jax.parallel.mesh import batch_shards
+from onereward_jax.weights.bfl import load_bfl
 from onereward_jax.weights.hub import model_directory
-from onereward_jax.weights.load import PARAM_DTYPES, load_component
+from onereward_jax.weights.load import PARAM_DTYPES, load_component, module_from_directory, param_shapes
 from onereward_jax.weights.peft_adapters import Adapters, with_adapters
 from onereward_jax.weights.save import write_component
 
@@ -94,27 +96,36 @@ class FillPipeline:
             computed. Noise levels, latents between steps and pictures are float32 either way.
           mesh: every component's parameters are spread over it by the rules of `mesh`; None leaves transformer and
             autoencoder on the host until the first call, and puts the text encoders on one device.
-          transformer: another transformer for this model: a directory, or "owner/name:subfolder" of the hub.
+          transformer: another transformer for this model: a directory, "owner/name:subfolder" of the hub, or one file
+            with Black Forest Labs' names, such as an export for ComfyUI.
           lora: adapters of the transformer: a path, or several, each with a weight or without: `["a", ("b", 0.5)]`.
           transformer_dtype: in which the transformer's parameters are kept, if not in `dtype`: "float32" to train them.
 
         Raises:
           FileNotFoundError, PermissionError, UserError: something is missing or does not fit; the sentence says what.
         """
-        folders = [folder for folder in FOLDERS if transformer is None or folder != "transformer"]
+        file = None if transformer is None else single_file(find_model(transformer))
+        folders = [folder for folder in FOLDERS if transformer is None or file or folder != "transformer"]
         directory = model_directory(path_or_repo, revision, token, folders)
         if not directory.is_dir():
             raise FileNotFoundError(
                 f"there is no model directory {directory}: give the path of a model in diffusers layout"
             )
-        at = directory / "transformer" if transformer is None else model_directory(transformer, token=token)
+        at = directory / "transformer"
+        if transformer is not None and file is None:
+            at = model_directory(transformer, token=token)
         shift = read_shift(directory)
         fields: dict[str, Any] = {"dtype": jnp.dtype(dtype)} if dtype in PARAM_DTYPES else {}
         check_fit(directory, at)
         prompts = PromptEncoder.from_pretrained(directory, dtype, mesh)
         vae, vae_params = load_component(directory / "vae", "vae", dtype, fields, mesh)
         fields["attention_implementation"] = "auto"
-        module, params = load_component(at, "transformer", transformer_dtype or dtype, fields, mesh)
+        transformer_dtype = transformer_dtype or dtype
+        if file is None:
+            module, params = load_component(at, "transformer", transformer_dtype, fields, mesh)
+        else:
+            module = module_from_directory(at, "transformer", fields)
+            params = load_bfl(file, param_shapes(module, "transformer"), transformer_dtype, mesh)
         if lora:
             params = with_adapters("transformer", params, lora)
         return cls(module, vae, {"transformer": params, "vae": vae_params}, prompts, shift, mesh)
@@ -144,7 +155,7 @@ class FillPipeline:
         prompt: str | Sequence[str],
         image: Any,
         mask_image: Any,
-        negative_prompt: str | Sequence[str] = "",
+        negative_prompt: str | Sequence[str] | None = "",
         num_inference_steps: int = 50,
         guidance_scale: float = 30.0,
         true_cfg_scale: float = 1.0,
@@ -163,7 +174,8 @@ class FillPipeline:
             a call. A size that is not divisible by 16 is padded at the right and the bottom by repeating the outermost
             pixels, of image and mask, and the pictures come back at the size that came in.
           mask_image: the same, of the image's size, white = generate; one for all pictures, or one for each.
-          negative_prompt: what it should not show; read only if `true_cfg_scale` is not 1.
+          negative_prompt: what it should not show; read only if `true_cfg_scale` is not 1. None, the default of
+            diffusers' pipelines, does without true guidance, as there.
           num_inference_steps: Euler steps.
           guidance_scale: the embedded guidance; 30 is FLUX.1-Fill's, OneReward's transformers are run with 1.
           true_cfg_scale: s of true guidance, which doubles the work; 1 does without. OneReward's run with 4. `true_cfg`
@@ -184,6 +196,8 @@ class FillPipeline:
         if posterior not in ("sample", "mode"):
             raise UserError(f"there is no posterior {posterior!r}: choose sample or mode")
         true_cfg_scale = true_cfg_scale if true_cfg is None else true_cfg
+        if negative_prompt is None:
+            negative_prompt, true_cfg_scale = "", 1.0
         seed = conform("seed", *like(Recipe, "seed"), seed)
         num_inference_steps = conform("num_inference_steps", *like(Evaluation, "num_steps"), num_inference_steps)
         guidance_scale = conform("guidance_scale", *like(Evaluation, "guidance_scale"), guidance_scale)

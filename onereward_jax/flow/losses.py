@@ -91,7 +91,7 @@ def flow_matching_loss(
         noise = _normal(key, batch["index"], data.shape[1:])
         draws = jax.vmap(lambda i: jax.random.split(jax.random.fold_in(jax.random.fold_in(key, i), 1)))(batch["index"])
         sigma = jax.nn.sigmoid(jax.vmap(jax.random.normal)(draws[:, 0]))
-        sigma = shift_sigma(sigma, shift.mu(len(ids)))
+        sigma = shift_sigma(sigma, shift.factor(len(ids)))
         dropped = jax.vmap(lambda k: jax.random.bernoulli(k, prompt_dropout))(draws[:, 1])
 
         condition = conditioning.Condition(batch["masked_image"], mask, *prompts(params, batch, dropped))

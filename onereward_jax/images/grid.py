@@ -22,7 +22,7 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
     """Convert grey (H, W) or colour (H, W, 3), uint8 or float in [0, 1], to uint8 (H, W, 3).
 
     Raises:
-      UserError: another shape or dtype.
+      UserError: another shape or dtype, NaN, or values that round to no grey level.
     """
     image = np.asarray(image)
     if image.ndim == 2:
@@ -30,15 +30,27 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
     if image.ndim != 3 or image.shape[-1] != 3:
         raise UserError(f"an image has shape (height, width, 3), not {image.shape}")
     if np.issubdtype(image.dtype, np.floating):
-        return np.round(np.clip(np.nan_to_num(image), 0, 1) * 255).astype(np.uint8)
+        levels = np.round(image * np.float32(255))
+        if not ((levels >= 0) & (levels <= 255)).all():  # NaN is neither
+            raise UserError(
+                f"an image of floats is in [0, 1], not from {image.min():.4g} to {image.max():.4g}: divide by 255, or"
+                " clip it"
+            )
+        return levels.astype(np.uint8)
     if image.dtype != np.uint8:
         raise UserError(f"an image is uint8, or float in [0, 1], not {image.dtype}")
     return image
 
 
+def drawable(image: np.ndarray) -> np.ndarray:
+    """Convert an image that a model made, whose floats may be outside [0, 1] or NaN (drawn black); see `to_uint8`."""
+    image = np.asarray(image)
+    return to_uint8(np.clip(np.nan_to_num(image), 0, 1) if np.issubdtype(image.dtype, np.floating) else image)
+
+
 def mask_overlay(image: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Tint and outline the mask (H, W; 1 = generate) on the image."""
-    image, hole = to_uint8(image), np.asarray(mask) > 0
+    image, hole = drawable(image), np.asarray(mask) > 0
     if hole.shape != image.shape[:2]:
         raise UserError(f"the mask is {hole.shape}, its image {image.shape[:2]}: give both the same height and width")
     padded = np.pad(hole, 1, mode="edge")
@@ -66,7 +78,7 @@ def image_grid(rows: Sequence[Sequence[np.ndarray]], columns: Sequence[str] = ()
     Raises:
       UserError: there are no images, or fewer headings than columns.
     """
-    cells = [[enlarge(to_uint8(image), scale) for image in row] for row in rows]
+    cells = [[enlarge(drawable(image), scale) for image in row] for row in rows]
     width = max((len(row) for row in cells), default=0)
     if width == 0:
         raise UserError("a grid needs at least one image")
@@ -95,7 +107,7 @@ def image_grid(rows: Sequence[Sequence[np.ndarray]], columns: Sequence[str] = ()
 def png(image: np.ndarray) -> bytes:
     """Encode an image as PNG."""
     buffer = io.BytesIO()
-    Image.fromarray(to_uint8(image)).save(buffer, format="PNG", optimize=True)
+    Image.fromarray(drawable(image)).save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 

@@ -9,7 +9,7 @@ import jax
 
 from onereward_jax.atomic_files import atomic_directory, check_output, lock, write_json, write_text
 from onereward_jax.errors import UserError
-from onereward_jax.fill.diffusers_io import FOLDERS
+from onereward_jax.fill.diffusers_io import COMFYUI_FILE, FOLDERS
 from onereward_jax.given_files import read_json
 from onereward_jax.models.lora import LoRA, merge
 from onereward_jax.runs.finetune import PICTURES_FILE, SAMPLES
@@ -18,11 +18,21 @@ from onereward_jax.training.checkpoint import Checkpointer
 from onereward_jax.weights.bfl import save_bfl
 from onereward_jax.weights.hub import model_directory, repository_of
 from onereward_jax.weights.load import load_component, module_from_directory, param_shapes, stored_dtype
+from onereward_jax.weights.official_modules import official_module
 from onereward_jax.weights.peft_adapters import save_adapter
 from onereward_jax.weights.save import write_component
 
 WHAT = {"policy": "params", "ema": "ema"}  # -> field of the TrainState
-COMFYUI_FILE = "transformer.safetensors"
+_COMFYUI_MODEL = "black-forest-labs/FLUX.1-Fill-dev"
+_COMFYUI_FIELDS = (
+    "in_channels",
+    "out_channels",
+    "attention_head_dim",
+    "num_attention_heads",
+    "joint_attention_dim",
+    "pooled_projection_dim",
+    "axes_dims_rope",
+)
 # Of FLUX.1-Fill, for the workflow of ComfyUI.
 _TEXT_ENCODERS = ("clip_l.safetensors", "t5xxl_fp16.safetensors")
 _FIGURES = ("examples", "good_same_bad", "judge_accuracy", "judge_and_ground_truth")  # of a run, for its model card
@@ -48,7 +58,7 @@ def export(workdir: Path, out: Path, what: str | None = None, form: str = "diffu
 
     Raises:
       FileNotFoundError, UserError: the run or its base is missing, the run is going on, it trained no adapter and
-        "lora" is asked for, or keeps no average and "ema" is.
+        "lora" is asked for, keeps no average and "ema" is, or has a base that ComfyUI can't open.
     """
     check_output(out)
     config_file, checkpoints = workdir / "config.json", workdir / "checkpoints"
@@ -67,6 +77,8 @@ def export(workdir: Path, out: Path, what: str | None = None, form: str = "diffu
         raise UserError(f"the run in {workdir} trained the whole transformer, no adapter: export it for diffusers")
     base = model_directory(config["model.base"], folders=FOLDERS)
     module = module_from_directory(base / "transformer", "transformer")
+    if form == "comfyui":
+        check_comfyui(module, config["model.base"])
     lock(workdir)
     part = f"{WHAT[what]}/transformer" if tuned else WHAT[what]
     restored = Checkpointer(checkpoints.resolve()).restore_part(part, _abstract(module, adapters))
@@ -94,6 +106,22 @@ def export(workdir: Path, out: Path, what: str | None = None, form: str = "diffu
         origin = _origin(workdir, config, what, step)
         write_text(partial / "README.md", model_card(config, out.name, form, origin, [p.name for p in pictures]))
     return step, what
+
+
+def check_comfyui(module: Any, base: str) -> None:
+    """Check that ComfyUI can open a transformer: of a file's sizes it reads the number of blocks, and takes the others
+    to be those of FLUX.1 (comfy/model_detection.py).
+
+    Raises:
+      UserError: another one is different.
+    """
+    official = official_module(_COMFYUI_MODEL, "transformer")
+    for field in _COMFYUI_FIELDS:
+        if getattr(module, field) != getattr(official, field):
+            raise UserError(
+                f"ComfyUI opens transformers of {_COMFYUI_MODEL}'s sizes only, but {base} has {field}"
+                f" {getattr(module, field)} instead of {getattr(official, field)}: export it for diffusers"
+            )
 
 
 class Use(NamedTuple):
@@ -168,7 +196,11 @@ def model_card(config: dict[str, Any], name: str, form: str, origin: str, pictur
     use = (
         f"""Put `{COMFYUI_FILE}` into ComfyUI's `models/diffusion_models`, the text encoders
 ({", ".join(_TEXT_ENCODERS)}) into `models/text_encoders`, `ae.safetensors` into `models/vae`, and open
-`workflow.json`."""
+`workflow.json`. It pads prompts to {settings.max_sequence_length} tokens of T5, as this program does. ComfyUI rounds
+each noise level to one of 10,000 that it keeps in a table, and shifts them at every size as diffusers does at
+1024 × 1024 pixels, so its images differ a little from those of diffusers.
+
+`FillPipeline.from_pretrained(BASE, transformer="{COMFYUI_FILE}")` reads the file back."""
         if form == "comfyui"
         else f"""```python
 from onereward_jax import FillPipeline
@@ -213,11 +245,13 @@ def comfyui_workflow(use: Use) -> dict[str, Any]:
     return {
         "model": node("UNETLoader", unet_name=COMFYUI_FILE, weight_dtype="default"),
         "clip": node("DualCLIPLoader", clip_name1=first, clip_name2=second, type="flux"),
+        # ComfyUI pads T5's prompts to 256 tokens by itself.
+        "padded": node("T5TokenizerOptions", clip=["clip", 0], min_padding=0, min_length=use.max_sequence_length),
         "vae": node("VAELoader", vae_name="ae.safetensors"),
         "image": node("LoadImage", image="image.png"),
         "mask": node("LoadImageMask", image="mask.png", channel="red"),
-        "prompt": node("CLIPTextEncode", text=use.prompt, clip=["clip", 0]),
-        "negative_prompt": node("CLIPTextEncode", text=use.negative_prompt, clip=["clip", 0]),
+        "prompt": node("CLIPTextEncode", text=use.prompt, clip=["padded", 0]),
+        "negative_prompt": node("CLIPTextEncode", text=use.negative_prompt, clip=["padded", 0]),
         "guidance": node("FluxGuidance", conditioning=["prompt", 0], guidance=use.guidance_scale),
         "negative_guidance": node("FluxGuidance", conditioning=["negative_prompt", 0], guidance=use.guidance_scale),
         "condition": node(

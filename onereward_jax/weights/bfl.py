@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from onereward_jax import tree as trees
-from onereward_jax.weights.load import param_dtype_of
+from onereward_jax.errors import UserError
+from onereward_jax.weights.load import mismatches, param_dtype_of, place_on
 from onereward_jax.weights.names import flux, name_rules
-from onereward_jax.weights.safetensors import write
+from onereward_jax.weights.safetensors import read_header, write
 
 _DOUBLE, _SINGLE = "transformer_blocks.{layer}", "single_transformer_blocks.{layer}"
 
@@ -86,6 +88,13 @@ def fused_names(official: Iterable[str]) -> dict[str, tuple[str, ...]]:
     return names
 
 
+def fused_shapes(
+    names: Mapping[str, tuple[str, ...]], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor in `fused_names`, from those of the diffusers tensors."""
+    return {name: (sum(shapes[part][0] for part in parts), *shapes[parts[0]][1:]) for name, parts in names.items()}
+
+
 def fuse(names: Mapping[str, tuple[str, ...]], read: Read) -> Iterator[tuple[str, np.ndarray]]:
     """Yield (name, array) for every tensor in `fused_names`.
 
@@ -118,6 +127,26 @@ def split(names: Mapping[str, tuple[str, ...]], shapes: Mapping[str, tuple[int, 
     return read_part
 
 
+def load_bfl(file: str | Path, shapes: trees.Tree, dtype: str = "float32", mesh: Mesh | None = None) -> trees.Tree:
+    """Read a transformer's parameters from one file, the inverse of `save_bfl`.
+
+    Args:
+      shapes: the parameters' shapes; see `load.param_shapes`.
+      dtype, mesh: see `load.load_component`.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      UserError: it is damaged, or does not fit the shapes; one message names every mismatch.
+    """
+    official = name_rules.official_shapes(flux.TABLE, shapes)
+    names = fused_names(official)
+    tensors = read_header(Path(file))
+    if problems := mismatches(tensors, fused_shapes(names, official)):
+        raise UserError(f"{file} does not fit the transformer's config.json: {'; '.join(problems)}")
+    read = split(names, official, lambda name: tensors[name].read())
+    return name_rules.from_official(flux.TABLE, shapes, read, param_dtype_of(dtype), place_on(mesh))
+
+
 def save_bfl(file: str | Path, params: trees.Tree, dtype: str, metadata: Mapping[str, Any] | None = None) -> None:
     """Write a transformer's parameters, which are on the host, as one file, whole or not at all.
 
@@ -128,7 +157,7 @@ def save_bfl(file: str | Path, params: trees.Tree, dtype: str, metadata: Mapping
     tensors = name_rules.official_tensors(flux.TABLE, params)
     shapes = name_rules.official_shapes(flux.TABLE, params)
     names = fused_names(shapes)
-    fused = {name: (sum(shapes[part][0] for part in parts), *shapes[parts[0]][1:]) for name, parts in names.items()}
+    fused = fused_shapes(names, shapes)
     partial = file.with_name(f".{file.name}.partial")
     write(partial, fused, fuse(names, lambda name: tensors[name]()), array_type, {"format": "pt", **(metadata or {})})
     partial.replace(file)

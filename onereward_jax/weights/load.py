@@ -1,7 +1,6 @@
 """Reads a component from its official directory: config.json and safetensors files."""
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,14 +54,20 @@ def load_component(
     module = module_from_directory(directory, kind, fields)
     weights, shapes = component.module(), param_shapes(module, kind)
     tensors = _checked(directory, component, name_rules.official_shapes(weights.TABLE, shapes))
-    place = None if mesh is None else functools.partial(_place_on_mesh, mesh)
     return module, name_rules.from_official(
-        weights.TABLE, shapes, lambda name: tensors[name].read(), param_dtype, place
+        weights.TABLE, shapes, lambda name: tensors[name].read(), param_dtype, place_on(mesh)
     )
 
 
-def _place_on_mesh(mesh: Mesh, path: str, shape: tuple[int, ...], part: Callable[[Any], np.ndarray]) -> jax.Array:
-    return jax.make_array_from_callback(shape, sharding_of(path, shape, mesh), part)
+def place_on(mesh: Mesh | None) -> name_rules.Place | None:
+    """Return the function that makes a parameter on a mesh from its parts; None without a mesh."""
+    if mesh is None:
+        return None
+
+    def place(path: str, shape: tuple[int, ...], part: Callable[[Any], np.ndarray]) -> jax.Array:
+        return jax.make_array_from_callback(shape, sharding_of(path, shape, mesh), part)
+
+    return place
 
 
 def module_from_directory(directory: str | Path, kind: str, fields: Mapping[str, Any] | None = None) -> Any:
@@ -185,26 +190,44 @@ def _checked(directory: Path, component: Kind, expected: dict[str, tuple[int, ..
             found.setdefault(name, second)
 
     excused = set() if weight_map is None else {official_name(n) for n, file in weight_map.items() if file in unread}
-    where = lambda name: f"{name} ({found[name].file.name})"
-    if weight_map is not None or not unread:
-        problems += listed("missing", sorted(expected.keys() - found.keys() - excused))
-    problems += listed("unexpected", [where(name) for name in sorted(found.keys() - expected.keys())])
-    common = [name for name in expected if name in found]
-    problems += listed(
-        "wrong shape",
-        [
-            f"{where(name)} is {found[name].shape}, config.json says {tuple(expected[name])}"
-            for name in common
-            if found[name].shape != tuple(expected[name])
-        ],
-    )
-    problems += listed(
-        "wrong dtype",
-        [f"{where(name)} is {found[name].dtype}, not a float" for name in common if found[name].dtype not in DTYPES],
-    )
+    told = expected.keys() if weight_map is None and unread else excused
+    problems += mismatches(found, expected, told)
     if problems:
         raise UserError(f"the weights in {directory} do not fit its config.json: {'; '.join(problems)}")
     return found
+
+
+def mismatches(
+    found: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]], told: Collection[str] = ()
+) -> list[str]:
+    """List how tensors in files differ from a model's: missing, unexpected, of another shape, or no floats.
+
+    Args:
+      expected: {name: shape}.
+      told: names that are not listed if they are missing.
+    """
+    where = lambda name: f"{name} ({found[name].file.name})"
+    common = [name for name in expected if name in found]
+    return [
+        *listed("missing", sorted(expected.keys() - found.keys() - set(told))),
+        *listed("unexpected", [where(name) for name in sorted(found.keys() - expected.keys())]),
+        *listed(
+            "wrong shape",
+            [
+                f"{where(name)} is {found[name].shape}, config.json says {tuple(expected[name])}"
+                for name in common
+                if found[name].shape != tuple(expected[name])
+            ],
+        ),
+        *listed(
+            "wrong dtype",
+            [
+                f"{where(name)} is {found[name].dtype}, not a float"
+                for name in common
+                if found[name].dtype not in DTYPES
+            ],
+        ),
+    ]
 
 
 def listed(problem: str, names: list[str]) -> list[str]:

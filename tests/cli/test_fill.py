@@ -15,8 +15,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from onereward_jax import FillPipeline
+from onereward_jax import tree as trees
 from onereward_jax.cli import main as cli
+from onereward_jax.errors import UserError
+from onereward_jax.fill.diffusers_io import load_transformer
 from onereward_jax.fill.requests import Request, output_files
+from onereward_jax.runs import export
 from onereward_jax.runs.export import COMFYUI_FILE
 from onereward_jax.tasks import EXTEND_PROMPT, REMOVAL_PROMPT
 from onereward_jax.training.checkpoint import Checkpointer
@@ -237,9 +241,16 @@ def test_the_export_of_an_untouched_import_is_bit_by_bit_its_files(files, run, t
     assert FillPipeline.from_pretrained(tmp_path / "model", dtype="float32").shift.base_shift == 0.3
 
 
-def test_comfyui_gets_one_file_and_a_workflow(files, run, tmp_path):
-    from safetensors.numpy import load_file
+def test_comfyui_gets_no_other_models(run, tmp_path, capsys):
+    assert cli.main(["export", f"--workdir={run}", f"--out={tmp_path / 'out'}", "--format=comfyui"]) == 2
+    assert "black-forest-labs/FLUX.1-Fill-dev's sizes only" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
+
+def test_comfyui_gets_one_file_and_a_workflow(files, run, tmp_path, monkeypatch):
+    from safetensors.numpy import load_file, save_file
+
+    monkeypatch.setattr(export, "check_comfyui", lambda module, base: None)
     out = tmp_path / "comfyui"
     assert cli.main(["export", f"--workdir={run}", f"--out={out}", "--format=comfyui", "--what=ema"]) == 0
     assert sorted(file.name for file in out.iterdir()) == sorted(
@@ -254,6 +265,31 @@ def test_comfyui_gets_one_file_and_a_workflow(files, run, tmp_path):
     links = [value for node in nodes.values() for value in node["inputs"].values() if isinstance(value, list)]
     assert {source for source, _ in links} < nodes.keys()
     assert nodes["model"]["inputs"]["unet_name"] == COMFYUI_FILE
+    length = json.loads((run / "config.json").read_text()).get("max_sequence_length", 512)
+    assert nodes["padded"] == {
+        "class_type": "T5TokenizerOptions",
+        "inputs": {"clip": ["clip", 0], "min_padding": 0, "min_length": length},
+    }
+    assert [nodes[name]["inputs"]["clip"] for name in ("prompt", "negative_prompt")] == [["padded", 0]] * 2
+    assert "rounds each" in (out / "README.md").read_text()
+
+    plain = {path: np.asarray(x) + 1 for path, x in trees.flatten(params).items()}
+    for source in (out, out / COMFYUI_FILE):  # read back, bit for bit
+        pipeline = FillPipeline.from_pretrained(files / "model", dtype="float32", transformer=source)
+        found = trees.flatten(pipeline.params["transformer"])
+        assert found.keys() == plain.keys()
+        for path, x in found.items():
+            assert x.dtype == np.float32
+            np.testing.assert_array_equal(x, plain[path], err_msg=path)
+        again = trees.flatten(load_transformer(source, params))
+        assert all((np.asarray(again[path]) == x).all() for path, x in plain.items())
+
+    (out / COMFYUI_FILE).write_bytes((out / COMFYUI_FILE).read_bytes()[:-4])
+    with pytest.raises(UserError, match="truncated"):
+        FillPipeline.from_pretrained(files / "model", dtype="float32", transformer=out)
+    save_file({"img_in.weight": np.zeros((3, 3), np.float32)}, out / COMFYUI_FILE)
+    with pytest.raises(UserError, match=r"missing: .*wrong shape: img_in\.weight"):
+        FillPipeline.from_pretrained(files / "model", dtype="float32", transformer=out)
 
 
 def test_an_export_replaces_an_earlier_one_and_nothing_else(run, tmp_path, capsys):

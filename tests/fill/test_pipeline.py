@@ -1,15 +1,18 @@
 """FillPipeline, and the velocity under true guidance."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from onereward_jax.errors import UserError
+from onereward_jax.fill.diffusers_io import read_shift
 from onereward_jax.fill.pipeline import FillPipeline, sample_noise
 from onereward_jax.flow import conditioning, sampler
 from onereward_jax.flow.conditioning import latent_shape
-from onereward_jax.flow.schedule import sigmas
+from onereward_jax.flow.schedule import Shift, sigmas
 from tests.support import tiny_fill
 
 HEIGHT, WIDTH, STEPS = 8, 12, 3
@@ -116,3 +119,72 @@ def test_a_saved_pipeline_makes_the_same_pictures(pipeline, tmp_path):
 def test_a_size_that_does_not_divide_is_refused(pipeline):
     with pytest.raises(UserError):
         latent_shape(pipeline.vae, 8, 10)
+
+
+def test_without_a_negative_prompt_there_is_no_true_guidance(pipeline):
+    """As diffusers' FluxPipeline, whose default None is."""
+    images, masks, prompts, noise = request(pipeline)
+    call = lambda **settings: (
+        pipeline(
+            prompts,
+            images,
+            masks * 255,
+            noise=noise,
+            num_inference_steps=STEPS,
+            guidance_scale=2.0,
+            max_sequence_length=tiny_fill.T5_LENGTH,
+            posterior="mode",
+            output_type="np",
+            **settings,
+        ).images
+    )
+    plain = call()
+    np.testing.assert_array_equal(call(negative_prompt=None, true_cfg_scale=4.0), plain)
+    np.testing.assert_array_equal(call(negative_prompt=None), plain)
+    assert not np.array_equal(call(negative_prompt="", true_cfg_scale=4.0), plain)
+
+
+@pytest.mark.parametrize("value", [np.nan, 1.5, -0.5, 255.0])
+def test_float_images_outside_the_range_are_refused(pipeline, value):
+    images, masks, prompts, _ = request(pipeline)
+    floats = images / np.float32(255)
+    floats[0, 0, 0, 0] = value
+    with pytest.raises(UserError, match="image 0 can't be read: an image of floats"):
+        pipeline(prompts, floats, masks * 255)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"use_karras_sigmas": True}, "use_karras_sigmas True, but only False"),
+        ({"use_exponential_sigmas": True}, "use_exponential_sigmas"),
+        ({"use_beta_sigmas": True}, "use_beta_sigmas"),
+        ({"invert_sigmas": True}, "invert_sigmas"),
+        ({"stochastic_sampling": True}, "stochastic_sampling"),
+        ({"num_train_timesteps": 500}, "num_train_timesteps 500"),
+        ({"_class_name": "EulerDiscreteScheduler"}, "describes a EulerDiscreteScheduler"),
+        ({"_class_name": 3}, "describes a 3"),
+        ({"time_shift_type": "cubic"}, "time_shift_type"),
+        ({"shift": 0}, "shift is 0"),
+        ({"shift": "3"}, "shift is '3'"),
+        ({"shift_terminal": 1.0}, "shift_terminal is 1.0"),
+        ({"base_shift": True}, "base_shift is True"),
+        ({"base_image_seq_len": 4096}, "both 4096"),
+        ({"max_image_seq_len": 1.5}, "max_image_seq_len"),
+    ],
+)
+def test_a_schedule_that_is_not_supported_is_one_sentence(tmp_path, change, said):
+    (tmp_path / "scheduler").mkdir()
+    config = {"use_dynamic_shifting": True, "shift": 3.0} | change
+    (tmp_path / "scheduler" / "scheduler_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=rf"scheduler_config\.json.*{said}"):
+        read_shift(tmp_path)
+
+
+def test_a_shift_that_fits_no_such_image_is_one_sentence():
+    with pytest.raises(UserError, match="can't be shifted"):
+        sigmas(4, 10**6, Shift(max_image_seq_len=257, base_shift=0.0, max_shift=100.0))
+    with pytest.raises(UserError, match="can't be shifted"):
+        sigmas(4, 1, Shift(time_shift_type="linear", base_shift=-1.0))
+    with pytest.raises(UserError, match="needs two steps"):
+        sigmas(1, 256, Shift(shift_terminal=0.1))

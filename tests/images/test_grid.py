@@ -5,7 +5,17 @@ import pytest
 from PIL import Image
 
 from onereward_jax.errors import UserError
-from onereward_jax.images.grid import GAP, LABEL_HEIGHT, MASK_COLOUR, image_grid, mask_overlay, png, to_uint8, write_png
+from onereward_jax.images.grid import (
+    GAP,
+    LABEL_HEIGHT,
+    MASK_COLOUR,
+    drawable,
+    image_grid,
+    mask_overlay,
+    png,
+    to_uint8,
+    write_png,
+)
 
 
 def test_grid_places_every_image():
@@ -32,9 +42,23 @@ def test_grid_with_headings_and_mixed_sizes():
         image_grid([[small, grey]], columns=("a",))
 
 
-def test_conversion_rounds_clips_and_refuses():
+def test_what_a_model_made_is_drawn_clipped():
     np.testing.assert_array_equal(
-        to_uint8(np.array([[[-1.0, 0.5, 2.0], [np.nan, 1.0, 0.0]]])), [[[0, 128, 255], [0, 255, 0]]]
+        drawable(np.array([[[-1.0, 0.5, 2.0], [np.nan, 1.0, 0.0]]])), [[[0, 128, 255], [0, 255, 0]]]
+    )
+
+
+@pytest.mark.parametrize("value", [-0.01, 1.01, 255.0, np.nan, np.inf, -np.inf])
+def test_floats_outside_the_range_are_refused(value):
+    image = np.full((4, 4, 3), 0.5)
+    image[1, 2, 0] = value
+    with pytest.raises(UserError, match=r"in \[0, 1\], not from"):
+        to_uint8(image)
+
+
+def test_conversion_rounds_and_refuses():
+    np.testing.assert_array_equal(
+        to_uint8(np.array([[[-1e-4, 0.5, 1 + 1e-4], [0.25, 1.0, 0.0]]])), [[[0, 128, 255], [64, 255, 0]]]
     )
     for wrong in (np.zeros((2, 2, 4), np.uint8), np.zeros(3), np.zeros((2, 2, 3), np.int32)):
         with pytest.raises(UserError):

@@ -8,6 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
+from onereward_jax.fill.diffusers_io import read_shift  # noqa: E402
 from onereward_jax.flow import conditioning  # noqa: E402
 from onereward_jax.flow.schedule import Shift, sigmas  # noqa: E402
 
@@ -21,6 +22,35 @@ def test_sigmas_equal_the_scheduler(num_steps, num_tokens):
     assert Shift().mu(num_tokens) == pytest.approx(mu)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=mu)
     np.testing.assert_allclose(sigmas(num_steps, num_tokens), scheduler.sigmas.numpy(), atol=1e-6)
+
+
+@pytest.mark.parametrize(("num_steps", "num_tokens"), [(2, 64), (8, 256), (28, 1024), (50, 4096)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"shift": 3.0},
+        {"shift": 0.5},
+        {"shift": 2.0, "shift_terminal": 0.1},
+        {"shift": 3.0, "shift_terminal": 0},
+        {"use_dynamic_shifting": True, "shift": 3.0},
+        {"use_dynamic_shifting": True, "time_shift_type": "linear"},
+        {"use_dynamic_shifting": True, "shift_terminal": 0.02},
+        {"use_dynamic_shifting": True, "time_shift_type": "linear", "shift_terminal": 0.2},
+        {"use_dynamic_shifting": True, "base_shift": 0.3, "max_shift": 0.9, "max_image_seq_len": 8192},
+    ],
+)
+def test_every_schedule_that_loads_equals_the_scheduler(tmp_path, config, num_steps, num_tokens):
+    from diffusers.pipelines.flux.pipeline_flux_fill import calculate_shift
+
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(**config)
+    scheduler.save_pretrained(tmp_path / "scheduler")
+    given = scheduler.config
+    line = (given.base_image_seq_len, given.max_image_seq_len, given.base_shift, given.max_shift)
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / num_steps, num_steps), mu=calculate_shift(num_tokens, *line))
+    np.testing.assert_allclose(
+        sigmas(num_steps, num_tokens, read_shift(tmp_path)), scheduler.sigmas.numpy(), rtol=2e-6, atol=1e-6
+    )
 
 
 def test_packing_equals_the_pipeline():

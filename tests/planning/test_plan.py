@@ -270,6 +270,22 @@ def test_a_search_is_not_overwritten(slice_of, tmp_path, capsys):
     assert "holds a search: name another file, or resume it with --search" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xff", b'{"fits": tr'])
+@pytest.mark.parametrize("search", [False, True])
+def test_an_empty_or_damaged_file_is_replaced(slice_of, tmp_path, content, search):
+    slice_of(compiled, traced=False)
+    file = tmp_path / "plan.json"
+    file.write_bytes(content)
+    assert run("--topology", "v5p:2x2x2", "--batch", "16", "--json", str(file), *["--search"] * search) in (0, 3)
+    assert json.loads(file.read_text())["fits"]
+
+
+def test_a_device_is_no_file(slice_of, capsys):
+    slice_of(compiled, traced=False)
+    assert run("--topology", "v5p:2x2x2", "--json", "/dev/null") == 2
+    assert "/dev/null is a pipe or a device" in capsys.readouterr().err
+
+
 def test_without_the_compiler_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(topology.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'onereward-jax\[tpu\]'"):

@@ -83,7 +83,7 @@ def test_a_run_of_an_adapter_is_exported_in_every_form(chain, tmp_path):
     def export(form):
         return cli.main(["export", "--workdir", str(chain.run), "--out", str(tmp_path / form), "--format", form])
 
-    assert [export(form) for form in ("lora", "diffusers", "comfyui")] == [0, 0, 0]
+    assert [export(form) for form in ("lora", "diffusers", "comfyui")] == [0, 0, 2]  # ComfyUI opens FLUX.1 only
     trained = chain.run / "export" / "policy"
     file = "pytorch_lora_weights.safetensors"
     exported, of_training = load_file(tmp_path / "lora" / file), load_file(trained / file)

@@ -75,7 +75,6 @@ def _output(args: argparse.Namespace) -> Path | None:
       UserError: it can't be written, or holds a search that would be lost.
     """
     from onereward_jax.atomic_files import check_writable
-    from onereward_jax.given_files import read_json
 
     if not args.json:
         return None
@@ -83,16 +82,34 @@ def _output(args: argparse.Namespace) -> Path | None:
     if file.is_dir():
         raise UserError(f"{file} is a directory: give --json a file")
     check_writable(file.parent)
-    if file.exists() and not args.search and "rows" in read_json(file):
+    if not args.search and "rows" in _earlier(file):
         raise UserError(f"{file} holds a search: name another file, or resume it with --search")
     return file
+
+
+def _earlier(file: Path) -> dict[str, Any]:
+    """Read what the file of --json holds; nothing if it is missing, empty or damaged, since it is replaced then.
+
+    Raises:
+      UserError, PermissionError: it is no regular file, or can't be opened.
+    """
+    from onereward_jax.given_files import parse_json, read_bytes
+
+    try:
+        content = read_bytes(file)
+    except FileNotFoundError:
+        return {}
+    try:
+        value = parse_json(content)
+    except UserError:
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _search(args: argparse.Namespace, config: RewardFeedback, place: "Topology", file: Path | None) -> int:
     from tqdm import tqdm
 
     from onereward_jax.atomic_files import write_json
-    from onereward_jax.given_files import read_json
     from onereward_jax.parallel.mesh import make_mesh
     from onereward_jax.planning.plan import advice
     from onereward_jax.planning.search import (
@@ -117,12 +134,14 @@ def _search(args: argparse.Namespace, config: RewardFeedback, place: "Topology",
     about = json.loads(json.dumps(about | {"fields": config.flat()}))
     known: dict[Choice, Any] = {}
     blocks = None
-    if file is not None and file.exists():
-        earlier = read_json(file)
+    if file is not None and (earlier := _earlier(file)):
         if earlier.get("about") != about:
             raise UserError(f"{file} holds another search: name another file")
-        known = {Choice(**row["choice"]): row["plan"] for row in earlier["rows"]}
-        blocks = earlier["attention_blocks"]
+        try:
+            known = {Choice(**row["choice"]): row["plan"] for row in earlier["rows"]}
+            blocks = earlier["attention_blocks"]
+        except (KeyError, TypeError):
+            raise UserError(f"{file} is damaged, its rows can't be read: remove it, or name another file") from None
     takes_blocks = config.model.attention_blocks is not None and config.model.attention in ("auto", "splash")
     if takes_blocks and blocks is None:
         blocks = fastest(attention_blocks(config, place, lambda sizes: tqdm(sizes, "attention blocks", unit="pair")))

@@ -17,7 +17,7 @@ from PIL import Image
 from onereward_jax.atomic_files import write_text
 from onereward_jax.evaluation.report import plots
 from onereward_jax.evaluation.report.plots import label
-from onereward_jax.images.grid import image_grid, mask_overlay, png, to_uint8, write_png
+from onereward_jax.images.grid import drawable, image_grid, mask_overlay, png, write_png
 from onereward_jax.proving_ground.scorer import TIE_MARGIN
 from onereward_jax.tasks import CELLS, DIMENSIONS, TASKS
 
@@ -471,7 +471,7 @@ def _example(row: ExampleRow) -> dict[str, Any]:
 
 def _data_uri(image: np.ndarray) -> tuple[str, bool]:
     """Return the image as a data URI, and whether the browser should show its pixels as squares."""
-    image = to_uint8(image)
+    image = drawable(image)
     if max(image.shape[:2]) < CRISP_BELOW:
         return "data:image/png;base64," + base64.b64encode(png(image)).decode(), True
     small, buffer = Image.fromarray(image), io.BytesIO()
