@@ -16,6 +16,7 @@ from PIL import Image
 
 from onereward_jax import FillPipeline
 from onereward_jax import tree as trees
+from onereward_jax.atomic_files import OUTPUT_FILE
 from onereward_jax.cli import main as cli
 from onereward_jax.errors import UserError
 from onereward_jax.fill.diffusers_io import load_transformer
@@ -254,7 +255,7 @@ def test_comfyui_gets_one_file_and_a_workflow(files, run, tmp_path, monkeypatch)
     out = tmp_path / "comfyui"
     assert cli.main(["export", f"--workdir={run}", f"--out={out}", "--format=comfyui", "--what=ema"]) == 0
     assert sorted(file.name for file in out.iterdir()) == sorted(
-        ["README.md", COMFYUI_FILE, "workflow.json", "examples.png"]
+        ["README.md", COMFYUI_FILE, "workflow.json", "examples.png", OUTPUT_FILE]
     )
     _, params = load_component(files / "model" / "transformer", "transformer")
     shapes = name_rules.official_shapes(flux.TABLE, params)
@@ -271,7 +272,7 @@ def test_comfyui_gets_one_file_and_a_workflow(files, run, tmp_path, monkeypatch)
         "inputs": {"clip": ["clip", 0], "min_padding": 0, "min_length": length},
     }
     assert [nodes[name]["inputs"]["clip"] for name in ("prompt", "negative_prompt")] == [["padded", 0]] * 2
-    assert "rounds each" in (out / "README.md").read_text()
+    assert "ComfyUI rounds" in (out / "README.md").read_text()
 
     plain = {path: np.asarray(x) + 1 for path, x in trees.flatten(params).items()}
     for source in (out, out / COMFYUI_FILE):  # read back, bit for bit
