@@ -100,7 +100,7 @@ def test_a_run_of_an_adapter_is_exported_in_every_form(chain, tmp_path):
 
 def test_an_adapter_of_the_judge_is_exported_alone(chain):
     names = {path.name for path in (chain.root / "judge_adapter" / "export").iterdir()}
-    assert names == {"adapter_model.safetensors", "adapter_config.json"}
+    assert names == {".onereward.json", "adapter_model.safetensors", "adapter_config.json"}
     adapted = Judge.from_pretrained(chain.models / "judge", lora=chain.root / "judge_adapter" / "export")
     assert min(float(np.abs(b).max()) for _, b in lora.factors(adapted.params).values()) > 0
 
