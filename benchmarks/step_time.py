@@ -29,7 +29,7 @@ from onereward_jax.rl.rollout import Frozen
 from onereward_jax.rl.step import make_step
 from onereward_jax.runs.reward_feedback import encode_text, open_requests, sample_fields
 from onereward_jax.tasks import TASKS
-from onereward_jax.training.compile import compile_step
+from onereward_jax.training.compile import Params, compile_step
 from onereward_jax.training.metrics import peak_memory_gib
 from onereward_jax.training.optimizer import make_optimizer
 from onereward_jax.training.state import create_state
@@ -124,7 +124,8 @@ def main() -> None:
     step = make_step(family, judge.scorer, optimizer, step_config)
     create = lambda params: create_state(params, optimizer, config.seed, reference=config.algorithm == "fixed")
     mesh = make_mesh(**config.mesh)
-    update, state, frozen = compile_step(step, create, params, Frozen(vae=vae, judge=judge.params), mesh)
+    update, start, frozen = compile_step(step, create, Params.of(params), Frozen(vae=vae, judge=judge.params), mesh)
+    state = start.make()
     batch = jax.device_put(batch, batch_sharding(mesh))
     measure("whole update", update, state, frozen, batch, repeats=arguments.repeats, donated=1)
     print(f"peak memory {peak_memory_gib():.2f} GiB; {dataclasses.asdict(step_config)}")

@@ -36,7 +36,7 @@ from onereward_jax.rl.build_update import computation, make_update
 from onereward_jax.rl.profile_scopes import PARTS
 from onereward_jax.runs.reward_feedback import encode_text, open_requests, sample_fields
 from onereward_jax.tasks import TASKS
-from onereward_jax.training.compile import compile_step
+from onereward_jax.training.compile import Params, compile_step
 
 UPDATES, BATCH, CONDITIONS = 8000, 8, 10_000
 
@@ -127,9 +127,11 @@ class Miniature:
         pipeline, judge, fields = self.pipeline, self.judge, computation(config)
         modules = (module.clone(**fields) for module in (pipeline.transformer, pipeline.vae))
         update = make_update(config, FluxFill(*modules, pipeline.shift), judge.scorer)
-        params, frozen = update.start(pipeline.params["transformer"], pipeline.params["vae"], judge.params)
+        weights = pipeline.params["transformer"], pipeline.params["vae"], judge.params
+        params, frozen = update.params(weights[0]), update.frozen(*weights)
         mesh = make_mesh(**config.mesh)
-        step, state, frozen = compile_step(update.step, update.create, params, frozen, mesh)
+        step, start, frozen = compile_step(update.step, update.create, Params.of(params), frozen, mesh)
+        state = start.make()
         lengths = config.max_sequence_length, config.question_length
         numbers = np.arange(BATCH, dtype=np.int32)
         records = self.records | {"index": numbers, "condition": numbers}

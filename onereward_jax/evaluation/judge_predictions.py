@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from onereward_jax import tasks
 from onereward_jax.config.schema import JudgeTraining
@@ -16,6 +17,8 @@ from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.pairs import Pairs, Shape, seen_shape
 from onereward_jax.judge.question_batches import question_batch
 from onereward_jax.parallel import hosts
+from onereward_jax.parallel.activations import batch_sharding, traced_for
+from onereward_jax.parallel.mesh import make_mesh
 
 Text = tuple[str, str]  # task, prompt
 
@@ -30,9 +33,17 @@ def batches_of(total: int, size: int) -> Iterator[np.ndarray]:
 Ask = Callable[[Any, dict[str, np.ndarray]], jax.Array]
 
 
-def compiled_ask(judge: Judge) -> Ask:
-    """Compile both orders of a batch into one program per shape; keep it for repeated calls."""
-    return jax.jit(lambda params, batch: judge.apply(params, batch, both_orders=True))
+def compiled_ask(judge: Judge, mesh: Mesh | None = None) -> Ask:
+    """Compile both orders of a batch into one program per shape; keep it for repeated calls.
+
+    Args:
+      mesh: over which the parameters are spread; its devices share a batch. None is one device.
+    """
+    ask = jax.jit(traced_for(mesh, lambda params, batch: judge.apply(params, batch, both_orders=True)))
+    if mesh is None:
+        return ask
+    place = lambda batch: hosts.place(batch, batch_sharding(mesh, len(batch["first"])))
+    return lambda params, batch: ask(params, place(batch))
 
 
 def ask_both_orders(
@@ -168,7 +179,7 @@ def judge_pairs_by_task(judge_of: Callable[[str], Judge], pairs: Pairs, **option
 
 def held_out_accuracy(config: JudgeTraining, judge: Judge, pairs: Pairs) -> Callable[[Any], dict[str, float]]:
     """Make a function from parameters to held-out accuracy: overall ("accuracy") and per "<task>/<dimension>"."""
-    ask = compiled_ask(judge)
+    ask = compiled_ask(judge, make_mesh(**config.mesh))
 
     def measure(params: Any) -> dict[str, float]:
         predictions = judge_pairs(

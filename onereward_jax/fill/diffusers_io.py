@@ -14,7 +14,7 @@ from onereward_jax.flow import conditioning
 from onereward_jax.flow.schedule import Shift
 from onereward_jax.given_files import read_json
 from onereward_jax.models.fields import from_config
-from onereward_jax.weights.bfl import load_bfl
+from onereward_jax.weights.bfl import open_bfl
 from onereward_jax.weights.hub import model_directory
 from onereward_jax.weights.load import load_component, module_from_directory
 from onereward_jax.weights.peft_adapters import is_adapter, with_adapters
@@ -51,7 +51,7 @@ def load_transformer(directory: str | Path, base: Any) -> Any:
         `single_file`.
     """
     if file := single_file(directory):
-        return jax.tree.map(jnp.asarray, load_bfl(file, base))
+        return jax.tree.map(jnp.asarray, open_bfl(file, base).read())
     if is_adapter(directory):
         return jax.tree.map(jnp.asarray, with_adapters("transformer", base, directory))
     return jax.tree.map(jnp.asarray, load_component(Path(directory), "transformer", "float32")[1])

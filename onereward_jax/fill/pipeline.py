@@ -27,9 +27,9 @@ from onereward_jax.images import reading
 from onereward_jax.parallel import hosts
 from onereward_jax.parallel.activations import batch_sharding, traced_for
 from onereward_jax.parallel.mesh import batch_shards
-from onereward_jax.weights.bfl import load_bfl
+from onereward_jax.weights.bfl import open_bfl
 from onereward_jax.weights.hub import model_directory
-from onereward_jax.weights.load import PARAM_DTYPES, load_component, module_from_directory, param_shapes
+from onereward_jax.weights.load import PARAM_DTYPES, load_component, module_from_directory, open_component, param_shapes
 from onereward_jax.weights.peft_adapters import Adapters, with_adapters
 from onereward_jax.weights.save import write_component
 
@@ -86,6 +86,7 @@ class FillPipeline:
         transformer: str | Path | None = None,
         lora: Adapters = None,
         transformer_dtype: str | None = None,
+        read_transformer: bool = True,
     ) -> "FillPipeline":
         """Loads every component of a model in diffusers layout.
 
@@ -100,6 +101,8 @@ class FillPipeline:
             with Black Forest Labs' names, such as an export for ComfyUI.
           lora: adapters of the transformer: a path, or several, each with a weight or without: `["a", ("b", 0.5)]`.
           transformer_dtype: in which the transformer's parameters are kept, if not in `dtype`: "float32" to train them.
+          read_transformer: whether to read the transformer's parameters; otherwise `params["transformer"]` is a
+            `weights.load.StoredParams`, to be read when and where they are needed.
 
         Raises:
           FileNotFoundError, PermissionError, UserError: something is missing or does not fit; the sentence says what.
@@ -120,12 +123,12 @@ class FillPipeline:
         prompts = PromptEncoder.from_pretrained(directory, dtype, mesh)
         vae, vae_params = load_component(directory / "vae", "vae", dtype, fields, mesh)
         fields["attention_implementation"] = "auto"
-        transformer_dtype = transformer_dtype or dtype
         if file is None:
-            module, params = load_component(at, "transformer", transformer_dtype, fields, mesh)
+            module, stored = open_component(at, "transformer", fields)
         else:
             module = module_from_directory(at, "transformer", fields)
-            params = load_bfl(file, param_shapes(module, "transformer"), transformer_dtype, mesh)
+            stored = open_bfl(file, param_shapes(module, "transformer"))
+        params: Any = stored.read(transformer_dtype or dtype, mesh) if read_transformer else stored
         if lora:
             params = with_adapters("transformer", params, lora)
         return cls(module, vae, {"transformer": params, "vae": vae_params}, prompts, shift, mesh)

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from onereward_jax import questions, tasks
 from onereward_jax.atomic_files import atomic_directory, write_json
@@ -19,7 +20,7 @@ from onereward_jax.judge.scorer import JudgeScorer, Questions
 from onereward_jax.judge.vision import ImageSettings, smart_resize
 from onereward_jax.models.lora import detach, merge
 from onereward_jax.weights.hub import model_directory
-from onereward_jax.weights.load import load_component, module_from_directory
+from onereward_jax.weights.load import module_from_directory, open_component
 from onereward_jax.weights.names import qwen2_5_vl
 from onereward_jax.weights.peft_adapters import Adapters, with_adapters
 from onereward_jax.weights.save import write_component
@@ -135,6 +136,8 @@ class Judge:
         dtype: str = "bfloat16",
         lora: Adapters = None,
         fields: Mapping[str, Any] | None = None,
+        mesh: Mesh | None = None,
+        read: bool = True,
         **templates: str,
     ) -> "Judge":
         """Load an official directory: config.json (flat or nested), weights, tokenizer, preprocessor_config.json.
@@ -146,6 +149,9 @@ class Judge:
           lora: adapters in PEFT's layout: a path or a repository, or several, each with or without a weight. They are
             attached; `save_pretrained` merges them.
           fields: more fields of the model: `remat`, `attention_implementation`; the compute `dtype` alone.
+          mesh: the parameters are spread over it by `parallel.sharding_rules`; None puts them on one device.
+          read: whether to read the parameters; otherwise `params` is a `weights.load.StoredParams`, to be read when and
+            where they are needed.
 
         Raises:
           FileNotFoundError: a file is missing.
@@ -159,8 +165,10 @@ class Judge:
         preprocessor = directory / PREPROCESSOR_FILE
         if not preprocessor.is_file():
             raise FileNotFoundError(f"{preprocessor} is missing: copy it from the release")
-        model, params = load_component(directory, "judge", dtype, {"dtype": jnp.dtype(dtype), **(fields or {})})
-        params = jax.tree.map(jnp.asarray, with_adapters("judge", params, lora))
+        model, stored = open_component(directory, "judge", {"dtype": jnp.dtype(dtype), **(fields or {})})
+        params: Any = stored
+        if read:
+            params = jax.tree.map(jnp.asarray, with_adapters("judge", stored.read(dtype, mesh), lora))
         tokenizer = load_tokenizer(directory, model.model.vocab_size)
         settings = ImageSettings.from_file(preprocessor)
         if (directory / QUESTIONS_FILE).is_file():

@@ -120,7 +120,7 @@ def program_of(config: RewardFeedback) -> Program:
         param_shapes(family.vae, "vae"),
         param_shapes(judge, "judge"),
     )
-    masters, frozen = jax.eval_shape(update.start, *params)
+    masters, frozen = jax.eval_shape(update.params, params[0]), jax.eval_shape(update.frozen, *params)
     full = len(judge.visual.fullatt_block_indexes) / judge.visual.depth
     made = share_of_references_made(config)
     return Program(

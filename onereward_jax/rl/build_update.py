@@ -22,13 +22,15 @@ class Update(NamedTuple):
     """What training starts from and repeats; pure functions all.
 
     Attributes:
-      start: parameters of (transformer, vae, judge) -> (parameters to train, `Frozen`).
+      params: the transformer's parameters, or for an adapter their shapes -> the parameters to train.
+      frozen: parameters of (transformer, vae, judge) -> `Frozen`; the transformer's are kept with an adapter alone.
       create: parameters to train -> `TrainState` before the first update.
       step: (state, frozen, batch) -> (state, metrics), or with cached references (state, (metrics, images)); see
         `rl.step.make_step`.
     """
 
-    start: Callable[[Any, Any, Any], tuple[Any, Frozen]]
+    params: Callable[[Any], Any]
+    frozen: Callable[[Any, Any, Any], Frozen]
     create: Callable[[Any], TrainState]
     step: Callable[[TrainState, Frozen, Batch], tuple[TrainState, Any]]
 
@@ -48,12 +50,11 @@ def make_update(config: RewardFeedback, family: PolicyFamily, judge: Scorer) -> 
     dtype = jnp.dtype(frozen_dtype(config))
     kept = lambda params: jax.tree.map(lambda x: x if x.dtype == dtype else x.astype(dtype), params)
 
-    def start(transformer_params: Any, vae_params: Any, judge_params: Any) -> tuple[Any, Frozen]:
-        frozen = Frozen(vae=kept(vae_params), judge=kept(judge_params))
-        if not adapters.rank:
-            return transformer_params, frozen
-        adapter = adapters.init(transformer_params, jax.random.key(config.seed))
-        return adapter, dataclasses.replace(frozen, base=kept(transformer_params))
+    def params(transformer: Any) -> Any:
+        return adapters.init(transformer, jax.random.key(config.seed)) if adapters.rank else transformer
+
+    def frozen(transformer: Any, vae: Any, judge: Any) -> Frozen:
+        return Frozen(vae=kept(vae), judge=kept(judge), base=kept(transformer) if adapters.rank else None)
 
     def create(params: Any) -> TrainState:
         state = create_state(params, optimizer, config.seed, reference=fixed and not adapters.rank)
@@ -65,7 +66,7 @@ def make_update(config: RewardFeedback, family: PolicyFamily, judge: Scorer) -> 
         return state
 
     step = make_step(family, judge, optimizer, step_config, adapters.scale)
-    return Update(start, create, step)
+    return Update(params, frozen, create, step)
 
 
 def adapters_of(config: RewardFeedback) -> LoRA:

@@ -28,6 +28,7 @@ from onereward_jax.parallel.activations import batch_sharding, traced_for
 from onereward_jax.parallel.mesh import make_mesh
 from onereward_jax.parallel.sharding_rules import shardings
 from onereward_jax.training import trainer
+from onereward_jax.training.compile import Params
 from onereward_jax.training.optimizer import make_optimizer
 from onereward_jax.training.state import TrainState, create_state, supervised_step
 from onereward_jax.training.trainer import Evaluator, Experiment
@@ -72,20 +73,20 @@ def finetuning(config: Finetuning, workdir: Path, images: Sequence[Captioned]) -
     hosts.on_primary(lambda: _report(workdir, source, held_out))
 
     # -------------------------------------------------------------------------------------------------------- the model
-    # What is trained is kept in float32, what is frozen as it computes.
-    pipeline = FillPipeline.from_pretrained(
-        config.model.base, dtype=config.model.dtype, transformer_dtype=None if adapters.rank else "float32"
-    )
+    # What is trained is kept in float32 and read only by a run that begins; what is frozen is kept as it computes.
+    pipeline = FillPipeline.from_pretrained(config.model.base, dtype=config.model.dtype, read_transformer=False)
+    stored = pipeline.params.pop("transformer")
     for size in source.sizes:
         latent_shape(pipeline.vae, *size)  # refuses what doesn't divide
     _encode_ahead(pipeline, images, config.max_sequence_length)
     read = prompt_reader(pipeline.prompts, config.max_sequence_length, config.train.batch_size)
-    params = {"transformer": pipeline.params.pop("transformer")}
-    frozen = {"vae": pipeline.params["vae"]} | (params if adapters.rank else {})
-    frozen = hosts.place(frozen, shardings(frozen, mesh))
+    frozen = {"vae": hosts.place(pipeline.params["vae"], shardings(pipeline.params["vae"], mesh))}
     pipeline.params["vae"] = frozen["vae"]
     if adapters.rank:
-        params = {"transformer": adapters.init(params["transformer"], jax.random.key(config.seed))}
+        frozen["transformer"] = stored.read(config.model.dtype, mesh)
+        params = Params.made(lambda: {"transformer": adapters.init(stored.shapes, jax.random.key(config.seed))})
+    else:
+        params = Params({"transformer": stored.shapes}, lambda: {"transformer": stored.read("float32", mesh)})
 
     def loss(prompt_dropout: float) -> Callable:
         transformer = pipeline.transformer.clone(remat=config.model.remat)
@@ -96,7 +97,7 @@ def finetuning(config: Finetuning, workdir: Path, images: Sequence[Captioned]) -
     evaluators = []
     if settings.evaluate_every and held_out:
         measure = _held_out_loss(loss(0.0), frozen, source, held_out, config, read)
-        of_base = _base_loss(workdir, lambda: measure(hosts.place(params, shardings(params, mesh))))
+        of_base = _base_loss(workdir, lambda: measure(hosts.place(params.read(), shardings(params.shapes, mesh))))
         evaluators.append(Evaluator(settings.evaluate_every, lambda state: measure(state.averaged) | of_base))
     if settings.sample_every and settings.num_samples:
         shown = (held_out or trained_on)[: settings.num_samples]

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from onereward_jax.atomic_files import write_json
 from onereward_jax.config.schema import JudgeModel, JudgeTraining
@@ -35,6 +36,7 @@ from onereward_jax.judge.preference_loss import make_loss
 from onereward_jax.judge.question_batches import ask_only, question_batch
 from onereward_jax.models.lora import LoRA
 from onereward_jax.parallel import hosts
+from onereward_jax.parallel.mesh import make_mesh
 from onereward_jax.proving_ground import all_prompts
 from onereward_jax.proving_ground.source import open_source, proving_ground_of
 from onereward_jax.proving_ground.synthetic_pairs import synthetic_pair
@@ -42,9 +44,11 @@ from onereward_jax.proving_ground.tokenizers import write_qwen2_tokenizer
 from onereward_jax.questions import question
 from onereward_jax.tasks import CELLS, dimensions_of
 from onereward_jax.training import trainer
+from onereward_jax.training.compile import Params
 from onereward_jax.training.optimizer import make_optimizer
 from onereward_jax.training.state import TrainState, create_state, supervised_step
 from onereward_jax.training.trainer import Evaluator, Experiment
+from onereward_jax.weights.load import StoredParams
 from onereward_jax.weights.peft_adapters import save_adapter
 
 # Scenes of pairs that are made while training: none that preferences are made of.
@@ -71,7 +75,7 @@ def judge_training(config: JudgeTraining, workdir: Path) -> Experiment:
     settings = config.judge
     for directory in settings.data:  # before a model is loaded
         open_records(Path(directory))
-    judge = _judge_at_start(config, workdir)
+    judge, mesh = _judge_at_start(config, workdir), make_mesh(**config.mesh)
     pairs, held_out = _split(config, judge)
     example = PairExamples(config, judge, pairs)
     _report_balance(workdir / "balance.json", pairs, held_out)
@@ -83,13 +87,16 @@ def judge_training(config: JudgeTraining, workdir: Path) -> Experiment:
 
     # ------------------------------------------------------------------------------------ what is trained, and the loss
     loss = make_loss(judge.apply, settings.max_shift, settings.adversarial_radius)
-    params = {name: tree for name, tree in judge.params.items() if not (settings.freeze_vision and name == "visual")}
     adapters = LoRA(**config.lora)
+    frozen_parts = ("visual",) if settings.freeze_vision else ()
     if adapters.rank:
-        loss, frozen = adapters.loss(loss), judge.params
-        params = adapters.init(params, jax.random.key(config.seed))
+        loss = adapters.loss(loss)
+        _, adapted = _split_params(judge.params, frozen_parts, mesh)
+        params = Params.made(lambda: adapters.init(adapted.shapes, jax.random.key(config.seed)))
+        frozen = _split_params(judge.params, (), mesh)[1].read()
     else:
-        frozen = {name: tree for name, tree in judge.params.items() if name not in params}
+        read_now, params = _split_params(judge.params, frozen_parts, mesh)
+        frozen = read_now.read()
     full_params = functools.partial(adapters.full_params, frozen=frozen)
 
     # -------------------------------------------------------------------------------------------- export and evaluation
@@ -258,14 +265,27 @@ class _Best:
         return not self._file.exists() or found["accuracy"] > read_json(self._file)["accuracy"]
 
 
+def _split_params(params: Any, names: tuple[str, ...], mesh: Mesh) -> tuple[Params, Params]:
+    """A judge's parameters, stored or there: (those under `names`, the others), float32, stored ones on the mesh."""
+    if isinstance(params, StoredParams):
+        named, others = params.split(*names)
+        unread = lambda part: Params(part.shapes, lambda: part.read("float32", mesh))
+        return unread(named), unread(others)
+    return (
+        Params.of({name: tree for name, tree in params.items() if name in names}),
+        Params.of({name: tree for name, tree in params.items() if name not in names}),
+    )
+
+
 def _judge_at_start(config: JudgeTraining, workdir: Path) -> Judge:
-    """The judge of `judge.start` or an untrained one, with the configuration's limit on a picture's area."""
+    """The judge of `judge.start`, its parameters unread, or an untrained one; with the configuration's limit on a
+    picture's area."""
     settings = config.judge
     fields = {"dtype": jnp.dtype(settings.dtype), "remat": settings.remat}
     if not settings.start:
         return new_judge(config, hosts.own_directory(workdir / "tokenizers"), fields)
-    templates = {"template": settings.template, "template_with_prompt": settings.template_with_prompt}
-    judge = Judge.from_pretrained(settings.start, "float32", fields=fields, **templates)
+    templates: dict[str, Any] = {"template": settings.template, "template_with_prompt": settings.template_with_prompt}
+    judge = Judge.from_pretrained(settings.start, "float32", fields=fields, read=False, **templates)
     if settings.max_pixels:
         limited = dataclasses.replace(
             judge.settings,

@@ -27,6 +27,7 @@ from onereward_jax.proving_ground import all_prompts
 from onereward_jax.proving_ground.source import open_source
 from onereward_jax.proving_ground.tokenizers import write_clip_tokenizer, write_t5_tokenizer
 from onereward_jax.training import trainer
+from onereward_jax.training.compile import Params
 from onereward_jax.training.optimizer import make_optimizer
 from onereward_jax.training.state import TrainState, create_state, supervised_step
 from onereward_jax.training.trainer import Experiment
@@ -68,7 +69,7 @@ def autoencoder(config: AutoencoderTraining, workdir: Path) -> Experiment:
         description="autoencoder",
         step=supervised_step(loss, optimizer, settings.ema_decay),
         create=lambda params: create_state(params, optimizer, config.seed),
-        params=init_params(module, vae, config.seed),
+        params=Params.made(lambda: init_params(module, vae, config.seed)),
         example=lambda index, task: {"image": target(index, task)},
         task_weights=config.data.task_weights,
         export=export,
@@ -141,7 +142,7 @@ def base_model(config: BaseTraining, workdir: Path) -> Experiment:
         description="flow matching",
         step=supervised_step(loss, optimizer, settings.ema_decay),
         create=lambda params: create_state(params, optimizer, config.seed),
-        params=params,
+        params=Params.of(params),
         frozen=frozen,
         example=example,
         prepare=prompt_reader(prompts, config.max_sequence_length, config.train.batch_size, bool(text_encoders)),

@@ -19,15 +19,17 @@ from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.question_batches import question_batch
 from onereward_jax.models.lora import attach
 from onereward_jax.parallel import hosts
+from onereward_jax.parallel.mesh import make_mesh
 from onereward_jax.proving_ground.source import open_source
 from onereward_jax.rl.batch import Batch
 from onereward_jax.rl.build_update import adapters_of, attention_of, computation, frozen_dtype, make_update
 from onereward_jax.rl.reference_cache import open_cache
 from onereward_jax.tasks import NEGATIVE_PROMPT
 from onereward_jax.training import trainer
+from onereward_jax.training.compile import Params
 from onereward_jax.training.metrics import peak_memory_gib, training_seconds
 from onereward_jax.training.state import TrainState
-from onereward_jax.training.trainer import Evaluator, Experiment
+from onereward_jax.training.trainer import Evaluator, Experiment, check_batch
 from onereward_jax.weights.peft_adapters import save_adapter
 from onereward_jax.weights.save import save_component
 
@@ -63,18 +65,27 @@ def train(
 def reward_feedback(config: RewardFeedback, workdir: Path, source: Source, held_out: Source | None) -> Experiment:
     """The policy of `config.model.base`, improved by the judge of `config.model.judge` on requests of a source."""
     # ------------------------------------------------------------------------------------------------------- the models
-    pipeline = FillPipeline.from_pretrained(config.model.base, dtype="float32")
+    # What is frozen is read straight into its place on the mesh; what is trained, only by a run that begins.
+    mesh, dtype, adapters = make_mesh(**config.mesh), frozen_dtype(config), adapters_of(config)
+    check_batch(config, mesh)
+    pipeline = FillPipeline.from_pretrained(config.model.base, dtype=dtype, read_transformer=False)
+    stored = pipeline.params.pop("transformer")
     for size in source.sizes:
         latent_shape(pipeline.vae, *size)  # refuses what doesn't divide
     fields = computation(config)
-    judge = Judge.from_pretrained(config.model.judge, frozen_dtype(config), fields=fields)
+    judge = Judge.from_pretrained(config.model.judge, dtype, fields=fields, mesh=mesh)
     judge = ensemble(judge, config.model.judge_adapters)
     transformer, vae = pipeline.transformer.clone(**fields, **attention_of(config)), pipeline.vae.clone(**fields)
     family = FluxFill(transformer, vae, pipeline.shift)
 
     # ------------------------------------------------------------------------------------------------------- the update
-    update, adapters = make_update(config, family, judge.scorer), adapters_of(config)
-    params, frozen = update.start(pipeline.params["transformer"], pipeline.params["vae"], judge.params)
+    update = make_update(config, family, judge.scorer)
+    base = stored.read(dtype, mesh) if adapters.rank else None
+    frozen = update.frozen(base, pipeline.params["vae"], judge.params)
+    if adapters.rank:
+        params = Params.made(lambda: update.params(stored.shapes))
+    else:
+        params = Params(stored.shapes, lambda: stored.read("float32", mesh))
     cached = open_cache(config, source).around if config.rl.reference_cache else lambda step: step
 
     # ----------------------------------------------------------------------------------------------------- its examples
@@ -89,12 +100,13 @@ def reward_feedback(config: RewardFeedback, workdir: Path, source: Source, held_
     # -------------------------------------------------------------------------------------------- evaluation and export
     evaluators = []
     if held_out is not None and config.evaluation.every:
+        pipeline.params["transformer"] = frozen.base if adapters.rank else stored.read()
         gain = ground_truth_gain(config, pipeline, held_out)
 
         def measure(state: TrainState) -> dict[str, float]:
             if not adapters.rank:
                 return gain(state.params)
-            return gain(attach(pipeline.params["transformer"], state.params, adapters.scale))
+            return gain(attach(frozen.base, state.params, adapters.scale))
 
         evaluators.append(Evaluator(config.evaluation.every, measure))
 

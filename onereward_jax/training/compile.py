@@ -39,15 +39,49 @@ class Placement(NamedTuple):
         return dataclasses.replace(places, **waiting)
 
 
+class Params(NamedTuple):
+    """Parameters to start from, which a run that goes on from a checkpoint never reads.
+
+    Attributes:
+      shapes: arrays or `jax.ShapeDtypeStruct`s.
+      read: gives the parameters, on the host or on devices; nobody else holds them.
+    """
+
+    shapes: Any
+    read: Callable[[], Any]
+
+    @classmethod
+    def of(cls, params: Any) -> "Params":
+        """Parameters that are there already."""
+        return cls(params, lambda: params)
+
+    @classmethod
+    def made(cls, make: Callable[[], Any]) -> "Params":
+        """Parameters that a function makes which `jax.eval_shape` can trace."""
+        return cls(jax.eval_shape(make), make)
+
+
+class Start(NamedTuple):
+    """The state before the first update, which is made only if no checkpoint takes its place.
+
+    Attributes:
+      shapes: `jax.ShapeDtypeStruct`s with the sharding of each array.
+      make: makes it.
+    """
+
+    shapes: Any
+    make: Callable[[], Any]
+
+
 def compile_step(
     step: Callable,
     create: Callable[[Any], TrainState],
-    params: Any,
+    params: Params,
     frozen: Any,
     mesh: Mesh,
     placement: Placement = Placement(),  # noqa: B008 (a tuple)
-) -> tuple[Callable, TrainState, Any]:
-    """Places state and frozen parameters on the mesh and jits `step(state, frozen, batch)` for it.
+) -> tuple[Callable, Start, Any]:
+    """Jits `step(state, frozen, batch)` for a mesh and places the frozen parameters there.
 
     The state is donated; params, EMA, reference and optimiser state follow the same rules; batches come split over
     their leading axis, as `parallel.activations.batch_sharding` places them.
@@ -55,25 +89,33 @@ def compile_step(
     Args:
       create: pure, parameters -> the state before the first update; runs on the mesh, so that no device ever holds
         more than its part.
-      params: parameters to start from, on the host or on devices.
+      params: parameters to start from.
       placement: see `Placement`.
 
     Returns:
-      (jitted step, state on the mesh, frozen on the mesh)
+      (jitted step, how its first state is made on the mesh, frozen on the mesh)
     """
-    shapes = jax.eval_shape(create, params)
-    params = hosts.place(params, shardings(params, mesh))
+    shapes = jax.eval_shape(create, params.shapes)
     places = placement.of_state(shapes, mesh)
-    if placement.offload:  # part by part: together they may be more than the devices hold
 
+    def make() -> TrainState:
+        read = params.read()
+        placed = hosts.place(read, shardings(read, mesh))
+        del read
+        if not placement.offload:
+            return jax.jit(create, out_shardings=places)(placed)
+
+        # Part by part: together they may be more than the devices hold.
         def made(part: str) -> Any:
-            return jax.jit(lambda params: getattr(create(params), part), out_shardings=getattr(places, part))(params)
+            return jax.jit(lambda params: getattr(create(params), part), out_shardings=getattr(places, part))(placed)
 
-        state = TrainState(**{field.name: made(field.name) for field in dataclasses.fields(TrainState)})
-    else:
-        state = jax.jit(create, out_shardings=places)(params)
+        return TrainState(**{field.name: made(field.name) for field in dataclasses.fields(TrainState)})
+
+    placed_shapes = jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
+    )
     compiled = jit_step(step, shapes, frozen, mesh, placement)
-    return compiled, state, hosts.place(frozen, shardings(frozen, mesh))
+    return compiled, Start(placed_shapes, make), hosts.place(frozen, shardings(frozen, mesh))
 
 
 def jit_step(

@@ -22,14 +22,11 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-
 from onereward_jax.atomic_files import lock
 from onereward_jax.errors import Fault, Hang, Interrupted, UserError
 from onereward_jax.parallel import hosts
 from onereward_jax.training.checkpoint import Checkpointer
+from onereward_jax.training.compile import Start
 from onereward_jax.training.metrics import MetricsWriter
 from onereward_jax.training.prefetch import Prefetcher
 from onereward_jax.training.progress import Progress, StepLog
@@ -46,7 +43,7 @@ PROGRESS = {"loss": "learning/loss", "reward": "rewards/mean"}
 def run(
     *,
     step: Callable[[State, Batch], tuple[State, Metrics]],
-    state: State,
+    start: Start,
     batches: Iterator[Batch],
     num_steps: int,
     workdir: str | Path,
@@ -67,7 +64,8 @@ def run(
     Args:
       step: jitted (state, batch) -> (new state, {name: scalar array}); may donate the state. It tells by the metric
         `learning/skipped` that it left the state as it was, the number of steps apart.
-      state: the state before the first step; a restored state takes its structure, dtypes and shardings.
+      start: the state before the first step; a restored one takes its structure, dtypes and shardings, and is the only
+        one that is ever made.
       batches: iterator with `get_state()` and `set_state()`, such as `iter(data.mixture.mixture(...))`.
       num_steps: value of `state.step` at which the run is done.
       workdir: gets `checkpoints/`, `metrics.jsonl`, `tensorboard/`.
@@ -103,13 +101,16 @@ def run(
         checkpointer = Checkpointer(directory.resolve() / "checkpoints", keep)
 
         # ------------------------------------------------------------------------------------------------- resume
-        restored = checkpointer.restore_latest(_abstract(state))
-        if restored is not None:
-            _, saved_state, data_state = restored
-            state = jax.tree.map(_placed_like, state, saved_state)
+        restored = checkpointer.restore_latest(start.shapes)
+        resumed = restored is not None
+        if restored is None:
+            state = start.make()
+        else:
+            _, state, data_state = restored
             batches.set_state(data_state)  # type: ignore[attr-defined]
+        del restored  # it would keep the state
         number = int(state.step)
-        if primary and restored is not None:
+        if primary and resumed:
             print(f"{description}: going on from step {number} of {num_steps}", file=sys.stderr)
         if number > num_steps:
             raise UserError(
@@ -204,20 +205,3 @@ def _evaluated(evaluate: Callable[[State], Metrics], state: State, last: bool) -
             raise
         warnings.warn(f"an evaluation is left out: {error}", RuntimeWarning, stacklevel=3)
         return {}
-
-
-def _abstract(state: State) -> State:
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding) if isinstance(x, jax.Array) else x, state
-    )
-
-
-def _placed_like(initial: Any, restored: Any) -> Any:
-    """The restored leaf, as free to move as the initial one: a jit over many devices refuses an array that is
-    committed to one, and Orbax commits all."""
-    if not isinstance(initial, jax.Array) or initial.committed:
-        return restored
-    if jax.dtypes.issubdtype(restored.dtype, jax.dtypes.prng_key):
-        words = jnp.array(np.asarray(jax.random.key_data(restored)))
-        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(restored))
-    return jnp.array(np.asarray(restored))

@@ -19,7 +19,7 @@ from onereward_jax.parallel import hosts
 from onereward_jax.parallel.activations import batch_sharding, can_share
 from onereward_jax.parallel.mesh import batch_shards, make_mesh
 from onereward_jax.training import loop
-from onereward_jax.training.compile import Placement, compile_step
+from onereward_jax.training.compile import Params, Placement, compile_step
 from onereward_jax.training.state import TrainState
 
 Batch = dict[str, Any]
@@ -49,7 +49,7 @@ class Experiment:
       description: word before the progress bar.
       step: pure (state, frozen, batch) -> (state, metrics).
       create: pure, parameters -> the state before the first update.
-      params: parameters to start from.
+      params: parameters to start from; a resumed run does not read them.
       frozen: parameters that the step reads and never changes.
       example: (global index, task) -> arrays of one sample, see `data.mixture.mixture`.
       prepare: a batch of examples and their numbers -> what the step takes; in multi-process runs, each process
@@ -66,7 +66,7 @@ class Experiment:
     description: str
     step: Callable[[TrainState, Any, Any], tuple[TrainState, Any]]
     create: Callable[[Any], TrainState]
-    params: Any
+    params: Params
     frozen: Any = dataclasses.field(default_factory=dict)
     example: Callable[[int, str], mixture.Example]
     prepare: Callable[[Batch], Any] = lambda batch: batch
@@ -93,7 +93,7 @@ def train(experiment: Experiment, config: Recipe, workdir: Path) -> TrainState:
       UserError: the batch can't be shared by the devices; and what `training.loop.run` raises.
     """
     mesh, size = check_devices(config), config.train.batch_size
-    compiled, state, frozen = compile_step(
+    compiled, start, frozen = compile_step(
         experiment.step, experiment.create, experiment.params, experiment.frozen, mesh, Placement.of(config)
     )
     sharding = batch_sharding(mesh, size)
@@ -116,7 +116,7 @@ def train(experiment: Experiment, config: Recipe, workdir: Path) -> TrainState:
     evaluate, evaluate_every = combined(experiment.evaluators, config.train.num_steps)
     state = loop.run(
         step=experiment.wrap_step(lambda state, batch: launch(state, frozen, batch)),
-        state=state,
+        start=start,
         batches=iter(batches),
         prepare=place,
         num_steps=config.train.num_steps,

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
 
 from onereward_jax import tree as trees
 from onereward_jax.errors import UserError
-from onereward_jax.weights.load import mismatches, param_dtype_of, place_on
+from onereward_jax.weights.load import StoredParams, mismatches, param_dtype_of
 from onereward_jax.weights.names import flux, name_rules
 from onereward_jax.weights.safetensors import read_header, write
 
@@ -127,12 +126,11 @@ def split(names: Mapping[str, tuple[str, ...]], shapes: Mapping[str, tuple[int, 
     return read_part
 
 
-def load_bfl(file: str | Path, shapes: trees.Tree, dtype: str = "float32", mesh: Mesh | None = None) -> trees.Tree:
-    """Read a transformer's parameters from one file, the inverse of `save_bfl`.
+def open_bfl(file: str | Path, shapes: trees.Tree) -> StoredParams:
+    """Check a transformer's parameters in one file, as `save_bfl` writes it, to be read later.
 
     Args:
       shapes: the parameters' shapes; see `load.param_shapes`.
-      dtype, mesh: see `load.load_component`.
 
     Raises:
       FileNotFoundError: there is no such file.
@@ -143,8 +141,7 @@ def load_bfl(file: str | Path, shapes: trees.Tree, dtype: str = "float32", mesh:
     tensors = read_header(Path(file))
     if problems := mismatches(tensors, fused_shapes(names, official)):
         raise UserError(f"{file} does not fit the transformer's config.json: {'; '.join(problems)}")
-    read = split(names, official, lambda name: tensors[name].read())
-    return name_rules.from_official(flux.TABLE, shapes, read, param_dtype_of(dtype), place_on(mesh))
+    return StoredParams(shapes, flux.TABLE, split(names, official, lambda name: tensors[name].read()))
 
 
 def save_bfl(file: str | Path, params: trees.Tree, dtype: str, metadata: Mapping[str, Any] | None = None) -> None:

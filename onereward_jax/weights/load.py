@@ -1,5 +1,6 @@
 """Reads a component from its official directory: config.json and safetensors files."""
 
+import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -48,15 +49,53 @@ def load_component(
       UserError: the configuration is for another kind, the files do not fit it (one message names every mismatch), or
         there are only pickles.
     """
+    module, stored = open_component(directory, kind, fields)
+    return module, stored.read(dtype, mesh)
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredParams:
+    """Parameters of a component in its files, checked against its configuration and not read yet.
+
+    Attributes:
+      shapes: of the parameters, float32 `jax.ShapeDtypeStruct`s.
+    """
+
+    shapes: trees.Tree
+    _table: name_rules.Table
+    _read: Callable[[str], np.ndarray]  # official name -> array as on disk
+
+    def read(self, dtype: str = "float32", mesh: Mesh | None = None) -> trees.Tree:
+        """Read them: on a mesh, each process only what its devices hold, or as NumPy arrays on the host.
+
+        Args:
+          dtype, mesh: see `load_component`.
+        """
+        return name_rules.from_official(self._table, self.shapes, self._read, param_dtype_of(dtype), place_on(mesh))
+
+    def shapes_in(self, dtype: str) -> trees.Tree:
+        """The shapes, with the dtype in which they are to be read."""
+        found = param_dtype_of(dtype)
+        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, found), self.shapes)
+
+    def split(self, *names: str) -> tuple["StoredParams", "StoredParams"]:
+        """(The parameters under these names at the top of the tree, the others)."""
+        of = lambda wanted: dataclasses.replace(
+            self, shapes={name: tree for name, tree in self.shapes.items() if (name in names) == wanted}
+        )
+        return of(True), of(False)
+
+
+def open_component(
+    directory: str | Path, kind: str, fields: Mapping[str, Any] | None = None
+) -> tuple[Any, StoredParams]:
+    """Build a component's module and check its files, without reading the weights; see `load_component`."""
     directory = Path(directory)
     component = kind_of(kind)
-    param_dtype = param_dtype_of(dtype)
     module = module_from_directory(directory, kind, fields)
     weights, shapes = component.module(), param_shapes(module, kind)
     tensors = _checked(directory, component, name_rules.official_shapes(weights.TABLE, shapes))
-    return module, name_rules.from_official(
-        weights.TABLE, shapes, lambda name: tensors[name].read(), param_dtype, place_on(mesh)
-    )
+    return module, StoredParams(shapes, weights.TABLE, lambda name: tensors[name].read())
 
 
 def place_on(mesh: Mesh | None) -> name_rules.Place | None:

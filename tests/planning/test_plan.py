@@ -39,16 +39,16 @@ def program_of_training(config, workdir, monkeypatch) -> str:
     compile_step = trainer.compile_step
 
     def compile_and_watch(*arguments, **options):
-        jitted, state, frozen = compile_step(*arguments, **options)
+        jitted, start, frozen = compile_step(*arguments, **options)
 
         def lower(*inputs):
             found["text"] = jitted.lower(*inputs).as_text()
             raise ReadyToRun
 
-        return lower, state, frozen
+        return lower, start, frozen
 
-    def run(*, step, state, batches, prepare, **_):
-        step(state, prepare(next(batches)))
+    def run(*, step, start, batches, prepare, **_):
+        step(start.make(), prepare(next(batches)))
 
     monkeypatch.setattr(trainer, "compile_step", compile_and_watch)
     monkeypatch.setattr(trainer.loop, "run", run)

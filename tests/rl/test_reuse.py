@@ -20,6 +20,7 @@ from onereward_jax.proving_ground import ProvingGround
 from onereward_jax.rl.reference_cache import ReferenceCache, open_cache
 from onereward_jax.rl.step import make_step
 from onereward_jax.training import loop
+from onereward_jax.training.compile import Start
 from onereward_jax.training.metrics import read_metrics
 from onereward_jax.training.state import create_state
 from tests.support import tiny_rl
@@ -70,7 +71,7 @@ def train(workdir, num_steps, *, reference=None, around=lambda step: step, num_c
     data = mixture({"image_fill": 1.0}, record, 0, BATCH, num_threads=0, num_conditions=num_conditions, repeats=repeats)
     return loop.run(
         step=around(lambda state, batch: step(state, frozen, batch)),
-        state=state,
+        start=Start(state, lambda: state),
         batches=iter(data),
         prepare=prepare,
         num_steps=num_steps,

@@ -73,12 +73,8 @@ def test_the_state_at_full_size(variant):
     transformer, autoencoder = (official_module(config.model.base, kind, fields) for kind in ("transformer", "vae"))
     judge = official_module(config.model.judge, "judge", fields)
     update = updates.make_update(config, FluxFill(transformer, autoencoder), lambda params, batch: None)
-    masters, frozen = jax.eval_shape(
-        update.start,
-        param_shapes(transformer, "transformer"),
-        param_shapes(autoencoder, "vae"),
-        param_shapes(judge, "judge"),
-    )
+    shapes = param_shapes(transformer, "transformer"), param_shapes(autoencoder, "vae"), param_shapes(judge, "judge")
+    masters, frozen = jax.eval_shape(update.params, shapes[0]), jax.eval_shape(update.frozen, *shapes)
     state = jax.eval_shape(update.create, masters)
     whole = tree.count(param_shapes(transformer, "transformer"))
     dtypes = lambda part: {leaf.dtype for leaf in jax.tree.leaves(part)}

@@ -16,7 +16,7 @@ from onereward_jax.parallel.activations import batch_sharding
 from onereward_jax.parallel.mesh import make_mesh
 from onereward_jax.rl.step import make_step
 from onereward_jax.training.checkpoint import Checkpointer
-from onereward_jax.training.compile import compile_step
+from onereward_jax.training.compile import Params, compile_step
 from onereward_jax.training.state import create_state
 from tests.support import tiny_rl
 
@@ -105,8 +105,8 @@ def test_eight_devices_give_the_gradient_of_one():
     """Adam's first moment after one update is a tenth of the gradient. A and B have moved on from B = 0."""
     moved, mesh = jax.tree.map(lambda x: np.asarray(x) + 0.02, state().params), make_mesh(2, 2, 2)
     create = lambda params: create_state(params, tiny_rl.optimizer(), seed=0)
-    compiled, on_mesh, frozen_on_mesh = compile_step(update(), create, moved, frozen(), mesh)
-    of_eight, _ = compiled(on_mesh, frozen_on_mesh, jax.device_put(tiny_rl.batch(4), batch_sharding(mesh)))
+    compiled, start, frozen_on_mesh = compile_step(update(), create, Params.of(moved), frozen(), mesh)
+    of_eight, _ = compiled(start.make(), frozen_on_mesh, jax.device_put(tiny_rl.batch(4), batch_sharding(mesh)))
     of_one, _ = step()(jax.device_put(create(moved), jax.devices()[0]), frozen(), tiny_rl.batch(4))
     found, expected = (jax.device_get(after.opt_state[1][0].mu) for after in (of_eight, of_one))
     difference = optax.global_norm(jax.tree.map(jnp.subtract, found, expected))

@@ -19,7 +19,7 @@ from onereward_jax.rl.rollout import Frozen
 from onereward_jax.rl.step import make_step
 from onereward_jax.runs.reward_feedback import encode_text, open_requests, sample_fields
 from onereward_jax.tasks import TASKS
-from onereward_jax.training.compile import compile_step
+from onereward_jax.training.compile import Params, compile_step
 from onereward_jax.training.state import create_state
 
 
@@ -47,7 +47,8 @@ def test_gradient_on_eight_devices_in_parts_equals_one():
         settings = dataclasses.replace(step_config, accumulate=accumulate)
         step = make_step(family, judge.scorer, plain, settings)
         frozen = Frozen(vae=pipeline.params["vae"], judge=judge.params)
-        compiled, state, frozen = compile_step(step, create, params, frozen, mesh)
+        compiled, start, frozen = compile_step(step, create, Params.of(params), frozen, mesh)
+        state = start.make()
         before = jax.device_get(state.params)
         after, metrics = compiled(state, frozen, jax.device_put(batch, batch_sharding(mesh)))
         return jax.tree.map(np.subtract, before, jax.device_get(after.params)), jax.device_get(metrics), after

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from onereward_jax.training import loop
+from onereward_jax.training.compile import Start
 from onereward_jax.training.metrics import read_metrics
 
 
@@ -59,8 +60,11 @@ def expected_total(steps: int) -> float:
     return float(total)
 
 
+START = Start(jax.eval_shape(initial), initial)
+
+
 def run(workdir, num_steps=7, **options):
-    settings = {"step": step, "state": initial(), "batches": Counter(), "checkpoint_every": 3, "workdir": workdir}
+    settings = {"step": step, "start": START, "batches": Counter(), "checkpoint_every": 3, "workdir": workdir}
     return loop.run(**{**settings, "num_steps": num_steps, **options})
 
 

@@ -18,6 +18,7 @@ import optax
 from onereward_jax.data.mixture import mixture
 from onereward_jax.errors import Interrupted
 from onereward_jax.training import checkpoint, loop, metrics
+from onereward_jax.training.compile import Start
 
 NUM_STEPS = 24
 TASKS = {"image_fill": 3.0, "object_removal": 1.0}
@@ -117,7 +118,7 @@ def main(workdir: str, moment: str = "never") -> None:
     batches: grain.DatasetIterator = iter(mixture(TASKS, make_example, **options))
     state = loop.run(
         step=arm(moment, make_step(moment)),
-        state=initial_state(),
+        start=Start(jax.eval_shape(initial_state), initial_state),
         batches=batches,
         num_steps=NUM_STEPS,
         workdir=workdir,

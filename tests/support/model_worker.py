@@ -77,7 +77,7 @@ def loaders(models: Path) -> dict[str, Callable[[Path], Any]]:
     from onereward_jax.fill.prompts import _padding_tokenizer, _tokenize
     from onereward_jax.flow.schedule import sigmas
     from onereward_jax.judge.judge import Judge
-    from onereward_jax.weights.bfl import load_bfl
+    from onereward_jax.weights.bfl import open_bfl
     from onereward_jax.weights.hub import _is_whole
     from onereward_jax.weights.load import load_component, module_from_directory, param_shapes
     from onereward_jax.weights.peft_adapters import load_adapters
@@ -117,7 +117,7 @@ def loaders(models: Path) -> dict[str, Callable[[Path], Any]]:
         "judge": judge,
         "adapter": lambda path: load_adapters("transformer", shapes["transformer"], [(path, 1.0)]),
         "judge_adapter": lambda path: load_adapters("judge", shapes["judge"], [(path, 1.0)]),
-        "single_file": lambda path: load_bfl(path / "transformer.safetensors", shapes["transformer"]),
+        "single_file": lambda path: open_bfl(path / "transformer.safetensors", shapes["transformer"]).read(),
         "fill": lambda path: FillPipeline.from_pretrained(path, dtype="float32"),
         "fill_command": lambda path: command(
             "fill", f"--model={path}", f"--image={models / 'image.png'}", f"--mask={models / 'mask.png'}",

@@ -18,6 +18,7 @@ from onereward_jax.config.schema import AutoencoderTraining, Mesh, SceneData, Tr
 from onereward_jax.config.workdir import claim_workdir
 from onereward_jax.parallel import cluster, heartbeat, hosts
 from onereward_jax.training import trainer
+from onereward_jax.training.compile import Params
 from onereward_jax.training.optimizer import make_optimizer
 from onereward_jax.training.state import create_state, supervised_step
 
@@ -71,7 +72,7 @@ def main(workdir: str, mesh: str, pause: str = "0") -> int:
     experiment = trainer.Experiment(
         step=supervised_step(loss, optimizer, ema_decay=0.9),
         create=lambda params: create_state(params, optimizer, config.seed),
-        params=params,
+        params=Params.of(params),
         frozen={"scale": np.float32(1 / 0.9)},
         example=example,
         task_weights=config.data.task_weights,

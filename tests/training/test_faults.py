@@ -20,6 +20,7 @@ import pytest
 
 from onereward_jax.errors import Fault, Hang, UserError
 from onereward_jax.training.checkpoint import Checkpointer, CheckpointWarning, SaveError
+from onereward_jax.training.compile import Start
 from onereward_jax.training.metrics import MetricsWriter, read_metrics
 from onereward_jax.training.optimizer import make_optimizer
 from onereward_jax.training.state import create_state, supervised_step
@@ -47,6 +48,9 @@ def disk():
 def large():
     """A state whose arrays are larger than what the full disk takes."""
     return initial().replace(key=jax.random.normal(jax.random.key(0), (2 * FULL_AT,)))
+
+
+LARGE = Start(jax.eval_shape(large), large)
 
 
 def at(actions):
@@ -85,7 +89,7 @@ def test_a_save_that_fails_is_a_warning_and_the_next_one_is_made(tmp_path, disk)
         disk.empty()
 
     with pytest.warns(CheckpointWarning, match="step 4"):
-        state = run(tmp_path, 8, state=large(), checkpoint_every=2, keep=9, **at({4: fill, 5: make_room}))
+        state = run(tmp_path, 8, start=LARGE, checkpoint_every=2, keep=9, **at({4: fill, 5: make_room}))
     assert float(state.total) == expected_total(8)
     assert names(tmp_path) == sorted(f"step_0000000{n}{end}" for n in (2, 6, 8) for end in ("", ".json"))
     assert [line["step"] for line in lines(tmp_path)] == list(range(1, 9))
@@ -97,11 +101,11 @@ def test_a_last_save_that_fails_ends_the_run(tmp_path, disk):
         disk.fill()
 
     with pytest.raises(Fault, match=r"step 6 .* step 3") as stop:
-        run(tmp_path, 6, state=large(), **at({6: fill}))
+        run(tmp_path, 6, start=LARGE, **at({6: fill}))
     disk.empty()
     assert stop.value.code == 75
     assert names(tmp_path) == ["step_00000003", "step_00000003.json"]
-    assert float(run(tmp_path, 6, state=large()).total) == expected_total(6)
+    assert float(run(tmp_path, 6, start=LARGE).total) == expected_total(6)
     assert [line["step"] for line in lines(tmp_path)] == list(range(1, 7))
 
 

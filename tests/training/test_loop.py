@@ -14,7 +14,7 @@ import pytest
 from onereward_jax.errors import Interrupted, UserError
 from onereward_jax.training import loop
 from onereward_jax.training.metrics import read_metrics
-from tests.support.counting_run import Counter, expected_total, initial, lines, run, step
+from tests.support.counting_run import START, Counter, expected_total, lines, run, step
 
 
 def test_lines_and_evaluations(tmp_path):
@@ -56,9 +56,9 @@ def test_nothing_to_do(tmp_path):
 
 
 def test_fewer_steps_than_are_done(tmp_path):
-    loop.run(step=step, state=initial(), batches=Counter(), num_steps=3, workdir=tmp_path)
+    loop.run(step=step, start=START, batches=Counter(), num_steps=3, workdir=tmp_path)
     with pytest.raises(UserError, match="step 3"):
-        loop.run(step=step, state=initial(), batches=Counter(), num_steps=2, workdir=tmp_path)
+        loop.run(step=step, start=START, batches=Counter(), num_steps=2, workdir=tmp_path)
 
 
 @pytest.mark.parametrize("name", ["learning/loss", "learning/grad_norm"])
@@ -70,7 +70,7 @@ def test_divergence_stops_before_the_next_checkpoint(tmp_path, name):
     with pytest.raises(UserError, match=f"diverged: {name} is nan at step 4"):
         loop.run(
             step=diverging,
-            state=initial(),
+            start=START,
             batches=Counter(),
             num_steps=9,
             workdir=tmp_path,
@@ -85,9 +85,9 @@ def test_one_process_at_a_time(tmp_path):
     with (tmp_path / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(UserError):
-            loop.run(step=step, state=initial(), batches=Counter(), num_steps=2, workdir=tmp_path)
+            loop.run(step=step, start=START, batches=Counter(), num_steps=2, workdir=tmp_path)
     assert not (tmp_path / "metrics.jsonl").exists()
-    loop.run(step=step, state=initial(), batches=Counter(), num_steps=2, workdir=tmp_path)
+    loop.run(step=step, start=START, batches=Counter(), num_steps=2, workdir=tmp_path)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -141,23 +141,20 @@ def test_metrics_are_read_one_step_late(tmp_path, monkeypatch):
     """Step n + 1 is launched before the metrics of step n are fetched."""
     events = []
     fetch = jax.device_get
-    monkeypatch.setattr(loop.jax, "device_get", lambda tree: events.append("fetch") or fetch(tree))
+    monkeypatch.setattr(jax, "device_get", lambda tree: events.append("fetch") or fetch(tree))
     run(
         tmp_path, step=lambda state, batch: events.append("step") or step(state, batch), num_steps=4, checkpoint_every=0
     )
     assert events == ["step", "step", "fetch", "step", "fetch", "step", "fetch", "fetch"]
 
 
-def test_an_uncommitted_state_stays_so(tmp_path):
-    """A restored state can still go where a jit over several devices wants it."""
+def test_a_run_that_goes_on_never_makes_its_first_state(tmp_path):
     run(tmp_path, num_steps=3)
-    seen = []
-    run(tmp_path, num_steps=4, step=lambda s, b: seen.append(s) or step(s, b), state=initial())
-    assert not seen[0].total.committed
-    assert not jax.random.key_data(seen[0].key).committed
-    placed = jax.device_put(initial(), jax.devices()[0])
-    run(tmp_path, num_steps=5, step=lambda s, b: seen.append(s) or step(s, b), state=placed)
-    assert seen[1].total.committed
+
+    def never():
+        raise AssertionError("the first state was made beside the restored one")
+
+    assert float(run(tmp_path, num_steps=4, start=START._replace(make=never)).total) == expected_total(4)
 
 
 def test_what_is_printed(tmp_path, capsys):

@@ -13,7 +13,7 @@ from onereward_jax.parallel.activations import batch_sharding
 from onereward_jax.parallel.mesh import make_mesh
 from onereward_jax.parallel.offload import HOST
 from onereward_jax.training import checkpoint
-from onereward_jax.training.compile import Placement, compile_step
+from onereward_jax.training.compile import Params, Placement, compile_step
 from onereward_jax.training.optimizer import make_optimizer
 from onereward_jax.training.state import create_state, supervised_step
 
@@ -32,7 +32,8 @@ def trained(placement, last=1.0):
 
     create = lambda params: create_state(params, optimizer, seed=0, reference=True)
     step = supervised_step(loss, optimizer, ema_decay=0.9)
-    compiled, state, frozen = compile_step(step, create, params, {}, mesh, placement)
+    compiled, start, frozen = compile_step(step, create, Params.of(params), {}, mesh, placement)
+    state = start.make()
     for factor in (1.0, 1.0, 1.0, last):
         inputs = factor * draw.standard_normal((8, 8)).astype(np.float32)
         before = jax.tree.map(np.asarray, state.replace(key=0))
@@ -75,7 +76,9 @@ def test_one_array_comes_after_the_other():
         return sum(jnp.sum(batch @ layer["kernel"] + layer["bias"]) for layer in params.values()), {}
 
     create = lambda params: create_state(params, optimizer, seed=0)
-    compiled, state, _ = compile_step(supervised_step(loss, optimizer, 0.9), create, layers, {}, mesh, OFFLOADED)
+    step = supervised_step(loss, optimizer, 0.9)
+    compiled, start, _ = compile_step(step, create, Params.of(layers), {}, mesh, OFFLOADED)
+    state = start.make()
     program = compiled.trace(state, {}, jnp.ones((8, 8))).jaxpr.jaxpr
     maker = {id(variable): equation.primitive.name for equation in program.eqns for variable in equation.outvars}
     barriers = [equation for equation in program.eqns if equation.primitive.name == "optimization_barrier"]
