@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -216,6 +216,7 @@ class CaptionedFolder(Source):
         if not self.weights:
             raise UserError(f"the images are for {', '.join(sorted(there))}, whose data.task_weights are 0: raise one")
         self.tasks = tuple(self.weights)
+        self.prompts = prompts_of(images)
         sizes = bucket_sizes(data.resolution, data.bucket_step, data.max_aspect)
         nearest = [_nearest(image.size, sizes) for image in images]
         self.sizes = tuple(sorted(set(common_shapes(nearest, config.train.batch_size, aspect_distance).values())))
@@ -266,6 +267,11 @@ def fingerprint_of(images: Sequence[Captioned]) -> str:
         (x.id, fingerprint(x.image), x.mask and fingerprint(x.mask), x.caption, x.tasks, x.size) for x in images
     ]
     return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+
+def prompts_of(images: Iterable[Captioned]) -> tuple[str, ...]:
+    """Return every prompt that samples of these images may have."""
+    return tuple(dict.fromkeys(prompt_of(image, task) for image in images for task in image.tasks))
 
 
 def prompt_of(item: Captioned, task: str) -> str:

@@ -44,12 +44,14 @@ class Source(Protocol):
       sizes: (height, width) of the samples, known before any is decoded; a batch has one size.
       ground_truth: None if only a judge can say how good an answer is.
       credits: makers and licences of the images, one line each, for reports.
+      prompts: every prompt that a sample may have; None if they are not known before the samples are made.
     """
 
     tasks: tuple[str, ...]
     sizes: tuple[Size, ...]
     ground_truth: GroundTruth | None = None
     credits: tuple[str, ...] = ()
+    prompts: Sequence[str] | None = None
 
     def sample(self, index: int, task: str) -> Sample:
         """Make sample number `index` of a task, deterministically and from any thread.

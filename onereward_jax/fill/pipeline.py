@@ -86,7 +86,7 @@ class FillPipeline:
         transformer: str | Path | None = None,
         lora: Adapters = None,
         transformer_dtype: str | None = None,
-        read_transformer: bool = True,
+        read: bool = True,
     ) -> "FillPipeline":
         """Loads every component of a model in diffusers layout.
 
@@ -101,7 +101,7 @@ class FillPipeline:
             with Black Forest Labs' names, such as an export for ComfyUI.
           lora: adapters of the transformer: a path, or several, each with a weight or without: `["a", ("b", 0.5)]`.
           transformer_dtype: in which the transformer's parameters are kept, if not in `dtype`: "float32" to train them.
-          read_transformer: whether to read the transformer's parameters; otherwise `params["transformer"]` is a
+          read: whether to read the parameters of transformer and text encoders; otherwise they are
             `weights.load.StoredParams`, to be read when and where they are needed.
 
         Raises:
@@ -120,7 +120,7 @@ class FillPipeline:
         shift = read_shift(directory)
         fields: dict[str, Any] = {"dtype": jnp.dtype(dtype)} if dtype in PARAM_DTYPES else {}
         check_fit(directory, at)
-        prompts = PromptEncoder.from_pretrained(directory, dtype, mesh)
+        prompts = PromptEncoder.from_pretrained(directory, dtype, mesh, read)
         vae, vae_params = load_component(directory / "vae", "vae", dtype, fields, mesh)
         fields["attention_implementation"] = "auto"
         if file is None:
@@ -128,7 +128,7 @@ class FillPipeline:
         else:
             module = module_from_directory(at, "transformer", fields)
             stored = open_bfl(file, param_shapes(module, "transformer"))
-        params: Any = stored.read(transformer_dtype or dtype, mesh) if read_transformer else stored
+        params: Any = stored.read(transformer_dtype or dtype, mesh) if read else stored
         if lora:
             params = with_adapters("transformer", params, lora)
         return cls(module, vae, {"transformer": params, "vae": vae_params}, prompts, shift, mesh)

@@ -3,7 +3,7 @@
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,10 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from onereward_jax.errors import UserError
-from onereward_jax.weights.load import load_component
+from onereward_jax.fill import encoded_prompts
+from onereward_jax.fill.encoded_prompts import EncodedPrompts
+from onereward_jax.parallel import hosts
+from onereward_jax.weights.load import StoredParams, open_component
 from onereward_jax.weights.tokenizer import load_tokenizer, tokenizer_errors
 
 Tree = Any
@@ -34,6 +38,7 @@ class PromptEncoder:
     Attributes:
       tokenizer, text_encoder, text_encoder_params: CLIP.
       tokenizer_2, text_encoder_2, text_encoder_2_params: T5.
+      dtype: in which the parameters are read, where they are `weights.load.StoredParams`.
       batch_size: prompts that go through the encoders at once; the last batch is filled up, so that one
         compiled program serves all.
       cache_size: number of encodings kept. At full size, one of 512 tokens takes 8 MiB in float32.
@@ -47,6 +52,8 @@ class PromptEncoder:
     text_encoder_2_params: Tree
     batch_size: int = 8
     cache_size: int = 1024
+    dtype: str = "float32"
+    _stored: EncodedPrompts | None = field(default=None, init=False, repr=False, compare=False)
     _cache: OrderedDict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = field(
         default_factory=OrderedDict, init=False, repr=False
     )
@@ -58,6 +65,7 @@ class PromptEncoder:
         directory: str | Path,
         dtype: str = "float32",
         mesh: Mesh | None = None,
+        read: bool = True,
         **fields: Any,
     ) -> "PromptEncoder":
         """Reads `tokenizer`, `tokenizer_2`, `text_encoder` and `text_encoder_2` of a diffusers directory.
@@ -66,6 +74,7 @@ class PromptEncoder:
           directory: the pipeline's directory.
           dtype: "float32" or "bfloat16", of the encoders' parameters (they are not trained) and computation.
           mesh: where the encoders' parameters lie, by its rules; None puts them on one device.
+          read: whether to read the parameters now, and not by `read`.
           fields: `batch_size`, `cache_size`.
 
         Raises:
@@ -78,23 +87,61 @@ class PromptEncoder:
                 raise FileNotFoundError(
                     f"{directory} has no folder {part!r}: give a directory in the layout of diffusers"
                 )
-        load = lambda part: load_component(directory / part, part, dtype, {"dtype": jnp.dtype(dtype)}, mesh)
-        place = jax.device_put if mesh is None else lambda params: params
-        text_encoder, params = load("text_encoder")
-        text_encoder_2, params_2 = load("text_encoder_2")
-        return cls(
+        text_encoder, params = open_component(directory / "text_encoder", "text_encoder", {"dtype": jnp.dtype(dtype)})
+        text_encoder_2, params_2 = open_component(
+            directory / "text_encoder_2", "text_encoder_2", {"dtype": jnp.dtype(dtype)}
+        )
+        encoder = cls(
             tokenizer=_padding_tokenizer(directory / "tokenizer", text_encoder.vocab_size),
             tokenizer_2=_padding_tokenizer(directory / "tokenizer_2", text_encoder_2.vocab_size),
             text_encoder=text_encoder,
             text_encoder_2=text_encoder_2,
-            text_encoder_params=place(params),
-            text_encoder_2_params=place(params_2),
+            text_encoder_params=params,
+            text_encoder_2_params=params_2,
+            dtype=dtype,
             **fields,
         )
+        if read:
+            encoder.read(mesh)
+        return encoder
+
+    def read(self, mesh: Mesh | None = None) -> None:
+        """Read the encoders' parameters, if they are unread; `mesh` as of `from_pretrained`."""
+        place = jax.device_put if mesh is None else lambda params: params
+        for name in ("text_encoder_params", "text_encoder_2_params"):
+            params = getattr(self, name)
+            if isinstance(params, StoredParams):
+                setattr(self, name, place(params.read(self.dtype, mesh)))
 
     def release(self) -> None:
         """Frees the encoders' parameters; prompts that were encoded before are still known."""
         self.text_encoder_params = self.text_encoder_2_params = None
+
+    def encode_ahead(
+        self, prompts: Iterable[str], max_sequence_length: int, directory: Path, mesh: Mesh | None = None
+    ) -> None:
+        """Encode every prompt that a run will ask for into files, unless an earlier start of it did, and free the
+        encoders' parameters. Of several processes, all call this alike.
+
+        Args:
+          prompts: in any order, repeated or not.
+          directory: for the files; of several processes, one that they share.
+          mesh: over which unread parameters are spread; None is one device.
+        """
+        texts = list(dict.fromkeys(prompts))
+        about = encoded_prompts.description(texts, max_sequence_length, self.dtype)
+        if not hosts.on_primary(lambda: encoded_prompts.is_there(directory, about)):
+            self.read(mesh)
+            starts = tqdm(range(0, len(texts), self.batch_size), desc="encoding prompts", disable=None)
+            encoded = (self._compute(texts[at : at + self.batch_size], max_sequence_length) for at in starts)
+            if hosts.is_primary():
+                encoded_prompts.write(directory, about, encoded)
+            else:
+                for _ in encoded:
+                    pass
+            hosts.wait_for_all("the prompts are encoded")
+        self._stored = EncodedPrompts(directory)
+        self.release()
 
     @property
     def clip_length(self) -> int:
@@ -143,36 +190,37 @@ class PromptEncoder:
         found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
         for prompt in dict.fromkeys(prompts):
             key = (prompt, max_sequence_length)
-            if key in self._cache:
+            if self._stored is not None and (stored := self._stored.get(*key)) is not None:
+                found[prompt] = stored
+            elif key in self._cache:
                 self._cache.move_to_end(key)
                 found[prompt] = self._cache[key]
         missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
         for start in range(0, len(missing), self.batch_size):
-            found |= self._compute(missing[start : start + self.batch_size], max_sequence_length)
+            batch = missing[start : start + self.batch_size]
+            # Copies: a slice would keep the whole batch alive.
+            found |= {
+                prompt: (states.copy(), pooled.copy())
+                for prompt, states, pooled in zip(batch, *self._compute(batch, max_sequence_length), strict=True)
+            }
         for prompt in missing:
             self._cache[prompt, max_sequence_length] = found[prompt]
         while len(self._cache) > self.cache_size:
             self._cache.popitem(last=False)
         return found
 
-    def _compute(self, prompts: Sequence[str], max_sequence_length: int) -> Mapping[str, tuple[np.ndarray, np.ndarray]]:
-        """Encodings of at most `batch_size` prompts."""
+    def _compute(self, prompts: Sequence[str], max_sequence_length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Encodings of at most `batch_size` prompts: (B, L, D) and (B, P), in the encoders' dtype."""
         if self.text_encoder_params is None:
             raise UserError(
                 f"the text encoders were released before {prompts[0]!r} was encoded: encode all prompts first"
             )
-        clip_ids, t5_ids = self.tokenize(prompts, max_sequence_length)
+        ids = self.tokenize(prompts, max_sequence_length)
         fill = ((0, self.batch_size - len(prompts)), (0, 0))
-        states, pooled = jax.device_get(
-            self._apply(
-                self.text_encoder_params,
-                self.text_encoder_2_params,
-                np.pad(clip_ids, fill, mode="edge"),
-                np.pad(t5_ids, fill, mode="edge"),
-            )
-        )
-        # Copies: a slice would keep the whole batch alive.
-        return {prompt: (states[i].copy(), pooled[i].copy()) for i, prompt in enumerate(prompts)}
+        clip_ids, t5_ids = (np.pad(of_encoder, fill, mode="edge") for of_encoder in ids)
+        encoded = self._apply(self.text_encoder_params, self.text_encoder_2_params, clip_ids, t5_ids)
+        states, pooled = (array[: len(prompts)] for array in hosts.fetch(encoded))
+        return states, pooled
 
     @cached_property
     def _apply(self) -> Callable[..., tuple[jax.Array, jax.Array]]:

@@ -18,7 +18,16 @@ from onereward_jax.data.source import GroundTruth, Source
 from onereward_jax.errors import UserError
 from onereward_jax.proving_ground import defects, drawing
 from onereward_jax.proving_ground import photos as photo_store
-from onereward_jax.proving_ground.scene_spec import PALETTE_CHROMA, Scene, Spec, chroma, draw, shape_prompt, word_prompt
+from onereward_jax.proving_ground.scene_spec import (
+    PALETTE_CHROMA,
+    Scene,
+    Spec,
+    all_prompts,
+    chroma,
+    draw,
+    shape_prompt,
+    word_prompt,
+)
 from onereward_jax.proving_ground.scoring_processes import score_all
 
 REFERENCE_RESOLUTION = 64
@@ -44,6 +53,7 @@ class ProvingGround(Source):
     """
 
     tasks = tasks.TASKS
+    prompts = tuple(all_prompts())
 
     def __init__(
         self,

@@ -8,11 +8,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from onereward_jax.atomic_files import write_json
 from onereward_jax.config.schema import Finetuning
-from onereward_jax.data.captioned import Captioned, CaptionedFolder, fingerprint_of, hold_out, prompt_of
+from onereward_jax.data.captioned import Captioned, CaptionedFolder, fingerprint_of, hold_out, prompts_of
 from onereward_jax.data.sample import Sample
 from onereward_jax.errors import UserError
 from onereward_jax.fill.diffusers_io import FOLDERS
@@ -39,7 +38,6 @@ from onereward_jax.weights.save import save_component
 
 PICTURES_FILE, HELD_OUT_FILE, SAMPLES = "pictures.json", "held_out.json", "samples"
 _FIELDS = ("image", "mask", "prompt")  # of a sample, in a batch
-_ENCODED_AT_ONCE = 64  # captions
 _GRID_SIDE = 128  # pixels; smaller images are enlarged
 # Streams of random numbers beside the one of the training's samples.
 _HELD_OUT, _GRID = 1, 2
@@ -74,11 +72,12 @@ def finetuning(config: Finetuning, workdir: Path, images: Sequence[Captioned]) -
 
     # -------------------------------------------------------------------------------------------------------- the model
     # What is trained is kept in float32 and read only by a run that begins; what is frozen is kept as it computes.
-    pipeline = FillPipeline.from_pretrained(config.model.base, dtype=config.model.dtype, read_transformer=False)
+    pipeline = FillPipeline.from_pretrained(config.model.base, dtype=config.model.dtype, read=False)
     stored = pipeline.params.pop("transformer")
     for size in source.sizes:
         latent_shape(pipeline.vae, *size)  # refuses what doesn't divide
-    _encode_ahead(pipeline, images, config.max_sequence_length)
+    texts = ["", *prompts_of(images)]
+    pipeline.prompts.encode_ahead(texts, config.max_sequence_length, workdir / "prompts", mesh)
     read = prompt_reader(pipeline.prompts, config.max_sequence_length, config.train.batch_size)
     frozen = {"vae": hosts.place(pipeline.params["vae"], shardings(pipeline.params["vae"], mesh))}
     pipeline.params["vae"] = frozen["vae"]
@@ -174,15 +173,6 @@ def _report(workdir: Path, source: CaptionedFolder, held_out: Sequence[Captioned
 def _has_begun(workdir: Path) -> bool:
     """Whether a checkpoint was finished there."""
     return any((workdir / "checkpoints").glob("step_*.json"))
-
-
-def _encode_ahead(pipeline: FillPipeline, pictures: Sequence[Captioned], length: int) -> None:
-    """Encodes every text that the training will ask for, and frees the text encoders."""
-    texts = list(dict.fromkeys(["", *(prompt_of(p, task) for p in pictures for task in p.tasks)]))
-    pipeline.prompts.cache_size = len(texts)
-    for start in tqdm(range(0, len(texts), _ENCODED_AT_ONCE), desc="encoding captions", disable=None):
-        pipeline.prompts.encode(texts[start : start + _ENCODED_AT_ONCE], length)
-    pipeline.release_text_encoders()
 
 
 # ------------------------------------------------------------------------------------------------------ the evaluations

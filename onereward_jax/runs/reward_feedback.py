@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from onereward_jax.atomic_files import write_json
@@ -68,8 +69,13 @@ def reward_feedback(config: RewardFeedback, workdir: Path, source: Source, held_
     # What is frozen is read straight into its place on the mesh; what is trained, only by a run that begins.
     mesh, dtype, adapters = make_mesh(**config.mesh), frozen_dtype(config), adapters_of(config)
     check_batch(config, mesh)
-    pipeline = FillPipeline.from_pretrained(config.model.base, dtype=dtype, read_transformer=False)
+    pipeline = FillPipeline.from_pretrained(config.model.base, dtype=dtype, read=False)
     stored = pipeline.params.pop("transformer")
+    if source.prompts is None:
+        pipeline.prompts.read()
+    else:
+        texts = [NEGATIVE_PROMPT, *source.prompts, *((held_out and held_out.prompts) or ())]
+        pipeline.prompts.encode_ahead(texts, config.max_sequence_length, workdir / "prompts", mesh)
     for size in source.sizes:
         latent_shape(pipeline.vae, *size)  # refuses what doesn't divide
     fields = computation(config)
@@ -174,7 +180,8 @@ def encode_text(
 ) -> Batch:
     """Replaces a batch's prompts and tasks by embeddings and by the judge's questions, for `rl.step`."""
     prompts, tasks = [str(p) for p in batch["prompt"]], [str(t) for t in batch["task"]]
-    encode = lambda texts: TextStates(*pipeline.prompts.encode(texts, max_sequence_length))
+    float32 = lambda states: jnp.asarray(states, jnp.float32)
+    encode = lambda texts: TextStates(*map(float32, pipeline.prompts.encode(texts, max_sequence_length)))
     arrays: dict[str, Any] = {name: value for name, value in batch.items() if name not in ("prompt", "task")}
     return Batch(
         **arrays,

@@ -1,5 +1,6 @@
 """PromptEncoder: cutting, caching, filled batches, both encoders."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -107,3 +108,37 @@ def test_a_missing_folder_is_named(tmp_path):
     (tmp_path / "tokenizer").mkdir()
     with pytest.raises(FileNotFoundError, match="tokenizer_2"):
         PromptEncoder.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_prompts_encoded_ahead_are_the_same_and_need_no_encoder_again(parts, tmp_path, dtype):
+    cast = lambda params: jax.tree.map(lambda x: x.astype(dtype), params)
+    modules = [module.clone(dtype=dtype) for module in parts[2:4]]
+    made = lambda: PromptEncoder(*parts[:2], *modules, *map(cast, parts[4:]), batch_size=3, dtype=dtype)
+    expected = made().encode(PROMPTS, T5_LENGTH)
+    encoder = made()
+    encoder.encode_ahead([*PROMPTS, PROMPTS[0]], T5_LENGTH, tmp_path)
+    assert encoder.text_encoder_params is encoder.text_encoder_2_params is None
+    again = made()
+    shapes = _count_batches(again)
+    again.encode_ahead(PROMPTS, T5_LENGTH, tmp_path)
+    for of_run in (encoder, again):
+        for found, wanted in zip(of_run.encode(PROMPTS[::-1], T5_LENGTH), expected, strict=True):
+            assert found.dtype == wanted.dtype
+            np.testing.assert_array_equal(found[::-1], wanted)
+        with pytest.raises(UserError, match="released"):
+            of_run.encode("another", T5_LENGTH)
+    assert shapes == []
+
+
+def test_other_prompts_or_a_start_that_was_killed_are_encoded_anew(parts, tmp_path):
+    _encoder(parts).encode_ahead(PROMPTS[:2], T5_LENGTH, tmp_path)
+    for prepare, prompts in ((lambda: None, PROMPTS), ((tmp_path / "prompts.json").unlink, PROMPTS[::-1])):
+        prepare()
+        encoder = _encoder(parts)
+        shapes = _count_batches(encoder)
+        encoder.encode_ahead(prompts, T5_LENGTH, tmp_path)
+        assert len(shapes) == 2
+        np.testing.assert_array_equal(
+            encoder.encode(PROMPTS, T5_LENGTH)[0], _encoder(parts).encode(PROMPTS, T5_LENGTH)[0]
+        )

@@ -47,10 +47,30 @@ def config_arguments(
         )
 
 
-def use_compilation_cache() -> None:
-    """Cache compiled programs between commands: in $JAX_COMPILATION_CACHE_DIR, or the user's cache directory."""
+def use_compilation_cache(workdir: Path | None = None) -> None:
+    """Keep compiled programs: in $JAX_COMPILATION_CACHE_DIR, in a run's `workdir`, or in the user's cache directory.
+
+    To be called before JAX compiles anything. On a slice, every process may share the directory.
+    """
     import jax
 
-    if not jax.config.values["jax_compilation_cache_dir"]:
+    from onereward_jax.parallel import hosts
+
+    if jax.config.values["jax_compilation_cache_dir"]:
+        return
+    if workdir is None:
         caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        jax.config.update("jax_compilation_cache_dir", str(Path(caches) / "onereward_jax"))
+        directory = Path(caches) / "onereward_jax"
+    else:
+        directory = workdir / "programs"
+        hosts.on_primary(lambda: _remove_torn(directory, workdir / "checkpoints"))
+    jax.config.update("jax_compilation_cache_dir", str(directory))
+
+
+def _remove_torn(programs: Path, checkpoints: Path) -> None:
+    """Remove programs that may have been cut short: JAX writes them in place, would fail to read such a one at every
+    start, and never writes it again. What is older than a finished checkpoint is whole."""
+    finished = max((path.stat().st_mtime for path in checkpoints.glob("step_*.json")), default=0.0)
+    for program in programs.glob("*") if programs.is_dir() else ():
+        if program.stat().st_mtime >= finished:
+            program.unlink(missing_ok=True)

@@ -31,5 +31,5 @@ def run(args: argparse.Namespace) -> None:
     check_fill_model(args.config.model.base)
     pictures = read_captioned(Path(data.path), data.caption, data.bad_share, data.inside_only)
     workdir = claim_workdir(args.workdir, args.config)
-    use_compilation_cache()
+    use_compilation_cache(workdir)
     finetune(args.config, workdir, pictures)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from onereward_jax.cli.commands import config_arguments
+from onereward_jax.cli.commands import config_arguments, use_compilation_cache
 from onereward_jax.config.schema import JudgeTraining
 from onereward_jax.config.workdir import claim_workdir
 
@@ -17,4 +17,5 @@ def run(args: argparse.Namespace) -> None:
     from onereward_jax.runs.judge import train_judge
 
     workdir = claim_workdir(args.workdir, args.config)
+    use_compilation_cache(workdir)
     train_judge(args.config, workdir)
