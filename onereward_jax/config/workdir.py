@@ -22,6 +22,8 @@ _MADE_AT_START = (
     f"{_CONFIG_FILE}.tmp",
     "tensorboard",
     "tokenizers",
+    "prompts",
+    "programs",
     "balance.json",
     "pictures.json",
     "held_out.json",

@@ -20,7 +20,7 @@ class EncodedPrompts:
     """Encodings of a fixed set of prompts.
 
     directory/
-      prompts.json        the prompts, in the order of the rows, their length and dtype; written last
+      prompts.json        the prompts, in the order of the rows, and what else the encodings depend on; written last
       prompt_embeds.npy   (N, L, D), of T5
       pooled.npy          (N, P), of CLIP
     """
@@ -40,13 +40,12 @@ class EncodedPrompts:
         return states, pooled
 
 
-def description(prompts: Sequence[str], max_sequence_length: int, dtype: str) -> dict[str, Any]:
-    """What `prompts.json` says."""
-    return {"max_sequence_length": max_sequence_length, "dtype": dtype, "prompts": list(prompts)}
-
-
 def is_there(directory: Path, about: dict[str, Any]) -> bool:
-    """Whether all of these prompts are encoded there."""
+    """Whether that is what is there.
+
+    Args:
+      about: of `prompts.json`: the prompts, max_sequence_length, dtype, and whatever else the encodings depend on.
+    """
     return (directory / _ABOUT).exists() and read_json(directory / _ABOUT) == about
 
 

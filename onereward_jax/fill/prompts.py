@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
+from onereward_jax.atomic_files import fingerprint
 from onereward_jax.errors import UserError
 from onereward_jax.fill import encoded_prompts
 from onereward_jax.fill.encoded_prompts import EncodedPrompts
@@ -39,6 +40,7 @@ class PromptEncoder:
       tokenizer, text_encoder, text_encoder_params: CLIP.
       tokenizer_2, text_encoder_2, text_encoder_2_params: T5.
       dtype: in which the parameters are read, where they are `weights.load.StoredParams`.
+      fingerprint: of the encoders' files, if they were read from some.
       batch_size: prompts that go through the encoders at once; the last batch is filled up, so that one
         compiled program serves all.
       cache_size: number of encodings kept. At full size, one of 512 tokens takes 8 MiB in float32.
@@ -53,6 +55,7 @@ class PromptEncoder:
     batch_size: int = 8
     cache_size: int = 1024
     dtype: str = "float32"
+    fingerprint: str = ""
     _stored: EncodedPrompts | None = field(default=None, init=False, repr=False, compare=False)
     _cache: OrderedDict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = field(
         default_factory=OrderedDict, init=False, repr=False
@@ -99,6 +102,7 @@ class PromptEncoder:
             text_encoder_params=params,
             text_encoder_2_params=params_2,
             dtype=dtype,
+            fingerprint=" ".join(fingerprint(directory / part) for part in ("text_encoder", "text_encoder_2")),
             **fields,
         )
         if read:
@@ -129,7 +133,12 @@ class PromptEncoder:
           mesh: over which unread parameters are spread; None is one device.
         """
         texts = list(dict.fromkeys(prompts))
-        about = encoded_prompts.description(texts, max_sequence_length, self.dtype)
+        about = {
+            "max_sequence_length": max_sequence_length,
+            "dtype": self.dtype,
+            "encoders": self.fingerprint,
+            "prompts": texts,
+        }
         if not hosts.on_primary(lambda: encoded_prompts.is_there(directory, about)):
             self.read(mesh)
             starts = tqdm(range(0, len(texts), self.batch_size), desc="encoding prompts", disable=None)

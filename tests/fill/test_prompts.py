@@ -131,11 +131,12 @@ def test_prompts_encoded_ahead_are_the_same_and_need_no_encoder_again(parts, tmp
     assert shapes == []
 
 
-def test_other_prompts_or_a_start_that_was_killed_are_encoded_anew(parts, tmp_path):
+def test_other_prompts_other_encoders_or_a_killed_start_are_encoded_anew(parts, tmp_path):
     _encoder(parts).encode_ahead(PROMPTS[:2], T5_LENGTH, tmp_path)
-    for prepare, prompts in ((lambda: None, PROMPTS), ((tmp_path / "prompts.json").unlink, PROMPTS[::-1])):
+    nothing, kill = lambda: None, (tmp_path / "prompts.json").unlink
+    for prepare, prompts, of in ((nothing, PROMPTS, ""), (kill, PROMPTS[::-1], ""), (nothing, PROMPTS[::-1], "others")):
         prepare()
-        encoder = _encoder(parts)
+        encoder = _encoder(parts, fingerprint=of)
         shapes = _count_batches(encoder)
         encoder.encode_ahead(prompts, T5_LENGTH, tmp_path)
         assert len(shapes) == 2
