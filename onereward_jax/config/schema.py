@@ -302,6 +302,11 @@ class RewardLearning(Settings):
         help="the reference, too, stops at the sample's t and predicts once, so that neither image is sharper for"
         " having been denoised further; off, as in the paper, it denoises fully",
     )
+    keep_outside: bool = option(
+        False,
+        help="the judge sees the request's own pixels outside the mask, in both images, as a user gets them: what the"
+        " policy does there gains nothing; off is the paper",
+    )
     judge_shift: int = option(
         0,
         **_PIXELS,

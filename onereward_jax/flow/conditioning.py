@@ -85,6 +85,15 @@ def to_unit_range(images: jax.Array) -> jax.Array:
     return images * 0.5 + 0.5
 
 
+def keep_outside(images: jax.Array, masks: jax.Array, made: jax.Array) -> jax.Array:
+    """Take what was made inside the mask and the image outside: float32 (B, H, W, 3) in [0, 1].
+
+    Args:
+      images: (B, H, W, 3), uint8 or [0, 1]; masks: (B, H, W), 1 = generate; made: (B, H, W, 3) in [0, 1].
+    """
+    return jnp.where(masks[..., None] > 0, made, to_unit_range(to_model_range(images)))
+
+
 def encode_image(
     vae: Any, vae_params, images: jax.Array, noise: jax.Array | None = None, tile: int | None = None
 ) -> jax.Array:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from onereward_jax.config.schema import RewardLearning
+from onereward_jax.flow.conditioning import keep_outside
 from onereward_jax.flow.family import PolicyFamily
 from onereward_jax.judge.augment import noise_together, shift_together
 from onereward_jax.judge.scorer import Scorer, one_dimension_a_call
@@ -103,6 +104,8 @@ class RewardFeedback:
         """Eq. 5 of one prediction, and with a flow_matching_weight flow matching beside it."""
         config, whole = self.config, flow.whole(params)
         image = self.estimator.image(flow, whole, stop)
+        if config.keep_outside:
+            image, references = (keep_outside(batch.image, batch.mask, made) for made in (image, references))
         first, second = self.augment(image, references, stop.draw)
         with jax.named_scope(JUDGEMENT):
             log_p = self.judge(flow.frozen.judge, first, second, batch.questions)

@@ -220,6 +220,18 @@ def test_the_judge_sees_both_images_moved_alike():
     assert len(set(offsets)) > 1
 
 
+def test_the_judge_may_see_what_a_user_gets():
+    """Untouched pixels are the request's own, in both images; inside the mask nothing changes."""
+    batch = tiny_rl.batch(2)
+    hole = np.asarray(batch.mask) > 0
+    _, *made = Watched(tiny_rl.CONFIG)(batch, policy=0.7)
+    made = [np.array(image) for image in made]
+    _, *seen = Watched(dataclasses.replace(tiny_rl.CONFIG, keep_outside=True))(batch, policy=0.7)
+    for whole, composite in zip(made, seen, strict=True):
+        np.testing.assert_array_equal(composite[hole], whole[hole])
+        np.testing.assert_allclose(composite[~hole], np.asarray(batch.image)[~hole] / 255, atol=1e-6)
+
+
 def test_stopping_indices_are_exactly_those_of_the_range():
     config = dataclasses.replace(tiny_rl.CONFIG, num_steps=5, first_index=1, last_index=3)
     update, sample = Watched(config), tiny_rl.batch(1)
