@@ -23,6 +23,7 @@ _MADE_AT_START = (
     "tensorboard",
     "tokenizers",
     "prompts",
+    "base_images",
     "programs",
     "balance.json",
     "pictures.json",

@@ -1,51 +1,164 @@
-"""Ground-truth scores of a policy during training, which show reward hacking that the reward hides."""
+"""A policy compared with the frozen base while it is trained: what the reward alone does not show.
 
-import functools
-from collections.abc import Callable
+Against Algorithm 2's moving reference the reward stays near one half by construction, and a policy that exploits its
+judge gains reward and loses quality. Where the source has a ground truth, that is measured; else the judge's preference
+over the base, what changed outside the mask, and a grid of images to look at.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from onereward_jax import tasks
+from onereward_jax.atomic_files import fingerprint, write_json
+from onereward_jax.config.find import find_model
 from onereward_jax.config.schema import RewardFeedback
-from onereward_jax.data.source import Source, samples_from
+from onereward_jax.data.sample import Sample
+from onereward_jax.data.source import ENDLESS, Source, samples_from
 from onereward_jax.evaluation.evaluate import generate_images
+from onereward_jax.evaluation.judge_predictions import ask_both_orders, compiled_ask
 from onereward_jax.fill.pipeline import FillPipeline
+from onereward_jax.given_files import read_json
+from onereward_jax.images.grid import image_grid, write_png
+from onereward_jax.judge.judge import Judge
+from onereward_jax.parallel import hosts
 from onereward_jax.proving_ground import overall
 
 # First of the held-out samples for this; the final evaluation uses others, so that nobody tunes settings on them.
 FIRST_SAMPLE = 100_000
+BASE_IMAGES, SAMPLES = "base_images", "samples"  # in the working directory
+_ABOUT = "about.json"  # beside the base's images; written last
+_GRID_ROWS, _GRID_SIDE = 8, 256  # pixels of an image's longer side, at most about
 
 
-def ground_truth_gain(
-    config: RewardFeedback, pipeline: FillPipeline, source: Source
-) -> Callable[[Any], dict[str, float]]:
-    """Make a function of the policy's parameters that returns its ground-truth gain over the base.
+class ComparisonWithBase:
+    """Held-out samples, answered by the base once and by the policy at every evaluation, from the same noise.
 
-    Args:
-      source: source of held-out samples.
-
-    Returns:
-      params -> {"evaluation/<task>/truth_gain": mean over `config.evaluation.scenes_while_training` samples of the
-      policy's ground-truth score minus the base's, from the same noise, in [−1, 1]}; nothing where the source has no
-      ground truth.
+    The base's images are kept in workdir/base_images, so that only a run's first start needs the base for them.
     """
-    truth, count = source.ground_truth, config.evaluation.scenes_while_training
-    if truth is None:
-        return lambda params: {}
-    samples = {task: samples_from(source, task, FIRST_SAMPLE, count) for task in source.tasks}
 
-    def scores(params: Any) -> dict[str, float]:
-        means = {}
-        for task, of_task in samples.items():
-            images = generate_images(pipeline, params, of_task, config, batch_size=count, quiet=True)
-            means[task] = float(np.mean([overall(row[0]) for row in truth.score_images(of_task, images[:, None])]))
-        return means
+    def __init__(
+        self,
+        config: RewardFeedback,
+        pipeline: FillPipeline,
+        judge: Judge,
+        source: Source,
+        read_base: Callable[[], Any],
+        workdir: Path,
+    ):
+        """
+        Args:
+          pipeline: without its transformer; its mesh is the judge's, too.
+          source: of held-out samples: `config.evaluation.scenes_while_training` of each task are measured.
+          read_base: gives the base transformer's parameters; called only if its images are not there.
+        """
+        self._config, self._pipeline, self._judge, self._workdir = config, pipeline, judge, workdir
+        self._truth = source.ground_truth
+        self._groups = list(_of_one_size(source, config.evaluation.scenes_while_training))
+        self._ask = compiled_ask(judge, pipeline.mesh)
+        directory = workdir / BASE_IMAGES
+        if not hosts.on_primary(lambda: _is_there(directory, self._about())):
+            self._make_base_images(directory, read_base())
+        self._base = [np.load(directory / f"{number}.npy") for number in range(len(self._groups))]
+        self._base_truth = None if self._truth is None else [self._scores(*of) for of in self._pairs(self._base)]
 
-    @functools.cache  # lazy: a run that has ended, or is killed before the first evaluation, makes no image
-    def base() -> dict[str, float]:
-        return scores(None)
+    def measure(self, params: Any, step: int) -> dict[str, float]:
+        """Compare a policy with the base.
 
-    def gain(params: Any) -> dict[str, float]:
-        return {f"evaluation/{task}/truth_gain": mean - base()[task] for task, mean in scores(params).items()}
+        Args:
+          params: the policy's whole transformer.
+          step: names the grid, workdir/samples/step_<step>.png.
 
-    return gain
+        Returns:
+          "evaluation/<task>/truth_gain": mean ground-truth score of policy − base, in [−1, 1]. Without a ground truth
+          "evaluation/<task>/preference": the judge's P(policy better), mean over dimensions and both orders; and
+          "evaluation/<task>/drift": mean change of pixels outside the mask, in [0, 1].
+        """
+        made = [self._answers(params, samples) for samples in self._groups]
+        values: dict[str, list[float]] = {}
+        for number, (samples, images) in enumerate(self._pairs(made)):
+            for name, of_samples in self._measured(number, samples, images).items():
+                values.setdefault(f"evaluation/{samples[0].task}/{name}", []).extend(of_samples)
+        if self._truth is None and hosts.is_primary():
+            write_png(self._workdir / SAMPLES / f"step_{step:08d}.png", self._grid(made))
+        return {name: float(np.mean(of_samples)) for name, of_samples in values.items()}
+
+    def _measured(self, number: int, samples: Sequence[Sample], images: np.ndarray) -> Mapping[str, list[float]]:
+        if self._base_truth is not None:
+            scores = self._scores(samples, images)
+            return {"truth_gain": [mine - base for mine, base in zip(scores, self._base_truth[number], strict=True)]}
+        return {"preference": self._preferences(samples, images, self._base[number]), "drift": _drift(samples, images)}
+
+    def _answers(self, params: Any, samples: Sequence[Sample]) -> np.ndarray:
+        size = min(len(samples), self._config.evaluation.batch_size)
+        return generate_images(self._pipeline, params, samples, self._config, batch_size=size, quiet=True)
+
+    def _pairs(self, images: Sequence[np.ndarray]) -> Iterator[tuple[Sequence[Sample], np.ndarray]]:
+        return zip(self._groups, images, strict=True)
+
+    def _about(self) -> dict[str, Any]:
+        """What the base's images depend on."""
+        return {
+            "base": fingerprint(find_model(self._config.model.base) / "transformer"),
+            "evaluation": self._config.evaluation.to_dict(),
+            "seed": self._config.seed,
+            "samples": [[sample.id for sample in samples] for samples in self._groups],
+        }
+
+    def _make_base_images(self, directory: Path, params: Any) -> None:
+        made = [self._answers(params, samples) for samples in self._groups]
+
+        def save() -> None:
+            directory.mkdir(parents=True, exist_ok=True)
+            (directory / _ABOUT).unlink(missing_ok=True)
+            for number, images in enumerate(made):
+                np.save(directory / f"{number}.npy", images)
+            write_json(directory / _ABOUT, self._about())
+
+        hosts.on_primary(save)
+
+    def _scores(self, samples: Sequence[Sample], images: np.ndarray) -> list[float]:
+        assert self._truth is not None, "there is no ground truth"
+        return [overall(row[0]) for row in self._truth.score_images(samples, images[:, None])]
+
+    def _preferences(self, samples: Sequence[Sample], images: np.ndarray, base: np.ndarray) -> list[float]:
+        texts = [(sample.task, sample.prompt) for sample in samples]
+        size, length = min(len(samples), self._config.evaluation.batch_size), self._config.question_length
+        both = ask_both_orders(self._judge, texts, images, base, size, length, ask=self._ask)
+        counts = [len(tasks.dimensions_of(*text)) for text in texts]
+        return [
+            float(np.mean([first[:count].mean(), 1 - second[:count].mean()]))
+            for first, second, count in zip(*both, counts, strict=True)
+        ]
+
+    def _grid(self, made: Sequence[np.ndarray]) -> np.ndarray:
+        """Rows of the first samples of each task and size: what the model sees, the base's answer, the policy's."""
+        rows = []
+        for (samples, images), base in zip(self._pairs(made), self._base, strict=True):
+            for sample, of_policy, of_base in zip(samples[:2], images, base, strict=False):
+                seen = np.where(sample.mask[..., None] == 1, np.uint8(128), sample.image)
+                rows.append([seen, of_base, of_policy])
+        side = max(max(image.shape[:2]) for row in rows for image in row)
+        return image_grid(rows[:_GRID_ROWS], ("masked", "base", "policy"), max(1, _GRID_SIDE // side))
+
+
+def _of_one_size(source: Source, count: int) -> Iterator[list[Sample]]:
+    """The held-out samples, in groups of one task and size."""
+    for task in source.tasks:
+        samples = samples_from(source, task, FIRST_SAMPLE if len(source) >= ENDLESS else 0, count)
+        for size in sorted({sample.mask.shape for sample in samples}):
+            yield [sample for sample in samples if sample.mask.shape == size]
+
+
+def _is_there(directory: Path, about: dict[str, Any]) -> bool:
+    return (directory / _ABOUT).exists() and read_json(directory / _ABOUT) == about
+
+
+def _drift(samples: Sequence[Sample], images: np.ndarray) -> list[float]:
+    changes = [
+        np.abs(sample.image.astype(float) - image)[sample.mask == 0]
+        for sample, image in zip(samples, images, strict=True)
+    ]
+    return [float(change.mean() / 255) if change.size else 0.0 for change in changes]

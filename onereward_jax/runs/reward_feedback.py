@@ -11,7 +11,7 @@ import numpy as np
 from onereward_jax.atomic_files import write_json
 from onereward_jax.config.schema import RewardFeedback, RewardLearning
 from onereward_jax.data.source import ENDLESS, Source
-from onereward_jax.evaluation.during_training import ground_truth_gain
+from onereward_jax.evaluation.during_training import ComparisonWithBase
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.flow.conditioning import TextStates, latent_shape
 from onereward_jax.flow.flux_fill import FluxFill
@@ -21,6 +21,7 @@ from onereward_jax.judge.question_batches import question_batch
 from onereward_jax.models.lora import attach
 from onereward_jax.parallel import hosts
 from onereward_jax.parallel.mesh import make_mesh
+from onereward_jax.parallel.sharding_rules import shardings
 from onereward_jax.proving_ground.source import open_source
 from onereward_jax.rl.batch import Batch
 from onereward_jax.rl.build_update import adapters_of, attention_of, computation, frozen_dtype, make_update
@@ -70,7 +71,8 @@ def reward_feedback(config: RewardFeedback, workdir: Path, source: Source, held_
     mesh, dtype, adapters = make_mesh(**config.mesh), frozen_dtype(config), adapters_of(config)
     check_batch(config, mesh)
     pipeline = FillPipeline.from_pretrained(config.model.base, dtype=dtype, read=False)
-    stored = pipeline.params.pop("transformer")
+    stored, pipeline.mesh = pipeline.params.pop("transformer"), mesh
+    pipeline.params["vae"] = hosts.place(pipeline.params["vae"], shardings(pipeline.params["vae"], mesh))
     if source.prompts is None:
         pipeline.prompts.read()
     else:
@@ -106,13 +108,12 @@ def reward_feedback(config: RewardFeedback, workdir: Path, source: Source, held_
     # -------------------------------------------------------------------------------------------- evaluation and export
     evaluators = []
     if held_out is not None and config.evaluation.every:
-        pipeline.params["transformer"] = frozen.base if adapters.rank else stored.read()
-        gain = ground_truth_gain(config, pipeline, held_out)
+        read_base = lambda: frozen.base if adapters.rank else stored.read(dtype, mesh)
+        comparison = ComparisonWithBase(config, pipeline, judge, held_out, read_base, workdir)
 
         def measure(state: TrainState) -> dict[str, float]:
-            if not adapters.rank:
-                return gain(state.params)
-            return gain(attach(frozen.base, state.params, adapters.scale))
+            policy = attach(frozen.base, state.params, adapters.scale) if adapters.rank else state.params
+            return comparison.measure(policy, int(state.step))
 
         evaluators.append(Evaluator(config.evaluation.every, measure))
 

@@ -1,6 +1,7 @@
 """A source of one's own is enough for training, evaluation's images and the reference cache."""
 
 import dataclasses
+import functools
 import json
 
 import numpy as np
@@ -15,6 +16,8 @@ from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.proving_ground import ProvingGround, score
 from onereward_jax.proving_ground.source import open_source, proving_ground_of
 from onereward_jax.runs.reward_feedback import train
+from onereward_jax.weights.load import StoredParams
+from onereward_jax.weights.names import clip, flux, t5
 from tests.support import tiny_fill, tiny_judge
 from tests.support.chain import FEEDBACK, STEPS
 
@@ -22,7 +25,7 @@ from tests.support.chain import FEEDBACK, STEPS
 class Noise(Source):
     """Noise with a hole in its middle."""
 
-    tasks, sizes = ("image_fill",), ((32, 32),)
+    tasks, sizes, prompts = ("image_fill",), ((32, 32),), ("a small red circle",)
 
     def sample(self, index, task):
         image = np.random.default_rng(index).integers(0, 256, (32, 32, 3), np.uint8)
@@ -58,6 +61,28 @@ def test_a_toy_source_is_trained_on_cached_and_answered(config, tmp_path):
     pipeline = FillPipeline.from_pretrained(config.model.base, dtype="float32")
     images = generate_images(pipeline, None, samples_from(Noise(), "image_fill", 0, 3), config)
     assert (images.shape, images.dtype) == ((3, 32, 32, 3), np.uint8)
+
+
+def test_a_policy_is_compared_with_the_base_while_it_is_trained(config, tmp_path, monkeypatch):
+    """By the judge, without a ground truth; a run that goes on reads neither text encoders nor the transformer."""
+    run = functools.partial(train, workdir=tmp_path / "run", source=Noise(), held_out=Few())
+    config = config.replace({"evaluation.every": 1, "rl.reference_cache": "", "data.num_conditions": 0})
+    run(config)
+
+    def read(stored, *arguments):
+        assert stored._table not in (clip.TABLE, t5.TABLE, flux.TABLE), "read again"
+        return of_files(stored, *arguments)
+
+    of_files = StoredParams.read
+    monkeypatch.setattr(StoredParams, "read", read)
+    run(config.replace({"train.num_steps": 3}))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        assert 0 < line["evaluation/image_fill/preference"] < 1
+        assert 0 < line["evaluation/image_fill/drift"] < 1
+    assert lines[0]["evaluation/image_fill/drift"] != lines[2]["evaluation/image_fill/drift"]
+    grids = sorted((tmp_path / "run" / "samples").iterdir())
+    assert [grid.name for grid in grids] == [f"step_{step:08d}.png" for step in (1, 2, 3)]
 
 
 def test_a_source_says_how_much_it_has_and_lacks():
