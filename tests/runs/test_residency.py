@@ -1,5 +1,6 @@
 """What lies on each device from loading to the first update, in a run that begins and in one that goes on."""
 
+import gc
 import math
 
 import jax
@@ -24,6 +25,7 @@ class Ready(Exception):
 
 def on_each_device() -> list[int]:
     """Bytes of all arrays that live on each device."""
+    gc.collect()
     held = dict.fromkeys(jax.devices(), 0)
     for array in jax.live_arrays():
         for shard in array.addressable_shards:
