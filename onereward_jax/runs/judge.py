@@ -36,7 +36,6 @@ from onereward_jax.judge.preference_loss import make_loss
 from onereward_jax.judge.question_batches import ask_only, question_batch
 from onereward_jax.models.lora import LoRA
 from onereward_jax.parallel import hosts
-from onereward_jax.parallel.mesh import make_mesh
 from onereward_jax.proving_ground import all_prompts
 from onereward_jax.proving_ground.source import open_source, proving_ground_of
 from onereward_jax.proving_ground.synthetic_pairs import synthetic_pair
@@ -75,7 +74,7 @@ def judge_training(config: JudgeTraining, workdir: Path) -> Experiment:
     settings = config.judge
     for directory in settings.data:  # before a model is loaded
         open_records(Path(directory))
-    judge, mesh = _judge_at_start(config, workdir), make_mesh(**config.mesh)
+    judge, mesh = _judge_at_start(config, workdir), trainer.check_devices(config)
     pairs, held_out = _split(config, judge)
     example = PairExamples(config, judge, pairs)
     _report_balance(workdir / "balance.json", pairs, held_out)

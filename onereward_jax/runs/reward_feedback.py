@@ -20,7 +20,6 @@ from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.question_batches import question_batch
 from onereward_jax.models.lora import attach
 from onereward_jax.parallel import hosts
-from onereward_jax.parallel.mesh import make_mesh
 from onereward_jax.parallel.sharding_rules import shardings
 from onereward_jax.proving_ground.source import open_source
 from onereward_jax.rl.batch import Batch
@@ -31,7 +30,7 @@ from onereward_jax.training import trainer
 from onereward_jax.training.compile import Params
 from onereward_jax.training.metrics import peak_memory_gib, training_seconds
 from onereward_jax.training.state import TrainState
-from onereward_jax.training.trainer import Evaluator, Experiment, check_batch
+from onereward_jax.training.trainer import Evaluator, Experiment
 from onereward_jax.weights.peft_adapters import save_adapter
 from onereward_jax.weights.save import save_component
 
@@ -68,9 +67,10 @@ def reward_feedback(config: RewardFeedback, workdir: Path, source: Source, held_
     """The policy of `config.model.base`, improved by the judge of `config.model.judge` on requests of a source."""
     # ------------------------------------------------------------------------------------------------------- the models
     # What is frozen is read straight into its place on the mesh; what is trained, only by a run that begins.
-    mesh, dtype, adapters = make_mesh(**config.mesh), frozen_dtype(config), adapters_of(config)
-    check_batch(config, mesh)
+    mesh, dtype, adapters = trainer.check_devices(config), frozen_dtype(config), adapters_of(config)
     pipeline = FillPipeline.from_pretrained(config.model.base, dtype=dtype, read=False)
+    for size in source.sizes:
+        latent_shape(pipeline.vae, *size)  # refuses what doesn't divide
     stored, pipeline.mesh = pipeline.params.pop("transformer"), mesh
     pipeline.params["vae"] = hosts.place(pipeline.params["vae"], shardings(pipeline.params["vae"], mesh))
     if source.prompts is None:
@@ -78,8 +78,6 @@ def reward_feedback(config: RewardFeedback, workdir: Path, source: Source, held_
     else:
         texts = [NEGATIVE_PROMPT, *source.prompts, *((held_out and held_out.prompts) or ())]
         pipeline.prompts.encode_ahead(texts, config.max_sequence_length, workdir / "prompts", mesh)
-    for size in source.sizes:
-        latent_shape(pipeline.vae, *size)  # refuses what doesn't divide
     fields = computation(config)
     judge = Judge.from_pretrained(config.model.judge, dtype, fields=fields, mesh=mesh)
     judge = ensemble(judge, config.model.judge_adapters)
