@@ -48,6 +48,13 @@ def test_torch_is_never_imported_and_linen_only_by_models(path):
         assert not any(name.startswith("flax.linen") for name in imports_of(path))
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_what_catches_every_error_says_why(path):
+    lines = ["", *path.read_text().splitlines()]
+    broad = [number for number, line in enumerate(lines) if re.match(r"\s*except (Base)?Exception\b", line)]
+    assert [number for number in broad if "#" not in lines[number] and "#" not in lines[number - 1]] == []
+
+
 # Folders of tests/ that are no rooms: fixtures, recorded results, and tests of the whole.
 OTHER_TESTS = {"support", "goldens", "parity", "kill_and_resume", "multiprocess", "hostile"}
 

@@ -32,7 +32,7 @@ def run_together(run: Callable[[], int]) -> int:
         code = run()
         if not code:
             hosts.wait_for_all("end")
-    except Exception as error:
+    except Exception as error:  # a defect: the others are told that this process ends, and its traceback is printed
         if (team := hosts.team()) is None:
             raise
         if type(error).__name__ == "JaxRuntimeError" and "RESOURCE_EXHAUSTED" not in str(error):

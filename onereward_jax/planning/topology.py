@@ -80,7 +80,7 @@ def open_topology(name: str) -> Topology:
 
     try:
         devices = topologies.get_topology_desc(platform="tpu", topology_name=name).devices
-    except Exception as error:
+    except Exception as error:  # the compiler's errors have no type of their own; it alone is called here
         why = str(error).removeprefix("INVALID_ARGUMENT: ").partition("\n")[0]
         raise UserError(f"the TPU compiler knows no topology {name!r} ({why}): choose other sides") from None
     return Topology(name, chip, list(devices))

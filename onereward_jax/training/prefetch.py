@@ -60,7 +60,7 @@ class Prefetcher:
             # A copy: an iterator may go on writing to the state that it gave.
             data_state = copy.deepcopy(self._batches.get_state())
             return self._prepare(batch), data_state
-        except BaseException as error:
+        except BaseException as error:  # of the thread; `next` raises it where the loop is
             return error
 
     def _fill(self) -> None:
