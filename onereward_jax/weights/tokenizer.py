@@ -3,9 +3,11 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from onereward_jax.errors import UserError, one_line, shown
+from onereward_jax.given_files import read_json
+from onereward_jax.models.fields import Range, check_value
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,16 +24,20 @@ def load_tokenizer(directory: str | Path, vocab_size: int | None = None) -> "Pre
     """
     from transformers import AutoTokenizer  # takes seconds, and a plan may need none
 
+    config = Path(directory) / "tokenizer_config.json"
+    if config.is_file():  # transformers makes as many tokens as T5's extra_ids says
+        check_value(read_json(config).get("extra_ids", 0), Annotated[int, Range(0, 10_000)], f"{config}: extra_ids")
     with tokenizer_errors(directory):
         tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
         highest = max(tokenizer.get_vocab().values())
-        tokenizer("a")  # some damage shows in use
-    if not tokenizer.is_fast:  # one in Python does not say where in the text a token stands
+        tokenizer("a")  # some damage shows in use, and some when special tokens are asked for
+        is_fast, length = tokenizer.is_fast, tokenizer.model_max_length
+        _ = tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id
+    if not is_fast:  # one in Python does not say where in the text a token stands
         raise UserError(f"the tokenizer in {directory} has no tokenizer.json: put all files of its release there")
-    if not isinstance(tokenizer.model_max_length, int) or tokenizer.model_max_length < 1:
+    if not isinstance(length, int) or length < 1:
         raise UserError(
-            f"the tokenizer in {directory} has model_max_length {shown(tokenizer.model_max_length)}:"
-            " put all files of its release there"
+            f"the tokenizer in {directory} has model_max_length {shown(length)}: put all files of its release there"
         )
     if vocab_size is not None and highest >= vocab_size:
         raise UserError(

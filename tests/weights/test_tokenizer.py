@@ -66,6 +66,15 @@ def test_a_length_that_is_no_number_is_one_sentence(directory, length):
         assert_refused(directory)
 
 
+@pytest.mark.parametrize("count", [-1, 10**9, "100", None])
+def test_extra_tokens_without_end_are_one_sentence(tmp_path, count):
+    WRITERS["t5"](tmp_path)
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text()) | {"extra_ids": count}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="extra_ids is"):
+        load_tokenizer(tmp_path)
+
+
 def test_code_in_a_directory_is_neither_run_nor_asked_about(directory):
     config = json.loads((directory / "tokenizer_config.json").read_text())
     config |= {"auto_map": {"AutoTokenizer": [None, "evil.Evil"]}, "tokenizer_class": "Evil"}
