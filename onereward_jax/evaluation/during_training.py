@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from onereward_jax import tasks
-from onereward_jax.atomic_files import fingerprint, write_json
+from onereward_jax.atomic_files import fingerprint, make_directory, sync_tree, write_json
 from onereward_jax.config.find import find_model
 from onereward_jax.config.schema import RewardFeedback
 from onereward_jax.data.sample import Sample
@@ -111,10 +111,11 @@ class ComparisonWithBase:
         made = [self._answers(params, samples) for samples in self._groups]
 
         def save() -> None:
-            directory.mkdir(parents=True, exist_ok=True)
+            make_directory(directory)
             (directory / _ABOUT).unlink(missing_ok=True)
             for number, images in enumerate(made):
                 np.save(directory / f"{number}.npy", images)
+            sync_tree(directory)
             write_json(directory / _ABOUT, self._about())
 
         hosts.on_primary(save)

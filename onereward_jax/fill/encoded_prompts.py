@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from onereward_jax.atomic_files import write_json
+from onereward_jax.atomic_files import make_directory, sync_tree, write_json
 from onereward_jax.given_files import read_json
 
 _ABOUT, _FILES = "prompts.json", ("prompt_embeds.npy", "pooled.npy")
@@ -51,7 +51,7 @@ def is_there(directory: Path, about: dict[str, Any]) -> bool:
 
 def write(directory: Path, about: dict[str, Any], encoded: Iterable[Sequence[np.ndarray]]) -> None:
     """Write encodings, rows by rows as they come; what was there before is gone with the first of them."""
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     (directory / _ABOUT).unlink(missing_ok=True)
     arrays: list[np.memmap] = []
     start = 0
@@ -72,4 +72,5 @@ def write(directory: Path, about: dict[str, Any], encoded: Iterable[Sequence[np.
         start += len(rows[0])
     for array in arrays:
         array.flush()
+    sync_tree(directory)
     write_json(directory / _ABOUT, about)
