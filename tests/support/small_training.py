@@ -10,6 +10,7 @@ import numpy as np
 
 from onereward_jax.data.mixture import mixture
 from onereward_jax.training import loop
+from onereward_jax.training.compile import Start
 from onereward_jax.training.metrics import read_metrics
 from onereward_jax.training.optimizer import make_optimizer
 from onereward_jax.training.state import TrainState, create_state, supervised_step
@@ -42,11 +43,12 @@ def run(workdir: Path, num_steps: int, wrap=lambda step: step, example=example, 
     """Train, or resume. `wrap` is put around the step (state, batch) -> (state, metrics)."""
     first, second = jax.random.split(jax.random.key(0))
     params = {"hidden": jax.random.normal(first, (8, WIDTH)) / 3, "out": jax.random.normal(second, (WIDTH, 1)) / 32}
+    create = lambda: create_state(params, _optimizer, seed=0)
     weights = {"image_fill": 3.0, "object_removal": 1.0}
     settings = {"checkpoint_every": 10, "keep": 3, "prepare": lambda batch: jax.tree.map(jnp.asarray, batch)}
     return loop.run(
         step=wrap(lambda state, batch: _step()(state, None, batch)),
-        state=create_state(params, _optimizer, seed=0),
+        start=Start(jax.eval_shape(create), create),
         batches=iter(mixture(weights, example, seed=7, batch_size=BATCH_SIZE, num_threads=2)),
         num_steps=num_steps,
         workdir=workdir,
