@@ -31,8 +31,14 @@ from tests.support.power_cuts import Directory, File
 from tests.support.saving_program import EVERY, KEEP, state
 
 SAVES, PARTS = 4, 3
-PROGRAM = str(Path(saving_program.__file__))
-ENVIRONMENT = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONDONTWRITEBYTECODE": "1"}
+PROGRAM = ["-m", "tests.support.saving_program"]
+ENVIRONMENT = {
+    **os.environ,
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "",
+    "PYTHONDONTWRITEBYTECODE": "1",
+    "PYTHONPATH": str(Path(__file__).resolve().parents[2]),  # of the tests
+}
 IMAGE_BYTES = 64 << 20
 
 
@@ -45,7 +51,7 @@ def recording(tmp_path_factory):
         pytest.skip("strace may not trace here")
     root = directory / "root"
     root.mkdir()
-    command = [PROGRAM, str(root / "run"), str(SAVES), str(PARTS)]
+    command = [*PROGRAM, str(root / "run"), str(SAVES), str(PARTS)]
     return power_cuts.record(root, directory / "trace", command, ENVIRONMENT)
 
 
@@ -206,7 +212,7 @@ def test_copies_of_a_mounted_file_system_are_gone_on_from(image, tmp_path):
     trials = Trials("power cuts, copies of a file system", short=3, long=60, limit=120.0)
     copies = []
     with mounted(image, tmp_path / "disk") as disk:
-        command = [sys.executable, PROGRAM, str(disk / "run"), "1000000"]
+        command = [sys.executable, *PROGRAM, str(disk / "run"), "1000000"]
         with (tmp_path / "said").open("w") as file:
             program = subprocess.Popen(command, stdout=file, env=ENVIRONMENT)
         try:

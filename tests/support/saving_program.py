@@ -1,6 +1,6 @@
 """A small run that does nothing but save, in a process of its own, and says on stdout what is finished.
 
-python tests/support/saving_program.py WORKDIR SAVES [PARTS]
+python -m tests.support.saving_program WORKDIR SAVES [PARTS]
 """
 
 import os
