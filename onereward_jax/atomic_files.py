@@ -125,7 +125,7 @@ def check_writable(directory: Path) -> None:
       UserError: it can't.
     """
     above = directory.absolute()
-    while not above.exists():
+    while not os.path.lexists(above):
         above = above.parent
     if not above.is_dir():
         raise UserError(f"{directory} can't be written, since {above} is a file: choose another output")
@@ -155,23 +155,32 @@ def _entries_to_keep(directory: Path) -> list[Path]:
     entries = sorted(directory.iterdir())
     if not entries:
         return []
+    made = files = None
     if (directory / OUTPUT_FILE).is_file():
-        made = read_json(directory / OUTPUT_FILE, "choose another directory").get("entries")
+        described = read_json(directory / OUTPUT_FILE, "choose another directory")
+        made, files = described.get("entries"), described.get("files")
     elif any((held / "export") in (directory, *directory.parents) for held in _held):
         return []  # of the run that this process goes on with, from before outputs had an OUTPUT_FILE
-    else:
-        made = None
     if not isinstance(made, list):
         raise UserError(
             f"{directory} is not empty, and no earlier output of this program (which holds {OUTPUT_FILE}): choose a"
             " new directory"
         )
     others = [entry for entry in entries if entry.name not in (OUTPUT_FILE, *made)]
-    if inside := [entry for entry in others if entry.is_dir()]:
+    foreign = [entry.name for entry in others if entry.is_dir() or not (entry.is_file() or entry.is_symlink())]
+    if files is not None:
+        foreign += [name for name in _files_below(directory) if "/" in name and name not in files]
+    if foreign:
         raise UserError(
-            f"{directory} holds {inside[0].name}, which is no part of the output there: choose another directory"
+            f"{directory} holds {foreign[0]}, which is no part of the output there: choose another directory"
         )
     return others
+
+
+def _files_below(directory: Path) -> list[str]:
+    """The paths of all files below a directory, relative to it."""
+    walked = os.walk(directory, onerror=_raise)
+    return sorted(Path(above, name).relative_to(directory).as_posix() for above, _, names in walked for name in names)
 
 
 def _resolved(directory: Path) -> Path:
@@ -189,33 +198,64 @@ def atomic_directory(directory: Path) -> Iterator[Path]:
     """
     directory = _resolved(directory)
     partial, replaced = (directory.with_name(f".{directory.name}.{word}") for word in ("partial", "replaced"))
-    if replaced.exists() and not directory.exists():  # a process was killed between the two renames below
-        replaced.rename(directory)
+    if replaced.is_dir() and not replaced.is_symlink():
+        _entries_to_keep(replaced)  # or it is not ours to move or remove
+        if not directory.exists():  # a process was killed between the two renames below
+            replaced.rename(directory)
     _entries_to_keep(directory)
     make_directory(directory.parent)
-    _remove(partial)
-    partial.mkdir()
+    held = _claimed(partial, directory)
     try:
         yield partial
         names = sorted(entry.name for entry in partial.iterdir() if entry.name != OUTPUT_FILE)
-        write_json(partial / OUTPUT_FILE, {"entries": names})
+        write_json(partial / OUTPUT_FILE, {"entries": names, "files": _files_below(partial)})
         for entry in _entries_to_keep(directory):
             if entry.name not in names:
                 shutil.copy2(entry, partial / entry.name, follow_symlinks=False)
         sync_tree(partial)
-        _remove(replaced)
+        remove(replaced)
         if directory.exists():
             directory.rename(replaced)
         partial.rename(directory)
         sync(directory.parent)
-        _remove(replaced)
+        remove(replaced)
     except BaseException:  # an export that failed, or Ctrl-C: nothing may be left of it
         with contextlib.suppress(OSError):
-            _remove(partial)
+            remove(partial)
         raise
+    finally:
+        os.close(held)
 
 
-def _remove(directory: Path) -> None:
+def _claimed(partial: Path, directory: Path) -> int:
+    """Make the empty directory in which an output is written, and lock it against other processes.
+
+    Returns:
+      A descriptor that holds the lock until it is closed, or the process ends.
+
+    Raises:
+      UserError: another process writes there.
+    """
+    if not partial.is_dir() or partial.is_symlink():
+        remove(partial)
+    busy = UserError(f"another process is writing {directory}: wait for it, or choose another directory")
+    for _ in range(2):  # once more, if it is what a killed process left
+        with contextlib.suppress(FileExistsError):
+            partial.mkdir()
+        held = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(held), os.stat(partial)) and not os.listdir(held):
+                return held
+        except (BlockingIOError, FileNotFoundError):
+            os.close(held)
+            raise busy from None
+        remove(partial)
+        os.close(held)
+    raise busy
+
+
+def remove(directory: Path) -> None:
     """Remove a directory, or what else has its name."""
     if directory.is_dir() and not directory.is_symlink():
         shutil.rmtree(directory)

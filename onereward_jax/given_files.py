@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 from onereward_jax.errors import UserError
 
 MAX_LINE = 2**26  # bytes of a line of JSON
+MAX_JSON = 2**26  # bytes of a configuration, an index or a result; an official index has a hundred thousand
 MAX_DEPTH = 200  # of nested JSON: far from where Python's own reader and writer fail, each at another depth
 # Why the operating system refuses a path that no permission and no other file would mend.
 BAD_PATHS = {
@@ -132,17 +133,18 @@ def _finite(text: str) -> float:
     return value if abs(value) < float("inf") else _refuse(text)
 
 
-def read_json(path: str | os.PathLike, advice: str = "put another copy there") -> dict[str, Any]:
+def read_json(path: str | os.PathLike, advice: str = "put another copy there", limit: int = MAX_JSON) -> dict[str, Any]:
     """Read a JSON object from a file that another program wrote: see `open_file` and `parse_json`.
 
     Args:
       advice: what to do if it is damaged.
+      limit: bytes that it may have.
 
     Raises:
       UserError: the file holds no JSON object.
     """
     try:
-        value = parse_json(read_bytes(path))
+        value = parse_json(read_bytes(path, limit))
     except UserError as error:
         raise error if str(path) in str(error) else UserError(f"{path} can't be read, {error}: {advice}") from None
     if not isinstance(value, dict):

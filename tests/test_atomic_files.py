@@ -12,6 +12,7 @@ from onereward_jax.atomic_files import (
     OUTPUT_FILE,
     atomic_directory,
     check_output,
+    check_writable,
     fingerprint,
     lock,
     sweep,
@@ -73,6 +74,15 @@ OTHERS = {
     "a run beside an output": lambda out: (write(out, weights="1"), a_run(out / "a")),
     "a file": lambda out: out.write_text(""),
     "a link to itself": lambda out: out.symlink_to(out),
+    "a file beside the output's in one of its folders": lambda out: (
+        write(out, part__weights="1"),
+        (out / "part" / "notes").write_text("mine"),
+    ),
+    "a pipe": lambda out: (write(out, weights="1"), os.mkfifo(out / "pipe")),
+    "what was moved away is not ours": lambda out: (
+        out.with_name(".RUNS.replaced").mkdir(),
+        out.with_name(".RUNS.replaced").joinpath("notes").write_text("mine"),
+    ),
     "no list": lambda out: (out.mkdir(), (out / OUTPUT_FILE).write_text('{"entries": 3}')),
     "no JSON": lambda out: (out.mkdir(), (out / OUTPUT_FILE).write_text("{")),
 }
@@ -83,9 +93,10 @@ def test_what_is_no_earlier_output_stays_as_it_is(tmp_path, kind):
     out = tmp_path / "RUNS"
     OTHERS[kind](out)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(UserError, match="RUNS") as error:
-        check_output(out)
-    assert "choose" in str(error.value)
+    if kind != "what was moved away is not ours":
+        with pytest.raises(UserError, match="RUNS") as error:
+            check_output(out)
+        assert "choose" in str(error.value)
     with pytest.raises(UserError), atomic_directory(out):
         pass
     assert sorted(tmp_path.rglob("*")) == before
@@ -103,6 +114,23 @@ def test_the_export_of_a_run_from_before_outputs_were_marked_is_replaced(tmp_pat
             check_output(out)
     write(tmp_path / "run" / "export" / "policy", weights="2")
     assert files(tmp_path / "run" / "export") == {"policy/weights": "2", "ema/weights-00001": "1"}
+
+
+def test_one_process_writes_an_output_at_a_time(tmp_path):
+    out = tmp_path / "model"
+    with atomic_directory(out) as partial:
+        (partial / "weights").write_text("1")
+        with pytest.raises(UserError, match=r"another process is writing .*model"), atomic_directory(out):
+            pass
+    assert files(tmp_path) == {"model/weights": "1"}
+    write(out, weights="2")
+    assert files(tmp_path) == {"model/weights": "2"}
+
+
+def test_a_link_to_itself_above_an_output_is_refused_before_any_work(tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    with pytest.raises(UserError, match="loop is a file"):
+        check_writable(tmp_path / "loop" / "x.png")
 
 
 def test_an_error_changes_nothing(tmp_path):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from onereward_jax import given_files
 from onereward_jax.errors import UserError
-from onereward_jax.given_files import json_lines, open_file, parse_json, path_beside
+from onereward_jax.given_files import json_lines, open_file, parse_json, path_beside, read_json
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -119,3 +119,10 @@ def test_paths_of_records(tmp_path):
     for name in ("a\0b", "a\ud800", "", None, 3, ["a.png"]):
         with pytest.raises(UserError, match="is no path"):
             path_beside(folder, name)
+
+
+def test_a_file_of_a_terabyte_is_refused_before_it_is_read(tmp_path):
+    (tmp_path / "config.json").touch()
+    os.truncate(tmp_path / "config.json", 2**40)
+    with pytest.raises(UserError, match="too large"):
+        read_json(tmp_path / "config.json")

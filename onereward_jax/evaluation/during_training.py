@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from onereward_jax import tasks
-from onereward_jax.atomic_files import fingerprint, make_directory, sync_tree, write_json
+from onereward_jax.atomic_files import fingerprint, make_directory, remove, sync, sync_tree, write_json
 from onereward_jax.config.find import find_model
 from onereward_jax.config.schema import RewardFeedback
 from onereward_jax.data.sample import Sample
@@ -111,8 +111,9 @@ class ComparisonWithBase:
         made = [self._answers(params, samples) for samples in self._groups]
 
         def save() -> None:
+            remove(directory)
             make_directory(directory)
-            (directory / _ABOUT).unlink(missing_ok=True)
+            sync(directory.parent)
             for number, images in enumerate(made):
                 np.save(directory / f"{number}.npy", images)
             sync_tree(directory)
@@ -154,7 +155,13 @@ def _of_one_size(source: Source, count: int) -> Iterator[list[Sample]]:
 
 
 def _is_there(directory: Path, about: dict[str, Any]) -> bool:
-    return (directory / _ABOUT).exists() and read_json(directory / _ABOUT) == about
+    """Whether these images are there, whole; what can't be read is not."""
+    try:
+        found = [np.load(directory / f"{number}.npy", mmap_mode="r") for number in range(len(about["samples"]))]
+        right = all(len(images) == len(ids) for images, ids in zip(found, about["samples"], strict=True))
+        return right and read_json(directory / _ABOUT) == about
+    except (OSError, ValueError):
+        return False
 
 
 def _drift(samples: Sequence[Sample], images: np.ndarray) -> list[float]:

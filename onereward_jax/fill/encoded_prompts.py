@@ -10,10 +10,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from onereward_jax.atomic_files import make_directory, sync_tree, write_json
+from onereward_jax.atomic_files import make_directory, remove, sync, sync_tree, write_json
 from onereward_jax.given_files import read_json
 
 _ABOUT, _FILES = "prompts.json", ("prompt_embeds.npy", "pooled.npy")
+_MAX_BYTES = 2**30  # of prompts.json
 
 
 class EncodedPrompts:
@@ -26,10 +27,12 @@ class EncodedPrompts:
     """
 
     def __init__(self, directory: Path):
-        about = read_json(directory / _ABOUT)
+        about = read_json(directory / _ABOUT, limit=_MAX_BYTES)
         self._rows = {prompt: row for row, prompt in enumerate(about["prompts"])}
         self._length, dtype = about["max_sequence_length"], jnp.dtype(about["dtype"])
         self._arrays = tuple(np.load(directory / name, mmap_mode="r").view(dtype) for name in _FILES)
+        if any(len(array) != len(self._rows) for array in self._arrays):
+            raise ValueError("the arrays are not of these prompts")
 
     def get(self, prompt: str, max_sequence_length: int) -> tuple[np.ndarray, np.ndarray] | None:
         """(L, D) and (P,), or None if the prompt was not encoded, or not to this length."""
@@ -41,18 +44,23 @@ class EncodedPrompts:
 
 
 def is_there(directory: Path, about: dict[str, Any]) -> bool:
-    """Whether that is what is there.
+    """Whether that is what is there, whole; what can't be read is not.
 
     Args:
       about: of `prompts.json`: the prompts, max_sequence_length, dtype, and whatever else the encodings depend on.
     """
-    return (directory / _ABOUT).exists() and read_json(directory / _ABOUT) == about
+    try:
+        EncodedPrompts(directory)
+        return read_json(directory / _ABOUT, limit=_MAX_BYTES) == about
+    except (OSError, ValueError):
+        return False
 
 
 def write(directory: Path, about: dict[str, Any], encoded: Iterable[Sequence[np.ndarray]]) -> None:
     """Write encodings, rows by rows as they come; what was there before is gone with the first of them."""
+    remove(directory)
     make_directory(directory)
-    (directory / _ABOUT).unlink(missing_ok=True)
+    sync(directory.parent)
     arrays: list[np.memmap] = []
     start = 0
     for rows in encoded:

@@ -64,6 +64,8 @@ def export(workdir: Path, out: Path, what: str | None = None, form: str = "diffu
     config_file, checkpoints = workdir / "config.json", workdir / "checkpoints"
     if not config_file.is_file() or not checkpoints.is_dir():
         raise UserError(f"{workdir} holds no run with checkpoints: {_GIVE}")
+    if checkpoints.resolve() in (out.resolve(), *out.resolve().parents):
+        raise UserError(f"{out} lies among the run's checkpoints, which come and go: choose another directory")
     config = read_json(config_file)
     if not config.get("model.base"):
         raise UserError(f"the run in {workdir} trained no fill model: {_GIVE}")

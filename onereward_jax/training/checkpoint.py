@@ -431,6 +431,8 @@ def _reached(directory: epath.Path) -> Iterator[epath.Path]:
     opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         descriptor = fcntl.fcntl(opened, fcntl.F_DUPFD_CLOEXEC, next(_NUMBERS))
+    except OSError:  # the process may not have so many
+        descriptor = os.dup(opened)
     finally:
         os.close(opened)
     try:

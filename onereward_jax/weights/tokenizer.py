@@ -12,6 +12,9 @@ from onereward_jax.models.fields import Range, check_value
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))  # one of them is enough
+_MAX_BYTES = 2**28  # of a file; Qwen2.5-VL's tokenizer.json has 7 MB
+
 
 def load_tokenizer(directory: str | Path, vocab_size: int | None = None) -> "PreTrainedTokenizerBase":
     """Load the tokenizer in a directory; no code in it is run and nothing is downloaded.
@@ -24,6 +27,7 @@ def load_tokenizer(directory: str | Path, vocab_size: int | None = None) -> "Pre
     """
     from transformers import AutoTokenizer  # takes seconds, and a plan may need none
 
+    _check_files(Path(directory))
     config = Path(directory) / "tokenizer_config.json"
     if config.is_file():  # transformers makes as many tokens as T5's extra_ids says
         check_value(read_json(config).get("extra_ids", 0), Annotated[int, Range(0, 10_000)], f"{config}: extra_ids")
@@ -45,6 +49,19 @@ def load_tokenizer(directory: str | Path, vocab_size: int | None = None) -> "Pre
             " use the files of one release"
         )
     return tokenizer
+
+
+def _check_files(directory: Path) -> None:
+    """Check that a vocabulary is there: transformers makes one of two tokens where it finds none.
+
+    Raises:
+      UserError: there is none, or a file is larger than any tokenizer's.
+    """
+    sizes = {path.name: path.stat().st_size for path in directory.glob("*") if path.is_file()}
+    if not any(all(sizes.get(name) for name in names) for names in _VOCABULARIES):
+        raise UserError(f"the tokenizer in {directory} has no tokenizer.json: put all files of its release there")
+    if large := [name for name, size in sizes.items() if size > _MAX_BYTES]:
+        raise UserError(f"{directory / large[0]} is too large for a tokenizer's file: put another copy there")
 
 
 @contextlib.contextmanager

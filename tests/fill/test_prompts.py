@@ -143,3 +143,16 @@ def test_other_prompts_other_encoders_or_a_killed_start_are_encoded_anew(parts, 
         np.testing.assert_array_equal(
             encoder.encode(PROMPTS, T5_LENGTH)[0], _encoder(parts).encode(PROMPTS, T5_LENGTH)[0]
         )
+
+
+@pytest.mark.parametrize("name", ["prompts.json", "prompt_embeds.npy", "pooled.npy"])
+@pytest.mark.parametrize("damage", ["removed", "cut short", "a directory"])
+def test_damaged_encodings_are_made_anew(parts, tmp_path, name, damage):
+    _encoder(parts).encode_ahead(PROMPTS, T5_LENGTH, tmp_path / "prompts")
+    file = tmp_path / "prompts" / name
+    content = file.read_bytes()
+    file.unlink()
+    {"removed": lambda: None, "cut short": lambda: file.write_bytes(content[:-9]), "a directory": file.mkdir}[damage]()
+    encoder = _encoder(parts)
+    encoder.encode_ahead(PROMPTS, T5_LENGTH, tmp_path / "prompts")
+    np.testing.assert_array_equal(encoder.encode(PROMPTS, T5_LENGTH)[0], _encoder(parts).encode(PROMPTS, T5_LENGTH)[0])

@@ -1,6 +1,7 @@
 """Whatever a tokenizer's files hold, loading and using it ends well or in one sentence."""
 
 import json
+import os
 
 import pytest
 
@@ -42,6 +43,21 @@ def test_empty_and_truncated_files_are_one_sentence(directory, name, keep):
 @pytest.mark.parametrize("content", [b"null", b"[]", b"3", b'{"a": 1}', b"\xff\xfe", b"[" * 10_000])
 def test_other_content_is_one_sentence(directory, content):
     (directory / "tokenizer.json").write_bytes(content)
+    assert_refused(directory)
+
+
+@pytest.mark.parametrize("instead", ["nothing", "a pipe", "a directory", "a link to itself", "a terabyte"])
+def test_a_vocabulary_that_is_not_there_is_one_sentence(directory, instead):
+    """transformers would make one of two tokens, and every prompt be the same."""
+    file = directory / "tokenizer.json"
+    file.unlink()
+    {
+        "nothing": lambda: None,
+        "a pipe": lambda: os.mkfifo(file),
+        "a directory": file.mkdir,
+        "a link to itself": lambda: file.symlink_to(file.name),
+        "a terabyte": lambda: (file.touch(), os.truncate(file, 2**40)),
+    }[instead]()
     assert_refused(directory)
 
 

@@ -16,6 +16,7 @@ from onereward_jax.images.decoding import MAX_BYTES
 from onereward_jax.tasks import dimensions_of
 
 OVERALL = "aesthetics"
+_MAX_ANNOTATIONS = 2**31  # bytes of a set's JSON, which is read at once
 Entry = Mapping[str, Any]
 Fields = dict[str, Any]
 
@@ -127,7 +128,7 @@ def _entries(file: Path) -> list[Entry | UserError]:
     if file.suffix == ".jsonl":
         return [_fields_or_error(line.fields) for line in json_lines(file)]
     try:
-        entries = parse_json(read_bytes(file))
+        entries = parse_json(read_bytes(file, _MAX_ANNOTATIONS))
     except UserError as error:
         raise (
             error if str(file) in str(error) else UserError(f"{file} can't be read, {error}: download it again")
