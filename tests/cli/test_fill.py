@@ -304,8 +304,10 @@ def test_an_export_replaces_an_earlier_one_and_nothing_else(run, tmp_path, capsy
         assert cli.main(["export", f"--workdir={runs / 'a'}", f"--out={out}", "--format=comfyui"]) == 2
         assert f"{out} is not empty, and no earlier output" in capsys.readouterr().err
         assert sorted(runs.rglob("*")) == before
-    for form in ("comfyui", "comfyui"):
-        assert cli.main(["export", f"--workdir={runs / 'a'}", f"--out={tmp_path / 'out'}", f"--format={form}"]) == 0
+    for _ in range(2):
+        assert cli.main(["export", f"--workdir={runs / 'a'}", f"--out={tmp_path / 'out'}"]) == 0
+    assert cli.main(["export", f"--workdir={runs / 'a'}", f"--out={runs / 'a' / 'checkpoints' / 'mine'}"]) == 2
+    assert "lies among the run's checkpoints" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("damage", ["no run", "no policy", "no checkpoint", "out is a file"])

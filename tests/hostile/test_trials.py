@@ -14,7 +14,7 @@ def short_form(monkeypatch):
 
 
 def test_outcomes_are_counted_and_failures_named():
-    ends = [None, UserError("a is b: give c"), UserError("two\nlines"), KeyError("a")]
+    ends = [None, UserError("a is b: give c"), UserError(""), KeyError("a")]
     trials = Trials("ends", short=4, long=4, each=5)
     for trial in trials:
         with trial:

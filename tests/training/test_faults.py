@@ -111,7 +111,8 @@ def test_a_last_save_that_fails_ends_the_run(tmp_path, disk):
 
 def test_a_working_directory_that_vanishes_is_not_made_anew(tmp_path):
     def vanish():
-        until(lambda: (tmp_path / "run" / "checkpoints" / "step_00000002.json").exists())
+        saved = tmp_path / "run" / "checkpoints" / "step_00000002.json"
+        until(lambda: saved.exists() and not saved.with_suffix(".unfinished").exists())
         shutil.rmtree(tmp_path / "run")
 
     with pytest.warns(CheckpointWarning, match="step 4"), pytest.raises(Fault, match="step 6"):
