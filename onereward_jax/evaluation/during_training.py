@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from onereward_jax import tasks
-from onereward_jax.atomic_files import fingerprint, make_directory, remove, sync, sync_tree, write_json
+from onereward_jax.atomic_files import fingerprint, make_directory, remove, sync_tree, write_json
 from onereward_jax.config.find import find_model
 from onereward_jax.config.schema import RewardFeedback
 from onereward_jax.data.sample import Sample
 from onereward_jax.data.source import ENDLESS, Source, samples_from
 from onereward_jax.evaluation.evaluate import generate_images
-from onereward_jax.evaluation.judge_predictions import ask_both_orders, compiled_ask
+from onereward_jax.evaluation.judge_predictions import compiled_ask, judge_views
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.given_files import read_json
 from onereward_jax.images.grid import image_grid, write_png
@@ -113,7 +112,6 @@ class ComparisonWithBase:
         def save() -> None:
             remove(directory)
             make_directory(directory)
-            sync(directory.parent)
             for number, images in enumerate(made):
                 np.save(directory / f"{number}.npy", images)
             sync_tree(directory)
@@ -128,11 +126,10 @@ class ComparisonWithBase:
     def _preferences(self, samples: Sequence[Sample], images: np.ndarray, base: np.ndarray) -> list[float]:
         texts = [(sample.task, sample.prompt) for sample in samples]
         size, length = min(len(samples), self._config.evaluation.batch_size), self._config.question_length
-        both = ask_both_orders(self._judge, texts, images, base, size, length, ask=self._ask)
-        counts = [len(tasks.dimensions_of(*text)) for text in texts]
+        views = judge_views(self._judge, texts, images, base, size, length, ask=self._ask)
+        mean = lambda view: float(np.mean(list(view.values())))
         return [
-            float(np.mean([first[:count].mean(), 1 - second[:count].mean()]))
-            for first, second, count in zip(*both, counts, strict=True)
+            (mean(policy_first) + 1 - mean(base_first)) / 2 for policy_first, base_first in zip(*views, strict=True)
         ]
 
     def _grid(self, made: Sequence[np.ndarray]) -> np.ndarray:

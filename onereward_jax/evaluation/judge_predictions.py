@@ -73,10 +73,16 @@ def ask_both_orders(
 
 
 def judge_views(
-    judge: Judge, texts: Sequence[Text], first: np.ndarray, second: np.ndarray, batch_size: int, question_length: int
+    judge: Judge,
+    texts: Sequence[Text],
+    first: np.ndarray,
+    second: np.ndarray,
+    batch_size: int,
+    question_length: int,
+    ask: Ask | None = None,
 ) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
-    """Ask for P(Yes) of (first, second) and of (second, first): for each text, {dimension: P}."""
-    both = ask_both_orders(judge, texts, first, second, batch_size, question_length)
+    """Ask for P(Yes) of (first, second) and (second, first): for each text, {dimension: P}. See `ask_both_orders`."""
+    both = ask_both_orders(judge, texts, first, second, batch_size, question_length, ask=ask)
     views: tuple[list, list] = ([], [])
     for order, view in zip(both, views, strict=True):
         for text, p in zip(texts, order, strict=True):

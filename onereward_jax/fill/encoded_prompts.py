@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from onereward_jax.atomic_files import make_directory, remove, sync, sync_tree, write_json
+from onereward_jax.atomic_files import make_directory, remove, sync_tree, write_json
 from onereward_jax.given_files import read_json
 
 _ABOUT, _FILES = "prompts.json", ("prompt_embeds.npy", "pooled.npy")
@@ -60,7 +60,6 @@ def write(directory: Path, about: dict[str, Any], encoded: Iterable[Sequence[np.
     """Write encodings, rows by rows as they come; what was there before is gone with the first of them."""
     remove(directory)
     make_directory(directory)
-    sync(directory.parent)
     arrays: list[np.memmap] = []
     start = 0
     for rows in encoded:

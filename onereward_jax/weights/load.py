@@ -73,11 +73,6 @@ class StoredParams:
         """
         return name_rules.from_official(self._table, self.shapes, self._read, param_dtype_of(dtype), place_on(mesh))
 
-    def shapes_in(self, dtype: str) -> trees.Tree:
-        """The shapes, with the dtype in which they are to be read."""
-        found = param_dtype_of(dtype)
-        return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, found), self.shapes)
-
     def split(self, *names: str) -> tuple["StoredParams", "StoredParams"]:
         """(The parameters under these names at the top of the tree, the others)."""
         of = lambda wanted: dataclasses.replace(
