@@ -69,6 +69,11 @@ def count() -> int:
     return 1 if _team is None else _team.count
 
 
+def index() -> int:
+    """The number of this process, from 0."""
+    return 0 if _team is None else _team.index
+
+
 def is_primary() -> bool:
     """Whether this process is the one that writes, and speaks where all would say the same."""
     return _team is None or _team.index == 0
@@ -85,6 +90,24 @@ def on_primary(function: Callable[[], T]) -> T:
     if _team.index == 0:
         _team.client.key_value_set(key, json.dumps(function()))
     return json.loads(_team.client.blocking_key_value_get(key, _FOREVER))
+
+
+def gather(value: T, what: str = "") -> list[T]:
+    """The JSON values that the processes give, in the order of the processes, in all of them.
+
+    All processes call this in the same order, from their main threads; elsewhere `what` is used once.
+    """
+    if _team is None:
+        return [value]
+    key = f"onereward/gather/{what or next(_team.calls)}"
+    _team.client.key_value_set(f"{key}/{_team.index}", json.dumps(value))
+    values = [
+        json.loads(_team.client.blocking_key_value_get(f"{key}/{index}", _FOREVER)) for index in range(_team.count)
+    ]
+    _team.client.wait_at_barrier(key, _FOREVER)
+    if is_primary():
+        _team.client.key_value_delete(key)  # a run has as many as it has checkpoints
+    return values
 
 
 def wait_for_all(what: str) -> None:

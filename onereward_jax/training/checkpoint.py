@@ -2,7 +2,7 @@
 
     directory/
       step_00000100/               what Orbax wrote: arrays under state/, the data iterator's state under data/
-      step_00000100.json           the manifest: size and SHA-256 of every file, shape and dtype of every array
+      step_00000100.json           the manifest: size and digest of every file, shape and dtype of every array
       step_00000200.unfinished     a marker: step 200 was being written or deleted when the run stopped
 
 Orbax alone loads a flipped bit silently and takes any directory named like a step for the newest one. Here a
@@ -11,12 +11,14 @@ checkpoint exists from the moment its manifest does, and that is written last, i
 A power cut takes what is not on the disk yet, in any order. So on a local file system (an object store does it by
 itself) each of these is on the disk before the next begins: the marker; all that Orbax and TensorStore wrote; the
 manifest. Then the marker is removed, and only then an older checkpoint deleted: its manifest first.
+
+Of several processes each computes the digests of what it wrote, and verifies its share of a checkpoint to restore; what
+one of them finds, all go by.
 """
 
 import base64
 import contextlib
 import fcntl
-import hashlib
 import itertools
 import json
 import logging
@@ -26,7 +28,6 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +37,16 @@ from etils import epath
 from jax.sharding import SingleDeviceSharding
 from orbax.checkpoint import v1 as ocp
 
-from onereward_jax import tree
-from onereward_jax.atomic_files import make_directory, sweep, sync, sync_tree, write_text
+from onereward_jax import buckets, tree
+from onereward_jax.atomic_files import make_directory, sweep, sync, sync_tree
+from onereward_jax.buckets import is_bucket
 from onereward_jax.errors import UserError
-from onereward_jax.given_files import parse_json
 from onereward_jax.parallel import hosts
+from onereward_jax.training import manifest as manifests
 
 _STEP = re.compile(r"step_(\d{8}|[1-9]\d{8,})", re.ASCII)
 # "...: Failed to write 4096 bytes to file 17: No space left on device [os_error_code='28']"
 _SYSTEM_ERROR = re.compile(r"([^:]+) \[os_error_code=")
-_READ_BYTES = 1 << 24
-_HASH_THREADS = 4
-
 
 # Every error of a save is raised to its caller; Orbax also logs the traceback of each of its threads.
 logging.getLogger("absl").addFilter(
@@ -71,14 +70,14 @@ class Checkpointer:
     state the same in each, as that of `data.mixture` is.
 
     Args:
-      directory: holds the checkpoints; made when missing. Local, or anything that `etils.epath` opens.
+      directory: holds the checkpoints; made when missing. Local, or in a bucket (gs://).
       keep: number of finished checkpoints to keep; older ones are deleted.
     """
 
     def __init__(self, directory: str | os.PathLike, keep: int = 3):
         if keep < 1:
             raise UserError(f"keep is {keep}: keep at least 1 checkpoint")
-        self.directory = epath.Path(directory)
+        self.directory = buckets.path(directory)
         self.keep = keep
         self._finishing: threading.Thread | None = None
         self._error: SaveError | None = None
@@ -122,7 +121,11 @@ class Checkpointer:
         self._restored = None if self._restored is None else max(step, self._restored)
         self._damaged.discard(step)
         arrays = {path: _to_raw(leaf) for path, leaf in tree.flatten(state).items()}
-        manifest = {"format": 1, "step": step, "arrays": {path: _describe(leaf) for path, leaf in arrays.items()}}
+        manifest = {
+            "format": manifests.FORMATS[is_bucket(self.directory)],
+            "step": step,
+            "arrays": {path: _describe(leaf) for path, leaf in arrays.items()},
+        }
         with contextlib.ExitStack() as stack:
             try:
                 if hosts.is_primary():
@@ -199,10 +202,11 @@ class Checkpointer:
                 _sync(here / name, whole=True)
                 _sync(here)
                 hosts.wait_for_all(f"{name} is on the disk")
+                written = hosts.gather(manifests.written(here / name, hosts.index()), f"digests of {name}")
                 if hosts.is_primary():
-                    manifest["files"] = _digests(here / name)
+                    manifest["files"] = {file: about for of_process in written for file, about in of_process.items()}
                     _check_same_directory(here, self.directory)
-                    _write_manifest(here / f"{name}.json", manifest)
+                    manifests.write(here / f"{name}.json", manifest)
                     self._marker(name).unlink()
         except Exception as error:  # Orbax and TensorStore raise many kinds; a defect of ours is told by its text too
             self._discard(name)
@@ -233,7 +237,7 @@ class Checkpointer:
                 name, _, suffix = path.name.partition(".")
                 if _STEP.fullmatch(name) and (suffix.startswith("orbax-checkpoint-tmp") or suffix == "json.tmp"):
                     _remove(path)
-            if _is_local(self.directory):
+            if not is_bucket(self.directory):
                 sweep(Path(self.directory))
 
     def _delete_old(self) -> None:
@@ -271,8 +275,7 @@ class Checkpointer:
           UserError: checkpoints exist and none is whole, or the newest whole one holds another state.
         """
         self.wait()
-        step = hosts.on_primary(self._find_latest)
-        self._restored = step
+        step = self._restored = self._find_latest()
         if step is None:
             return None
         self._known = {step}
@@ -322,14 +325,15 @@ class Checkpointer:
 
     def _find_latest(self) -> int | None:
         """Cleans up, verifies from the newest on, and returns the first whole step."""
-        self._clean()
+        hosts.on_primary(self._clean)
         damaged = []
         self._damaged.clear()
-        for name in reversed(self._names()):
+        for name in reversed(hosts.on_primary(self._names)):
             damage = self._damage(name)
             if damage is None:
                 return _step_of(name)
-            _warn(f"checkpoint {self.directory / name} is not used: {damage}")
+            if hosts.is_primary():
+                _warn(f"checkpoint {self.directory / name} is not used: {damage}")
             self._damaged.add(_step_of(name))
             if self._manifest(name).exists() or (self.directory / name / "_CHECKPOINT_METADATA").exists():
                 damaged.append(name)
@@ -341,31 +345,25 @@ class Checkpointer:
         return None
 
     def _damage(self, name: str) -> str | None:
-        """What is wrong with a checkpoint, in words; None if nothing is."""
+        """What is wrong with a checkpoint, in words; None if nothing is. Each process verifies its share."""
+        damage, files = hosts.on_primary(lambda: self._described(name))
+        if damage is None:
+            mine = manifests.share(files, hosts.index(), hosts.count())
+            damage = next(filter(None, hosts.gather(manifests.altered(self.directory / name, mine))), None)
+        return damage
+
+    def _described(self, name: str) -> tuple[str | None, dict[str, manifests.File]]:
+        """(what is wrong with a checkpoint, without reading its files; the files that it should have)"""
         directory, path = self.directory / name, self._manifest(name)
         if not directory.is_dir():
-            return "it is not a directory" if directory.exists() else "its directory is missing"
+            return "it is not a directory" if directory.exists() else "its directory is missing", {}
         if not _is_file(path):
-            return f"its manifest {path.name} is {'no file' if path.exists() else 'missing'}"
+            return f"its manifest {path.name} is {'no file' if path.exists() else 'missing'}", {}
         try:
-            manifest = parse_json(path.read_bytes())
-            digest = manifest.pop("digest")
-            files = manifest["files"]
-        except (OSError, ValueError, KeyError, AttributeError, TypeError):
-            return f"its manifest {path.name} can not be read"
-        if digest != _digest_of_manifest(manifest) or manifest["step"] != _step_of(name):
-            return f"its manifest {path.name} was altered"
-        for file, expected in files.items():
-            if not _is_file(directory / file):
-                return f"its file {file} is missing"
-            size = (directory / file).stat().length
-            if size != expected["size"]:
-                return f"its file {file} has {size} bytes instead of {expected['size']}"
-        found = _digests(directory, files)
-        for file, expected in files.items():
-            if found[file] != expected:
-                return f"its file {file} does not have the digest it was written with (a flipped bit?)"
-        return None
+            files = manifests.read(path, _step_of(name))["files"]
+        except ValueError as error:
+            return f"its manifest {path.name} {error}", {}
+        return manifests.missing_or_cut(directory, files), files
 
     def _clean(self) -> None:
         """Removes what an interrupted save or deletion left, and names what does not belong here."""
@@ -425,7 +423,7 @@ def _reached(directory: epath.Path) -> Iterator[epath.Path]:
     the directory would be made anew, and what was removed of a failed save be back. Linux has paths by a descriptor,
     whose number is not that of the save before. Several processes need one path for all: they get the plain one.
     """
-    if not (_is_local(directory) and sys.platform == "linux" and hosts.count() == 1):
+    if is_bucket(directory) or sys.platform != "linux" or hosts.count() > 1:
         yield directory
         return
     opened = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -450,25 +448,19 @@ def _check_same_directory(reached: epath.Path, directory: epath.Path) -> None:
         raise FileNotFoundError(None, "The directory was replaced during the save")
 
 
-def _is_local(path: epath.Path) -> bool:
-    return "://" not in os.fspath(path)
-
-
 def _is_file(path: epath.Path) -> bool:
     """`epath` takes a pipe for a file, too."""
-    return os.path.isfile(path) if _is_local(path) else path.is_file()
+    return path.is_file() if is_bucket(path) else os.path.isfile(path)
 
 
 def _make(directory: epath.Path) -> None:
-    if _is_local(directory):
+    if not is_bucket(directory):
         make_directory(Path(directory))
-    else:
-        directory.mkdir(parents=True, exist_ok=True)
 
 
 def _sync(directory: epath.Path, whole: bool = False) -> None:
     """Forces a local directory's list of names onto the disk; the `whole` of it, with all below."""
-    if _is_local(directory):
+    if not is_bucket(directory):
         (sync_tree if whole else sync)(Path(directory))
 
 
@@ -479,44 +471,7 @@ def _remove(path: epath.Path) -> None:
         path.unlink(missing_ok=True)
 
 
-# ------------------------------------------------------------------------------------------------------ manifest
-
-
-def _digest(path: epath.Path) -> dict[str, Any]:
-    sha256, size = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
-            sha256.update(block)
-            size += len(block)
-    return {"size": size, "sha256": sha256.hexdigest()}
-
-
-def _digests(directory: epath.Path, files: Any = None) -> dict[str, dict[str, Any]]:
-    """{path below the directory: {"size", "sha256"}} of the given files, or of all."""
-    if files is None:
-        files = sorted(os.fspath(path.relative_to(directory)) for path in _walk(directory))
-    with ThreadPoolExecutor(_HASH_THREADS) as pool:
-        return dict(zip(files, pool.map(lambda file: _digest(directory / file), files), strict=True))
-
-
-def _walk(directory: epath.Path):
-    for path in directory.iterdir():
-        if path.is_dir():
-            yield from _walk(path)
-        else:
-            yield path
-
-
-def _digest_of_manifest(manifest: dict) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def _write_manifest(path: epath.Path, manifest: dict) -> None:
-    text = json.dumps({**manifest, "digest": _digest_of_manifest(manifest)}, sort_keys=True, indent=1)
-    if _is_local(path):
-        write_text(Path(path), text)
-    else:
-        path.write_text(text)  # an object appears whole
+# -------------------------------------------------------------------------------------------------------- the state
 
 
 def _describe(leaf: Any) -> str:

@@ -59,8 +59,14 @@ def test_disturbed_runs_end_as_the_undisturbed_one(alone, tmp_path):
         both.signal_after(workdir, newest(workdir) + 1, 0, signal.SIGKILL)
         assert both.ended() == [-signal.SIGKILL, -signal.SIGABRT], both.said
 
+    damaged = newest(workdir)
+    # Process 1 wrote the file, and verifies it or not: both restore the checkpoint before.
+    [file] = (workdir / "checkpoints" / f"step_{damaged:08d}" / "state" / "ocdbt.process_1" / "d").iterdir()
+    file.write_bytes(bytes([file.read_bytes()[0] ^ 1]) + file.read_bytes()[1:])
     with Run(*command) as both:
         assert both.ended() == [0, 0], both.said
+        assert "does not have the digest it was written with" in both.said[0]
+        assert f"step_{damaged:08d}" in both.said[0]
         assert "going on from step" in both.said[0]
         assert "training: " not in both.said[1]
     assert_same_run(workdir, alone)

@@ -16,7 +16,7 @@ import optax
 import pytest
 
 from onereward_jax.errors import UserError
-from onereward_jax.training import checkpoint
+from onereward_jax.training import checkpoint, manifest
 from onereward_jax.training.checkpoint import Checkpointer, CheckpointWarning, SaveError
 
 
@@ -285,7 +285,7 @@ def test_an_error_in_the_background_is_raised(tmp_path, monkeypatch):
     def no_space(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_write_manifest", no_space)
+    monkeypatch.setattr(manifest, "write", no_space)
     checkpointer = Checkpointer(tmp_path)
     checkpointer.save(1, {"a": jnp.ones(2)})
     with pytest.raises(SaveError, match=r"^No space left on device$"):
@@ -378,9 +378,17 @@ def test_threads_that_outlive_a_failed_save_leave_nothing(tmp_path, monkeypatch)
 
 
 def test_manifest_lists_sizes_and_digests(copy):
-    manifest = json.loads((copy / "step_00000003.json").read_text())
-    assert manifest["step"] == 3
-    assert manifest["arrays"]["params/dense/kernel"] == "float32[16,8]"
-    for file, entry in manifest["files"].items():
+    written = json.loads((copy / "step_00000003.json").read_text())
+    assert written["step"] == 3
+    assert written["arrays"]["params/dense/kernel"] == "float32[16,8]"
+    for file, entry in written["files"].items():
         assert (copy / "step_00000003" / file).stat().st_size == entry["size"]
         assert len(entry["sha256"]) == 64
+
+
+def test_processes_share_the_files_evenly():
+    files = {f"d/{number}": {"size": 100 - number} for number in range(50)}
+    shares = [manifest.share(files, process, 4) for process in range(4)]
+    assert sorted(file for share in shares for file in share) == sorted(files)
+    bytes_of = [sum(about["size"] for about in share.values()) for share in shares]
+    assert max(bytes_of) - min(bytes_of) <= 100
