@@ -226,7 +226,14 @@ class Training(Settings):
 
     num_steps: int = option(8000, at_least=1, at_most=10**9, resumable=True, help="updates")
     batch_size: int = option(8, **_BATCH, help="samples of an update")
-    checkpoint_every: int = option(500, **_UPDATES, resumable=True, help="updates; 0 writes none but the last")
+    checkpoint_every: int = option(500, **_UPDATES, resumable=True, help="updates between checkpoints; 0: by time only")
+    checkpoint_minutes: float = option(
+        15.0,
+        at_least=0,
+        at_most=1e6,
+        resumable=True,
+        help="minutes after which a checkpoint is written whatever the updates; 0: never",
+    )
     keep_checkpoints: int = option(2, at_least=1, at_most=10**9, resumable=True, help="the newest ones")
     log_every: int = option(10, **_UPDATES, resumable=True, help="updates between lines of metrics.jsonl")
     max_skipped: int = option(

@@ -30,7 +30,7 @@ from onereward_jax.training.compile import Start
 from onereward_jax.training.metrics import MetricsWriter
 from onereward_jax.training.prefetch import Prefetcher
 from onereward_jax.training.progress import Progress, StepLog
-from onereward_jax.training.saving import Saving
+from onereward_jax.training.saving import ByTime, Saving
 from onereward_jax.training.signals import StopSignals
 
 State = Any  # a pytree with an attribute `step`: int32 scalar, the number of updates done
@@ -49,6 +49,7 @@ def run(
     workdir: str | Path,
     prepare: Callable[[Batch], Batch] = lambda batch: batch,
     checkpoint_every: int = 1000,
+    checkpoint_minutes: float = 0.0,
     keep: int = 3,
     log_every: int = 1,
     max_skipped: int = 10,
@@ -73,6 +74,7 @@ def run(
         Runs in a background thread, and computes on devices of this process only: programs of several processes have
         to be launched in the same order by all of them.
       checkpoint_every: steps between checkpoints; one more is saved at the end. 0: only that.
+      checkpoint_minutes: minutes since the newest checkpoint after which one more is saved. 0: never.
       keep: checkpoints kept.
       log_every: a line of metrics is written at the multiples of it and at the last step.
       max_skipped: updates in a row that may be skipped; one more ends the run. Each writes its line.
@@ -127,6 +129,7 @@ def run(
         stopping = stack.enter_context(StopSignals())
         writer = stack.enter_context(MetricsWriter(directory, number)) if primary else None
         saving = stack.enter_context(Saving(checkpointer, writer, number))
+        by_time = ByTime(60 * checkpoint_minutes, number, checkpointer)
         bar = stack.enter_context(Progress(description, number, num_steps, progress, shown=primary))
         log = StepLog(writer, bar, optional, number, max_skipped)
         prefetcher = stack.enter_context(Prefetcher(batches, prepare, data_timeout))
@@ -159,7 +162,7 @@ def run(
             if evaluate is not None and evaluate_every and due(evaluate_every):
                 log.flush(hold=True)
                 log.join(_evaluated(evaluate, state, last=number == num_steps))
-            if due(checkpoint_every) or stop_signal or log.lost:
+            if by_time.due(number) or due(checkpoint_every) or stop_signal or log.lost:
                 log.flush()
                 saving.wait()
                 last = number == num_steps or bool(stop_signal) or log.lost
@@ -169,6 +172,7 @@ def run(
                 if whole or stop_signal or (log.good > saving.newest and number < num_steps):
                     saving.save(number, state, data_state, last)
                 log.restart_clock()
+                by_time.restart(number)
             if log.lost:
                 saving.finish()
                 raise UserError(

@@ -1,6 +1,8 @@
 """The checkpoints of a run, while it trains."""
 
+import time
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from onereward_jax.errors import Fault
@@ -75,3 +77,47 @@ class Saving:
             warnings.warn(
                 f"{self._failure}: the training goes on, the next checkpoint is tried", CheckpointWarning, stacklevel=4
             )
+
+
+class ByTime:
+    """Says when a checkpoint is due by time: at the same step in every process, by the primary's clock.
+
+    The others wait for the primary's answer, so they ask at few steps. Each answer says after how many steps to ask
+    again: half of those that fit into the time left at the pace of late. So a checkpoint every N steps costs about
+    log2(N) answers, and is due with the step in which its time is over, also when steps take half as long from now on.
+
+    Args:
+      seconds: between checkpoints; 0 for never.
+      step: where the run starts.
+      checkpointer: while it saves, nothing is due.
+      clock: seconds from any moment on.
+    """
+
+    def __init__(
+        self, seconds: float, step: int, checkpointer: Checkpointer, clock: Callable[[], float] = time.monotonic
+    ):
+        self._seconds, self._checkpointer, self._clock = seconds, checkpointer, clock
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        """Counts the time from now on: a checkpoint is being written."""
+        self._began = self._clock()
+        self._asked = self._began, step
+        self._next = step + 1
+
+    def due(self, step: int) -> bool:
+        """Whether to save after this step; every process calls this at every step."""
+        if not self._seconds or step < self._next:
+            return False
+        wait = hosts.on_primary(lambda: self._steps_to_wait(step))
+        self._next = step + wait
+        return wait == 0
+
+    def _steps_to_wait(self, step: int) -> int:
+        now = self._clock()
+        (before, at), self._asked = self._asked, (now, step)
+        left = self._seconds - (now - self._began)
+        if left <= 0 and not self._checkpointer.saving:
+            return 0
+        pace = max((now - before) / max(1, step - at), 1e-9)
+        return max(1, int(left / pace / 2))

@@ -122,6 +122,7 @@ def train(experiment: Experiment, config: Recipe, workdir: Path) -> TrainState:
         num_steps=config.train.num_steps,
         workdir=workdir,
         checkpoint_every=config.train.checkpoint_every,
+        checkpoint_minutes=config.train.checkpoint_minutes,
         keep=config.train.keep_checkpoints,
         log_every=config.train.log_every,
         max_skipped=config.train.max_skipped,

@@ -30,7 +30,7 @@ def config_of(mesh: str) -> AutoencoderTraining:
         seed=7,
         mesh=Mesh(*map(int, mesh.split(","))),
         train=Training(
-            num_steps=STEPS, batch_size=16, checkpoint_every=5, keep_checkpoints=9, log_every=1, offload=("ema",)
+            num_steps=STEPS, batch_size=16, checkpoint_minutes=0.015, keep_checkpoints=9, log_every=1, offload=("ema",)
         ),
         data=SceneData(task_weights={"image_fill": 3.0, "object_removal": 1.0}, loader_threads=2, loader_timeout=60.0),
     )
