@@ -9,6 +9,7 @@ import re
 import resource
 import socket
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -19,7 +20,7 @@ from onereward_jax.atomic_files import make_directory, sync, write_bytes
 from onereward_jax.errors import UserError
 from onereward_jax.given_files import read_bytes
 
-_FLUSH_SECONDS = 30.0  # between two flushes of TensorBoard's file
+_SYNC_SECONDS = 60.0  # that a line may wait before it is on the disk
 
 
 class MetricsWriter:
@@ -28,6 +29,8 @@ class MetricsWriter:
     A run that goes on from step s first drops every line of a later step, and what is no line after that of step s,
     torn when the run was killed or the power failed; so the file has neither gaps nor repeats, whatever happened
     between.
+
+    A line is in the file at once, and on the disk within a minute.
 
     Lines that can't be written (a full disk, a mount that is gone) are kept and written once it is possible again, with
     one warning. TensorBoard loses them, and gets a new file after that. A file that was removed or replaced is written
@@ -46,7 +49,9 @@ class MetricsWriter:
         _truncate(self.path, resume_step)
         self._file = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
         sync(directory)  # its name is there after a power cut, as its lines are after `sync`
-        self._closed = False
+        self._closed = threading.Event()
+        self._lock = threading.RLock()  # of all below: lines are written by one thread and synced by another, too
+        self._unsynced = False
         self._waiting = b""  # lines, or the rest of one, that are not in the file yet
         self._reopen = self._failing = False
         self._warned: set[str] = set()
@@ -55,6 +60,8 @@ class MetricsWriter:
         if tensorboard:
             (directory / "tensorboard").mkdir(exist_ok=True)
             self._events = _TensorBoard(directory / "tensorboard", resume_step)
+        self._syncing = threading.Thread(target=self._sync_now_and_then, name="metrics", daemon=True)
+        self._syncing.start()
 
     def write(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes one line to the operating system.
@@ -74,24 +81,26 @@ class MetricsWriter:
                 line[key] = None
                 continue
             line[key] = number
-        self._waiting += json.dumps(line).encode() + b"\n"
-        failure = None
-        try:
-            self._write_waiting()
-        except OSError as error:
-            failure, self._reopen = error, True
-        try:
-            if self._tensorboard:
-                self._add_events(line)
-        except OSError as error:
-            failure = failure or error
-        if failure is not None and not self._failing:
+        with self._lock:
+            self._unsynced = True
+            self._waiting += json.dumps(line).encode() + b"\n"
+            failure = None
+            try:
+                self._write_waiting()
+            except OSError as error:
+                failure, self._reopen = error, True
+            try:
+                if self._tensorboard:
+                    self._add_events(line)
+            except OSError as error:
+                failure = failure or error
+            failed_before, self._failing = self._failing, failure is not None
+        if failure is not None and not failed_before:
             warnings.warn(
                 f"metrics can't be written in {self.path.parent} ({failure.strerror}): lines wait until they can",
                 RuntimeWarning,
                 stacklevel=2,
             )
-        self._failing = failure is not None
 
     def sync(self) -> None:
         """Forces all lines onto the disk; call before a checkpoint, so that it never knows more than the file.
@@ -99,26 +108,41 @@ class MetricsWriter:
         Raises:
           OSError: it can't be done now.
         """
-        self._write_waiting()
-        if not (self.path.exists() and os.path.samestat(self.path.stat(), os.fstat(self._file))):
-            write_bytes(self.path, os.pread(self._file, os.fstat(self._file).st_size, 0))
-            self._open_again()
-            warnings.warn(f"{self.path} was removed or replaced: it is written again", RuntimeWarning, stacklevel=2)
+        with self._lock:
+            self._write_waiting()
+            if not (self.path.exists() and os.path.samestat(self.path.stat(), os.fstat(self._file))):
+                write_bytes(self.path, os.pread(self._file, os.fstat(self._file).st_size, 0))
+                self._open_again()
+                warnings.warn(f"{self.path} was removed or replaced: it is written again", RuntimeWarning, stacklevel=2)
+            self._force()
+
+    def close(self) -> None:
+        if self._closed.is_set():
+            return
+        self._closed.set()
+        self._syncing.join()
+        with contextlib.suppress(OSError):  # what is lost is newer than every checkpoint: it will be computed again
+            self.sync()
+        os.close(self._file)
+        self._end_events()
+
+    def _sync_now_and_then(self) -> None:
+        while not self._closed.wait(_SYNC_SECONDS):
+            # What is wrong is said by `write`, or by `sync` before the next checkpoint.
+            with self._lock, contextlib.suppress(OSError):
+                if self._unsynced:
+                    self._write_waiting()
+                    self._force()
+
+    def _force(self) -> None:
+        """Force what was written onto the disk."""
         os.fsync(self._file)
         try:
             if self._events is not None:
                 self._events.flush()
         except OSError:
             self._end_events()
-
-    def close(self) -> None:
-        if self._closed:
-            return
-        with contextlib.suppress(OSError):  # what is lost is newer than every checkpoint: it will be computed again
-            self.sync()
-        os.close(self._file)
-        self._end_events()
-        self._closed = True
+        self._unsynced = False
 
     def _write_waiting(self) -> None:
         if self._reopen:  # a mount that came back knows nothing of the old descriptor
@@ -166,7 +190,6 @@ class _TensorBoard:
         from tensorboardX.summary import scalar
 
         self._event, self._scalar, now = Event, scalar, time.time()
-        self._flushed = now
         # No two files have one name, however soon a run is started again.
         name = f"events.out.tfevents.{int(now)}.{socket.gethostname()}.{last_step}.{os.getpid()}"
         self._file = RecordWriter(str(directory / name))
@@ -179,11 +202,8 @@ class _TensorBoard:
         for name, number in numbers.items():
             if number is not None:
                 self._write(self._event(wall_time=now, step=step, summary=self._scalar(name, number)))
-        if now - self._flushed > _FLUSH_SECONDS:
-            self.flush()
 
     def flush(self) -> None:
-        self._flushed = time.time()
         self._file.flush()
 
     def close(self) -> None:

@@ -1,7 +1,10 @@
 """metrics.jsonl without gaps or repeats, and TensorBoard's purge step."""
 
 import json
+import os
 import struct
+import threading
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event
 
 from onereward_jax.errors import UserError
+from onereward_jax.training import metrics
 from onereward_jax.training.metrics import MetricsWriter, read_metrics
 
 
@@ -98,6 +102,21 @@ def test_lines_are_there_at_once(tmp_path):
     assert read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "a": 1.0}]
     writer.close()
     writer.close()
+
+
+def test_lines_and_events_are_forced_onto_the_disk_while_no_step_ends(tmp_path, monkeypatch):
+    """Every minute; sooner here."""
+    forced, force = threading.Event(), os.fsync
+    monkeypatch.setattr(metrics, "_SYNC_SECONDS", 0.01)
+    with MetricsWriter(tmp_path) as writer:
+        monkeypatch.setattr(os, "fsync", lambda file: (force(file), file == writer._file and forced.set()))
+        writer.write(1, {"learning/loss": 0.5})
+        assert forced.wait(10)
+        deadline = time.monotonic() + 10
+        while not (found := [event for event in events(tmp_path) if event.HasField("summary")]):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert found[0].step == 1
 
 
 @pytest.mark.parametrize("replaced", [False, True])
