@@ -1,7 +1,7 @@
 """Flow-matching fine-tuning of a FLUX-Fill model on your own images; see docs/how-to/finetune.md.
 
-    onereward finetune --config.data.path=IMAGES --workdir runs/mine                               # the variant tiny
-    onereward finetune --config finetune:flux_fill --config.data.path=IMAGES --workdir runs/mine
+    onereward finetune --config.data.source=IMAGES --workdir runs/mine                               # the variant tiny
+    onereward finetune --config finetune:flux_fill --config.data.source=IMAGES --workdir runs/mine
 
 `tiny` starts from the packaged miniature and takes a minute or two on two CPU cores. `flux_fill` trains an adapter of
 FLUX.1-Fill-dev at 1024 pixels, or at 512 by `--config.data.resolution=512`. `--config.lora.rank=0

@@ -50,7 +50,7 @@ def runs(data: Path) -> dict[str, tuple[str, ...]]:
         *("--config.judge.held_out_share=0.2", "--config.judge.evaluate_every=20"),
     )
     finetune = (
-        *("finetune", "--config", "configs/finetune.py:tiny", f"--config.data.path={data / 'photographs'}"),
+        *("finetune", "--config", "configs/finetune.py:tiny", f"--config.data.source={data / 'photographs'}"),
         *("--config.data.caption=a photograph", "--config.finetune.evaluate_every=20"),
     )
     train = ("train", "--config", "configs/tiny.py:quick")

@@ -113,14 +113,19 @@ class SceneData(Data):
 
 
 @dataclass(frozen=True)
-class CaptionedData(Data):
-    """A user's own images with captions. They keep about their aspect, in buckets of about the same area."""
+class RequestData(Data):
+    """A user's own requests. Images keep about their aspect, in buckets of about the same area."""
 
-    path: str = option("", help="a folder of images, or a .jsonl file: docs/how-to/finetune.md")
-    caption: str = option("", help="of images that have none")
-    bad_share: float = option(0.1, **_SHARE, help="share of the images that may be unreadable")
-    inside_only: bool = option(False, help="an image whose path leads out of the folder is a bad one")
-    held_out_share: float = option(0.05, **_BELOW_ONE, help="share of the images that are held out")
+    source: str = option(
+        "",
+        help="your requests: a folder of images, a .jsonl file or a TFDS directory, see docs/reference/requests.md",
+        was="data.path",
+    )
+    held_out: str = option("", help="requests that are held out, as in data.source; empty: a share of data.source")
+    held_out_share: float = option(0.05, **_BELOW_ONE, help="share of the images of data.source that are held out")
+    caption: str = option("", help="prompt of requests that have none")
+    bad_share: float = option(0.1, **_SHARE, help="share of the requests that may be bad")
+    inside_only: bool = option(False, help="a request with a path that leads out of the source's folder is a bad one")
     bucket_step: int = option(64, at_least=8, at_most=2**14, help="sides are multiples of it, in pixels")
     max_aspect: float = option(2.0, at_least=1, at_most=16, help="of the buckets' longer side to the shorter")
     min_hole: float = option(0.2, above=0, below=1, help="least side of a drawn mask, as a share of the image's")
@@ -130,11 +135,16 @@ class CaptionedData(Data):
         super().check()
         if self.min_hole > self.max_hole:
             raise _order("data.min_hole", self.min_hole, "at most", "data.max_hole", self.max_hole)
-        if self.resolution % self.bucket_step:
+        if self.source and self.resolution % self.bucket_step:
             raise UserError(
                 f"data.resolution {self.resolution} is no multiple of data.bucket_step {self.bucket_step}: change one"
                 " of them"
             )
+
+
+@dataclass(frozen=True)
+class PolicyData(SceneData, RequestData):
+    """Requests that a policy is trained on: your own or, without a data.source, scenes of the proving ground."""
 
 
 # -------------------------------------------------------------------------------------- devices, models, optimisation
@@ -649,7 +659,7 @@ class RewardFeedback(Recipe):
     algorithm: str = option(
         "dynamic", choices=("fixed", "dynamic"), help="the reference is the base model (Algorithm 1) or the EMA (2)"
     )
-    data: SceneData = field(default_factory=SceneData)
+    data: PolicyData = field(default_factory=PolicyData)
     max_sequence_length: int = _max_sequence_length()
     question_length: int = _question_length()
     model: PolicyModels = field(default_factory=PolicyModels)
@@ -717,7 +727,7 @@ class Finetuning(Recipe):
     title: ClassVar[str] = "fine-tuning"
 
     max_sequence_length: int = _max_sequence_length()
-    data: CaptionedData = field(default_factory=CaptionedData)
+    data: RequestData = field(default_factory=RequestData)
     model: Models = field(default_factory=Models)
     # The rate for adapters as in diffusers' train_dreambooth_lora_flux.py and sd-scripts' docs/flux_train_network.md.
     optimizer: Optimizer = field(default_factory=lambda: Optimizer(learning_rate=1e-4))

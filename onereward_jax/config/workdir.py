@@ -26,7 +26,7 @@ _MADE_AT_START = (
     "base_images",
     "programs",
     "balance.json",
-    "pictures.json",
+    "requests.json",
     "held_out.json",
 )
 

@@ -70,13 +70,14 @@ def read_mask(source: Any, name: str = "the mask") -> np.ndarray:
     """Read a black-and-white image as a mask: uint8 (H, W), 1 where it is white.
 
     Args:
-      source: PIL image, path of an image file, or array: boolean, uint8 or float in [0, 1], (H, W) or (H, W, 3).
+      source: PIL image, path or bytes of an image file, or array: boolean, uint8 or float in [0, 1], (H, W) or
+        (H, W, 3).
 
     Raises:
       FileNotFoundError, IsADirectoryError, PermissionError: the path can't be opened.
       UserError: see `read_image`; or the mask has transparent pixels or no white ones.
     """
-    if isinstance(source, (str, Path, Image.Image)):
+    if isinstance(source, (str, Path, bytes, Image.Image)):
         name = str(source) if isinstance(source, (str, Path)) else name
         decoded = decode(source, name, profile=False)  # a mask holds numbers, not colours
         if decoded.transparent:
@@ -102,9 +103,18 @@ def check_size(image: np.ndarray, mask: np.ndarray, names: tuple[str, str] = ("t
     Raises:
       UserError: they differ.
     """
-    if image.shape[:2] != mask.shape:
-        sizes = [f"{array.shape[1]}x{array.shape[0]}" for array in (image, mask)]
-        raise UserError(f"{names[1]} is {sizes[1]} pixels, {names[0]} {sizes[0]}: give a mask of the image's size")
+    check_sizes(image.shape[:2], mask.shape, names)
+
+
+def check_sizes(image: Sequence[int], other: Sequence[int], names: tuple[str, str], noun: str = "mask") -> None:
+    """Check that two (height, width) are the same.
+
+    Raises:
+      UserError: they differ.
+    """
+    if tuple(image) != tuple(other):
+        sizes = [f"{width}x{height}" for height, width in (image, other)]
+        raise UserError(f"{names[1]} is {sizes[1]} pixels, {names[0]} {sizes[0]}: give a {noun} of the image's size")
 
 
 def read_images(source: Any) -> list[np.ndarray]:
@@ -154,12 +164,22 @@ def extend(image: np.ndarray, sides: Mapping[str, int]) -> tuple[np.ndarray, np.
     """Extend an image (H, W, 3): return the canvas (H', W', 3), which repeats the border pixels, and the mask (H', W')
     of the new pixels."""
     left, right, top, bottom = (sides.get(side, 0) for side in SIDES)
-    height, width = image.shape[0] + top + bottom, image.shape[1] + left + right
-    if height * width > MAX_PIXELS:
-        raise UserError(f"extended to {width}x{height} pixels the image is too large: add less")
-    mask = np.ones((height, width), np.uint8)
+    mask = np.ones(extended_size(image.shape[:2], sides), np.uint8)
     mask[top : top + image.shape[0], left : left + image.shape[1]] = 0
     return np.pad(image, ((top, bottom), (left, right), (0, 0)), mode="edge"), mask
+
+
+def extended_size(size: Sequence[int], sides: Mapping[str, int]) -> tuple[int, int]:
+    """Return the (height, width) that an image of this (height, width) is extended to.
+
+    Raises:
+      UserError: it is too large.
+    """
+    left, right, top, bottom = (sides.get(side, 0) for side in SIDES)
+    height, width = size[0] + top + bottom, size[1] + left + right
+    if height * width > MAX_PIXELS:
+        raise UserError(f"extended to {width}x{height} pixels the image is too large: add less")
+    return height, width
 
 
 def pad_to_multiple(array: np.ndarray, multiple: int) -> np.ndarray:

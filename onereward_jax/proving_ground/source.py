@@ -1,34 +1,30 @@
 """The source of samples that a configuration names."""
 
-from pathlib import Path
-
-from onereward_jax.config.schema import Finetuning, Recipe, SceneData
-from onereward_jax.data.captioned import CaptionedFolder, hold_out, read_captioned
+from onereward_jax.config.schema import Recipe, RequestData, SceneData
+from onereward_jax.data.requests.source import Requests, open_requests
 from onereward_jax.data.source import Source
 from onereward_jax.errors import UserError
 from onereward_jax.proving_ground.scenes import ProvingGround
 
 
 def open_source(config: Recipe, split: str, target_flaws: float = 0.0) -> Source:
-    """Open the captioned folder `config.data.path`, or where the recipe has none the proving ground.
+    """Open the requests of `config.data.source`, or where there is none the proving ground.
 
     Args:
       split: "train" or, of what is held out, "test".
       target_flaws: share of the proving ground's targets that carry a synthetic defect; no other source has any.
 
     Raises:
-      FileNotFoundError, UserError: the folder or its photographs can't be used.
+      FileNotFoundError, UserError: the requests or photographs can't be used.
     """
-    if isinstance(config, Finetuning):
-        data = config.data
-        images = read_captioned(Path(data.path), data.caption, data.bad_share, data.inside_only)
-        trained_on, held_out = hold_out(images, data.held_out_share, config.seed)
+    data = config.data
+    if isinstance(data, RequestData) and data.source:
+        trained_on, held_out = open_requests(config)
         if split == "test" and not held_out:
-            raise UserError("no image is held out to be evaluated on: raise data.held_out_share")
-        return CaptionedFolder(config, trained_on if split == "train" else held_out)
-    assert isinstance(config.data, SceneData)
-    scenes = config.data
-    return ProvingGround(split, scenes.resolution, scenes.seed, scenes.photos or None, target_flaws)
+            raise UserError("no request is held out to be evaluated on: raise data.held_out_share")
+        return Requests(config, trained_on if split == "train" else held_out)
+    assert isinstance(data, SceneData)
+    return ProvingGround(split, data.resolution, data.seed, data.photos or None, target_flaws)
 
 
 def proving_ground_of(source: Source, purpose: str) -> ProvingGround:
@@ -41,5 +37,5 @@ def proving_ground_of(source: Source, purpose: str) -> ProvingGround:
       UserError: the source is another.
     """
     if not isinstance(source, ProvingGround):
-        raise UserError(f"{purpose} needs scenes of the proving ground: leave data.path empty")
+        raise UserError(f"{purpose} needs scenes of the proving ground: leave data.source empty")
     return source

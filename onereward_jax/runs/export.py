@@ -12,7 +12,8 @@ from onereward_jax.errors import UserError
 from onereward_jax.fill.diffusers_io import COMFYUI_FILE, FOLDERS
 from onereward_jax.given_files import read_json
 from onereward_jax.models.lora import LoRA, merge
-from onereward_jax.runs.finetune import PICTURES_FILE, SAMPLES
+from onereward_jax.runs.finetune import SAMPLES
+from onereward_jax.runs.request_report import REQUESTS_FILE
 from onereward_jax.tasks import NEGATIVE_PROMPT, REMOVAL_PROMPT
 from onereward_jax.training.checkpoint import Checkpointer
 from onereward_jax.weights.bfl import save_bfl
@@ -158,12 +159,18 @@ def _origin(workdir: Path, config: dict[str, Any], what: str, step: int) -> str:
             f"improved by one vision-language judge: {'the EMA of the policy' if what == 'ema' else 'the policy'} after"
             f" {step}\nupdates of OneReward's Algorithm {algorithm} (arXiv 2508.21066)"
         )
-    count = read_json(workdir / PICTURES_FILE)["pictures"]
+    count = _images_of(workdir)
     trained = f"an adapter of rank {config['lora.rank']}" if config["lora.rank"] else "the whole transformer"
     return (
         f"fine-tuned by flow matching on {count} pictures: {trained}{', averaged,' if what == 'ema' else ''} after"
         f"\n{step} updates with OneReward in JAX"
     )
+
+
+def _images_of(workdir: Path) -> int:
+    """Of a fine-tuning run, to which an earlier release gave another file."""
+    file = workdir / REQUESTS_FILE
+    return read_json(file)["requests"] if file.exists() else read_json(workdir / "pictures.json")["pictures"]
 
 
 def _pictures(workdir: Path) -> list[Path]:

@@ -1,7 +1,6 @@
 """Fine-tuning of a fill model on a user's own images by flow matching."""
 
 import functools
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,10 @@ import numpy as np
 
 from onereward_jax.atomic_files import write_json
 from onereward_jax.config.schema import Finetuning
-from onereward_jax.data.captioned import Captioned, CaptionedFolder, fingerprint_of, hold_out, prompts_of
+from onereward_jax.data.requests.read import prompts_of
+from onereward_jax.data.requests.record import Request
+from onereward_jax.data.requests.source import Requests, Split
 from onereward_jax.data.sample import Sample
-from onereward_jax.errors import UserError
 from onereward_jax.fill.diffusers_io import FOLDERS
 from onereward_jax.fill.pipeline import FillPipeline, sample_noise
 from onereward_jax.fill.prompts import prompt_reader
@@ -26,6 +26,7 @@ from onereward_jax.parallel import hosts
 from onereward_jax.parallel.activations import batch_sharding, traced_for
 from onereward_jax.parallel.mesh import make_mesh
 from onereward_jax.parallel.sharding_rules import shardings
+from onereward_jax.runs.request_report import has_begun, report_requests
 from onereward_jax.training import trainer
 from onereward_jax.training.compile import Params
 from onereward_jax.training.optimizer import make_optimizer
@@ -36,39 +37,36 @@ from onereward_jax.weights.load import stored_dtype
 from onereward_jax.weights.peft_adapters import save_adapter
 from onereward_jax.weights.save import save_component
 
-PICTURES_FILE, HELD_OUT_FILE, SAMPLES = "pictures.json", "held_out.json", "samples"
+HELD_OUT_FILE, SAMPLES = "held_out.json", "samples"
 _FIELDS = ("image", "mask", "prompt")  # of a sample, in a batch
 _GRID_SIDE = 128  # pixels; smaller images are enlarged
 # Streams of random numbers beside the one of the training's samples.
 _HELD_OUT, _GRID = 1, 2
 
 
-def finetune(config: Finetuning, workdir: Path, images: Sequence[Captioned]) -> None:
-    """Train `config.model.base` on captioned images, or resume in `workdir`.
+def finetune(config: Finetuning, workdir: Path, requests: Split) -> None:
+    """Train `config.model.base` on images with prompts, or resume in `workdir`.
 
     Text encoders and autoencoder are frozen; all captions are encoded before the training, and the text encoders then
     released. Exports the transformer to workdir/export/transformer or, with `config.lora.rank`, its adapter to
-    workdir/export: the average, if one is kept. Writes workdir/pictures.json (what was read), workdir/held_out.json
+    workdir/export: the average, if one is kept. Writes workdir/requests.json (what was read), workdir/held_out.json
     (the base model's loss on held-out images) and workdir/samples.
-
-    Args:
-      images: all of them; some are held out.
 
     Raises:
       FileNotFoundError, UserError: the model is missing or does not fit, or there is nothing to train on.
     """
-    trainer.train(finetuning(config, workdir, images), config, workdir)
+    trainer.train(finetuning(config, workdir, requests), config, workdir)
 
 
-def finetuning(config: Finetuning, workdir: Path, images: Sequence[Captioned]) -> Experiment:
+def finetuning(config: Finetuning, workdir: Path, requests: Split) -> Experiment:
     """The transformer of `config.model.base`, or an adapter of it, trained by flow matching."""
     settings, adapters = config.finetune, LoRA(**config.lora)
     mesh = trainer.check_devices(config)
 
     # ------------------------------------------------------------------------------------------------------- the images
-    trained_on, held_out = hold_out(images, config.data.held_out_share, config.seed)
-    source = CaptionedFolder(config, trained_on)
-    hosts.on_primary(lambda: _report(workdir, source, held_out))
+    trained_on, held_out = requests
+    source = Requests(config, trained_on)
+    hosts.on_primary(lambda: report_requests(workdir, source, held_out, "images"))
 
     # -------------------------------------------------------------------------------------------------------- the model
     # What is trained is kept in float32 and read only by a run that begins; what is frozen is kept as it computes.
@@ -76,7 +74,7 @@ def finetuning(config: Finetuning, workdir: Path, images: Sequence[Captioned]) -
     stored = pipeline.params.pop("transformer")
     for size in source.sizes:
         latent_shape(pipeline.vae, *size)  # refuses what doesn't divide
-    texts = ["", *prompts_of(images)]
+    texts = ["", *prompts_of([*trained_on, *held_out])]
     pipeline.prompts.encode_ahead(texts, config.max_sequence_length, workdir / "prompts", mesh)
     read = prompt_reader(pipeline.prompts, config.max_sequence_length, config.train.batch_size)
     frozen = {"vae": hosts.place(pipeline.params["vae"], shardings(pipeline.params["vae"], mesh))}
@@ -139,50 +137,14 @@ def _export(config: Finetuning, workdir: Path, module: Any, adapters: LoRA, stat
         save_component(workdir / "export" / "transformer", "transformer", module, trained, dtype)
 
 
-# ----------------------------------------------------------------------------------------------------------- the images
-
-
-def _report(workdir: Path, source: CaptionedFolder, held_out: Sequence[Captioned]) -> None:
-    """Writes workdir/pictures.json and shows what is in it.
-
-    Raises:
-      UserError: the run in `workdir` began with other pictures.
-    """
-    report: dict[str, Any] = {
-        "pictures": len(source.images),
-        "held_out": [picture.id for picture in held_out],
-        "tasks": {task: sum(task in picture.tasks for picture in source.images) for task in source.tasks},
-        "masks": sum(picture.mask is not None for picture in source.images),
-        "sizes": [f"{width}x{height}" for height, width in source.drawn_sizes],
-        "digest": fingerprint_of((*source.images, *held_out)),
-    }
-    file = workdir / PICTURES_FILE
-    if _has_begun(workdir) and file.exists() and read_json(file)["digest"] != report["digest"]:
-        raise UserError(
-            f"the run in {workdir} began with other pictures or captions: put them back, or choose another --workdir"
-        )
-    write_json(file, report)
-    tasks = ", ".join(f"{count} for {task}" for task, count in report["tasks"].items())
-    print(
-        f"{report['pictures']} pictures ({tasks}; {report['masks']} with masks of their own), {len(held_out)} held out,"
-        f" at {', '.join(report['sizes'])} pixels",
-        file=sys.stderr,
-    )
-
-
-def _has_begun(workdir: Path) -> bool:
-    """Whether a checkpoint was finished there."""
-    return any((workdir / "checkpoints").glob("step_*.json"))
-
-
 # ------------------------------------------------------------------------------------------------------ the evaluations
 
 
 def _held_out_loss(
     loss: Callable,
     frozen: Any,
-    source: CaptionedFolder,
-    pictures: Sequence[Captioned],
+    source: Requests,
+    pictures: Sequence[Request],
     config: Finetuning,
     read: Callable[[dict[str, Any]], dict[str, Any]],
 ) -> Callable[[Any], dict[str, float]]:
@@ -219,7 +181,7 @@ def _held_out_loss(
 def _base_loss(workdir: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:
     """{"held_out/base_loss"}, measured once, before the first step of a run."""
     file = workdir / HELD_OUT_FILE
-    if not hosts.on_primary(lambda: _has_begun(workdir) and file.exists()):
+    if not hosts.on_primary(lambda: has_begun(workdir) and file.exists()):
         measured = measure()
         hosts.on_primary(lambda: write_json(file, measured))
     return {"held_out/base_loss": read_json(file)["held_out/loss"]}

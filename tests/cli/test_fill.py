@@ -18,9 +18,10 @@ from onereward_jax import FillPipeline
 from onereward_jax import tree as trees
 from onereward_jax.atomic_files import OUTPUT_FILE
 from onereward_jax.cli import main as cli
+from onereward_jax.data.requests.record import Request
 from onereward_jax.errors import UserError
 from onereward_jax.fill.diffusers_io import load_transformer
-from onereward_jax.fill.requests import Request, output_files
+from onereward_jax.fill.requests import output_files, prompt_of, read_requests
 from onereward_jax.runs import export
 from onereward_jax.runs.export import COMFYUI_FILE
 from onereward_jax.tasks import EXTEND_PROMPT, REMOVAL_PROMPT
@@ -175,27 +176,28 @@ def test_what_is_wrong_is_one_sentence_and_nothing_is_written(files, tmp_path, c
 
 
 def test_tasks_have_their_prompts():
-    request = Request("image.png", mask="mask.png")
-    assert Request("image.png", mask="mask.png", task="object_removal").text() == REMOVAL_PROMPT
-    assert Request("image.png", extend="left=3").text() == EXTEND_PROMPT
-    assert Request("image.png", extend="left=3", prompt="a hill").text() == "a hill"
+    image, mask = Path("image.png"), Path("mask.png")
+    text = lambda *of, **given: prompt_of(read_requests(image, *of, **given)[0])
+    assert text(mask, task="object_removal") == REMOVAL_PROMPT
+    assert text(None, extend="left=3") == EXTEND_PROMPT
+    assert text(None, extend="left=3", prompt="a hill") == "a hill"
     with pytest.raises(ValueError, match="image_fill"):
-        request.text()
+        text(mask)
 
 
 def test_files_of_one_name_do_not_replace_each_other(tmp_path):
-    requests = [Request(Path(name)) for name in ("x/a.png", "y/a.jpg", "b.png")]
+    requests = [Request(name, Path(name)) for name in ("x/a.png", "y/a.jpg", "b.png")]
     names = [[file.name for file in files] for files in output_files(requests, tmp_path, 1)]
     assert names == [["a.png"], ["a-2.png"], ["b.png"]]
     assert [file.name for file in output_files(requests, tmp_path, 2)[1]] == ["a-2_0.png", "a-2_1.png"]
-    requests = [Request(Path(name)) for name in ("a-2.png", "x/a.png", "y/a.png", "z/a-2.png")]
+    requests = [Request(name, Path(name)) for name in ("a-2.png", "x/a.png", "y/a.png", "z/a-2.png")]
     names = [files[0].stem for files in output_files(requests, tmp_path, 1)]
     assert names == ["a-2", "a", "a-3", "a-2-2"]
 
 
 @given(st.lists(st.sampled_from(["a", "a-2", "a-3", "a-2-2", "b", "a-2-3"]), max_size=20))
 def test_no_two_requests_write_one_file(stems):
-    files = output_files([Request(Path(f"{stem}.png")) for stem in stems], Path("out"), 1)
+    files = output_files([Request("", Path(f"{stem}.png")) for stem in stems], Path("out"), 1)
     assert len({path for of_request in files for path in of_request}) == len(stems)
 
 

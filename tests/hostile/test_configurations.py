@@ -40,7 +40,7 @@ CONFIGURED: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "sanity-checks": (("quick", "dynamic"), ()),
     "make-preferences": (("miniature/judge", "miniature/second_judge", "quick"), ()),
     "train-judge": (("miniature/judge", "miniature/task_judge", "judge_7b:7b"), ("--config.judge.data=preferences",)),
-    "finetune": (("finetune", "finetune:flux_fill"), ("--config.data.path=images",)),
+    "finetune": (("finetune", "finetune:flux_fill"), ("--config.data.source=images",)),
     "train-vae": (("miniature/vae",), ()),
     "train-base": (("miniature/base",), ()),
 }
@@ -194,7 +194,7 @@ def test_settings(tmp_path):
         fields, flat = options(type(config)), config.flat()
         argv = [command, "--config", spec, *needed, "--workdir", "run"]
         for name in rng.choice(list(flat), size=rng.choice([1, 1, 2, 3, 6]), replace=False):
-            if name == "data.path":
+            if name == "data.source":
                 continue  # all images below a folder are read, as documented
             field = fields[next(known for known in fields if name == known or name.startswith(f"{known}."))]
             argv.append(f"--config.{name}={value_for(rng, about(field))}")

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from onereward_jax.cli import main as cli
-from onereward_jax.data.captioned import read_captioned
 from onereward_jax.data.preferences.dataset import good_records, open_records, write_records
+from onereward_jax.data.requests.layouts import Defaults
+from onereward_jax.data.requests.read import read_requests
+from onereward_jax.data.requests.record import Request
 from onereward_jax.errors import UserError
-from onereward_jax.fill.requests import Request
 from onereward_jax.images.decoding import MAX_PIXELS
 from onereward_jax.images.reading import read_image, read_mask
 from tests.support.hostile import Trials, is_one_sentence
@@ -55,9 +56,9 @@ def test_no_reader_runs_ghostscript(tmp_path, monkeypatch, capsys):
     folder.mkdir()
     (folder / "a.png").write_bytes(other_files()["eps"])
     with pytest.raises(UserError, match=r"a\.png is not a readable image"):
-        Request(folder / "a.png", folder / "a.png", "a cat").pictures()
+        Request("a", folder / "a.png", folder / "a.png", "a cat").pictures()
     with pytest.raises(UserError, match="are bad, more than"):
-        read_captioned(folder, caption="a cat", bad_share=0.5)
+        read_requests(folder, Defaults(prompt="a cat"), bad_share=0.5)
     line = {"id": "a", "task": "image_fill", "prompt": "a cat", "candidates": [{"image": "a.png"}] * 2}
     (folder / "preferences.jsonl").write_text(json.dumps(line))
     assert list(good_records(open_records(folder), bad_share=1.0)) == []

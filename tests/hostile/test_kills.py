@@ -66,7 +66,7 @@ def command_of(name: str, given: Path) -> Command:
     if name == "finetune":
         fields = {
             "model.base": given / "base",
-            "data.path": given / "pictures",
+            "data.source": given / "pictures",
             "data.bad_share": 0.2,
             "data.bucket_step": 8,
             "data.max_aspect": 1.0,

@@ -14,10 +14,11 @@ import pytest
 from PIL import Image
 
 from onereward_jax.cli.exit_codes import is_users_error, sentence
-from onereward_jax.data.captioned import read_captioned
 from onereward_jax.data.preferences.dataset import COMPLETE, MADE_OF, good_records, open_records, write_records
 from onereward_jax.data.preferences.importers import Imported
-from onereward_jax.fill.requests import output_files, read_requests
+from onereward_jax.data.requests import read
+from onereward_jax.data.requests.record import Request
+from onereward_jax.fill.requests import output_files, prompt_of, read_requests
 from tests.support.hostile import Trial, Trials, is_one_sentence
 from tests.support.preference_examples import picture, records
 
@@ -152,15 +153,17 @@ def test_requests(folder, tmp_path):
         inside_only = bool(trial.rng.random() < 0.5)
         with trial:
             found = read_requests(path, None, inside_only, prompt=None)
-            output_files(found, tmp_path / "out", 1)
+            good = [request for request in found if isinstance(request, Request)]
+            output_files(good, tmp_path / "out", 1)
             for request in found:
-                if _tried(trial, request.text):
+                if _tried(trial, lambda request=request: prompt_of(request)):
                     _tried(trial, request.pictures)
-            places = [(request.image.name, request.prompt, request.task) for request in found]
+            places = [(request.image.name, request.prompt, request.tasks) for request in good]
             for fields in _REQUESTS:
-                if (fields["image"], fields.get("prompt"), fields.get("task")) not in places:
+                task = fields.get("task", "image_extend" if "extend" in fields else "image_fill")
+                if (fields["image"], fields.get("prompt", ""), (task,)) not in places:
                     trial.fail(f"{fields} is lost")
-            outside = [x for x in found if not os.path.realpath(x.image).startswith(str(folder)) and not x.error]
+            outside = [x for x in good if not os.path.realpath(x.image).startswith(str(folder))]
             if inside_only and outside:
                 trial.fail(f"{outside} leads out")
     trials.check()
@@ -177,12 +180,13 @@ def test_captions(folder):
     trials = Trials("damaged captions", short=100, long=600)
     path = folder / "metadata.jsonl"
     path.write_text("".join(json.dumps(fields) + "\n" for fields in _CAPTIONS))
-    good = read_captioned(folder)
+    said = lambda request: (request.image, request.mask, request.prompt, request.tasks, request.size)
+    good = [said(request) for request in read.read_requests(folder)]
     for trial in trials:
         path.write_bytes(_among_good_ones(_CAPTIONS, trial.rng))
         with trial:
-            found = read_captioned(folder, bad_share=1.0, inside_only=bool(trial.rng.random() < 0.5))
-            if lost := [item for item in good if item not in found]:
+            found = read.read_requests(folder, bad_share=1.0, inside_only=bool(trial.rng.random() < 0.5))
+            if lost := [item for item in good if item not in map(said, found)]:
                 trial.fail(f"{lost} is lost")
     trials.check()
 

@@ -15,7 +15,8 @@ from safetensors.numpy import load_file
 
 from onereward_jax.cli import main as cli
 from onereward_jax.config.load import load_config
-from onereward_jax.data.captioned import Captioned, CaptionedFolder
+from onereward_jax.data.requests.record import Request
+from onereward_jax.data.requests.source import Requests
 from onereward_jax.fill.diffusers_io import load_transformer
 from onereward_jax.flow.losses import fill_loss
 from onereward_jax.flow.schedule import Shift
@@ -57,8 +58,8 @@ def test_a_run_trains_the_transformer_and_measures_held_out_pictures(runs):
     before, after = (load_file(root / folder / "transformer" / WEIGHTS) for folder in ("base", "whole/export"))
     assert before.keys() == after.keys()
     assert all(0 < np.abs(after[name] - before[name]).max() < 0.01 for name in before)
-    report = json.loads((root / "whole" / "pictures.json").read_text())
-    assert (report["pictures"], report["held_out"]) == (6, ["0.png", "1.png"])  # one of each size
+    report = json.loads((root / "whole" / "requests.json").read_text())
+    assert (report["requests"], report["held_out"]) == (6, ["0.png", "1.png"])  # one of each size
     assert sorted(report["sizes"]) == ["24x40", "40x24"]
     first, last = lines_of(root / "whole")
     assert (first["step"], last["step"]) == (2, 4)
@@ -72,7 +73,7 @@ def test_a_stopped_run_goes_on_to_the_same_end_with_the_same_pictures_only(runs)
     assert lines_of(root / "stopped") == lines_of(root / "whole")
     one, other = ((root / name / "export" / "transformer" / WEIGHTS).read_bytes() for name in ("stopped", "whole"))
     assert one == other
-    assert "stopped began with other pictures or captions: put them back" in said
+    assert "stopped began with other images, masks or prompts: put them back" in said
 
 
 def test_a_whole_model_is_exported_as_its_average_or_as_it_is(runs, tmp_path, capsys):
@@ -126,11 +127,11 @@ def test_an_adapter_its_samples_and_every_export(runs, tmp_path, capsys, monkeyp
 @pytest.mark.parametrize(
     ("case", "words"),
     [
-        ("no path", "data.path is empty: give a folder of images"),
-        ("no folder", "there is no image folder"),
-        ("no picture", "holds no images"),
-        ("no captions", "has a caption: write NAME.txt beside each"),
-        ("mask of another size", "1 of 1 images in"),
+        ("no path", "data.source is empty: give a folder of images"),
+        ("no folder", "there is no folder or file of requests"),
+        ("no picture", "holds no requests"),
+        ("no captions", "has a prompt: write NAME.txt beside each"),
+        ("mask of another size", "1 of 1 requests in"),
         ("no model", "there is no directory nowhere"),
         ("no Fill model", "has in_channels 64, but it is 384 for a Fill model"),
         ("wrong value", "data.max_hole must be a number above 0 and below 1, not 1.0"),
@@ -147,10 +148,10 @@ def test_what_can_not_be_is_one_sentence_and_nothing_is_made(case, words, tmp_pa
         (folder / "a.txt").write_text("a thing")
     if case == "mask of another size":
         Image.new("L", (8, 8), 255).save(folder / "a_mask.png")
-    given = {"data.path": folder, "model.base": ROOT / "miniature" / "base"}
+    given = {"data.source": folder, "model.base": ROOT / "miniature" / "base"}
     given |= {
-        "no path": {"data.path": ""},
-        "no folder": {"data.path": tmp_path / "none"},
+        "no path": {"data.source": ""},
+        "no folder": {"data.source": tmp_path / "none"},
         "no model": {"model.base": "nowhere"},
         "no Fill model": {"model.base": tmp_path / "base"},
         "wrong value": {"data.max_hole": 1.0},
@@ -193,8 +194,8 @@ def test_a_step_of_the_official_model():
     optimizer = make_optimizer(**config.optimizer)
     step = supervised_step(adapters.loss(loss), optimizer, config.finetune.ema_decay)
     state = jax.eval_shape(lambda params: create_state(params, optimizer, 0), trained)
-    pictures = [Captioned(str(n), Path("a"), None, "a", ("image_fill",), (3000, 4000)) for n in range(8)]
-    ((height, width),) = CaptionedFolder(config, pictures).sizes
+    pictures = [Request(str(n), Path("a"), None, "a", ("image_fill",), size=(3000, 4000)) for n in range(8)]
+    ((height, width),) = Requests(config, pictures).sizes
     assert (height, width) == (896, 1152)
     size, length = config.train.batch_size, config.max_sequence_length
     shape = lambda *sides, dtype=jnp.bfloat16: jax.ShapeDtypeStruct((size, *sides), dtype)
@@ -210,8 +211,8 @@ def test_a_step_of_the_official_model():
 def test_pictures_of_two_aspects_are_shown_at_two_sizes():
     config = load_config(f"{CONFIG}:tiny", {"train.batch_size": 2})
     sizes = [(64, 64), (100, 90), (60, 100), (30, 50), (90, 60)]
-    pictures = [Captioned(str(n), Path("a"), None, "a", ("image_fill",), size) for n, size in enumerate(sizes)]
-    samples = CaptionedFolder(config, pictures)
+    pictures = [Request(str(n), Path("a"), None, "a", ("image_fill",), size=size) for n, size in enumerate(sizes)]
+    samples = Requests(config, pictures)
     assert samples.sizes == ((48, 80), (64, 64))
     shown = [samples.size_of(picture) for picture in pictures]
     assert shown == [(64, 64), (64, 64), (48, 80), (48, 80), (64, 64)]

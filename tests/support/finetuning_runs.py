@@ -34,7 +34,7 @@ def write_pictures(folder: Path) -> None:
 def finetune(root: Path, name: str, **more) -> int:
     overrides = {
         "model.base": root / "base",
-        "data.path": root / "pictures",
+        "data.source": root / "pictures",
         "data.bad_share": 0.2,
         "data.resolution": 32,
         "data.bucket_step": 8,

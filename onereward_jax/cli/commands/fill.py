@@ -5,9 +5,9 @@ of OneReward. --extend adds pixels at the sides and needs no mask. The defaults 
 FLUX.1-Fill-dev itself with --true_cfg_scale 1 --guidance_scale 30.
 
 --image also takes a folder (then --mask is a folder of masks with the same names, or one mask for all, and --out a
-folder), or a JSONL file whose lines have image, mask, prompt, and optionally task, negative_prompt, extend. Files that
-can't be read are named, the others are filled, and the exit code is 1. A JSONL file may name any file that you can
-read: give --inside_only with one that somebody else wrote.
+folder), or requests in any form that docs/reference/requests.md names, such as a JSONL file whose lines have image,
+mask, prompt, and optionally task, negative_prompt, extend. What can't be read is named, the others are filled, and the
+exit code is 1. A JSONL file may name any file that you can read: give --inside_only with one that somebody else wrote.
 """
 
 import argparse
@@ -84,8 +84,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from onereward_jax.atomic_files import check_writable
     from onereward_jax.cli.exit_codes import is_users_error, sentence
+    from onereward_jax.data.requests.record import BadRequest
     from onereward_jax.errors import UserError
-    from onereward_jax.fill.requests import output_files, read_requests
+    from onereward_jax.fill.requests import output_files, prompt_of, read_requests
 
     # Check the command line before a model is loaded.
     seeds = like(RewardFeedback, "seed")
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     image, out = Path(args.image), Path(args.out)
     given = {"prompt": args.prompt, "negative_prompt": args.negative_prompt, "task": args.task, "extend": args.extend}
     requests = read_requests(image, Path(args.mask) if args.mask else None, args.inside_only, **given)
-    many = image.is_dir() or image.suffix == ".jsonl"
+    many = image.is_dir() or image.suffix in (".jsonl", ".json")
     if many == (out.suffix == ".png") or (not many and out.is_dir()):
         wanted = "a folder for many images" if many else "a .png file for one image"
         raise UserError(f"--out {out} is not {wanted}: give one")
@@ -110,19 +111,21 @@ def run(args: argparse.Namespace) -> int:
                 raise
             failed.append(request)
             text = sentence(error)
-            print(f"onereward: {text if request.name in text else f'{request.name}: {text}'}", file=sys.stderr)
+            print(f"onereward: {text if request.where in text else f'{request.where}: {text}'}", file=sys.stderr)
             return None
 
-    files = dict(zip(requests, output_files(requests, out, args.num_images), strict=True))
+    good = [request for request in requests if not isinstance(request, BadRequest)]
+    files = dict(zip(good, output_files(good, out, args.num_images), strict=True))
     real = os.path.realpath  # unlike `Path.resolve`, it takes symbolic links that lead to themselves
-    read = {real(path) for request in requests for path in (request.image, request.mask) if path is not None}
+    pictures = (path for request in good for path in (request.image, request.mask, request.target))
+    read = {real(path) for path in pictures if isinstance(path, Path)}
     if replaced := [file for of_request in files.values() for file in of_request if real(file) in read]:
         raise UserError(f"{replaced[0]} is an input and would be replaced: choose another --out")
-    prompts = {request: tried(request, lambda request: request.text()) for request in requests}
+    prompts = {request: tried(request, prompt_of) for request in requests}
     prompts = {request: prompt for request, prompt in prompts.items() if prompt is not None}
     if not many:
         with warnings.catch_warnings(action="ignore"):  # they are shown when the request is filled
-            requests[0].pictures()
+            good[0].pictures()
     if prompts:
         _fill(args, prompts, files, tried)
     if failed:

@@ -1,6 +1,6 @@
 """Fine-tunes a fill model on your own images by flow matching, in full or by LoRA; writes it to WORKDIR/export.
 
-The images are in a folder, --config.data.path, with captions in NAME.txt beside NAME.png or in metadata.jsonl. Masks
+The images are in a folder, --config.data.source, with captions in NAME.txt beside NAME.png or in metadata.jsonl. Masks
 are drawn at random, or your own. docs/how-to/finetune.md has the details.
 """
 
@@ -20,16 +20,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from onereward_jax.data.captioned import read_captioned
+    from onereward_jax.data.requests.source import open_requests
     from onereward_jax.fill.diffusers_io import check_fill_model
     from onereward_jax.runs.finetune import finetune
 
-    data = args.config.data
-    if not data.path:
-        raise UserError("data.path is empty: give a folder of images by --config.data.path=FOLDER")
+    if not args.config.data.source:
+        raise UserError("data.source is empty: give a folder of images by --config.data.source=FOLDER")
     # Before claim_workdir, which creates the directory.
     check_fill_model(args.config.model.base)
-    pictures = read_captioned(Path(data.path), data.caption, data.bad_share, data.inside_only)
+    requests = open_requests(args.config, Path(args.workdir))
     workdir = claim_workdir(args.workdir, args.config)
     use_compilation_cache(workdir)
-    finetune(args.config, workdir, pictures)
+    finetune(args.config, workdir, requests)

@@ -1,0 +1,213 @@
+"""Requests as samples: aspect buckets, masks drawn where there are none, crops."""
+
+import dataclasses
+import functools
+import hashlib
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from onereward_jax.config.schema import Finetuning, Recipe, RequestData
+from onereward_jax.data import masks
+from onereward_jax.data.buckets import BucketDraw, Size, aspect_distance, bucket_sizes, common_shapes
+from onereward_jax.data.requests.layouts import Defaults
+from onereward_jax.data.requests.read import fingerprint_of, prompts_of, read_requests
+from onereward_jax.data.requests.record import ANY_TASK, Picture, Request, read_image, read_mask
+from onereward_jax.data.requests.run_lengths import RunLengths
+from onereward_jax.data.sample import Sample
+from onereward_jax.data.source import Source
+from onereward_jax.errors import UserError
+from onereward_jax.images import reading
+from onereward_jax.tasks import TASKS
+
+_CACHED = 256  # resized images
+
+
+class Requests(Source):
+    """An endless source: requests randomly cropped to the batch sizes, with their own masks or drawn ones.
+
+    Attributes:
+      requests: the requests.
+      sizes: the batch sizes, (height, width).
+      weights: {task: weight} of the tasks that some request has.
+    """
+
+    def __init__(self, config: Recipe, requests: Sequence[Request]):
+        """
+        Args:
+          config: its `seed`, `train.batch_size` and `data`: `task_weights`, `resolution`, `bucket_step`, `max_aspect`,
+            `min_hole` and `max_hole`. Fine-tuning declares images to be the targets where there is no other.
+          requests: at least one. Images of rare sizes use the nearest common one.
+
+        Raises:
+          UserError: the tasks of the requests all have weight 0.
+        """
+        data = config.data
+        assert isinstance(data, RequestData)
+        self.requests = tuple(requests)
+        there = {task for request in requests for task in request.tasks}
+        self.weights = {task: weight for task, weight in data.task_weights.items() if weight and task in there}
+        if not self.weights:
+            raise UserError(
+                f"the requests are for {', '.join(sorted(there))}, whose data.task_weights are 0: raise one"
+            )
+        self.tasks = tuple(self.weights)
+        self.prompts = prompts_of(requests)
+        sizes = bucket_sizes(data.resolution, data.bucket_step, data.max_aspect)
+        nearest = [_nearest(request.size, sizes) for request in requests]
+        self.sizes = tuple(sorted(set(common_shapes(nearest, config.train.batch_size, aspect_distance).values())))
+        self._seed, self._hole = config.seed, (data.min_hole, data.max_hole)
+        self._image_is_target = isinstance(config, Finetuning)
+        items = [(self.size_of(r), task, r) for r in requests for task in r.tasks if task in self.tasks]
+        self._drawn: BucketDraw[Size, Request] = BucketDraw(items, config.train.batch_size, self.weights)
+
+    @property
+    def drawn_sizes(self) -> tuple[Size, ...]:
+        """Sizes that samples of weighted tasks have, in the order of the requests."""
+        return self._drawn.shapes
+
+    def size_of(self, request: Request) -> Size:
+        """Return the size to which a request is cropped."""
+        return _nearest(request.size, self.sizes)
+
+    def sample(self, index: int, task: str) -> Sample:
+        """Make sample `index` of the run; all in a batch have one size. With several sizes, the task is drawn anew."""
+        generator = np.random.default_rng((self._seed, index))
+        _, task, request = self._drawn.draw(generator, self._seed, index, task)
+        return self._cut(request, task, generator)
+
+    def fixed_sample(self, request: Request, *stream: int) -> Sample:
+        """Make a sample that is the same in every run: `request` and `stream` determine its task, crop and mask.
+
+        Args:
+          request: from this source or not, such as a held-out one.
+        """
+        generator = np.random.default_rng((self._seed, zlib.crc32(request.group.encode()), *stream))
+        tasks = [task for task in request.tasks if task in self.tasks] or request.tasks
+        return self._cut(request, tasks[generator.integers(len(tasks))], generator)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return {"requests": fingerprint_of(self.requests)}
+
+    def _cut(self, request: Request, task: str, generator: np.random.Generator) -> Sample:
+        sample = draw_sample(request, self.size_of(request), task, generator, self._hole)
+        if sample.target is None and self._image_is_target:
+            sample = dataclasses.replace(sample, target=sample.image)
+        return sample
+
+
+def _nearest(size: Size, sizes: Sequence[Size]) -> Size:
+    return min(sizes, key=lambda other: aspect_distance(size, other))
+
+
+def draw_sample(
+    request: Request, size: Size, task: str, generator: np.random.Generator, hole: tuple[float, float]
+) -> Sample:
+    """Resize and randomly crop a request to `size`, with its own mask or a drawn one.
+
+    Args:
+      hole: range of the share of the image's sides that a drawn mask covers, see `data.masks`.
+    """
+    image = _covering(request.image, request.extend, size)
+    slack = np.subtract(image.shape[:2], size)
+    if not request.has_mask:
+        top, left = (int(generator.integers(room + 1)) for room in slack)
+        draw = masks.random_borders if task == "image_extend" else masks.random_cover
+        mask = draw(*size, generator, *hole)
+    else:
+        full_mask = _covering_mask(request.mask, request.image, request.extend, size)
+        rows, columns = np.nonzero(full_mask)
+        pixel = generator.integers(len(rows))  # of the mask, so that the crop contains some of it
+        top, left = (
+            int(np.clip(at[pixel] - side // 2, 0, room))
+            for at, side, room in zip((rows, columns), size, slack, strict=True)
+        )
+        mask = full_mask[top : top + size[0], left : left + size[1]]
+    cut = lambda whole: whole[top : top + size[0], left : left + size[1]]
+    return Sample(
+        cut(image),
+        mask,
+        request.text(task),
+        task,
+        request.id,
+        target=None if request.target is None else cut(_covering(request.target, None, size)),
+    )
+
+
+def _covering_size(source: Size, size: Size) -> Size:
+    """Scale `source` to the smallest size that covers `size`."""
+    scale = max(size[0] / source[0], size[1] / source[1])
+    return max(size[0], round(source[0] * scale)), max(size[1], round(source[1] * scale))
+
+
+@functools.lru_cache(maxsize=_CACHED)
+def _covering(picture: Picture, extend: str | None, size: Size) -> np.ndarray:
+    image = read_image(picture) if extend is None else _extended(picture, extend)[0]
+    height, width = _covering_size(image.shape[:2], size)
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
+
+
+@functools.lru_cache(maxsize=_CACHED)
+def _covering_mask(mask: Picture | RunLengths | None, image: Picture, extend: str | None, size: Size) -> np.ndarray:
+    """Resize a mask; every pixel that overlaps it is generated, so that nothing under it stays visible."""
+    found = read_mask(mask) if mask is not None else _extended(image, extend or "")[1]
+    height, width = _covering_size(found.shape, size)
+    shares = Image.fromarray(found.astype(np.float32)).resize((width, height), Image.Resampling.BOX)
+    return (np.asarray(shares) > 0).astype(np.uint8)
+
+
+def _extended(image: Picture, extend: str) -> tuple[np.ndarray, np.ndarray]:
+    return reading.extend(read_image(image), reading.parse_sides(extend))
+
+
+class Split(NamedTuple):
+    """Requests that are trained on, and others that are held out."""
+
+    trained_on: list[Request]
+    held_out: list[Request]
+
+
+def open_requests(config: Recipe, workdir: Path | None = None) -> Split:
+    """Read the configured requests: `config.data.source`, and `held_out` or a share of the former.
+
+    Args:
+      workdir: see `read_requests`.
+
+    Raises:
+      FileNotFoundError, UserError: see `read_requests`.
+    """
+    data = config.data
+    assert isinstance(data, RequestData)
+
+    def read(path: str) -> list[Request]:
+        # A fine-tuned model is shown what was there: under any mask, that is the right answer of any task.
+        drawn = TASKS if isinstance(config, Finetuning) else ANY_TASK
+        return read_requests(
+            Path(path), Defaults(prompt=data.caption), data.bad_share, data.inside_only, drawn, workdir
+        )
+
+    requests = read(data.source)
+    return (
+        Split(requests, read(data.held_out)) if data.held_out else hold_out(requests, data.held_out_share, config.seed)
+    )
+
+
+def hold_out(requests: Sequence[Request], share: float, seed: int) -> Split:
+    """Split requests; both parts have at least one image if a share is held out.
+
+    The split is mostly the same when the source grows.
+    """
+
+    def digest(name: str) -> bytes:
+        return hashlib.sha256(f"{seed} {name}".encode()).digest()
+
+    names = sorted({request.group for request in requests}, key=digest)  # an image may occur with several masks
+    held_out = set(names[: min(max(1, round(share * len(names))), len(names) - 1) if share else 0])
+    return Split(
+        [request for request in requests if request.group not in held_out],
+        [request for request in requests if request.group in held_out],
+    )
