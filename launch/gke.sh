@@ -6,9 +6,13 @@
 # IMAGE is built from launch/Dockerfile. GKE's Cloud Storage FUSE driver mounts buckets named by gs:// after --; all other paths
 # are in the pod and are lost with it.
 #   --spot               cheaper nodes, which may be preempted at any time
+#   --reservation R      nodes of a reservation
+#   --flex_start         nodes of a flex-start pool, which end after at most 7 days
 #   --hosts N            machines that share the chips of the slice (default: 1)
 #   --restarts N         new pods after the resume loop has given up (default: 3)
 #   --service_account S  Kubernetes service account with access to the bucket (default: default)
+#   --data_disk C        persistent volume claim, mounted read-only at /mnt/data
+#   --hf_token_secret S  secret of the cluster whose key HF_TOKEN is the token of the hub
 #   --logs               prints the logs of the pods
 #   --down               deletes the JobSet, with SIGTERM first, so that the training saves
 #   --dry_run            prints the command with the whole manifest instead
@@ -17,7 +21,9 @@ cd "$(dirname "$0")/.."
 source launch/run.sh
 
 dry_run='' name='' image='' accelerator='' topology='' spot='' hosts=1 restarts=3 service_account=default action=up
-options 'name image accelerator topology hosts restarts service_account' 'dry_run spot' 'logs down' "$@"
+reservation='' flex_start='' data_disk='' hf_token_secret=''
+options 'name image accelerator topology hosts restarts service_account reservation data_disk hf_token_secret' \
+  'dry_run spot flex_start' 'logs down' "$@"
 set -- ${command[@]+"${command[@]}"}
 
 [[ $name =~ ^[a-z]([-a-z0-9]*[a-z0-9])?$ ]] ||
@@ -30,6 +36,11 @@ if [ "$action" = up ]; then
   [[ $hosts =~ ^[1-9][0-9]*$ ]] || wrong "--hosts is '$hosts': give a whole number from 1"
   [[ $restarts =~ ^[0-9]+$ ]] || wrong "--restarts is '$restarts': give a whole number from 0"
   [[ $service_account =~ ^[a-z0-9][a-z0-9.-]*$ ]] || wrong "--service_account is '$service_account': give a name of the cluster"
+  for claim in "$reservation" "$data_disk"; do
+    [[ $claim =~ ^([a-z0-9][a-z0-9./-]*)?$ ]] || wrong "$claim is no name: give --reservation and --data_disk names of the project and the cluster"
+  done
+  check_secret "$hf_token_secret"
+  case $spot${reservation:+yes}$flex_start in yesyes*) wrong "--spot, --reservation and --flex_start exclude each other: give one" ;; esac
   chips=$((${topology//x/*}))
   [ $((chips % hosts)) = 0 ] || wrong "$chips chips can't be shared by $hosts hosts: choose another --topology or --hosts"
   chips=$((chips / hosts))
@@ -49,25 +60,34 @@ json() {
 # Fills values into a line of the manifest; the command comes last, because it may contain such a placeholder itself.
 filled() {
   local line=$1 field
-  for field in name image accelerator topology hosts restarts service_account chips index bucket command; do
+  for field in name image accelerator topology hosts restarts service_account reservation data_disk hf_token_secret chips index bucket command; do
     line=${line//"\${$field}"/"${!field:-}"}
   done
   echo "$line"
 }
 
+# Tests whether a line of the manifest is wanted, by the word behind its #?.
+wanted() {
+  case $1 in
+    hosts) [ "$hosts" != 1 ] ;;
+    bucket) [ -n "$buckets" ] ;;
+    volumes) [ -n "$buckets$data_disk" ] ;;
+    *) [ -n "${!1}" ] ;;
+  esac
+}
+
 # shellcheck disable=SC2034  # `filled` reads its variables by name
 manifest() {
-  local line index bucket command
+  local line index bucket command buckets
   command=$(json "$@")
+  buckets=$(buckets "$@") || true
   while IFS= read -r line; do
     case $line in
       \#*) ;;
-      *' #?spot') [ -z "$spot" ] || filled "${line% \#*}" ;;
-      *' #?hosts') [ "$hosts" = 1 ] || filled "${line% \#*}" ;;
-      *' #?bucket') [ -z "$(buckets "$@")" ] || filled "${line% \#*}" ;;
+      *' #?'*) if wanted "${line##*\#\?}"; then filled "${line% \#*}"; fi ;;
       *' #*bucket')
         index=0
-        for bucket in $(buckets "$@"); do
+        for bucket in $buckets; do
           filled "${line% \#*}"
           index=$((index + 1))
         done

@@ -1,5 +1,5 @@
 # Sourced by gpu.sh and tpu.sh: `machine EXTRA [--dry_run] [--install] COMMAND...` prepares this machine and runs
-# `onereward COMMAND...` in the resume loop.
+# `onereward COMMAND...` in the resume loop. HF_TOKEN_SECRET names a secret of Secret Manager with the token of the hub.
 source launch/environment.sh
 
 # Python and pip cannot read gs://, so a bucket is mounted at gs/BUCKET, unless it already is, as in a Kubernetes pod.
@@ -26,6 +26,18 @@ bring_python() {
   if [ -z "${dry_run:-}" ] && [ -x .venv/bin/python ]; then PYTHON=.venv/bin/python; fi
 }
 
+# Reads the token of the hub from Secret Manager, as the machine's service account, into the environment of the command, which
+# only its own user can see: no command line, file or metadata holds it.
+read_token() {
+  if [ -n "${dry_run:-}" ]; then
+    echo "export HF_TOKEN=\"\$(gcloud secrets versions access latest --secret=$HF_TOKEN_SECRET)\""
+    return
+  fi
+  HF_TOKEN=$(gcloud secrets versions access latest --secret="$HF_TOKEN_SECRET") ||
+    wrong "the secret $HF_TOKEN_SECRET can't be read: give this machine's service account roles/secretmanager.secretAccessor on it"
+  export HF_TOKEN
+}
+
 machine() {
   local extra=$1 install='' bucket
   dry_run=''
@@ -46,5 +58,6 @@ machine() {
   bring_python
   environment "$extra"
   [ -z "$install" ] || return 0
+  [ -z "${HF_TOKEN_SECRET:-}" ] || read_token
   run exec bash launch/resume.sh onereward "${@//gs:\/\//gs/}"
 }

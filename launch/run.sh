@@ -87,6 +87,12 @@ check_command() {
   done
 }
 
+# Checks the name of the secret that holds the token of the hub, which itself stands on no command line: others read those.
+check_secret() {
+  [[ $1 =~ ^([A-Za-z0-9._-]+)?$ && ! $1 =~ ^hf_[A-Za-z0-9]{20,}$ ]] ||
+    wrong "--hf_token_secret takes the name of a secret, such as hugging-face, never the token itself"
+}
+
 # Prints the buckets named by gs:// in the words, each once.
 buckets() {
   printf '%s\n' "$@" | grep -oE 'gs://[a-z0-9][a-z0-9._-]*' | sed 's|gs://||' | sort -u

@@ -231,6 +231,117 @@ def test_a_slice_that_fails_at_once_is_not_asked_for_again(cloud):
     assert [verb for _, verb in cloud.asked()] == ["list", "delete", "list", "create", "list"]
 
 
+# Takes the slice away when the training has come to each of the steps in `preempt_at`; `refuses` says why none is made.
+PREEMPTING_GCLOUD = """#!/bin/bash
+echo "$*" >> {home}/asked
+package=$PWD/$5
+cd {home}
+take_away() {{
+  for pid in $(cut -d ' ' -f 1 worker/onereward/run.pid) $(cat pids); do kill -9 $pid 2>/dev/null; done
+  rm -rf worker
+}}
+case $* in
+  *' list '*)
+    if [ -e worker ] && [ -s preempt_at ] && [ "$(cat bucket/step)" -ge "$(head -n 1 preempt_at)" ]; then
+      sed -i 1d preempt_at; take_away; echo PREEMPTED > state
+    fi
+    [ ! -e state ] || cat state ;;
+  *' create '*)
+    if [ -s refuses ]; then head -n 1 refuses >&2; sed -i 1d refuses; exit 1; fi
+    cp -r new worker; echo READY > state ;;
+  *' delete '*) take_away 2>/dev/null; rm -f state ;;
+  *' scp '*) cp "$package" worker/onereward.tar.gz ;;
+  *' ssh '*) cd worker && bash -c "${{8#--command=}}" ;;
+esac
+"""
+
+# Counts to 9 in the bucket and ends with the exit code in `code`.
+TRAINER = """#!/bin/bash
+echo $$ >> {home}/pids
+step=$(cat gs/my-bucket/step)
+echo $step >> {home}/starts
+[ $(cat {home}/code) = 0 ] || exit $(cat {home}/code)
+while [ $step -lt 9 ]; do sleep 0.1; step=$((step + 1)); echo $step > new; mv new gs/my-bucket/step; done
+"""
+
+
+@pytest.fixture
+def spot(cloud, monkeypatch):
+    """The same laptop, watching slices that are taken away: their workers are new each time."""
+    home = cloud.home
+    (home / "worker").rename(home / "new")
+    (home / "bucket").mkdir()
+    (home / "bucket/step").write_text("0\n")
+    for path, text in {
+        "tools/gcloud": PREEMPTING_GCLOUD,
+        "tools/gcsfuse": '#!/bin/bash\n[ -L "$4" ] || { rmdir "$4" && ln -s HOME/bucket "$4"; }\n',
+        "new/onereward/.venv/bin/onereward": TRAINER,
+    }.items():
+        text = text.replace("HOME", str(home)) if "HOME" in text else text.format(home=home)
+        (home / path).write_text(text)
+    for name, value in {"PAUSE": "0.1", "TRIES": "3"}.items():
+        monkeypatch.setenv(f"TPU_POD_{name}", value)
+        monkeypatch.setenv(f"RESUME_{name}", "1")
+
+    def watch(*words: str, preempt_at: tuple[int, ...] = (), refuses: tuple[str, ...] = (), code: int = 0):
+        for name, lines in {
+            "preempt_at": preempt_at,
+            "refuses": refuses,
+            "code": (code,),
+            "asked": (),
+            "pids": (),
+        }.items():
+            (home / name).write_text("".join(f"{line}\n" for line in lines))
+        words = ("--type", "v6e-8", "--spot", *words, "--watch", "--", *TRAIN)
+        result = bash("launch/tpu_pod.sh", "--name", "fill", "--zone", "z", *words, root=home / "laptop")
+        verbs = [verb for _, verb in cloud.asked()]
+        assert not (home / "state").exists(), result.stderr  # it is deleted, however the watch ends
+        return result, verbs.count("create"), [int(step) for step in lines_of(home / "starts")]
+
+    return watch
+
+
+def lines_of(path: Path) -> list[str]:
+    return path.read_text().split() if path.exists() else []
+
+
+def test_a_watched_slice_is_made_anew_until_the_command_is_done(cloud, spot):
+    result, made, starts = spot(preempt_at=(3, 6), refuses=("There is no more capacity in the zone z",) * 4)
+    assert result.returncode == 0, result.stderr
+    assert (made, len(starts), starts[0]) == (7, 3, 0)  # of which four were refused: more than a failure may repeat
+    assert 3 <= starts[1] <= starts[2] - 3
+    assert result.stderr.count("was taken away") == 2
+    assert (cloud.home / "bucket/step").read_text() == "9\n"
+    assert (cloud.home / "laptop/runs/fill.log").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "made", "starts"),
+    [
+        ({"code": 2}, 2, 1, 1),  # wrong input stays wrong
+        ({"code": 1}, 1, 3, 3),
+        ({"refuses": ("Invalid accelerator",) * 3}, 1, 3, 0),
+    ],
+)
+def test_a_watch_gives_up_on_failures_that_are_no_preemption(spot, options, code, made, starts):
+    result, *counts, begun = spot(**options)
+    assert (result.returncode, *counts, len(begun)) == (code, made, starts), result.stderr
+
+
+def test_the_token_of_the_hub_is_read_on_the_worker_alone(cloud):
+    """The secret's name goes over command lines, the token only through the environment of the command."""
+    secrets = cloud.home / "tools/gcloud"
+    secrets.write_text(secrets.read_text().replace("case $* in", 'case $* in\n  "secrets "*) echo hf_token ;;', 1))
+    trainer = cloud.worker / ".venv/bin/onereward"
+    trainer.write_text('#!/bin/bash\necho "$HF_TOKEN" > token\n')
+    up = ("--type", "v5p-8", "--hf_token_secret", "hugging-face", "--", *TRAIN)
+    assert cloud(*up, states=("READY",)).returncode == 0
+    wait_for(lambda: lines_of(cloud.worker / "token") == ["hf_token"])
+    said = (cloud.home / "asked").read_text() + (cloud.worker / "run.log").read_text()
+    assert "hugging-face" in said
+    assert "hf_token" not in said
+
+
 def wait_for(condition) -> None:
     for _ in range(600):
         if condition():
