@@ -1,8 +1,10 @@
-"""Which processes run one command together, as on the hosts of a TPU slice: found in the environment, and joined.
+"""Where a command runs: on which machine, and in which processes, as on the hosts of a TPU slice. Both are found in the
+environment; the processes are joined.
 
 Imports no JAX before it is needed: a wrong command line is answered at once.
 """
 
+import dataclasses
 import os
 import socket
 import sys
@@ -18,6 +20,53 @@ from onereward_jax.parallel import heartbeat, hosts
 
 # Google's metadata server lists here the hosts of a TPU VM's slice.
 _ENDPOINTS = "http://metadata.google.internal/computeMetadata/v1/instance/attributes/worker-network-endpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """What this process runs on.
+
+    Attributes:
+      name: the service that lends the machine; "this machine" where the environment names none.
+      memory: bytes of host memory that the process may take: the machine's, or its container's limit.
+      chips: TPU chips that the environment names; 0 where it names none.
+    """
+
+    name: str
+    memory: int
+    chips: int
+
+
+# The first whose variable is there: a notebook of Kaggle or Colab is also a container with a TPU.
+_SERVICES = (
+    ("KAGGLE_KERNEL_RUN_TYPE", "Kaggle"),
+    ("COLAB_RELEASE_TAG", "Colab"),
+    ("COLAB_TPU_1VM", "Colab"),
+    ("KUBERNETES_SERVICE_HOST", "Kubernetes"),
+    ("SLURM_JOB_ID", "Slurm"),
+)
+
+
+def machine(root: Path = Path("/")) -> Machine:
+    """The machine, by the environment's variables and the kernel's files under `root`. Asks no server."""
+    name = next((name for variable, name in _SERVICES if os.environ.get(variable)), "this machine")
+    # As v5litepod-8, v5e-1 or v6e-16. Of the older ones the number counts cores, two a chip.
+    kind, _, number = os.environ.get("TPU_ACCELERATOR_TYPE", "").rpartition("-")
+    chips = int(number) if number.isdecimal() else 0
+    if kind in ("v2", "v3", "v4", "v5p", "tpu7x"):
+        chips //= 2
+    return Machine(name, _host_memory(root), chips)
+
+
+def _host_memory(root: Path) -> int:
+    fields = (line.split() for line in (root / "proc/meminfo").read_text().splitlines())
+    limits = [int(field[1]) * 1024 for field in fields if field[0] == "MemTotal:"]
+    for file in ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_bytes"):  # of cgroups 2 and 1
+        try:
+            limits.append(int((root / file).read_text()))
+        except (OSError, ValueError):  # not this version, or "max"
+            continue
+    return min(limits)
 
 
 def several() -> str:
