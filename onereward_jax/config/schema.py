@@ -492,6 +492,9 @@ class JudgeModel(Settings):
         112, **_PIXELS, help="sides are rounded to its multiples; 0 leaves them to the judge's processor"
     )
     held_out_share: float = option(0.05, **_BELOW_ONE, help="share of the records that are held out")
+    held_out_records: int = option(
+        1000, at_least=1, at_most=10**6, help="records held out at most; the rest of that share is trained on"
+    )
     evaluate_every: int = option(250, **_UPDATES, help="updates between evaluations on held-out records; 0 does none")
     keep_best: bool = option(True, help="export the judge that was best on held-out records, not the last")
     ema_decay: float = option(0.999, **_BELOW_ONE, help="of the weights' moving average; 0 keeps none")

@@ -39,13 +39,16 @@ class Stamp(NamedTuple):
 
     @classmethod
     def of(cls, *files: str | os.PathLike) -> "Stamp":
-        """Return the stamp of a file, or of several together.
+        """Return the stamp of a file, or of several together, in this order: then a digest of their times.
 
         Raises:
-          OSError: a file is not there.
+          OSError, ValueError: a file is not there, or it is no path.
         """
-        found = [os.stat(file) for file in files]
-        return cls(sum(x.st_size for x in found), max((x.st_mtime_ns for x in found), default=0))
+        found = [(x.st_size, x.st_mtime_ns) for x in map(os.stat, files)]
+        if len(found) == 1:
+            return cls(*found[0])
+        digest = hashlib.blake2b(repr(found).encode(), digest_size=7).digest()
+        return cls(sum(size for size, _ in found), int.from_bytes(digest, "big"))
 
 
 class Manifest:

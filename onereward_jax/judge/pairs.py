@@ -4,6 +4,7 @@ A pair's shape is the sizes to which the judge resizes its two images.
 """
 
 import functools
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,13 +14,15 @@ import numpy as np
 import PIL.Image
 
 from onereward_jax.data.buckets import BucketDraw, Size, common_shapes
-from onereward_jax.data.preferences.dataset import BAD_SHARE, Checked, Records, good_records, open_records
-from onereward_jax.data.preferences.record import Record
+from onereward_jax.data.manifest import Manifest
+from onereward_jax.data.preferences.dataset import BAD_SHARE, Stored, known_records, open_records
+from onereward_jax.data.preferences.record import Checked, Record
 from onereward_jax.errors import UserError
 from onereward_jax.images.reading import read_image
 from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.question_batches import MAX_DIMENSIONS
 from onereward_jax.judge.vision import ImageSettings, smart_resize
+from onereward_jax.parallel import hosts
 from onereward_jax.tasks import CELLS, dimensions_of
 
 Shape = tuple[Size, Size]
@@ -51,7 +54,7 @@ class Pair(NamedTuple):
 class Pairs(Sequence[Pair]):
     """Pairs, and the datasets that hold their images."""
 
-    def __init__(self, datasets: Sequence[Records], pairs: Sequence[Pair]):
+    def __init__(self, datasets: Sequence[Stored], pairs: Sequence[Pair]):
         self._datasets, self._pairs = datasets, pairs
 
     def __len__(self) -> int:
@@ -67,32 +70,40 @@ class Pairs(Sequence[Pair]):
     def images(self, pair: Pair, shape: Shape | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Read both images, uint8 (H, W, 3), resized to `shape` if it is given."""
         dataset = self._datasets[pair.part]
-        candidates = dataset[pair.row].candidates
-        images = [read_image(candidates[i].image, dataset.name(pair.row)) for i in (pair.first, pair.second)]
+        files = dataset.candidates(pair.row, (pair.first, pair.second))
+        images = [read_image(file, dataset.name(pair.row)) for file in files]
         if shape is not None:
             images = [resized(image, size) for image, size in zip(images, shape, strict=True)]
         return images[0], images[1]
 
 
 def read_pairs(
-    *directories: Path, source: str = "", check: Callable[[Checked], None] = lambda found: None, bad_share=BAD_SHARE
+    *directories: Path,
+    source: str = "",
+    check: Callable[[Checked], None] = lambda found: None,
+    bad_share: float = BAD_SHARE,
+    workdir: Path | None = None,
 ) -> Pairs:
     """Read the annotated pairs of several datasets; bad records are reported and skipped.
+
+    What was read of a dataset's images is kept in a manifest beside them: a second start decodes none.
 
     Args:
       directories: datasets in either form, or made by `onereward make-preferences`.
       source: "planted" or "base" reads only those pairs of `make-preferences`.
       check: raises UserError for a record that can't be used.
       bad_share: the share of each dataset's records that may be bad.
+      workdir: where manifests of datasets that can't be written are kept.
 
     Raises:
-      FileNotFoundError, UserError: a directory holds no preferences, or incomplete ones, or too many bad ones.
+      FileNotFoundError, UserError: a directory holds no preferences, or incomplete ones, or too many bad ones; or the
+        processes of one command see different ones.
     """
     datasets = [open_records(directory) for directory in directories]
     pairs: list[Pair] = []
     for part, records in enumerate(datasets):
         before = len(pairs)
-        for found in good_records(records, check, bad_share):
+        for found in known_records(records, Manifest.of(records.directory, workdir), check, bad_share):
             if not source or found.record.notes.get("source") == source:
                 pairs += _pairs_of(part, found.index, found.record, found.sizes)
         if len(pairs) == before:
@@ -100,6 +111,7 @@ def read_pairs(
                 f"{records.directory} holds no annotated {source + ' ' if source else ''}pair:"
                 " give other data, or make some"
             )
+    hosts.check_same(lambda: hashlib.sha256(repr(pairs).encode()).hexdigest(), "preferences")
     return Pairs(datasets, pairs)
 
 

@@ -110,6 +110,20 @@ def gather(value: T, what: str = "") -> list[T]:
     return values
 
 
+def check_same(digest: Callable[[], str], what: str) -> None:
+    """Checks that all processes have read the same.
+
+    Args:
+      digest: makes a digest of what was read.
+      what: its name, in the plural.
+
+    Raises:
+      UserError: this process has another value than the primary.
+    """
+    if _team is not None and on_primary(digest) != digest():
+        raise UserError(f"process {_team.index} has read other {what} than process 0: give all the same files")
+
+
 def wait_for_all(what: str) -> None:
     """Returns when every process has come here; `what` is used once."""
     if _team is not None:

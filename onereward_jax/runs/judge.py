@@ -23,7 +23,6 @@ from onereward_jax.given_files import read_json
 from onereward_jax.judge.augment import flip_together, retone_together
 from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.pairs import (
-    Pair,
     PairDraw,
     Pairs,
     check_record,
@@ -75,7 +74,7 @@ def judge_training(config: JudgeTraining, workdir: Path) -> Experiment:
     for directory in settings.data:  # before a model is loaded
         open_records(Path(directory))
     judge, mesh = _judge_at_start(config, workdir), trainer.check_devices(config)
-    pairs, held_out = _split(config, judge)
+    pairs, held_out = _split(config, judge, workdir)
     example = PairExamples(config, judge, pairs)
     _report_balance(workdir / "balance.json", pairs, held_out)
 
@@ -295,19 +294,23 @@ def _judge_at_start(config: JudgeTraining, workdir: Path) -> Judge:
     return judge
 
 
-def _split(config: JudgeTraining, judge: Judge) -> tuple[Pairs, Pairs]:
-    """Pairs to train on and held-out ones; a record is held out or not, whatever else the data holds."""
+def _split(config: JudgeTraining, judge: Judge, workdir: Path) -> tuple[Pairs, Pairs]:
+    """Pairs to train on and held-out ones; a record is held out or not, whatever else the data holds, as long as
+    `judge.held_out_records` leaves room."""
     settings = config.judge
     check = functools.partial(check_record, judge, config.question_length)
-    pairs = read_pairs(*(Path(directory) for directory in settings.data), check=check, bad_share=settings.bad_share)
+    directories = (Path(directory) for directory in settings.data)
+    pairs = read_pairs(*directories, check=check, bad_share=settings.bad_share, workdir=workdir)
     weights = _weights(config)
     pairs = pairs.where(lambda pair: weights.get(pair.task, 0) > 0)
 
-    def is_held_out(pair: Pair) -> bool:
-        digest = hashlib.sha256(f"{config.seed} {pair.id}".encode()).digest()
-        return int.from_bytes(digest[:8], "big") < settings.held_out_share * 2**64
+    def rank(name: str) -> int:
+        return int.from_bytes(hashlib.sha256(f"{config.seed} {name}".encode()).digest()[:8], "big")
 
-    trained, held_out = pairs.where(lambda pair: not is_held_out(pair)), pairs.where(is_held_out)
+    ranks = sorted((rank(name), name) for name in {pair.id for pair in pairs})
+    share = [name for at, name in ranks if at < settings.held_out_share * 2**64]
+    names = frozenset(share[: settings.held_out_records])
+    trained, held_out = pairs.where(lambda pair: pair.id not in names), pairs.where(lambda pair: pair.id in names)
     there = {pair.task for pair in trained}
     if missing := [task for task, weight in weights.items() if weight and task not in there]:
         raise UserError(

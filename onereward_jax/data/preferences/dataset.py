@@ -1,15 +1,15 @@
 """Preference data in either form: opening, skipping bad records, converting."""
 
-import dataclasses
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from onereward_jax.atomic_files import atomic_directory
 from onereward_jax.data.bad_records import Skipped
+from onereward_jax.data.manifest import Manifest
 from onereward_jax.data.preferences.folder import FILE, PATTERN, Folder, write_folder
-from onereward_jax.data.preferences.record import Record, image_sizes
+from onereward_jax.data.preferences.record import Checked, Record, image_sizes
 from onereward_jax.data.preferences.tfds import TfdsRecords, tfds_directory, write_tfds
 from onereward_jax.errors import UserError, shown
 from onereward_jax.given_files import read_json
@@ -18,7 +18,6 @@ FORMS = ("folder", "tfds")
 # Files that `onereward make-preferences` writes before its first and after its last part.
 MADE_OF, COMPLETE = "made_of.json", "complete.json"
 BAD_SHARE = 0.01  # share of a dataset's records that may be bad; with more, the dataset is refused
-_CHUNK = 64  # records checked together
 
 
 class Records(Protocol):
@@ -33,21 +32,19 @@ class Records(Protocol):
     def name(self, index: int) -> str: ...
 
 
-@dataclasses.dataclass(frozen=True)
-class Checked:
-    """A good record.
+class Stored(Records, Protocol):
+    """Records in one of `FORMS`, which need not be read whole."""
 
-    Attributes:
-      index: index in the dataset.
-      sizes: (height, width) of every candidate.
-    """
+    def checked(self, index: int, manifest: Manifest) -> Checked:
+        """Check a record, its images by the manifest: they are decoded where it does not know them."""
+        ...
 
-    index: int
-    record: Record
-    sizes: list[tuple[int, int]]
+    def candidates(self, index: int, numbers: Sequence[int]) -> list[bytes]:
+        """Read some candidates' image files, and no others if each is a file."""
+        ...
 
 
-def open_records(directory: Path) -> Records:
+def open_records(directory: Path) -> Stored:
     """Open a dataset in either form, or a directory made by `onereward make-preferences`.
 
     Raises:
@@ -79,12 +76,9 @@ def open_records(directory: Path) -> Records:
 
 
 def good_records(
-    records: Records,
-    check: Callable[[Checked], None] = lambda found: None,
-    bad_share: float = BAD_SHARE,
-    num_threads: int = 4,
+    records: Records, check: Callable[[Checked], None] = lambda found: None, bad_share: float = BAD_SHARE
 ) -> Iterator[Checked]:
-    """Yield every usable record, after decoding all its images; bad ones are reported on stderr.
+    """Yield every usable record with its images, after decoding them all; bad ones are reported on stderr.
 
     Args:
       check: raises UserError for a record that the caller can't use.
@@ -93,13 +87,40 @@ def good_records(
     Raises:
       UserError: at the end, if more are bad.
     """
+
+    def read(index: int) -> Checked:
+        record = records[index]
+        return Checked(index, record, image_sizes(record, records.name(index)))
+
+    return _good(records, read, check, bad_share, Manifest())
+
+
+def known_records(
+    records: Stored,
+    manifest: Manifest,
+    check: Callable[[Checked], None] = lambda found: None,
+    bad_share: float = BAD_SHARE,
+) -> Iterator[Checked]:
+    """Yield every usable record without its images, after decoding those that the manifest does not know.
+
+    Of several processes each decodes a part; see `good_records`.
+    """
+    return _good(records, functools.partial(records.checked, manifest=manifest), check, bad_share, manifest)
+
+
+def _good(
+    records: Records,
+    read: Callable[[int], Checked],
+    check: Callable[[Checked], None],
+    bad_share: float,
+    manifest: Manifest,
+) -> Iterator[Checked]:
     skipped = Skipped("records", str(records.directory), bad_share)
     seen: set[str] = set()
 
     def load(index: int) -> Checked | str:
         try:
-            record = records[index]
-            found = Checked(index, record, image_sizes(record, records.name(index)))
+            found = read(index)
         except UserError as error:
             return str(error)
         try:
@@ -108,16 +129,14 @@ def good_records(
             return f"{records.name(index)}: {error}"
         return found
 
-    with ThreadPoolExecutor(num_threads) as pool:
-        for start in range(0, len(records), _CHUNK):
-            for found in pool.map(load, range(start, min(start + _CHUNK, len(records)))):
-                if isinstance(found, Checked) and found.record.id in seen:
-                    found = f"{records.name(found.index)}: id {shown(found.record.id)} is there twice: make ids unique"
-                if isinstance(found, Checked):
-                    seen.add(found.record.id)
-                    yield found
-                    continue
-                skipped.add(str(found))
+    for found in manifest.map(load, range(len(records)), "reading records"):
+        if isinstance(found, Checked) and found.record.id in seen:
+            found = f"{records.name(found.index)}: id {shown(found.record.id)} is there twice: make ids unique"
+        if isinstance(found, Checked):
+            seen.add(found.record.id)
+            yield found
+            continue
+        skipped.add(str(found))
     skipped.end(len(records))
 
 

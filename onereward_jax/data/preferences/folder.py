@@ -1,12 +1,15 @@
 """The plain form of preference data: a folder with preferences*.jsonl, one record per line, and the image files."""
 
+import hashlib
 import json
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from onereward_jax.atomic_files import make_directory, sync_tree, write_text
-from onereward_jax.data.preferences.record import BadRecord, Record, fields_of, record_of
+from onereward_jax.data.manifest import Manifest, Stamp
+from onereward_jax.data.preferences.record import BadRecord, Checked, Read, Record, fields_of, image_sizes, record_of
 from onereward_jax.errors import UserError
 from onereward_jax.given_files import json_lines, path_beside, read_bytes
 from onereward_jax.images.decoding import MAX_BYTES, suffix_of
@@ -40,12 +43,48 @@ class Folder:
         Raises:
           BadRecord: the line is not a record.
         """
+        return self._record(index, self._read)
+
+    def checked(self, index: int, manifest: Manifest) -> Checked:
+        """Check a record; its images are decoded unless the manifest knows that they are good.
+
+        Raises:
+          BadRecord: see `__getitem__`, or an image can't be decoded.
+        """
+        files: list[str] = []
+
+        def listed(name: str, value: Any) -> bytes:
+            files.append(os.path.join(self.directory, value))
+            return b""
+
+        try:
+            record = self._record(index, listed)
+            stamp = Stamp.of(*files)
+        except (OSError, TypeError, ValueError):  # a path that is wrong: reading it says how
+            record = self[index]
+            return Checked(index, record, image_sizes(record, self.name(index)))
+        key = hashlib.blake2b(self._lines[index].content, digest_size=12).hexdigest()
+        read = lambda: {"sizes": image_sizes(self[index], self.name(index))}
+        found = manifest.recall(f"record {key}", stamp, read)
+        return Checked(index, record, [(height, width) for height, width in found["sizes"]])
+
+    def candidates(self, index: int, numbers: Sequence[int]) -> list[bytes]:
+        """Read the image files of some candidates.
+
+        Raises:
+          BadRecord: one can't be read any more.
+        """
+        wanted = {f"candidates[{number}].image" for number in numbers}
+        record = self._record(index, lambda name, value: self._read(name, value) if name in wanted else b"")
+        return [record.candidates[number].image for number in numbers]
+
+    def _record(self, index: int, read: Read) -> Record:
         where = self.name(index)
         try:
             fields = self._lines[index].fields()
         except UserError as error:
             raise BadRecord(f"{where}: {error}") from None
-        return record_of(fields, where, self._read)
+        return record_of(fields, where, read)
 
     def _read(self, name: str, value: Any) -> bytes:
         return read_bytes(path_beside(self.directory, value, inside_only=True), MAX_BYTES)

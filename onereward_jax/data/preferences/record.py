@@ -90,6 +90,21 @@ class Record:
     notes: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
+@dataclasses.dataclass(frozen=True)
+class Checked:
+    """A good record.
+
+    Attributes:
+      index: index in the dataset.
+      record: its images are empty where a manifest made it needless to read them.
+      sizes: (height, width) of every candidate.
+    """
+
+    index: int
+    record: Record
+    sizes: list[tuple[int, int]]
+
+
 def pairs_of_votes(votes: Iterable[Vote]) -> tuple[Preference, ...]:
     """Derive pairs from votes: best and worst of every vote form a pair, won by the majority of annotators.
 

@@ -13,14 +13,15 @@ import io
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from onereward_jax.atomic_files import atomic_directory
-from onereward_jax.data.preferences.record import BadRecord, Record, fields_of, record_of
+from onereward_jax.data.manifest import FILE, Manifest, Stamp
+from onereward_jax.data.preferences.record import BadRecord, Checked, Record, fields_of, image_sizes, record_of
 from onereward_jax.errors import UserError, shown
 from onereward_jax.given_files import parse_json, read_json
 
@@ -171,6 +172,7 @@ class TfdsRecords:
         except Exception as error:  # of damaged metadata TFDS raises anything, from AttributeError to its own errors
             first = str(error).partition("\n")[0]
             raise UserError(f"TFDS can't open {directory} ({first or type(error).__name__}): {again}") from None
+        self._stamp = Stamp.of(*sorted(path for path in directory.iterdir() if path.name != FILE))
 
     def __len__(self) -> int:
         return self._count
@@ -194,6 +196,27 @@ class TfdsRecords:
         except Exception as error:  # of damaged bytes array_record, protobuf and TFDS raise anything, as above
             raise BadRecord(f"{where}: can't be read ({error!r}): write the dataset again") from None
         return record_of(fields, where, lambda name, value: value)
+
+    def checked(self, index: int, manifest: Manifest) -> Checked:
+        """Check a record; it is read, and its images decoded, unless the manifest has it from these files.
+
+        Raises:
+          BadRecord: see `__getitem__`, or an image can't be decoded.
+        """
+
+        def read() -> dict[str, Any]:
+            record = self[index]
+            sizes = image_sizes(record, self.name(index))
+            return {"fields": fields_of(record, lambda name, image: ""), "sizes": sizes}
+
+        found = manifest.recall(f"record {index} of {len(self)}", self._stamp, read)
+        record = record_of(found["fields"], self.name(index), lambda name, value: b"")
+        return Checked(index, record, [(height, width) for height, width in found["sizes"]])
+
+    def candidates(self, index: int, numbers: Sequence[int]) -> list[bytes]:
+        """Return the image files of some candidates."""
+        candidates = self[index].candidates
+        return [candidates[number].image for number in numbers]
 
 
 def _fields_of(example: dict[str, Any]) -> dict[str, Any]:

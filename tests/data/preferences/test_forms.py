@@ -1,14 +1,18 @@
 """The two forms hold the same records, byte for byte, and convert into each other."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 
 import pytest
 
-from onereward_jax.data.preferences.dataset import good_records, open_records, write_records
+from onereward_jax.data.manifest import Manifest
+from onereward_jax.data.preferences import record
+from onereward_jax.data.preferences.dataset import good_records, known_records, open_records, write_records
 from onereward_jax.errors import UserError
+from onereward_jax.images.reading import read_image
 from tests.support.preference_examples import picture, records, write_lines
 
 tfds = pytest.importorskip("tensorflow_datasets")
@@ -154,3 +158,24 @@ def test_damaged_complete_json_is_one_sentence(tmp_path, content):
     (tmp_path / "set" / "complete.json").write_text(content)
     with pytest.raises(UserError, match="run `onereward make-preferences` again"):
         open_records(tmp_path / "set")
+
+
+@pytest.mark.parametrize("form", ["folder", "tfds"])
+def test_a_second_start_decodes_nothing(form, tmp_path, monkeypatch):
+    """Until a file changes; and it finds what the first has found, good records and bad ones."""
+    write_records(tmp_path / "data", iter(records()), form)
+    opened = open_records(tmp_path / "data")
+    first = list(known_records(opened, Manifest.of(opened.directory)))
+    assert [found.sizes for found in first] == [found.sizes for found in good_records(opened)]
+    decoded = []
+    monkeypatch.setattr(record, "read_image", lambda image, name: decoded.append(name) or read_image(image, name))
+    assert list(known_records(opened, Manifest.of(opened.directory))) == first
+    assert not decoded
+    assert opened.candidates(0, (2, 1)) == [records()[0].candidates[number].image for number in (2, 1)]
+
+    files = sorted(opened.directory.rglob("*"))
+    changed = next(path for path in files if path.suffix == ".png" or "array_record" in path.name)
+    os.utime(changed, ns=(0, 0))
+    opened = open_records(tmp_path / "data")
+    assert list(known_records(opened, Manifest.of(opened.directory))) == first
+    assert len(decoded) == (5 if form == "folder" else 9)
