@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -172,14 +172,15 @@ def _request(at: "_At", fields: Mapping[str, Any]) -> tuple[str, str, str]:
     at.check(isinstance(fields, Mapping), "", "is not a JSON object: write one object per line")
     known = _names(Record)
     for name in fields:
-        hint = did_you_mean(str(name), known) or ": put it into notes"
-        at.check(name in known, str(name), f"is not a field of a record{hint}")
+        if name not in known:  # a hint takes longer than all other checks
+            at.fail(str(name), f"is not a field of a record{did_you_mean(str(name), known) or ': put it into notes'}")
     for name in ("id", "task", "prompt", "candidates"):
         at.check(name in fields, name, "is missing: every record needs it")
     identity, task, prompt = (at.text(fields[name], name) for name in ("id", "task", "prompt"))
     at.check(identity != "", "id", "is empty: give every record an id")
-    hint = did_you_mean(task, TASKS) or f": choose one of {', '.join(TASKS)}"
-    at.check(task in TASKS, "task", f"is {shown(task)}{hint}")
+    if task not in TASKS:
+        hint = did_you_mean(task, TASKS) or f": choose one of {', '.join(TASKS)}"
+        at.fail("task", f"is {shown(task)}{hint}")
     at.check(
         bool(prompt) or "text_alignment" not in dimensions_of(task, prompt),
         "prompt",
@@ -279,9 +280,12 @@ class _At:
     def __init__(self, where: str):
         self._where = where
 
+    def fail(self, name: str, message: str) -> NoReturn:
+        raise BadRecord(f"{self._where}: {name + ' ' if name else ''}{message}")
+
     def check(self, valid: bool, name: str, message: str) -> None:
         if not valid:
-            raise BadRecord(f"{self._where}: {name + ' ' if name else ''}{message}")
+            self.fail(name, message)
 
     def text(self, value: Any, name: str) -> str:
         self.check(isinstance(value, str), name, f"must be text, not {shown(value)}")
@@ -294,7 +298,8 @@ class _At:
         for number, item in enumerate(value):
             self.check(isinstance(item, Mapping), f"{name}[{number}]", "must be an object")
             for field in item:
-                self.check(field in known, f"{name}[{number}].{field}", f"is unknown{did_you_mean(str(field), known)}")
+                if field not in known:
+                    self.fail(f"{name}[{number}].{field}", f"is unknown{did_you_mean(str(field), known)}")
             for field in known if required is None else required:
                 self.check(field in item, f"{name}[{number}].{field}", "is missing: give it")
         return list(value)
