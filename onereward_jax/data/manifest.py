@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 FILE = ".onereward_manifest"  # in the data's folder; its name matches no pattern of data, images or weights
 _FORMAT = 1
 _SAVED_EVERY = 30.0  # seconds, in a long pass: a killed process loses no more
-_CHUNK = 256  # items read together: what they hold, such as the bytes of images, is in memory
+_CHUNK, _PART = 64, 4  # items read together, whose images may be in memory, and by a thread before it looks for more
 _LEFT_BEHIND = 3600.0  # seconds after which a temporary file is one of a killed process
 _passes = itertools.count()  # of several processes together
 
@@ -150,9 +150,11 @@ class Manifest:
         try:
             with ThreadPoolExecutor(num_threads) as pool, shown:
                 for start in range(0, len(items), _CHUNK):
-                    for result in pool.map(function, items[start : start + _CHUNK]):
-                        yield result
-                        shown.update()
+                    chunk = items[start : start + _CHUNK]
+                    parts = [chunk[first : first + _PART] for first in range(0, len(chunk), _PART)]
+                    for results in pool.map(lambda part: [function(item) for item in part], parts):
+                        yield from results
+                        shown.update(len(results))
                     if time.monotonic() - self._saved_at > _SAVED_EVERY:
                         self.save()
         finally:  # after an error, or Ctrl-C, too

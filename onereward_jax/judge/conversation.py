@@ -11,6 +11,7 @@ In the order in which the model reads them:
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -86,6 +87,24 @@ def _texts(tokenizer: Tokenizer, question: str) -> tuple[str, str, str, str]:
     return parts[0], parts[1], end + IMAGE_END, suffix
 
 
+_PROBES = (" \n a <b> {{ c }}  ", "d")
+
+
+@functools.lru_cache(maxsize=8)
+def _around(tokenizer: Tokenizer, chat_template: str | None) -> tuple[str, str] | None:
+    """The text before and after a question in its suffix; None if the template changes a question.
+
+    Rendering the template takes as long as tokenising the question.
+    """
+    head, found, tail = _texts(tokenizer, _PROBES[0])[3].partition(_PROBES[0])
+    return (head, tail) if found and _texts(tokenizer, _PROBES[1])[3] == f"{head}{_PROBES[1]}{tail}" else None
+
+
+def _suffix(tokenizer: Tokenizer, question: str) -> str:
+    around = _around(tokenizer, getattr(tokenizer, "chat_template", None))
+    return _texts(tokenizer, question)[3] if around is None else f"{around[0]}{question}{around[1]}"
+
+
 def _encode(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
     with tokenizer_errors(getattr(tokenizer, "name_or_path", "")):
         return tuple(tokenizer.encode(text, add_special_tokens=False))
@@ -114,10 +133,22 @@ def question_tokens(tokenizer: Tokenizer, question: str) -> tuple[int, ...]:
             raise UserError(f"the question contains the special token {token}: take it out")
     if len(question) > MAX_TEXT:  # before time is taken in proportion
         raise UserError(f"a question has {len(question)} characters, but a judge reads at most {MAX_TEXT}: shorten it")
-    tokens = _encode(tokenizer, _texts(tokenizer, question)[3])
+    tokens = _encode(tokenizer, _suffix(tokenizer, question))
     if len(tokens) > LONGEST:
         raise UserError(f"a question has {len(tokens)} tokens, but a judge reads at most {LONGEST}: shorten its prompt")
     return tokens
+
+
+def padded_length(tokens: Sequence[Sequence[int]], length: int | None) -> int:
+    """Return the length to which `pad` pads.
+
+    Raises:
+      UserError: a question is longer than `length`.
+    """
+    longest = max(map(len, tokens), default=0)
+    if length is not None and longest > length:
+        raise UserError(f"a question has {longest} tokens, but there is room for {length}: raise the question length")
+    return longest if length is None else length
 
 
 def pad(tokens: Sequence[Sequence[int]], length: int | None = None, pad_id: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -133,10 +164,7 @@ def pad(tokens: Sequence[Sequence[int]], length: int | None = None, pad_id: int 
     Raises:
       UserError: a question is longer than `length`.
     """
-    longest = max(map(len, tokens), default=0)
-    length = longest if length is None else length
-    if longest > length:
-        raise UserError(f"a question has {longest} tokens, but there is room for {length}: raise the question length")
+    length = padded_length(tokens, length)
     ids = np.full((len(tokens), length), pad_id, np.int32)
     for row, question in zip(ids, tokens, strict=True):
         row[: len(question)] = question

@@ -211,6 +211,14 @@ class Judge:
         tokens = [() if text is None else self._tokens(text) for text in texts]
         return conversation.pad(tokens, length, self.tokenizer.pad_token_id or 0)
 
+    def check_questions(self, texts: Sequence[str], length: int | None = None) -> None:
+        """Check that `encode_questions` would encode them.
+
+        Raises:
+          UserError: a question can't be encoded, or has more than `length` tokens.
+        """
+        conversation.padded_length([self._tokens(text) for text in texts], length)
+
     # Pure functions of the parameters.
 
     def apply(self, params: Any, batch: Mapping[str, Any], both_orders: bool = False) -> jax.Array:

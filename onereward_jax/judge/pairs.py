@@ -127,8 +127,8 @@ def check_record(judge: Judge, question_length: int | None, found: Checked) -> N
     record = found.record
     for size in found.sizes:
         smart_resize(*size, judge.settings)
-    for dimension in dimensions_of(record.task, record.prompt):
-        judge.encode_questions([judge.question(record.task, dimension, record.prompt)], question_length)
+    dimensions = dimensions_of(record.task, record.prompt)
+    judge.check_questions([judge.question(record.task, name, record.prompt) for name in dimensions], question_length)
 
 
 def _pairs_of(part: int, row: int, record: Record, sizes: Sequence[Size]) -> list[Pair]:

@@ -103,7 +103,7 @@ def test_a_broken_off_pass_keeps_what_it_has_read(folder, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         list(found.map(stop, sorted(folder.glob("*.png")), "reading", 1))
     look_at_all(folder, again := Reader())
-    assert again.read == ["4.png"]
+    assert sorted(again.read) == ["4.png", "\udcff.png"]
 
     monkeypatch.setattr(manifest, "_SAVED_EVERY", 0.0)
     monkeypatch.setattr(manifest, "_CHUNK", 2)

@@ -30,6 +30,13 @@ def test_tokenizer_without_template_gets_ours():
     assert (conversation.shared_prefix(tokenizer), conversation.question_tokens(tokenizer, "Is it?")) == expected
 
 
+def test_template_that_changes_questions_is_asked_about_each():
+    tokenizer = _copy()
+    expected = conversation.question_tokens(tokenizer, "Is it?")
+    tokenizer.chat_template = conversation.CHAT_TEMPLATE.replace("else part.text", "else part.text | trim")
+    assert conversation.question_tokens(tokenizer, "  Is it? ") == expected
+
+
 def test_template_without_images_is_refused():
     tokenizer = _copy()
     tokenizer.chat_template = "{{ messages[0].content }}"

@@ -1,6 +1,7 @@
 """The record of preference data: its fields, its checks, and how pairs follow from votes."""
 
 import dataclasses
+import functools
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -126,6 +127,7 @@ def pairs_of_votes(votes: Iterable[Vote]) -> tuple[Preference, ...]:
 # ------------------------------------------------------------------------------------------------ to and from fields
 
 
+@functools.cache
 def _names(kind: type) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(kind))
 
@@ -320,7 +322,8 @@ class _At:
     def json_object(self, value: Any, name: str) -> dict[str, Any]:
         self.check(isinstance(value, Mapping), name, "must be a JSON object")
         try:
-            json.dumps(value, allow_nan=False)
+            if value:
+                json.dumps(value, allow_nan=False)
         except (TypeError, ValueError, RecursionError) as error:
             raise BadRecord(f"{self._where}: {name} is not JSON ({error}): give text, numbers and lists") from None
         return dict(value)
