@@ -50,7 +50,9 @@ def measure(place: topology.Topology, implementation: str, pixels: int, blocks: 
     from onereward_jax.parallel.activations import batch_sharding
     from onereward_jax.parallel.mesh import make_mesh
     from onereward_jax.parallel.sharding_rules import shardings
-    from onereward_jax.planning.plan import GIB, needed_bytes, placed
+    from onereward_jax.planning.compiling import needed_bytes
+    from onereward_jax.planning.lives import placed
+    from onereward_jax.planning.phases import GIB
     from onereward_jax.weights.component_kinds import kind_of
     from onereward_jax.weights.load import param_shapes
     from onereward_jax.weights.official_modules import OFFICIAL

@@ -29,8 +29,8 @@ from onereward_jax.flow.flux_fill import FluxFill
 from onereward_jax.judge.judge import Judge
 from onereward_jax.parallel.activations import batch_sharding
 from onereward_jax.parallel.mesh import make_mesh
-from onereward_jax.planning import plan
 from onereward_jax.planning.cost import cost_of_program
+from onereward_jax.planning.lives import life_of, share_of_references_made
 from onereward_jax.rl.batch import KnownReferences
 from onereward_jax.rl.build_update import computation, make_update
 from onereward_jax.rl.profile_scopes import PARTS
@@ -105,8 +105,8 @@ def configuration(size: str, algorithm: str, switches: dict[str, Any]) -> Reward
 
 def arithmetic(config: RewardFeedback) -> dict[str, Any]:
     """Count the FLOPs of the mean update, by part."""
-    program = plan.program_of(config)
-    traced = jax.make_jaxpr(program.update.step)(program.state, program.frozen, program.batch)
+    program = life_of(config).program
+    traced = jax.make_jaxpr(program.step)(program.state, program.frozen, program.batch)
     cost = cost_of_program(traced, trips=program.trips, shares=program.shares, parts=PARTS)
     return {"flops": cost.flops, "parts": cost.parts, "references_made": program.references_made}
 
@@ -151,7 +151,7 @@ class Miniature:
                     taken.append(clock() - started)
             return float(np.mean(taken))
 
-        made = plan.share_of_references_made(config)
+        made = share_of_references_made(config)
         return made * run(False) + (1 - made) * (run(True) if made < 1 else 0.0)
 
 

@@ -30,6 +30,8 @@ def get_config(variant: str = "tiny") -> ConfigDict:
     config.optimizer.weight_decay = 0.01
     if variant == "flux_fill":
         config.lora.rank = 16
+        # A device for each sample of the batch; what more there are share a sample's layers.
+        config.mesh.tensor = -1
         config.optimizer.warmup_steps = 100
         return config
 

@@ -152,7 +152,8 @@ class PolicyData(SceneData, RequestData):
 
 @dataclass(frozen=True)
 class Mesh(Settings):
-    """How devices share the work; one axis may be -1, what the others leave."""
+    """How devices share the work; one axis may be -1, what the others leave, or both fsdp and tensor: fsdp is then as
+    many devices as share the batch evenly."""
 
     name: ClassVar[str] = "mesh"
 

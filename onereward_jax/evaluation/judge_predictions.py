@@ -18,7 +18,7 @@ from onereward_jax.judge.pairs import Pairs, Shape, seen_shape
 from onereward_jax.judge.question_batches import question_batch
 from onereward_jax.parallel import hosts
 from onereward_jax.parallel.activations import batch_sharding, traced_for
-from onereward_jax.parallel.mesh import make_mesh
+from onereward_jax.training.trainer import check_devices
 
 Text = tuple[str, str]  # task, prompt
 
@@ -39,11 +39,20 @@ def compiled_ask(judge: Judge, mesh: Mesh | None = None) -> Ask:
     Args:
       mesh: over which the parameters are spread; its devices share a batch. None is one device.
     """
-    ask = jax.jit(traced_for(mesh, lambda params, batch: judge.apply(params, batch, both_orders=True)))
+    ask = asking(judge.apply, mesh)
     if mesh is None:
         return ask
     place = lambda batch: hosts.place(batch, batch_sharding(mesh, len(batch["first"])))
     return lambda params, batch: ask(params, place(batch))
+
+
+def asking(apply: Callable[..., jax.Array], mesh: Mesh | None) -> Any:
+    """The jitted program of `compiled_ask`.
+
+    Args:
+      apply: `Judge.apply`.
+    """
+    return jax.jit(traced_for(mesh, lambda params, batch: apply(params, batch, both_orders=True)))
 
 
 def ask_both_orders(
@@ -185,7 +194,7 @@ def judge_pairs_by_task(judge_of: Callable[[str], Judge], pairs: Pairs, **option
 
 def held_out_accuracy(config: JudgeTraining, judge: Judge, pairs: Pairs) -> Callable[[Any], dict[str, float]]:
     """Make a function from parameters to held-out accuracy: overall ("accuracy") and per "<task>/<dimension>"."""
-    ask = compiled_ask(judge, make_mesh(**config.mesh))
+    ask = compiled_ask(judge, check_devices(config))
 
     def measure(params: Any) -> dict[str, float]:
         predictions = judge_pairs(

@@ -287,7 +287,6 @@ class FillPipeline:
             "transformer": self._on_devices("transformer") if transformer_params is None else transformer_params,
             "vae": self._on_devices("vae"),
         }
-        schedule = self.family.schedule(num_steps, *images.shape[1:3])
         batch = {
             "images": images,
             "masks": masks,
@@ -296,10 +295,10 @@ class FillPipeline:
             "noise": noise,
             "posterior_noise": posterior_noise,
         }
-        pictures = _generate(
+        pictures = generating(
             params,
             self._placed(batch),
-            np.pad(schedule, (0, -len(schedule) % _SCHEDULE_BUCKET)),
+            padded_schedule(self.family, num_steps, *images.shape[1:3]),
             num_steps - 1 if stop is None else stop,
             guidance_scale,
             true_cfg_scale,
@@ -323,6 +322,13 @@ class FillPipeline:
 
 # Schedules are padded to a multiple of this, so that one program serves all numbers of steps up to it.
 _SCHEDULE_BUCKET = 64
+DENOISING = "denoising"  # name of the loop over the schedule in a program
+
+
+def padded_schedule(family: FluxFill, num_steps: int, height: int, width: int) -> np.ndarray:
+    """Noise levels as `generating` takes them, float32 (a multiple of `_SCHEDULE_BUCKET`,)."""
+    schedule = family.schedule(num_steps, height, width)
+    return np.pad(schedule, (0, -len(schedule) % _SCHEDULE_BUCKET))
 
 
 def _mesh_of(params: Any) -> AbstractMesh | None:
@@ -332,7 +338,7 @@ def _mesh_of(params: Any) -> AbstractMesh | None:
 
 
 @functools.partial(jax.jit, static_argnames=("family", "tile", "mesh"))
-def _generate(params, batch, schedule, stop, guidance_scale, true_cfg_scale, *, family, tile, mesh=None):
+def generating(params, batch, schedule, stop, guidance_scale, true_cfg_scale, *, family, tile, mesh=None):
     """`_denoised` as the program of a mesh, which its attention and its activations go by."""
     made = traced_for(mesh, _denoised)
     return made(params, batch, schedule, stop, guidance_scale, true_cfg_scale, family, tile)
@@ -347,7 +353,8 @@ def _denoised(params, batch, schedule, stop, guidance_scale, true_cfg_scale, fam
     if batch["negative"] is None:
         true_cfg_scale = 1.0
     velocity = family.velocity(params["transformer"], condition, size, guidance_scale, true_cfg_scale)
-    tokens = sampler.denoise(velocity, conditioning.pack(batch["noise"]), schedule, stop)
+    with jax.named_scope(DENOISING):
+        tokens = sampler.denoise(velocity, conditioning.pack(batch["noise"]), schedule, stop)
     tokens = sampler.predict_data(velocity, tokens, jnp.full(len(tokens), schedule[stop]))
     return jnp.clip(family.decode(params["vae"], tokens, size, tile), 0.0, 1.0)
 

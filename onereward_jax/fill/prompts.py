@@ -233,12 +233,19 @@ class PromptEncoder:
 
     @cached_property
     def _apply(self) -> Callable[..., tuple[jax.Array, jax.Array]]:
-        @jax.jit
-        def apply(clip_params, t5_params, clip_ids, t5_ids):
-            _, pooled = self.text_encoder.apply({"params": clip_params}, clip_ids)
-            return self.text_encoder_2.apply({"params": t5_params}, t5_ids), pooled
+        return encoding(self.text_encoder, self.text_encoder_2)
 
-        return apply
+
+def encoding(clip: Any, t5: Any) -> Any:
+    """The jitted program that encodes prompts: (CLIP's parameters, T5's, CLIP's tokens (B, L'), T5's (B, L)) -> T5's
+    states (B, L, D), CLIP's pooled states (B, P)."""
+
+    @jax.jit
+    def apply(clip_params, t5_params, clip_ids, t5_ids):
+        _, pooled = clip.apply({"params": clip_params}, clip_ids)
+        return t5.apply({"params": t5_params}, t5_ids), pooled
+
+    return apply
 
 
 def prompt_reader(

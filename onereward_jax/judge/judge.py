@@ -16,7 +16,7 @@ from onereward_jax.errors import UserError
 from onereward_jax.given_files import read_json
 from onereward_jax.judge import answer_probabilities, conversation
 from onereward_jax.judge.answer_probabilities import ImageTokens
-from onereward_jax.judge.scorer import JudgeScorer, Questions
+from onereward_jax.judge.scorer import JudgeScorer, ask_batch
 from onereward_jax.judge.vision import ImageSettings, smart_resize
 from onereward_jax.models.lora import detach, merge
 from onereward_jax.weights.hub import model_directory
@@ -233,8 +233,7 @@ class Judge:
         Returns:
           float32 (B, D, 2), or (2, B, D, 2) with both orders.
         """
-        asked = Questions(batch["question_ids"], batch["question_lengths"])
-        return self.scorer(params, batch["first"], batch["second"], asked, both_orders)
+        return ask_batch(self.scorer, params, batch, both_orders)
 
     def log_p_yes(self, first: Any, second: Any, *, question: str, params: Any = None) -> jax.Array:
         """Compute log P(Yes) of one question about one pair: a scalar, differentiable in both images and `params`.

@@ -1,7 +1,7 @@
 """The judge as a pure function of its parameters: model, prefix, answer ids and image settings frozen together."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
@@ -78,6 +78,21 @@ class JudgeScorer:
         images = unit_range(first), unit_range(second)
         asked = questions.ids, questions.lengths
         return log_p(self.model, params, *images, self.prefix, *asked, self.yes_no, self.settings)
+
+    def ask_batch(self, params: Any, batch: Mapping[str, Any], both_orders: bool = False) -> jax.Array:
+        """Ask about a batch of the judge's training or evaluation: `ask_batch(self, ...)`."""
+        return ask_batch(self, params, batch, both_orders)
+
+
+def ask_batch(scorer: Any, params: Any, batch: Mapping[str, Any], both_orders: bool = False) -> jax.Array:
+    """Ask about a batch of the judge's training or evaluation; see `JudgeScorer`.
+
+    Args:
+      batch: first, second: (B, H, W, 3), float in [0, 1] or uint8, of any two sizes, or `ImageTokens`
+        question_ids: int32 (B, D, S); question_lengths: int32 (B, D), 0 where a dimension is not asked
+    """
+    asked = Questions(batch["question_ids"], batch["question_lengths"])
+    return scorer(params, batch["first"], batch["second"], asked, both_orders)
 
 
 def one_dimension_a_call(judge: Scorer) -> Scorer:

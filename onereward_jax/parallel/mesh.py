@@ -1,5 +1,6 @@
 """Devices as a mesh `(data, fsdp, tensor)`."""
 
+import math
 from collections.abc import Sequence
 
 import jax
@@ -14,13 +15,22 @@ AXES = ("data", "fsdp", "tensor")
 BATCH = P(("data", "fsdp"))
 
 
-def make_mesh(data: int = 1, fsdp: int = -1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over all devices; one axis may be −1: what the others leave.
+def make_mesh(
+    data: int = 1,
+    fsdp: int = -1,
+    tensor: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+    samples: int | None = None,
+) -> Mesh:
+    """A mesh over all devices; one axis may be −1: what the others leave. With `samples`, both fsdp and tensor may be:
+    fsdp is then the most devices that share so many samples evenly, and tensor what it leaves.
 
     Raises:
       UserError: the axes do not multiply to the number of devices.
     """
     devices = jax.devices() if devices is None else devices
+    if samples and fsdp == tensor == -1 and data > 0 and len(devices) % data == 0:
+        fsdp = math.gcd(len(devices) // data, max(samples // data, 1))
     shape = [data, fsdp, tensor]
     if shape.count(-1) > 1:
         raise UserError(f"mesh {dict(zip(AXES, shape, strict=True))} leaves two axes open: set all but one")

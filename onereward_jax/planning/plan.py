@@ -1,168 +1,30 @@
-"""Plans an update on a TPU slice: compiles the program that training runs ahead of time and counts its cost.
+"""Plans a run on a TPU slice: compiles the programs of its phases ahead of time, counts what is held beside them, and
+the cost of an update.
 
 Memory is the compiler's report, FLOPs and bytes are counted on the traced program (`cost`), collectives on the compiled
-one (`hlo`). The text encoders are not in the update: prompts are encoded beforehand.
+one (`hlo`). What a run does when is in `lives`.
 """
 
 import dataclasses
 import math
-import re
-import tempfile
-import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
-from onereward_jax.config.find import find_model
-from onereward_jax.config.schema import OFFLOADABLE, RewardFeedback, RewardLearning
-from onereward_jax.errors import UserError
-from onereward_jax.fill.diffusers_io import read_shift
-from onereward_jax.flow.flux_fill import FluxFill
-from onereward_jax.flow.schedule import Shift
-from onereward_jax.judge import conversation
-from onereward_jax.judge.judge import PREPROCESSOR_FILE
-from onereward_jax.judge.scorer import JudgeScorer
-from onereward_jax.judge.vision import OFFICIAL_SETTINGS, ImageSettings
-from onereward_jax.parallel.activations import batch_sharding
-from onereward_jax.parallel.mesh import make_mesh
-from onereward_jax.parallel.offload import HOST
-from onereward_jax.parallel.sharding_rules import shardings
+from onereward_jax.config.schema import OFFLOADABLE, JudgeTraining, Recipe, RewardFeedback
+from onereward_jax.planning.compiling import Compiled, compile_program
 from onereward_jax.planning.cost import Cost, cost_of_program
-from onereward_jax.planning.hlo import Collective, collectives_of
+from onereward_jax.planning.hlo import Collective
+from onereward_jax.planning.lives import HostShare, Program, Work, life_of, size_of
+from onereward_jax.planning.phases import GIB, Assumptions, Phase, bytes_of_parts, phase_of
 from onereward_jax.planning.topology import Chip, Topology
-from onereward_jax.rl.batch import Batch, batch_shapes
-from onereward_jax.rl.build_update import Update, adapters_of, attention_of, computation, make_update
-from onereward_jax.rl.profile_scopes import PARTS, REFERENCE, ROLLOUT
-from onereward_jax.training.compile import Placement, jit_step
-from onereward_jax.training.trainer import check_batch
-from onereward_jax.weights.load import param_shapes
-from onereward_jax.weights.official_modules import official_module
+from onereward_jax.training.compile import Placement
+from onereward_jax.training.trainer import check_batch, mesh_of
 
-GIB = 2**30
-# Spends the least effort on the last part of compilation, code for one chip, which takes most of the time.
-LEAST_EFFORT: dict[str, Any] = {"exec_time_optimization_effort": -1.0}
-# Allocations in device memory, in the compiler's own report; the temporaries that JAX reports are up to half as large
-# again. "thread-local" allocations belong to computations on the hosts.
-_ALLOCATION = re.compile(r"^allocation \d+: size (\d+)(?!.*(?:, thread-local|, color [1-9]))", re.MULTILINE)
-_REPORT = "*buffer-assignment.txt"
-# Bytes of every device that the runtime reserves: libtpu 0.0.42 reports 260 to 263 MiB.
-_RESERVED = 263 * 2**20
 # A full compilation may need this much more than one with the least effort: 1.8 GiB where both were run.
 _MARGIN = 2 * GIB
-# The two sentences in which the TPU compiler says that a program is too large.
-_TOO_LARGE = (
-    re.compile(r"Used (?P<needed>[\d.]+)(?P<unit>[KMGT]) of [\d.]+[KMGT] hbm"),
-    re.compile(r"required for [^(]*\((?P<needed>[\d.]+)(?P<unit>[KMGT])\) exceeds available HBM"),
-)
-
-
-class CompilerError(UserError):
-    """The TPU compiler failed for another reason than device memory."""
-
-
-class Program(NamedTuple):
-    """An update without weights; state, frozen and batch are `jax.ShapeDtypeStruct`s.
-
-    Attributes:
-      update: see `rl.build_update`.
-      state, frozen, batch: arguments of its step.
-      trips: scopes of loops that end at a random index -> average number of iterations.
-      shares: see `planning.cost.cost_of_program`.
-      references_made: share of updates that make their reference images instead of reusing some.
-    """
-
-    update: Update
-    state: Any
-    frozen: Any
-    batch: Batch
-    trips: dict[str, float]
-    shares: dict[str, tuple[float, float]]
-    references_made: float
-
-    def trace(self, mesh: Mesh, placement: Placement = Placement()) -> Any:  # noqa: B008 (a tuple)
-        """Trace the program that `onereward train` runs on this mesh; `lower().compile()` of it needs no weights."""
-        # The arguments' shardings are part of the traced program.
-        state = placed(self.state, placement.of_state(self.state, mesh))
-        frozen = placed(self.frozen, shardings(self.frozen, mesh))
-        batch = placed(self.batch, jax.tree.map(lambda x: batch_sharding(mesh, x.shape[0]), self.batch))
-        return jit_step(self.update.step, state, frozen, mesh, placement).trace(state, frozen, batch)
-
-
-def placed(shapes: Any, places: Any) -> Any:
-    """Attach shardings to shapes."""
-    at = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
-    return jax.tree.map(at, shapes, places)
-
-
-def program_of(config: RewardFeedback) -> Program:
-    """Build the update of a configuration, reading no more of its models than `official_module` does.
-
-    Raises:
-      FileNotFoundError, UserError: a model is unknown, or does not accept the image size.
-    """
-    if config.model.judge_adapters:
-        raise UserError("a plan takes one judge: leave model.judge_adapters empty; each adapter adds a forward pass")
-    fields = computation(config)
-    directory = find_model(config.model.base)
-    family = FluxFill(
-        official_module(config.model.base, "transformer", fields | attention_of(config)),
-        official_module(config.model.base, "vae", fields),
-        read_shift(directory) if directory.is_dir() else Shift(),
-    )
-    family.token_shape(config.data.resolution, config.data.resolution)  # refuses what doesn't divide
-    judge = official_module(config.model.judge, "judge", fields)
-    update = make_update(config, family, _scorer(judge, config.model.judge))
-    params = (
-        param_shapes(family.transformer, "transformer"),
-        param_shapes(family.vae, "vae"),
-        param_shapes(judge, "judge"),
-    )
-    masters, frozen = jax.eval_shape(update.params, params[0]), jax.eval_shape(update.frozen, *params)
-    full = len(judge.visual.fullatt_block_indexes) / judge.visual.depth
-    made = share_of_references_made(config)
-    return Program(
-        update,
-        jax.eval_shape(update.create, masters),
-        frozen,
-        batch_shapes(config, family),
-        expected_trips(config.rl, config.train.batch_size),
-        # Windowed and full attention; references made and reused.
-        {"visual": (1 - full, full), REFERENCE: (made, 1 - made)},
-        made,
-    )
-
-
-def _scorer(model: Any, judge: str) -> JudgeScorer:
-    """Join the judge's module with its prefix, answer tokens and image settings."""
-    directory = find_model(judge)
-    if not directory.is_dir():
-        return JudgeScorer(model, conversation.OFFICIAL_PREFIX, conversation.OFFICIAL_ANSWERS, OFFICIAL_SETTINGS)
-    from onereward_jax.weights.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(directory)
-    settings = ImageSettings.from_file(directory / PREPROCESSOR_FILE)
-    return JudgeScorer(model, conversation.shared_prefix(tokenizer), conversation.answer_ids(tokenizer), settings)
-
-
-def share_of_references_made(config: RewardFeedback) -> float:
-    """Return the share of a run's updates that make their reference images: with a cache those of the first epoch, with
-    a maximal age one in every 1 + age."""
-    step_config = config.rl
-    if step_config.reference_cache:
-        return min(1.0, config.data.num_conditions / (config.train.num_steps * config.train.batch_size))
-    return 1 / (1 + step_config.reference_max_age)
-
-
-def expected_trips(config: RewardLearning, batch_size: int) -> dict[str, float]:
-    """Return the average Euler steps of the two rollouts: all samples of a batch, and all predictions of a sample, run
-    to the latest index among them."""
-    draws = config.predictions * (batch_size // config.accumulate if config.index_per_sample else 1)
-    count = config.last_index - config.first_index + 1
-    latest = config.last_index - math.fsum((k / count) ** draws for k in range(1, count))
-    return {REFERENCE: latest if config.matched_reference else float(config.num_steps), ROLLOUT: latest}
 
 
 @dataclasses.dataclass
@@ -177,10 +39,11 @@ class Plan:
       cost: FLOPs and bytes of the whole update.
       collectives: None if the compiler rejected the program.
       exact: whether it was compiled with full effort, as for a run.
+      phases: of the whole run, in order; empty if the update alone was planned.
+      checkpoint: bytes of one.
     """
 
-    topology: str
-    chip: Chip
+    topology: Topology
     mesh: dict[str, int]
     batch: int
     trips: dict[str, float]
@@ -194,6 +57,12 @@ class Plan:
     collectives: list[Collective] | None = None
     on_hosts: dict[str, int] = dataclasses.field(default_factory=dict)
     exact: bool = False
+    phases: list[Phase] = dataclasses.field(default_factory=list)
+    checkpoint: int = 0
+
+    @property
+    def chip(self) -> Chip:
+        return self.topology.chip
 
     @property
     def devices(self) -> int:
@@ -206,14 +75,37 @@ class Plan:
         return None if found is None else found / GIB
 
     @property
-    def fits(self) -> bool:
+    def update_fits(self) -> bool:
         return self.peak is not None and self.peak <= self.chip.hbm_gib * GIB
+
+    @property
+    def too_large(self) -> list[Phase]:
+        """The phases that take more than a device or a host has."""
+        return [phase for phase in self.phases if not phase.fits(self.topology)]
+
+    @property
+    def fits(self) -> bool:
+        """Whether the update fits, and every phase that was planned."""
+        return self.update_fits and not self.too_large
 
     @property
     def is_near(self) -> bool:
         """Whether a full compilation may exceed the memory."""
         limit = self.chip.hbm_gib * GIB
-        return self.fits and not self.exact and self.peak is not None and self.peak > limit - _MARGIN
+        peaks = [self.peak or 0, *(phase.device or 0 for phase in self.phases)]
+        return self.fits and not self.exact and max(peaks) > limit - _MARGIN
+
+    def start_seconds(self, resumed: bool) -> float:
+        """Seconds until the first update, compilation apart: of the phases before it, or of a resumed run's."""
+        left_out = {"step", "export", "checkpoint", *(("create",) if resumed else ("restore",))}
+        before = []
+        for phase in self.phases:
+            if phase.name == "step":
+                break
+            # A resumed run finds its prompts encoded, and the base's images made.
+            if phase.name not in left_out and not (resumed and phase.name in ("encode", "evaluation")):
+                before.append(phase.seconds)
+        return math.fsum(before)
 
     def seconds(self) -> dict[str, float]:
         """Return the least time by each of the chip's limits, and of the update if they overlap perfectly.
@@ -235,7 +127,7 @@ class Plan:
         gib = lambda size: None if size is None else round(size / GIB, 3)
         seconds = self.seconds()
         return {
-            "topology": self.topology,
+            "topology": self.topology.name,
             "mesh": self.mesh,
             "batch": self.batch,
             "fits": self.fits,
@@ -255,6 +147,10 @@ class Plan:
             "images_per_hour": self.batch * 3600 / seconds["update"],
             "compile_seconds": round(self.compile_seconds, 1),
             "exact": self.exact,
+            "hosts": {"count": self.topology.hosts, "memory_gb": self.topology.machine.memory / 1e9},
+            "phases": [phase.to_json() for phase in self.phases],
+            "checkpoint_gb": self.checkpoint / 1e9,
+            "start_seconds": {"first": self.start_seconds(False), "resumed": self.start_seconds(True)},
         }
 
 
@@ -268,142 +164,137 @@ def by_kind(collectives: list[Collective]) -> dict[str, dict[str, float]]:
     return dict(sorted(table.items()))
 
 
-def plan(config: RewardFeedback, topology: Topology, exact: bool = False) -> Plan:
-    """Compile an update for the slice and count its cost.
+def plan(
+    config: Recipe,
+    topology: Topology,
+    exact: bool = False,
+    *,
+    whole_life: bool = False,
+    assumptions: Assumptions = Assumptions(),  # noqa: B008 (frozen)
+    keep: Path | None = None,
+    tell: Callable[[Phase], None] = lambda phase: None,
+) -> Plan:
+    """Compile a run's programs for the slice and count their cost.
 
     Args:
       exact: compile with full effort, as a run does; otherwise with the least effort, which takes a fraction of the
         time and memory and gives somewhat smaller temporaries.
+      whole_life: plan every phase, not the update alone.
+      keep: see `compiling.compile_program`.
+      tell: called after each phase.
 
     Raises:
       UserError: the configuration's mesh or batch does not fit the slice.
-      FileNotFoundError, UserError: see `program_of`.
+      FileNotFoundError, UserError: see `lives.life_of`.
       CompilerError: the compiler failed for another reason than memory.
     """
-    mesh = make_mesh(**config.mesh, devices=topology.devices)
+    mesh = mesh_of(config, topology.devices)
     check_batch(config, mesh)
-    program = program_of(config)
-    placement = Placement.of(config)
+    life, placement = life_of(config, mesh), Placement.of(config)
+    program = life.program
     traced = program.trace(mesh, placement)
     held, on_hosts = held_bytes(program, mesh, placement)
+    compiled = compile_program(
+        traced, exact, trips=program.trips, shares=program.shares, keep=keep, topology=topology.name
+    )
     found = Plan(
-        topology=topology.name,
-        chip=topology.chip,
+        topology=topology,
         mesh=dict(mesh.shape),
         batch=config.train.batch_size,
-        trips=program.trips,
+        trips=dict(program.trips),
         held=held,
         on_hosts=on_hosts,
-        cost=cost_of_program(traced.jaxpr, trips=program.trips, shares=program.shares, parts=PARTS),
-        compile_seconds=0.0,
+        cost=cost_of_program(traced.jaxpr, trips=program.trips, shares=program.shares, parts=program.parts),
+        compile_seconds=compiled.seconds,
         references_made=program.references_made,
         exact=exact,
+        temporaries=compiled.temporaries,
+        peak=compiled.peak,
+        needed=compiled.needed,
+        collectives=compiled.collectives,
+        checkpoint=size_of(program.state),
     )
-    started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as directory:
-        try:
-            compiled = traced.lower().compile(({} if exact else LEAST_EFFORT) | {"xla_dump_to": directory})
-        except jax.errors.JaxRuntimeError as error:
-            if "memory space vmem" in str(error):
-                raise CompilerError(
-                    "a kernel of this update needs more vector memory than a chip has: set smaller"
-                    " --config.model.attention_blocks"
-                ) from error
-            needed = needed_bytes(str(error))
-            if needed is None:
-                first_line = str(error).partition("\n")[0]
-                raise CompilerError(
-                    f"the TPU compiler can't compile this update ({first_line}): try another --mesh"
-                    + (", or leave --exact out" if exact else "")
-                ) from error
-            return dataclasses.replace(found, needed=needed, compile_seconds=time.perf_counter() - started)
-        memory = compiled.memory_analysis()
-        reports = [file.read_text(encoding="utf-8") for file in Path(directory).glob(_REPORT)]
-    results = memory.output_size_in_bytes - memory.alias_size_in_bytes  # the donated state's memory is reused
-    laid_out = max(
-        (sum(map(int, _ALLOCATION.findall(report))) for report in reports),
-        default=memory.argument_size_in_bytes + memory.temp_size_in_bytes + results,
-    )
-    peak = laid_out + memory.generated_code_size_in_bytes + _RESERVED
-    return dataclasses.replace(
-        found,
-        temporaries=peak - memory.argument_size_in_bytes,
-        peak=peak,
-        collectives=collectives_of(compiled.as_text(), program.trips, program.shares),
-        compile_seconds=time.perf_counter() - started,
-    )
+    if not whole_life:
+        return found
+    host = HostShare(topology.devices_of_host, topology.hosts)
+    phases = []
+    for work in life.works(mesh, host, assumptions.prompts):
+        if work.name == "step":
+            phase = phase_of(work, compiled, found.seconds()["update"], topology, assumptions)
+        elif work.trace is None:
+            phase = phase_of(work, None, 0.0, topology, assumptions)
+        else:
+            of_work, cost = _planned(work, exact, keep, topology)
+            phase = phase_of(work, of_work, work.times * _least(cost, topology), topology, assumptions)
+        phases.append(phase)
+        tell(phase)
+    return dataclasses.replace(found, phases=phases)
+
+
+def _planned(work: Work, exact: bool, keep: Path | None, topology: Topology) -> tuple[Compiled, Cost]:
+    assert work.trace is not None, "a phase without a program is counted"
+    traced = work.trace()
+    compiled = compile_program(traced, exact, trips=work.trips, shares=work.shares, keep=keep, topology=topology.name)
+    return compiled, cost_of_program(traced.jaxpr, trips=work.trips, shares=work.shares)
+
+
+def _least(cost: Cost, topology: Topology) -> float:
+    """Seconds of a program at least, if its work is evenly shared."""
+    chip, devices = topology.chip, len(topology.devices)
+    return max(cost.flops / devices / chip.flops, cost.bytes / devices / chip.hbm_bandwidth)
 
 
 def held_bytes(program: Program, mesh: Mesh, placement: Placement) -> tuple[dict[str, int], dict[str, int]]:
-    """Return {part: bytes on a device} and {part: bytes in host memory, per device}, without empty parts."""
-
-    def bytes_of(tree: Any, places: Any, on_host: bool) -> int:
-        leaves = zip(jax.tree.leaves(tree), jax.tree.leaves(places), strict=True)
-        return sum(
-            math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-            for leaf, place in leaves
-            if (place.memory_kind == HOST) == on_host
-        )
-
-    state, frozen = program.state, program.frozen
-    places = placement.of_state(state, mesh)
-    names = ("params", "ema", "opt_state", "reference", "references")
-    parts = {name: (getattr(state, name), getattr(places, name)) for name in names}
-    parts |= {name: (tree, shardings(tree, mesh)) for name, tree in vars(frozen).items()}
-    parts["batch"] = program.batch, jax.tree.map(lambda x: batch_sharding(mesh, x.shape[0]), program.batch)
-
-    def held(on_host: bool) -> dict[str, int]:
-        sizes = {name: bytes_of(*part, on_host) for name, part in parts.items()}
-        return {name: size for name, size in sizes.items() if size}
-
-    return held(False), held(True)
+    """`bytes_of_parts` of what lies there while the update runs."""
+    return bytes_of_parts(program.held(mesh, placement))
 
 
-def needed_bytes(message: str) -> float | None:
-    """Read from a compiler error how many bytes a device would need; None if it is about something else."""
-    if "RESOURCE_EXHAUSTED" not in message:
-        return None
-    found = next((found for pattern in _TOO_LARGE if (found := pattern.search(message))), None)
-    if found is None:
-        return math.inf
-    return float(found["needed"]) * 1024 ** ("KMGT".index(found["unit"]) + 1)
+def parts_of_state(config: Recipe) -> tuple[str, ...]:
+    """Return the parts of a run's state that may wait on the hosts."""
+    has_reference = isinstance(config, RewardFeedback) and config.algorithm == "fixed"
+    return tuple(part for part in OFFLOADABLE if part != "reference" or has_reference)
 
 
-def advice(config: RewardFeedback) -> str:
-    """Suggest changes that make an update need less memory per device."""
+def advice(config: Any) -> str:
+    """Suggest changes that make a run need less memory per device."""
     ways = ["a larger --topology"]
-    if config.model.remat != "full":
-        ways.append("--config.model.remat=full")
-    trains_adapter = bool(adapters_of(config).rank)
-    parts = tuple(part for part in OFFLOADABLE if part != "reference" or config.algorithm == "fixed")
+    group = "judge" if isinstance(config, JudgeTraining) else "model"
+    if getattr(config, group).remat != "full":
+        ways.append(f"--config.{group}.remat=full")
+    trains_adapter = bool(config.lora.rank)
+    parts = parts_of_state(config)
     if not trains_adapter and set(parts) - set(config.train.offload):
         ways.append(f'--config.train.offload="{parts}"'.replace(", ", ","))
-    twice = 2 * config.rl.accumulate
-    if config.train.batch_size % twice == 0:
-        ways.append(f"--config.rl.accumulate={twice}, if the mesh can share what is left of a batch")
+    if isinstance(config, RewardFeedback):
+        twice = 2 * config.rl.accumulate
+        if config.train.batch_size % twice == 0:
+            ways.append(f"--config.rl.accumulate={twice}, if the mesh can share what is left of a batch")
     if not trains_adapter:
         ways.append("LoRA (a _lora variant, or --config.lora.rank)")
-    if config.rl.gradient_true_cfg_scale != 1.0:
+    if isinstance(config, RewardFeedback) and config.rl.gradient_true_cfg_scale != 1.0:
         ways.append("--config.rl.gradient_true_cfg_scale=1, which halves what the backward pass keeps")
     if config.train.batch_size > 1:
         ways.append("a smaller --batch, or more of the devices for mesh.tensor")
     return "; or ".join(ways)
 
 
-def report(name: str, found: Plan, config: RewardFeedback) -> str:
+def report(name: str, found: Plan, config: Recipe) -> str:
     """Describe a plan in text."""
     seconds = found.seconds()
     mesh = ", ".join(f"{axis} {size}" for axis, size in found.mesh.items())
     peak = "an unknown size" if found.peak_gib is None or math.isinf(found.peak_gib) else f"{found.peak_gib:.1f} GiB"
     verdict = "fits" if found.fits else "does NOT fit"
     least = "" if found.peak is not None else "at least "
+    of = "" if not found.phases else " for an update"
     lines = [
-        f"{name} on {found.topology}, mesh {mesh}, batch {found.batch}",
-        f"{verdict}: {least}{peak} of {found.chip.hbm_gib} GiB per device"
+        f"{name} on {found.topology.name}, mesh {mesh}, batch {found.batch}",
+        f"{verdict}: {least}{peak} of {found.chip.hbm_gib} GiB per device{of}"
+        + "".join(f"; {phase.name} ({phase.what}) is too large" for phase in found.too_large)
         + ("" if found.fits else f"; what helps: {advice(config)}")
         + ("; near the limit: check with --exact" if found.is_near else ""),
+        *_of_phases(found),
         "",
-        "memory per device, GiB",
+        "memory per device in an update, GiB" if found.phases else "memory per device, GiB",
     ]
     memory: dict[str, float] = dict(found.held)
     if found.temporaries is not None:
@@ -413,7 +304,7 @@ def report(name: str, found: Plan, config: RewardFeedback) -> str:
     steps = ", ".join(f"{part.replace('_', ' ')} {count:.1f} steps" for part, count in found.trips.items())
     if found.references_made < 1:
         steps += f"; references made in {found.references_made:.0%} of the updates"
-    lines += ["", f"arithmetic per update, TFLOP on all devices ({steps})"]
+    lines += ["", "arithmetic per update, TFLOP on all devices" + (f" ({steps})" if steps else "")]
     lines += [_row(part, f"{flops / 1e12:.1f}") for part, flops in _largest_first(found.cost.parts)]
     if found.collectives is not None:
         lines += ["", "collectives per update, GB sent per device"]
@@ -426,6 +317,27 @@ def report(name: str, found: Plan, config: RewardFeedback) -> str:
     lines.append(_row("images per hour", f"{found.batch * 3600 / seconds['update']:.0f}"))
     lines.append(_row("compile time, s", f"{found.compile_seconds:.0f}"))
     return "\n".join(lines)
+
+
+def _of_phases(found: Plan) -> list[str]:
+    """A row for each phase, and how long a start takes."""
+    if not found.phases:
+        return []
+    machine, size = found.topology.machine, lambda value: "?" if value is None else f"{value / GIB:.2f}"
+    rows = [
+        f"  {phase.name:<11}{phase.what:<40}{size(phase.device):>8}{phase.host / 1e9:>9.1f}{phase.seconds:>9.1f}"
+        f"  {phase.how}" + ("" if phase.fits(found.topology) else ", too large")
+        for phase in found.phases
+    ]
+    return [
+        "",
+        f"  {'phase':<51}{'GiB of a':>8}{'GB of a':>9}{'seconds,':>9}",
+        f"  {'':<51}{'device':>8}{'host':>9}{'at least':>9}",
+        f"  {'there are':<51}{found.chip.hbm_gib:>8}{machine.memory / 1e9:>9.0f}",
+        *rows,
+        f"  start, without compiling: {found.start_seconds(False):.0f} s, resumed {found.start_seconds(True):.0f} s; a"
+        f" checkpoint of {found.checkpoint / 1e9:.1f} GB",
+    ]
 
 
 def _largest_first(parts: Mapping[str, float]) -> list[tuple[str, float]]:

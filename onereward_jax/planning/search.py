@@ -15,8 +15,11 @@ from onereward_jax.flow.conditioning import latent_shape
 from onereward_jax.models.attention import LANES, attention
 from onereward_jax.parallel.activations import can_share, traced_for
 from onereward_jax.parallel.mesh import AXES, make_mesh, replicated
+from onereward_jax.planning.compiling import LEAST_EFFORT, CompilerError
 from onereward_jax.planning.cost import cost_of
-from onereward_jax.planning.plan import GIB, LEAST_EFFORT, CompilerError, held_bytes, plan, program_of
+from onereward_jax.planning.lives import life_of
+from onereward_jax.planning.phases import GIB
+from onereward_jax.planning.plan import held_bytes, plan
 from onereward_jax.planning.topology import Topology
 from onereward_jax.rl.build_update import computation
 from onereward_jax.training.compile import Placement
@@ -106,7 +109,7 @@ def search(
         chosen, mesh = choice.of(config), tuple(choice.mesh.values())
         if mesh not in state:
             mesh_of_choice = make_mesh(**choice.mesh, devices=topology.devices)
-            held, _ = held_bytes(program_of(chosen), mesh_of_choice, Placement.of(chosen))
+            held, _ = held_bytes(life_of(chosen).program, mesh_of_choice, Placement.of(chosen))
             state[mesh] = sum(held.values()) / GIB
         too_large = [
             other

@@ -4,6 +4,7 @@ import importlib.util
 import math
 import os
 import re
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from onereward_jax.errors import UserError
@@ -18,6 +19,9 @@ class Chip(NamedTuple):
       hbm_bandwidth: bytes per second.
       link_bandwidth: bytes per second of one link in one direction.
       sides: dimensions of a slice, which is a torus.
+      devices: of a chip.
+      machines: of what sizes they are rented: chips of a machine -> its memory in GB, with the machine of larger slices
+        last.
     """
 
     hbm_gib: float
@@ -25,16 +29,30 @@ class Chip(NamedTuple):
     hbm_bandwidth: float
     link_bandwidth: float
     sides: int = 3
+    devices: int = 1
+    machines: Mapping[int, int] = {4: 448}
+
+
+class Machine(NamedTuple):
+    """A host of a slice.
+
+    Attributes:
+      chips: of it.
+      memory: bytes.
+    """
+
+    chips: int
+    memory: float
 
 
 # Rates: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e,tpu7x}, "system architecture"; a link is the bidirectional
 # bandwidth of a chip over 2 directions and its ports (4 on a 2D torus, 6 on a 3D one). Memory: the limit that
-# libtpu 0.0.42 names when a program exceeds it.
+# libtpu 0.0.42 names when a program exceeds it. Machines: "VM types" of the same pages.
 CHIPS = {
-    "v5e": Chip(15.75, 197e12, 819e9, 400e9 / 8, sides=2),
-    "v5p": Chip(95.74, 459e12, 2765e9, 1200e9 / 12),
-    "v6e": Chip(31.25, 918e12, 1638e9, 800e9 / 8, sides=2),
-    "tpu7x": Chip(94.75, 2307e12 / 2, 7380e9 / 2, 1200e9 / 12),
+    "v5e": Chip(15.75, 197e12, 819e9, 400e9 / 8, sides=2, machines={1: 48, 8: 384, 4: 192}),
+    "v5p": Chip(95.74, 459e12, 2765e9, 1200e9 / 12, machines={4: 448}),
+    "v6e": Chip(31.25, 918e12, 1638e9, 800e9 / 8, sides=2, machines={1: 176, 8: 1440, 4: 720}),
+    "tpu7x": Chip(94.75, 2307e12 / 2, 7380e9 / 2, 1200e9 / 12, devices=2, machines={4: 960}),
 }
 _NAME = re.compile(r"(?P<chip>[a-z0-9]+):(?P<shape>\d{1,9}(x\d{1,9}){1,2})", re.ASCII)
 _MOST_CHIPS = 2**14  # of a slice; the largest have 9,216, and libtpu crashes at 2**30
@@ -46,6 +64,24 @@ class Topology(NamedTuple):
     name: str
     chip: Chip
     devices: list[Any]
+
+    @property
+    def machine(self) -> Machine:
+        """What its hosts are: one for all of it where there is such a machine."""
+        chips, machines = len(self.devices) // self.chip.devices, self.chip.machines
+        of_one = chips if chips in machines else list(machines)[-1]
+        return Machine(of_one, machines[of_one] * 1e9)
+
+    @property
+    def hosts(self) -> int:
+        """The number of its hosts."""
+        return -(-len(self.devices) // (self.machine.chips * self.chip.devices))
+
+    @property
+    def devices_of_host(self) -> list[Any]:
+        """The devices of its first host."""
+        in_order = sorted(self.devices, key=lambda device: (device.process_index, device.id))
+        return in_order[: self.machine.chips * self.chip.devices]
 
 
 def prepare_environment() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from onereward_jax.atomic_files import write_json
 from onereward_jax.config.schema import Finetuning
@@ -18,22 +19,22 @@ from onereward_jax.fill.diffusers_io import FOLDERS
 from onereward_jax.fill.pipeline import FillPipeline, sample_noise
 from onereward_jax.fill.prompts import prompt_reader
 from onereward_jax.flow.conditioning import latent_shape
+from onereward_jax.flow.flux_fill import FluxFill
 from onereward_jax.flow.losses import fill_loss
 from onereward_jax.given_files import read_json
 from onereward_jax.images.grid import image_grid, write_png
 from onereward_jax.models.lora import LoRA
 from onereward_jax.parallel import hosts
 from onereward_jax.parallel.activations import batch_sharding, traced_for
-from onereward_jax.parallel.mesh import make_mesh
 from onereward_jax.parallel.sharding_rules import shardings
 from onereward_jax.runs.request_report import has_begun, report_requests
 from onereward_jax.training import trainer
 from onereward_jax.training.compile import Params
 from onereward_jax.training.optimizer import make_optimizer
 from onereward_jax.training.state import TrainState, create_state, supervised_step
-from onereward_jax.training.trainer import Evaluator, Experiment
+from onereward_jax.training.trainer import Evaluator, Experiment, Learning
 from onereward_jax.weights.hub import model_directory
-from onereward_jax.weights.load import stored_dtype
+from onereward_jax.weights.load import StoredParams, in_dtype, stored_dtype
 from onereward_jax.weights.peft_adapters import save_adapter
 from onereward_jax.weights.save import save_component
 
@@ -77,23 +78,14 @@ def finetuning(config: Finetuning, workdir: Path, requests: Split) -> Experiment
     texts = ["", *prompts_of([*trained_on, *held_out])]
     pipeline.prompts.encode_ahead(texts, config.max_sequence_length, workdir / "prompts", mesh)
     read = prompt_reader(pipeline.prompts, config.max_sequence_length, config.train.batch_size)
-    frozen = {"vae": hosts.place(pipeline.params["vae"], shardings(pipeline.params["vae"], mesh))}
-    pipeline.params["vae"] = frozen["vae"]
-    if adapters.rank:
-        frozen["transformer"] = stored.read(config.model.dtype, mesh)
-        params = Params.made(lambda: {"transformer": adapters.init(stored.shapes, jax.random.key(config.seed))})
-    else:
-        params = Params({"transformer": stored.shapes}, lambda: {"transformer": stored.read("float32", mesh)})
-
-    def loss(prompt_dropout: float) -> Callable:
-        transformer = pipeline.transformer.clone(remat=config.model.remat)
-        options = {"prompt_dropout": prompt_dropout, "guidance_scale": settings.guidance_scale}
-        return adapters.loss(fill_loss(transformer, pipeline.vae, shift=pipeline.shift, **options))
+    pipeline.params["vae"] = hosts.place(pipeline.params["vae"], shardings(pipeline.params["vae"], mesh))
+    learning = fill_learning(config, pipeline.family, stored, pipeline.params["vae"], mesh)
+    params, frozen = learning.params, learning.frozen.read()
 
     # -------------------------------------------------------------------------------------------------- the evaluations
     evaluators = []
     if settings.evaluate_every and held_out:
-        measure = _held_out_loss(loss(0.0), frozen, source, held_out, config, read)
+        measure = _held_out_loss(loss_of(config, pipeline.family, 0.0), frozen, source, held_out, config, read)
         of_base = _base_loss(workdir, lambda: measure(hosts.place(params.read(), shardings(params.shapes, mesh))))
         evaluators.append(Evaluator(settings.evaluate_every, lambda state: measure(state.averaged) | of_base))
     if settings.sample_every and settings.num_samples:
@@ -109,11 +101,10 @@ def finetuning(config: Finetuning, workdir: Path, requests: Split) -> Experiment
 
         evaluators.append(Evaluator(settings.sample_every, write_grid))
 
-    optimizer = make_optimizer(**config.optimizer)
     return Experiment(
         description="fine-tuning",
-        step=supervised_step(loss(settings.prompt_dropout), optimizer, settings.ema_decay),
-        create=lambda params: create_state(params, optimizer, config.seed, ema=settings.ema_decay > 0),
+        step=learning.step,
+        create=learning.create,
         params=params,
         frozen=frozen,
         example=lambda index, task: source.sample(index, task).arrays(*_FIELDS),
@@ -121,6 +112,36 @@ def finetuning(config: Finetuning, workdir: Path, requests: Split) -> Experiment
         task_weights=source.weights,
         evaluators=tuple(evaluators),
         export=functools.partial(_export, config, workdir, pipeline.transformer, adapters),
+    )
+
+
+def fill_learning(
+    config: Finetuning, family: FluxFill, transformer: StoredParams, vae: Any, mesh: Mesh | None
+) -> Learning:
+    """What is trained of a fill model, and the update.
+
+    Args:
+      transformer: its parameters at the start; vae: the autoencoder's, there.
+    """
+    settings, adapters, optimizer = config.finetune, LoRA(**config.lora), make_optimizer(**config.optimizer)
+
+    trained, frozen = Params.of({}), Params.of({"vae": vae})
+    if adapters.rank:
+        trained = Params.made(lambda: {"transformer": adapters.init(transformer.shapes, jax.random.key(config.seed))})
+        base = in_dtype(transformer.shapes, config.model.dtype)
+        frozen = Params(
+            {"vae": vae, "transformer": base},
+            lambda: {"vae": vae, "transformer": transformer.read(config.model.dtype, mesh)},
+        )
+    else:
+        trained = Params(
+            {"transformer": transformer.shapes}, lambda: {"transformer": transformer.read("float32", mesh)}
+        )
+    return Learning(
+        step=supervised_step(loss_of(config, family, settings.prompt_dropout), optimizer, settings.ema_decay),
+        create=lambda params: create_state(params, optimizer, config.seed, ema=settings.ema_decay > 0),
+        params=trained,
+        frozen=frozen,
     )
 
 
@@ -162,10 +183,8 @@ def _held_out_loss(
             batch = {name: np.stack([record[name] for record in of_batch]) for name in of_batch[0]}
             batches.append(batch | {"index": np.arange(number, number + size, dtype=np.int32)})
             number += size
-    mesh = make_mesh(**config.mesh)
-    score = jax.jit(
-        traced_for(mesh, lambda trained, frozen, batch: loss(trained, frozen, batch, jax.random.key(config.seed)))
-    )
+    mesh = trainer.check_devices(config)
+    score = scoring(loss, config.seed, mesh)
 
     def measure(trained: Any) -> dict[str, float]:
         found = []
@@ -176,6 +195,18 @@ def _held_out_loss(
         return {"held_out/loss": float(loss), "held_out/error_in_hole": float(in_hole)}
 
     return measure
+
+
+def loss_of(config: Finetuning, family: FluxFill, prompt_dropout: float) -> Callable:
+    """The loss of what is trained: (trained, frozen, batch, key) -> (value, metrics)."""
+    transformer = family.transformer.clone(remat=config.model.remat)
+    options = {"prompt_dropout": prompt_dropout, "guidance_scale": config.finetune.guidance_scale}
+    return LoRA(**config.lora).loss(fill_loss(transformer, family.vae, shift=family.shift, **options))
+
+
+def scoring(loss: Callable, seed: int, mesh: Mesh) -> Any:
+    """The jitted program (trained, frozen, batch) -> (value, metrics) that measures a loss on held-out images."""
+    return jax.jit(traced_for(mesh, lambda trained, frozen, batch: loss(trained, frozen, batch, jax.random.key(seed))))
 
 
 def _base_loss(workdir: Path, measure: Callable[[], dict[str, float]]) -> dict[str, float]:

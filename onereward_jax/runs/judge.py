@@ -33,6 +33,7 @@ from onereward_jax.judge.pairs import (
 )
 from onereward_jax.judge.preference_loss import make_loss
 from onereward_jax.judge.question_batches import ask_only, question_batch
+from onereward_jax.judge.vision import ImageSettings
 from onereward_jax.models.lora import LoRA
 from onereward_jax.parallel import hosts
 from onereward_jax.proving_ground import all_prompts
@@ -45,7 +46,7 @@ from onereward_jax.training import trainer
 from onereward_jax.training.compile import Params
 from onereward_jax.training.optimizer import make_optimizer
 from onereward_jax.training.state import TrainState, create_state, supervised_step
-from onereward_jax.training.trainer import Evaluator, Experiment
+from onereward_jax.training.trainer import Evaluator, Experiment, Learning
 from onereward_jax.weights.load import StoredParams
 from onereward_jax.weights.peft_adapters import save_adapter
 
@@ -83,18 +84,8 @@ def judge_training(config: JudgeTraining, workdir: Path) -> Experiment:
         questions = question_batch(judge, tasks, prompts, config.question_length).arrays()
         return batch | ask_only(questions | {"label": batch.pop("label")}, batch.pop("asked"))
 
-    # ------------------------------------------------------------------------------------ what is trained, and the loss
-    loss = make_loss(judge.apply, settings.max_shift, settings.adversarial_radius)
-    adapters = LoRA(**config.lora)
-    frozen_parts = ("visual",) if settings.freeze_vision else ()
-    if adapters.rank:
-        loss = adapters.loss(loss)
-        _, adapted = _split_params(judge.params, frozen_parts, mesh)
-        params = Params.made(lambda: adapters.init(adapted.shapes, jax.random.key(config.seed)))
-        frozen = _split_params(judge.params, (), mesh)[1].read()
-    else:
-        read_now, params = _split_params(judge.params, frozen_parts, mesh)
-        frozen = read_now.read()
+    learning, adapters = judge_learning(config, judge.apply, judge.params, mesh), LoRA(**config.lora)
+    frozen = learning.frozen.read()
     full_params = functools.partial(adapters.full_params, frozen=frozen)
 
     # -------------------------------------------------------------------------------------------- export and evaluation
@@ -122,12 +113,11 @@ def judge_training(config: JudgeTraining, workdir: Path) -> Experiment:
 
         evaluators.append(Evaluator(settings.evaluate_every, measure))
 
-    optimizer = make_optimizer(**config.optimizer)
     return Experiment(
         description="judge",
-        step=supervised_step(loss, optimizer, settings.ema_decay),
-        create=lambda params: create_state(params, optimizer, config.seed, ema=settings.ema_decay > 0),
-        params=params,
+        step=learning.step,
+        create=learning.create,
+        params=learning.params,
         frozen=frozen,
         example=example,
         prepare=prepare,
@@ -136,6 +126,28 @@ def judge_training(config: JudgeTraining, workdir: Path) -> Experiment:
         export=lambda state: None if settings.keep_best else export(state.averaged),
         progress={"loss": "learning/loss", "accuracy": "judge/accuracy"},
         optional=("judge/accuracy/",),
+    )
+
+
+def judge_learning(config: JudgeTraining, apply: Callable, params: Any, mesh: Mesh | None) -> Learning:
+    """What is trained of a judge, and the update.
+
+    Args:
+      apply: `Judge.apply`.
+      params: the judge's parameters at the start, there or stored.
+    """
+    settings, adapters, optimizer = config.judge, LoRA(**config.lora), make_optimizer(**config.optimizer)
+    loss = make_loss(apply, settings.max_shift, settings.adversarial_radius)
+    frozen, trained = _split_params(params, ("visual",) if settings.freeze_vision else (), mesh)
+    if adapters.rank:
+        loss, adapted = adapters.loss(loss), trained
+        trained = Params.made(lambda: adapters.init(adapted.shapes, jax.random.key(config.seed)))
+        frozen = _split_params(params, (), mesh)[1]
+    return Learning(
+        step=supervised_step(loss, optimizer, settings.ema_decay),
+        create=lambda params: create_state(params, optimizer, config.seed, ema=settings.ema_decay > 0),
+        params=trained,
+        frozen=frozen,
     )
 
 
@@ -263,7 +275,7 @@ class _Best:
         return not self._file.exists() or found["accuracy"] > read_json(self._file)["accuracy"]
 
 
-def _split_params(params: Any, names: tuple[str, ...], mesh: Mesh) -> tuple[Params, Params]:
+def _split_params(params: Any, names: tuple[str, ...], mesh: Mesh | None) -> tuple[Params, Params]:
     """A judge's parameters, stored or there: (those under `names`, the others), float32, stored ones on the mesh."""
     if isinstance(params, StoredParams):
         named, others = params.split(*names)
@@ -284,14 +296,15 @@ def _judge_at_start(config: JudgeTraining, workdir: Path) -> Judge:
         return new_judge(config, hosts.own_directory(workdir / "tokenizers"), fields)
     templates: dict[str, Any] = {"template": settings.template, "template_with_prompt": settings.template_with_prompt}
     judge = Judge.from_pretrained(settings.start, "float32", fields=fields, read=False, **templates)
-    if settings.max_pixels:
-        limited = dataclasses.replace(
-            judge.settings,
-            max_pixels=settings.max_pixels,
-            min_pixels=min(judge.settings.min_pixels, settings.max_pixels),
-        )
-        judge = Judge(judge.model, judge.params, judge.tokenizer, limited, **templates)
-    return judge
+    return Judge(judge.model, judge.params, judge.tokenizer, image_settings(config, judge.settings), **templates)
+
+
+def image_settings(config: JudgeTraining, settings: ImageSettings) -> ImageSettings:
+    """The judge's image settings, with the configuration's limit on an image's area."""
+    limit = config.judge.max_pixels
+    if not limit:
+        return settings
+    return dataclasses.replace(settings, max_pixels=limit, min_pixels=min(settings.min_pixels, limit))
 
 
 def _split(config: JudgeTraining, judge: Judge, workdir: Path) -> tuple[Pairs, Pairs]:

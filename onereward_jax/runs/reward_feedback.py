@@ -5,8 +5,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from onereward_jax.atomic_files import write_json
 from onereward_jax.config.schema import RewardFeedback, RewardLearning
@@ -14,10 +16,12 @@ from onereward_jax.data.source import ENDLESS, Source
 from onereward_jax.evaluation.during_training import ComparisonWithBase
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.flow.conditioning import TextStates, latent_shape
+from onereward_jax.flow.family import PolicyFamily
 from onereward_jax.flow.flux_fill import FluxFill
 from onereward_jax.judge.ensemble import ensemble
 from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.question_batches import question_batch
+from onereward_jax.judge.scorer import Scorer
 from onereward_jax.models.lora import attach
 from onereward_jax.parallel import hosts
 from onereward_jax.parallel.sharding_rules import shardings
@@ -30,7 +34,8 @@ from onereward_jax.training import trainer
 from onereward_jax.training.compile import Params
 from onereward_jax.training.metrics import peak_memory_gib, training_seconds
 from onereward_jax.training.state import TrainState
-from onereward_jax.training.trainer import Evaluator, Experiment
+from onereward_jax.training.trainer import Evaluator, Experiment, Learning
+from onereward_jax.weights.load import StoredParams, in_dtype
 from onereward_jax.weights.peft_adapters import save_adapter
 from onereward_jax.weights.save import save_component
 
@@ -85,13 +90,8 @@ def reward_feedback(config: RewardFeedback, workdir: Path, source: Source, held_
     family = FluxFill(transformer, vae, pipeline.shift)
 
     # ------------------------------------------------------------------------------------------------------- the update
-    update = make_update(config, family, judge.scorer)
-    base = stored.read(dtype, mesh) if adapters.rank else None
-    frozen = update.frozen(base, pipeline.params["vae"], judge.params)
-    if adapters.rank:
-        params = Params.made(lambda: update.params(stored.shapes))
-    else:
-        params = Params(stored.shapes, lambda: stored.read("float32", mesh))
+    learning = policy_learning(config, family, judge.scorer, stored, pipeline.params["vae"], judge.params, mesh)
+    frozen = learning.frozen.read()
     cached = open_cache(config, source).around if config.rl.reference_cache else lambda step: step
 
     # ----------------------------------------------------------------------------------------------------- its examples
@@ -127,9 +127,9 @@ def reward_feedback(config: RewardFeedback, workdir: Path, source: Source, held_
 
     return Experiment(
         description=f"reward feedback learning ({config.algorithm})",
-        step=update.step,
-        create=update.create,
-        params=params,
+        step=learning.step,
+        create=learning.create,
+        params=learning.params,
         frozen=frozen,
         example=example,
         prepare=prepare,
@@ -139,6 +139,36 @@ def reward_feedback(config: RewardFeedback, workdir: Path, source: Source, held_
         wrap_step=cached,
         evaluators=tuple(evaluators),
         export=export,
+    )
+
+
+def policy_learning(
+    config: RewardFeedback,
+    family: PolicyFamily,
+    scorer: Scorer,
+    transformer: StoredParams,
+    vae: Any,
+    judge: Any,
+    mesh: Mesh | None,
+) -> Learning:
+    """What is trained of a policy, and the update.
+
+    Args:
+      family, scorer: see `rl.build_update.make_update`.
+      transformer: its parameters at the start; vae, judge: those of autoencoder and judge, there.
+    """
+    update, dtype, adapters = make_update(config, family, scorer), frozen_dtype(config), adapters_of(config)
+    base = in_dtype(transformer.shapes, dtype) if adapters.rank else None
+    read_base = lambda: transformer.read(dtype, mesh) if adapters.rank else None
+    if adapters.rank:
+        trained = Params.made(lambda: update.params(transformer.shapes))
+    else:
+        trained = Params(transformer.shapes, lambda: transformer.read("float32", mesh))
+    return Learning(
+        step=update.step,
+        create=update.create,
+        params=trained,
+        frozen=Params(jax.eval_shape(update.frozen, base, vae, judge), lambda: update.frozen(read_base(), vae, judge)),
     )
 
 

@@ -97,25 +97,36 @@ def compile_step(
     """
     shapes = jax.eval_shape(create, params.shapes)
     places = placement.of_state(shapes, mesh)
+    programs = creating(create, places, placement)
 
     def make() -> TrainState:
         read = params.read()
         placed = hosts.place(read, shardings(read, mesh))
         del read
         if not placement.offload:
-            return jax.jit(create, out_shardings=places)(placed)
-
-        # Part by part: together they may be more than the devices hold.
-        def made(part: str) -> Any:
-            return jax.jit(lambda params: getattr(create(params), part), out_shardings=getattr(places, part))(placed)
-
-        return TrainState(**{field.name: made(field.name) for field in dataclasses.fields(TrainState)})
+            return programs["state"](placed)
+        return TrainState(**{part: made(placed) for part, made in programs.items()})
 
     placed_shapes = jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places
     )
     compiled = jit_step(step, shapes, frozen, mesh, placement)
     return compiled, Start(placed_shapes, make), hosts.place(frozen, shardings(frozen, mesh))
+
+
+def creating(create: Callable[[Any], TrainState], places: Any, placement: Placement) -> dict[str, Any]:
+    """The jitted programs that make the first state of placed parameters, in order: {"state": the one that makes all of
+    it}, or where some of it waits on the hosts {part: the one that makes it}, since together the parts may be more than
+    the devices hold.
+
+    Args:
+      places: `placement.of_state`.
+    """
+    if not placement.offload:
+        return {"state": jax.jit(create, out_shardings=places)}
+    of_part = lambda part: lambda params: getattr(create(params), part)
+    names = [field.name for field in dataclasses.fields(TrainState)]
+    return {part: jax.jit(of_part(part), out_shardings=getattr(places, part)) for part in names}
 
 
 def jit_step(

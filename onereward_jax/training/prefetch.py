@@ -11,7 +11,7 @@ from onereward_jax.errors import UserError
 
 Batch = Any
 
-_PREFETCH = 2  # batches ready ahead of the step
+PREFETCHED = 2  # batches ready ahead of the step
 
 
 class Prefetcher:
@@ -23,7 +23,7 @@ class Prefetcher:
 
     def __init__(self, batches: Any, prepare: Callable[[Batch], Batch], timeout: float):
         self._batches, self._prepare, self._timeout = batches, prepare, timeout
-        self._ready: queue.Queue = queue.Queue(maxsize=_PREFETCH)
+        self._ready: queue.Queue = queue.Queue(maxsize=PREFETCHED)
         self._closing = threading.Event()
         self._hangs = False
         self._thread = threading.Thread(target=self._fill, name="batches", daemon=True)

@@ -5,9 +5,9 @@ A recipe in `runs/` builds an `Experiment`; `train` runs it.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
@@ -39,6 +39,21 @@ class Evaluator:
 
     every: int
     measure: Callable[[TrainState], Mapping[str, float]]
+
+
+class Learning(NamedTuple):
+    """What a run computes, before any parameter is read: `onereward plan` compiles it, a recipe makes an `Experiment`
+    of it.
+
+    Attributes:
+      step, create, params: see `Experiment`.
+      frozen: parameters that the step reads and never changes, unread.
+    """
+
+    step: Callable[[TrainState, Any, Any], tuple[TrainState, Any]]
+    create: Callable[[Any], TrainState]
+    params: Params
+    frozen: Params
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,9 +176,23 @@ def check_devices(config: Recipe) -> Mesh:
     Raises:
       UserError: the devices make no such mesh, or can't share the batch.
     """
-    mesh = make_mesh(**config.mesh)
+    mesh = mesh_of(config)
     check_batch(config, mesh)
     return mesh
+
+
+def mesh_of(config: Recipe, devices: Sequence[Any] | None = None) -> Mesh:
+    """The mesh of a configuration over these devices, or over all that are here.
+
+    Raises:
+      UserError: see `make_mesh`.
+    """
+    return make_mesh(**config.mesh, devices=devices, samples=config.train.batch_size // micro_batches(config))
+
+
+def micro_batches(config: Recipe) -> int:
+    """Into how many parts an update cuts its batch."""
+    return config.rl.accumulate if isinstance(config, RewardFeedback) else 1
 
 
 def check_batch(config: Recipe, mesh: Mesh) -> None:
@@ -173,10 +202,9 @@ def check_batch(config: Recipe, mesh: Mesh) -> None:
     Raises:
       UserError: they can't.
     """
-    rl = config.rl if isinstance(config, RewardFeedback) else None
-    shards, parts = batch_shards(mesh), rl.accumulate if rl else 1
+    shards, parts = batch_shards(mesh), micro_batches(config)
     samples, rest = divmod(config.train.batch_size, parts)
-    if rest or not can_share(mesh, samples, splits_tokens=rl is not None):
+    if rest or not can_share(mesh, samples, splits_tokens=isinstance(config, RewardFeedback)):
         of_parts = f" in each of {parts} micro-batches (rl.accumulate)" if parts > 1 else ""
         raise UserError(
             f"a batch of {config.train.batch_size} can't be shared by {shards} devices{of_parts}: make"

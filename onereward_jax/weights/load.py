@@ -125,6 +125,11 @@ def param_shapes(module: Any, kind: str) -> trees.Tree:
     return jax.eval_shape(lambda: module.init(jax.random.key(0), *example_inputs(module)))["params"]
 
 
+def in_dtype(shapes: trees.Tree, dtype: str) -> trees.Tree:
+    """Return the shapes of parameters that are read in a dtype."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, param_dtype_of(dtype)), shapes)
+
+
 def stored_dtype(directory: str | Path, kind: str) -> str:
     """Return the smallest of `PARAM_DTYPES` that holds a component's files without loss."""
     files, _ = _weight_files(Path(directory), kind_of(kind).stem)

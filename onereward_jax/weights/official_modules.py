@@ -6,7 +6,7 @@ from typing import Any
 from onereward_jax.config.find import find_model
 from onereward_jax.errors import UserError
 from onereward_jax.weights.component_kinds import kind_of
-from onereward_jax.weights.load import module_from_directory
+from onereward_jax.weights.load import StoredParams, module_from_directory, param_shapes
 
 # The fields of config.json that define a module.
 _FLUX_FILL: dict[str, Any] = {
@@ -33,6 +33,29 @@ _FLUX_VAE: dict[str, Any] = {
     "shift_factor": 0.1159,
     "use_quant_conv": False,
     "use_post_quant_conv": False,
+}
+_FLUX_CLIP: dict[str, Any] = {
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "eos_token_id": 2,
+}
+_FLUX_T5: dict[str, Any] = {
+    "vocab_size": 32128,
+    "d_model": 4096,
+    "d_kv": 64,
+    "d_ff": 10240,
+    "num_layers": 24,
+    "num_heads": 64,
+    "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128,
+    "layer_norm_epsilon": 1e-6,
+    "feed_forward_proj": "gated-gelu",
 }
 _QWEN_7B: dict[str, Any] = {
     "text_config": {
@@ -75,7 +98,12 @@ _QWEN_3B: dict[str, Any] = {
 }
 # Hub repository -> kind of component -> configuration.
 OFFICIAL: dict[str, dict[str, dict[str, Any]]] = {
-    "black-forest-labs/FLUX.1-Fill-dev": {"transformer": _FLUX_FILL, "vae": _FLUX_VAE},
+    "black-forest-labs/FLUX.1-Fill-dev": {
+        "transformer": _FLUX_FILL,
+        "vae": _FLUX_VAE,
+        "text_encoder": _FLUX_CLIP,
+        "text_encoder_2": _FLUX_T5,
+    },
     "Qwen/Qwen2.5-VL-7B-Instruct": {"judge": _QWEN_7B},
     "Qwen/Qwen2.5-VL-3B-Instruct": {"judge": _QWEN_3B},
 }
@@ -86,7 +114,7 @@ def official_module(model: str, kind: str, fields: Mapping[str, Any] | None = No
 
     Args:
       model: a hub repository in `OFFICIAL`, or a directory in the official layout.
-      kind: "transformer", "vae" or "judge".
+      kind: "transformer", "vae", "text_encoder", "text_encoder_2" or "judge".
       fields: module fields that are not in config.json: the compute `dtype`, `remat`, ...
 
     Raises:
@@ -102,3 +130,20 @@ def official_module(model: str, kind: str, fields: Mapping[str, Any] | None = No
             f"the configuration of {model} is not built in: give a directory that holds it, or {' or '.join(known)}"
         )
     return module_from_directory(directory if kind == "judge" else directory / kind, kind, fields)
+
+
+def unread_component(model: str, kind: str, fields: Mapping[str, Any] | None = None) -> tuple[Any, StoredParams]:
+    """Build a component as `load.open_component` does, of a model whose files need not be here.
+
+    Returns:
+      (module, its parameters, which have shapes and can't be read).
+
+    Raises:
+      see `official_module`.
+    """
+    module = official_module(model, kind, fields)
+
+    def read(name: str) -> Any:
+        raise AssertionError(f"{name} is of a model without files")
+
+    return module, StoredParams(param_shapes(module, kind), kind_of(kind).module().TABLE, read)

@@ -128,10 +128,10 @@ def test_each_picture_of_a_call_is_its_own(pipeline, image, mask):
 
 def test_one_program_serves_a_size(pipeline, image, mask):
     call(pipeline, image, mask)
-    programs = flow_pipeline._generate._cache_size()
+    programs = flow_pipeline.generating._cache_size()
     changes = {"num_inference_steps": 3, "guidance_scale": 5.0, "seed": 7, "prompt": "remove"}
     call(pipeline, image[:15, :21], 255 - mask[:15, :21], **changes)
-    assert flow_pipeline._generate._cache_size() == programs
+    assert flow_pipeline.generating._cache_size() == programs
 
 
 def test_a_size_that_does_not_divide_is_padded_and_given_back(pipeline, image, mask):

@@ -102,7 +102,7 @@ def test_what_is_missing_and_what_is_unknown_is_named():
 
 
 def test_published_models_are_within_the_ranges():
-    names_of = {"transformer": flux, "vae": vae, "judge": qwen2_5_vl}
+    names_of = {"transformer": flux, "vae": vae, "judge": qwen2_5_vl, "text_encoder": clip, "text_encoder_2": t5}
     for parts in OFFICIAL.values():
         for kind, config in parts.items():
             names_of[kind].module_from_config(config)

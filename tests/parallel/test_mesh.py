@@ -24,6 +24,11 @@ def test_mesh_must_use_all_devices():
     assert dict(make_mesh(2, -1, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}
 
 
+@pytest.mark.parametrize(("samples", "data", "shape"), [(4, 1, (1, 4, 2)), (8, 1, (1, 8, 1)), (6, 2, (2, 1, 4))])
+def test_two_open_axes_share_the_samples_evenly_and_the_rest_splits_layers(samples, data, shape):
+    assert tuple(make_mesh(data, -1, -1, samples=samples).shape.values()) == shape
+
+
 # Each model's products that close a block, and how many there are.
 CLOSING = {
     "transformer": (flux, r"(to_out_0|to_add_out|net_2|proj_out)$", 6),

@@ -19,6 +19,8 @@ from onereward_jax.errors import UserError
 from onereward_jax.parallel.mesh import make_mesh
 from onereward_jax.planning import plan as plans
 from onereward_jax.planning import topology
+from onereward_jax.planning.compiling import needed_bytes
+from onereward_jax.planning.lives import HostShare, expected_trips, life_of
 from onereward_jax.planning.topology import Chip, Topology
 from onereward_jax.rl.profile_scopes import JUDGEMENT, REFERENCE, ROLLOUT
 from onereward_jax.runs import reward_feedback
@@ -66,7 +68,7 @@ OFFLOADED = {"train.offload": "('opt_state','ema','reference')", "rl.accumulate"
 def test_the_program_is_the_one_that_training_runs(saving, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = load_config("fixed", TINY | ADAPTER | saving)
-    planned = plans.program_of(config).trace(make_mesh(**config.mesh), Placement.of(config)).lower().as_text()
+    planned = life_of(config).program.trace(make_mesh(**config.mesh), Placement.of(config)).lower().as_text()
     assert ("pinned_host" in planned) == (saving is OFFLOADED)
     digest = lambda text: hashlib.sha256(text.encode()).hexdigest()
     assert digest(planned) == digest(program_of_training(config, tmp_path, monkeypatch))
@@ -83,17 +85,24 @@ def slice_of(monkeypatch):
     def use(answer, traced=True):
         chip = Chip(hbm_gib=1.0, flops=1e12, hbm_bandwidth=1e11, link_bandwidth=1e10)
         monkeypatch.setattr(topology, "open_topology", lambda name: Topology(name, chip, jax.devices()))
-        program_of = plans.program_of
 
-        def without_compiler(config):
-            program = program_of(config)
+        def without_compiler(config, mesh):
+            life = life_of(config, mesh)
+            program = life.program
             shapes = program.state, program.frozen, program.batch
-            jaxpr = jax.make_jaxpr(program.update.step)(*shapes) if traced else jax.make_jaxpr(lambda x: x)(0.0)
-            lowered = types.SimpleNamespace(compile=answer)
+            jaxpr = jax.make_jaxpr(program.step)(*shapes) if traced else jax.make_jaxpr(lambda x: x)(0.0)
+            lowered = types.SimpleNamespace(compile=answer, as_text=lambda: "")
             fake = types.SimpleNamespace(jaxpr=jaxpr, lower=lambda: lowered)
-            return types.SimpleNamespace(**program._asdict(), trace=lambda *_: fake)
+            own = {name: getattr(program, name) for name in ("held", "held_state", "held_frozen")}
+            own |= {"trace": lambda *_: fake}
+            life.program = types.SimpleNamespace(**program._asdict(), **own)
+            works = list(life.works(mesh, HostShare(jax.devices()[:4], 2), 100)) if traced else []
+            life.works = lambda *_: [
+                dataclasses.replace(work, trace=work.trace and (lambda: fake), trips=program.trips) for work in works
+            ]
+            return life
 
-        monkeypatch.setattr(plans, "program_of", without_compiler)
+        monkeypatch.setattr(plans, "life_of", without_compiler)
 
     return use
 
@@ -247,7 +256,7 @@ def test_a_compiler_that_fails_is_one_sentence(slice_of, capsys):
     assert run("--topology", "v5p:2x2x2", "--exact") == 2
     said = capsys.readouterr().err
     assert (
-        "can't compile this update (INTERNAL: Peak memory usage exceeds the max size): try another --mesh, or" in said
+        "can't compile this program (INTERNAL: Peak memory usage exceeds the max size): try another --mesh, or" in said
     )
 
 
@@ -295,7 +304,7 @@ def test_without_the_compiler_it_says_what_to_install(monkeypatch):
 def test_several_judges_are_refused():
     config = load_config("fixed", TINY | {"model.judge_adapters": ("runs/a", "runs/b")})
     with pytest.raises(UserError, match=r"model\.judge_adapters"):
-        plans.program_of(config)
+        life_of(config)
 
 
 def test_unnamed_axes_are_1():
@@ -306,10 +315,10 @@ def test_unnamed_axes_are_1():
 def test_a_batch_waits_for_its_latest_sample():
     config = RewardLearning(num_steps=50, first_index=15, last_index=35)
     draws = np.random.default_rng(0).integers(15, 36, (100_000, 8)).max(axis=1)
-    assert plans.expected_trips(config, 8)[ROLLOUT] == pytest.approx(draws.mean(), abs=0.05)
-    assert plans.expected_trips(dataclasses.replace(config, index_per_sample=False), 8)[ROLLOUT] == pytest.approx(25)
-    assert plans.expected_trips(dataclasses.replace(config, accumulate=8), 8)[ROLLOUT] == pytest.approx(25)
-    matched = plans.expected_trips(dataclasses.replace(config, matched_reference=True), 8)
+    assert expected_trips(config, 8)[ROLLOUT] == pytest.approx(draws.mean(), abs=0.05)
+    assert expected_trips(dataclasses.replace(config, index_per_sample=False), 8)[ROLLOUT] == pytest.approx(25)
+    assert expected_trips(dataclasses.replace(config, accumulate=8), 8)[ROLLOUT] == pytest.approx(25)
+    matched = expected_trips(dataclasses.replace(config, matched_reference=True), 8)
     assert matched[REFERENCE] == matched[ROLLOUT]
 
 
@@ -319,7 +328,7 @@ def test_the_needed_size_is_read_from_the_compilers_error():
         "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (223.59G) exceeds"
         " available HBM (95.74G)."
     )
-    assert plans.needed_bytes(older) == 67.25 * 2**30
-    assert plans.needed_bytes(newer) == 223.59 * 2**30
-    assert plans.needed_bytes("RESOURCE_EXHAUSTED: in other words") == math.inf
-    assert plans.needed_bytes("INVALID_ARGUMENT: something else") is None
+    assert needed_bytes(older) == 67.25 * 2**30
+    assert needed_bytes(newer) == 223.59 * 2**30
+    assert needed_bytes("RESOURCE_EXHAUSTED: in other words") == math.inf
+    assert needed_bytes("INVALID_ARGUMENT: something else") is None

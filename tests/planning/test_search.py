@@ -11,7 +11,7 @@ from onereward_jax.cli.commands.plan import DOES_NOT_FIT
 from onereward_jax.config.load import load_config
 from onereward_jax.planning import search as searching
 from onereward_jax.planning import topology
-from onereward_jax.planning.plan import CompilerError
+from onereward_jax.planning.compiling import CompilerError
 from onereward_jax.planning.search import (
     REMAT,
     Choice,
@@ -60,7 +60,7 @@ def plans_of(peaks: dict[tuple[int, str, int], float], made: list[Choice]):
 
 @pytest.fixture
 def place(monkeypatch):
-    monkeypatch.setattr(searching, "program_of", lambda config: None)
+    monkeypatch.setattr(searching, "life_of", lambda config: types.SimpleNamespace(program=None))
     monkeypatch.setattr(
         searching, "held_bytes", lambda program, mesh, placement: ({"params": 2**31 // mesh.shape["tensor"]}, {})
     )

@@ -16,7 +16,7 @@ from onereward_jax.flow.flux_fill import FluxFill
 from onereward_jax.rl import build_update as updates
 from onereward_jax.rl.batch import batch_shapes
 from onereward_jax.weights.load import param_shapes
-from onereward_jax.weights.names import flux, qwen2_5_vl, vae
+from onereward_jax.weights.names import clip, flux, qwen2_5_vl, t5, vae
 from onereward_jax.weights.names.name_rules import official_shapes
 from onereward_jax.weights.official_modules import official_module
 
@@ -29,6 +29,8 @@ FLUX_FILL = ROOT / "configs" / "flux_fill.py"
     [
         ("black-forest-labs/FLUX.1-Fill-dev", "transformer", flux, "flux.1-fill-dev.transformer"),
         ("black-forest-labs/FLUX.1-Fill-dev", "vae", vae, "flux.1-fill-dev.vae"),
+        ("black-forest-labs/FLUX.1-Fill-dev", "text_encoder", clip, "flux.1-fill-dev.text_encoder"),
+        ("black-forest-labs/FLUX.1-Fill-dev", "text_encoder_2", t5, "flux.1-fill-dev.text_encoder_2"),
         ("Qwen/Qwen2.5-VL-7B-Instruct", "judge", qwen2_5_vl, "qwen2.5-vl-7b-instruct"),
     ],
 )

@@ -17,7 +17,7 @@ from onereward_jax import tree as trees
 from onereward_jax.config.load import load_config
 from onereward_jax.parallel.mesh import AXES
 from onereward_jax.parallel.sharding_rules import shardings
-from onereward_jax.planning.plan import Program, program_of
+from onereward_jax.planning.lives import Program, life_of
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "flux_fill.py")
 MIB = 2**20
@@ -26,7 +26,7 @@ MESHES = {"v5p:2x2x4": (1, 8, 2), "v6e:4x8": (1, 8, 4), "v5e:8x8": (1, 8, 8), "t
 
 
 def program(variant: str = "fixed_1024") -> Program:
-    return program_of(load_config(f"{CONFIG}:{variant}"))
+    return life_of(load_config(f"{CONFIG}:{variant}")).program
 
 
 def mesh_of(slice_name: str) -> AbstractMesh:

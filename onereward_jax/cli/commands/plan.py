@@ -11,12 +11,13 @@ compiles as a run does, which takes longer and may show that an update needs som
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onereward_jax.cli.arguments import like, path, text
+from onereward_jax.cli.arguments import like, number, path, text
 from onereward_jax.cli.commands import config_arguments
-from onereward_jax.config.schema import RewardFeedback, Training
+from onereward_jax.config.schema import Finetuning, JudgeTraining, RewardFeedback, SceneData, Training
 from onereward_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ DOES_NOT_FIT = 3
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    config_arguments(parser, RewardFeedback, workdir=False)
+    config_arguments(parser, RewardFeedback, JudgeTraining, Finetuning, workdir=False)
     parser.add_argument(
         "--topology", type=text, metavar="NAME", required=True, help="generation and sides, such as v5p:2x2x4"
     )
@@ -35,6 +36,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch", type=like(Training, "batch_size"), metavar="N", help="override train.batch_size")
     parser.add_argument("--json", type=path, metavar="FILE", help="write all figures to this file")
+    parser.add_argument("--update", action="store_true", help="plan the update alone, not the whole run")
+    parser.add_argument(
+        "--keep", type=path, metavar="DIR", help="keep there what the compiler said, and compile no program twice"
+    )
+    parser.add_argument(
+        "--disk_gbps",
+        type=number(float, above=0, at_most=10_000),
+        metavar="GB",
+        default=1.0,
+        help="gigabytes a second that a host reads from where the files are, and writes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--prompts",
+        type=like(SceneData, "num_conditions"),
+        metavar="N",
+        default=10_000,
+        help="prompts that are encoded first (default: %(default)s)",
+    )
     parser.add_argument("--exact", action="store_true", help="compile with full effort, as a run does: slow")
     parser.add_argument(
         "--search",
@@ -54,13 +73,29 @@ def run(args: argparse.Namespace) -> int:
 
     topology.prepare_environment()
     from onereward_jax.atomic_files import write_json
+    from onereward_jax.planning.phases import Assumptions, Phase
     from onereward_jax.planning.plan import plan, report
 
     config, file = args.config, _output(args)
     place = topology.open_topology(args.topology)
     if args.search:
+        if not isinstance(config, RewardFeedback):
+            raise UserError("--search is for reward feedback learning: leave it out for another training")
         return _search(args, config, place, file)
-    found = plan(config, place, args.exact)
+
+    def tell(phase: Phase) -> None:
+        if phase.how == "compiled":
+            print(f"compiled: {phase.name}, {phase.what}", file=sys.stderr)
+
+    found = plan(
+        config,
+        place,
+        args.exact,
+        whole_life=not args.update,
+        assumptions=Assumptions(args.disk_gbps * 1e9, args.prompts),
+        keep=args.keep and Path(args.keep),
+        tell=tell,
+    )
     print(report(args.config_file, found, config))
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
