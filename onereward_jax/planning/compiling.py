@@ -70,7 +70,8 @@ def compile_program(
     shares: Mapping[str, Sequence[float]] | None = None,
     keep: Path | None = None,
     topology: str = "",
-) -> Compiled:
+    compiles: bool = True,
+) -> Compiled | None:
     """Compile a traced program for the devices of its arguments' shardings.
 
     Args:
@@ -78,6 +79,10 @@ def compile_program(
       trips, shares: see `planning.hlo.collectives_of`.
       keep: directory in which answers are kept: a program that was compiled before, for this topology by this compiler,
         is not compiled again.
+      compiles: whether to compile what is not kept.
+
+    Returns:
+      None if it is not kept and was not to be compiled.
 
     Raises:
       CompilerError: the compiler failed for another reason than memory.
@@ -95,6 +100,8 @@ def compile_program(
         if collectives is not None:
             known["collectives"] = [Collective(**one) for one in collectives]
         return Compiled(**known)
+    if not compiles:
+        return None
     found = _compiled(lowered, options, trips, shares)
     make_directory(keep)
     unknown = found.needed is not None and math.isinf(found.needed)  # which JSON has no word for

@@ -91,7 +91,8 @@ class Program(NamedTuple):
 
     def held_frozen(self, mesh: Mesh) -> dict[str, Any]:
         frozen = on_mesh(self.frozen, mesh)
-        return dict(frozen if isinstance(frozen, Mapping) else vars(frozen))
+        parts = frozen if isinstance(frozen, Mapping) else vars(frozen)
+        return {name: part for name, part in parts.items() if part is not None}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -455,14 +456,15 @@ class _RewardFeedbackLife(Life):
                 times=batches,
                 trips=trips,
             )
-            yield Work(
-                name="evaluation",
-                what="the judge's preference",
-                held=held,
-                trace=lambda: self._ask(mesh),
-                times=batches,
-                shares={"visual": self.program.shares["visual"]},
-            )
+            if config.data.source:  # which has no ground truth
+                yield Work(
+                    name="evaluation",
+                    what="the judge's preference",
+                    held=held,
+                    trace=lambda: self._ask(mesh),
+                    times=batches,
+                    shares={"visual": self.program.shares["visual"]},
+                )
 
         if settings.every:
             yield Work(

@@ -12,8 +12,8 @@ from onereward_jax.planning.lives import Held, Work, itemsize
 from onereward_jax.planning.topology import Topology
 
 GIB = 2**30
-# What a process holds beside its arrays, of Python and libraries, and while it compiles with full effort: 1.3 GB before
-# anything is compiled, 12.1 GB for the update of FLUX.1-Fill on v5p:2x2x4 (docs/lab-notes/scale.md).
+# What a process holds beside its arrays: at most while it compiles, 12.1 GB with full effort for the update of
+# FLUX.1-Fill on v5p:2x2x4 (docs/lab-notes/scale.md).
 PROCESS_BYTES = 14e9
 
 
@@ -36,10 +36,10 @@ class Phase:
 
     Attributes:
       name, what: see `lives.Work`.
-      how: "compiled", or "counted" where it runs no program of its own.
+      how: "compiled"; "counted" where it runs no program; or "not compiled", and `device` is what is held.
       held: part -> bytes on a device all the while.
-      temporaries: bytes beside them, of a device; None if the compiler rejected the program.
-      device: peak bytes of a device; of a rejected program at least, if the compiler said.
+      temporaries: bytes beside them, of a device; None if the compiler rejected the program, or did not see it.
+      device: peak bytes of a device; without `temporaries`, at least.
       host: peak bytes of a host; parts of it are in `on_host`.
       seconds: at least, by the rates of chip and disk.
       read, written: bytes of files, of a host.
@@ -51,7 +51,7 @@ class Phase:
     held: dict[str, int]
     on_host: dict[str, float]
     temporaries: int | None
-    device: float | None
+    device: float
     host: float
     seconds: float
     read: float
@@ -60,7 +60,7 @@ class Phase:
 
     def fits(self, topology: Topology) -> bool:
         """Whether device and host have room for it."""
-        on_device = self.temporaries is not None and (self.device or 0) <= topology.chip.hbm_gib * GIB
+        on_device = self.temporaries is not None and self.device <= topology.chip.hbm_gib * GIB
         return on_device and self.host <= topology.machine.memory
 
     def to_json(self) -> dict[str, Any]:
@@ -87,23 +87,23 @@ def phase_of(
     """Add up a phase.
 
     Args:
-      compiled: its program; None if it has none.
+      compiled: its program; None if it has none, or it was not compiled.
       seconds: of its programs.
     """
     local = len(topology.devices_of_host)
     held, on_hosts = bytes_of_parts(work.held)
     on_host = {part: size * local for part, size in on_hosts.items()} | dict(work.on_host)
-    temporaries = 0 if compiled is None else compiled.temporaries
     total = sum(held.values())
-    if temporaries is not None:
-        device: float | None = total + temporaries
+    if compiled is None:
+        how, temporaries = ("counted", 0) if work.trace is None else ("not compiled", None)
     else:
-        needed = compiled.needed if compiled else None
-        device = None if needed is None or math.isinf(needed) else max(needed, float(total))
+        how, temporaries = "compiled", compiled.temporaries
+    needed = compiled.needed if compiled and compiled.needed and math.isfinite(compiled.needed) else 0.0
+    device = max(total + (temporaries or 0), needed)
     return Phase(
         name=work.name,
         what=work.what,
-        how="counted" if compiled is None else "compiled",
+        how=how,
         held=held,
         on_host=on_host,
         temporaries=temporaries,

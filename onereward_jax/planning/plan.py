@@ -17,7 +17,7 @@ from onereward_jax.config.schema import OFFLOADABLE, JudgeTraining, Recipe, Rewa
 from onereward_jax.planning.compiling import Compiled, compile_program
 from onereward_jax.planning.cost import Cost, cost_of_program
 from onereward_jax.planning.hlo import Collective
-from onereward_jax.planning.lives import HostShare, Program, Work, life_of, size_of
+from onereward_jax.planning.lives import HostShare, Program, life_of, size_of
 from onereward_jax.planning.phases import GIB, Assumptions, Phase, bytes_of_parts, phase_of
 from onereward_jax.planning.topology import Chip, Topology
 from onereward_jax.training.compile import Placement
@@ -92,7 +92,7 @@ class Plan:
     def is_near(self) -> bool:
         """Whether a full compilation may exceed the memory."""
         limit = self.chip.hbm_gib * GIB
-        peaks = [self.peak or 0, *(phase.device or 0 for phase in self.phases)]
+        peaks = [self.peak or 0, *(phase.device for phase in self.phases)]
         return self.fits and not self.exact and max(peaks) > limit - _MARGIN
 
     def start_seconds(self, resumed: bool) -> float:
@@ -172,6 +172,7 @@ def plan(
     whole_life: bool = False,
     assumptions: Assumptions = Assumptions(),  # noqa: B008 (frozen)
     keep: Path | None = None,
+    compiles: bool = True,
     tell: Callable[[Phase], None] = lambda phase: None,
 ) -> Plan:
     """Compile a run's programs for the slice and count their cost.
@@ -180,7 +181,7 @@ def plan(
       exact: compile with full effort, as a run does; otherwise with the least effort, which takes a fraction of the
         time and memory and gives somewhat smaller temporaries.
       whole_life: plan every phase, not the update alone.
-      keep: see `compiling.compile_program`.
+      keep, compiles: see `compiling.compile_program`.
       tell: called after each phase.
 
     Raises:
@@ -194,9 +195,9 @@ def plan(
     program = life.program
     traced = program.trace(mesh, placement)
     held, on_hosts = held_bytes(program, mesh, placement)
-    compiled = compile_program(
-        traced, exact, trips=program.trips, shares=program.shares, keep=keep, topology=topology.name
-    )
+    options: dict[str, Any] = {"keep": keep, "topology": topology.name, "compiles": compiles}
+    of_update = compile_program(traced, exact, trips=program.trips, shares=program.shares, **options)
+    compiled = of_update or Compiled()
     found = Plan(
         topology=topology,
         mesh=dict(mesh.shape),
@@ -220,22 +221,17 @@ def plan(
     phases = []
     for work in life.works(mesh, host, assumptions.prompts):
         if work.name == "step":
-            phase = phase_of(work, compiled, found.seconds()["update"], topology, assumptions)
+            phase = phase_of(work, of_update, found.seconds()["update"], topology, assumptions)
         elif work.trace is None:
             phase = phase_of(work, None, 0.0, topology, assumptions)
         else:
-            of_work, cost = _planned(work, exact, keep, topology)
+            traced = work.trace()
+            of_work = compile_program(traced, exact, trips=work.trips, shares=work.shares, **options)
+            cost = cost_of_program(traced.jaxpr, trips=work.trips, shares=work.shares)
             phase = phase_of(work, of_work, work.times * _least(cost, topology), topology, assumptions)
         phases.append(phase)
         tell(phase)
     return dataclasses.replace(found, phases=phases)
-
-
-def _planned(work: Work, exact: bool, keep: Path | None, topology: Topology) -> tuple[Compiled, Cost]:
-    assert work.trace is not None, "a phase without a program is counted"
-    traced = work.trace()
-    compiled = compile_program(traced, exact, trips=work.trips, shares=work.shares, keep=keep, topology=topology.name)
-    return compiled, cost_of_program(traced.jaxpr, trips=work.trips, shares=work.shares)
 
 
 def _least(cost: Cost, topology: Topology) -> float:
@@ -323,10 +319,10 @@ def _of_phases(found: Plan) -> list[str]:
     """A row for each phase, and how long a start takes."""
     if not found.phases:
         return []
-    machine, size = found.topology.machine, lambda value: "?" if value is None else f"{value / GIB:.2f}"
+    machine, size = found.topology.machine, lambda value: f"{value / GIB:.2f}"
     rows = [
         f"  {phase.name:<11}{phase.what:<40}{size(phase.device):>8}{phase.host / 1e9:>9.1f}{phase.seconds:>9.1f}"
-        f"  {phase.how}" + ("" if phase.fits(found.topology) else ", too large")
+        f"  {phase.how}" + ("" if phase.fits(found.topology) or phase.how == "not compiled" else ", too large")
         for phase in found.phases
     ]
     return [

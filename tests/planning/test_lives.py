@@ -8,15 +8,16 @@ import pytest
 from PIL import Image
 
 from onereward_jax.config.load import load_config
-from onereward_jax.data.captioned import read_captioned
 from onereward_jax.data.preferences.dataset import write_records
 from onereward_jax.data.preferences.record import Candidate, Preference, Record
+from onereward_jax.data.requests.source import open_requests
 from onereward_jax.evaluation import judge_predictions
 from onereward_jax.fill import pipeline, prompts
 from onereward_jax.planning.lives import HostShare, life_of
 from onereward_jax.planning.topology import CHIPS, Topology
+from onereward_jax.proving_ground.source import open_source
 from onereward_jax.runs import finetune, judge, reward_feedback
-from onereward_jax.tasks import TASKS
+from onereward_jax.tasks import TASKS, dimensions_of
 from onereward_jax.training import compile as compiling
 from onereward_jax.training import trainer
 from onereward_jax.training.trainer import mesh_of
@@ -59,7 +60,7 @@ def digest(lowered) -> str:
 
 @pytest.fixture
 def programs_of(monkeypatch, tmp_path):
-    """A function: (function that starts a run) -> digests of its programs, up to its first update and its evaluation."""
+    """A function: (function that starts a run) -> digests of its programs, to its first evaluation."""
     monkeypatch.chdir(tmp_path)
     seen: set[str] = set()
     for module, name in ((prompts, "encoding"), (judge_predictions, "asking"), (finetune, "scoring")):
@@ -73,7 +74,7 @@ def programs_of(monkeypatch, tmp_path):
 
     def compile_and_watch(*arguments, **options):
         jitted, start, frozen = compile_step(*arguments, **options)
-        return Recorded(jitted, seen), start, frozen
+        return lambda *arguments: seen.add(digest(jitted.lower(*arguments))), start, frozen
 
     def run(*, step, start, batches, prepare, evaluate, **_):
         state = start.make()
@@ -99,10 +100,29 @@ def planned(config) -> dict[str, str]:
     return {f"{work.name}: {work.what}": digest(work.trace().lower()) for work in works if work.trace}
 
 
+class WithoutTruth:
+    """The proving ground, as a source whose right answers nobody knows."""
+
+    ground_truth = None
+
+    def __init__(self, source):
+        self._source = source
+
+    def __len__(self):
+        return len(self._source)
+
+    def __getattr__(self, name):
+        return getattr(self._source, name)
+
+
 def test_of_reward_feedback_learning(programs_of, tmp_path):
-    changed = {"model.dtype": "bfloat16", "rl.rollout_true_cfg_scale": 2.0, "evaluation.every": 1}
-    config = load_config("fixed", TINY | changed | {"evaluation.scenes_while_training": 1, "evaluation.batch_size": 4})
-    found = programs_of(lambda: reward_feedback.train(config, tmp_path))
+    """With part of the state on the hosts, an adapter, and the judge's preference as the evaluation."""
+    changed = {"model.dtype": "bfloat16", "model.remat": "full", "lora.rank": 2, "rl.rollout_true_cfg_scale": 2.0}
+    changed |= {"train.offload": "('opt_state','ema','reference')", "rl.accumulate": 2, "data.source": "images"}
+    changed |= {"evaluation.every": 1, "evaluation.scenes_while_training": 1, "evaluation.batch_size": 4}
+    config = load_config("fixed", TINY | changed)
+    sources = open_source(config, "train"), WithoutTruth(open_source(config, "test"))
+    found = programs_of(lambda: reward_feedback.train(config, tmp_path, *sources))
     assert {what for what, program in planned(config).items() if program not in found} == set()
 
 
@@ -110,7 +130,9 @@ def test_of_a_judges_training(programs_of, tmp_path):
     made = []
     for number in range(24):
         candidates = tuple(Candidate(picture(2 * number + i, 64, 64)) for i in range(2))
-        made.append(Record(str(number), TASKS[number % 4], "a cat", candidates, pairs=(Preference("structure", 0, 1),)))
+        task = TASKS[number % 4]
+        preference = Preference(dimensions_of(task)[0], 0, 1)
+        made.append(Record(str(number), task, "a cat", candidates, pairs=(preference,)))
     write_records(tmp_path / "data", iter(made), "folder")
     settings = {"start": TINY["model.judge"], "data": (str(tmp_path / "data"),), "held_out_share": 0.5}
     settings |= {"evaluate_every": 1, "image_step": 0, "max_pixels": 0}
@@ -127,9 +149,9 @@ def test_of_fine_tuning(programs_of, tmp_path):
     changed = {"model.base": TINY["model.base"], "data.resolution": 64, "data.max_aspect": 1, "lora.rank": 2}
     changed |= {"data.held_out_share": 0.3, "finetune.evaluate_every": 1, "finetune.sample_every": 1}
     changed |= {"train.batch_size": 4, "max_sequence_length": 16}
+    changed |= {"data.source": str(tmp_path), "data.caption": "a cat"}
     config = load_config("finetune:flux_fill", changed)
-    images = read_captioned(tmp_path, "a cat")
-    found = programs_of(lambda: finetune.finetune(config, tmp_path / "run", images))
+    found = programs_of(lambda: finetune.finetune(config, tmp_path, open_requests(config)))
     assert {what for what, program in planned(config).items() if program not in found} == set()
 
 
