@@ -1,7 +1,7 @@
 """FLUX.1-Fill at full size, improved by one Qwen2.5-VL-7B judge: OneReward (arXiv 2508.21066) with the paper's values.
 
     onereward plan --config flux_fill:dynamic_1024 --topology v5p:2x2x4    # does it fit, what does it take?
-    onereward train --config flux_fill:dynamic_1024 --workdir runs/flux_fill
+    onereward train --config flux_fill:dynamic_1024 --config.data.source=REQUESTS --workdir runs/flux_fill
 
 Variants are {fixed,dynamic}[_lora]_{512,1024}: Algorithm 1 or 2, the whole transformer or an adapter of it, pixels a
 side. The weights come from the Hugging Face hub; `--config.model.base=DIR` and `--config.model.judge=DIR` take
@@ -30,6 +30,7 @@ def get_config(variant: str = "dynamic_1024") -> ConfigDict:
     config = schema.RewardFeedback.config_dict()
     config.algorithm = algorithm
     config.data.resolution = int(side)
+    config.data.source = "data/requests"  # yours; empty, it would be coloured shapes on a few photographs
     # A device for each sample of the batch; what more there are share a sample's layers.
     config.mesh.fsdp = 8
     config.mesh.tensor = -1

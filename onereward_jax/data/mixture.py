@@ -30,6 +30,7 @@ def mixture(
     prefetch: int | None = None,
     num_conditions: int = 0,
     repeats: int = 1,
+    together: bool = False,
 ) -> grain.IterDataset:
     """Batches of examples whose tasks are drawn with probabilities p_k.
 
@@ -48,6 +49,8 @@ def mixture(
       prefetch: batches made ahead, by default one per thread.
       num_conditions: examples there are, which come in epochs, each in another order; 0: every sample is new.
       repeats: batches in a row that hold the same examples.
+      together: whether the examples of a batch stay together in every epoch, since a batch has one size of images;
+        `num_conditions` is then a multiple of `batch_size`.
 
     Returns:
       Dataset of {name: array with a leading axis of R}, with `index`: int64 (R,), the global sample indices,
@@ -69,7 +72,7 @@ def mixture(
         drawn, age = divmod(batch, repeats)
         condition = drawn * batch_size + row
         if num_conditions:
-            condition = _condition(seed, condition, num_conditions)
+            condition = _condition(seed, condition, num_conditions, batch_size if together else 1)
         if num_conditions or repeats > 1:
             numbers["condition"] = np.int64(condition)
         if repeats > 1:
@@ -122,10 +125,11 @@ class SamplesOf:
         return self._found[number]
 
 
-def _condition(seed: int, number: int, count: int) -> int:
-    """Return the condition drawn as number `number`; each occurs once per epoch."""
+def _condition(seed: int, number: int, count: int, block: int) -> int:
+    """Return the condition drawn as number `number`; each occurs once per epoch, in the order of shuffled blocks."""
     epoch, place = divmod(number, count)
-    return int(_order(seed, epoch, count)[place])
+    place, inside = divmod(place, block)
+    return int(_order(seed, epoch, count // block)[place]) * block + inside
 
 
 @functools.lru_cache(maxsize=2)  # at most two epochs are in use: threads finish one while others start the next

@@ -20,6 +20,7 @@ class Sample:
       task: one of `tasks.TASKS`.
       id: unique within its source, and stable from run to run.
       target: a right answer, uint8 (H, W, 3), for flow matching; None where there is none.
+      negative_prompt: what the hole should not show; read where there is true guidance.
     """
 
     image: np.ndarray
@@ -28,6 +29,7 @@ class Sample:
     task: str
     id: str
     target: np.ndarray | None = None
+    negative_prompt: str = tasks.NEGATIVE_PROMPT
 
     def __post_init__(self) -> None:
         if self.image.ndim != 3 or self.image.shape[-1] != 3 or self.image.dtype != np.uint8:

@@ -1,6 +1,6 @@
 """Sources of samples for training and evaluation, optionally with a ground truth.
 
-Examples are the proving ground (`proving_ground.ProvingGround`) and a folder of captioned images (`data.captioned`).
+Examples are the proving ground (`proving_ground.ProvingGround`) and a user's own requests (`data.requests`).
 A new source is a class with the members of `Source`; `proving_ground.source.open_source` opens the configured one.
 """
 
@@ -12,6 +12,7 @@ import numpy as np
 from onereward_jax.data.buckets import Size
 from onereward_jax.data.sample import Sample
 from onereward_jax.errors import UserError
+from onereward_jax.tasks import NEGATIVE_PROMPT
 
 ENDLESS = 1 << 48  # samples: no run sees as many
 
@@ -45,6 +46,8 @@ class Source(Protocol):
       ground_truth: None if only a judge can say how good an answer is.
       credits: makers and licences of the images, one line each, for reports.
       prompts: every prompt that a sample may have; None if they are not known before the samples are made.
+      negative_prompts: likewise.
+      target_share: about the share of the samples that have a target.
     """
 
     tasks: tuple[str, ...]
@@ -52,6 +55,8 @@ class Source(Protocol):
     ground_truth: GroundTruth | None = None
     credits: tuple[str, ...] = ()
     prompts: Sequence[str] | None = None
+    negative_prompts: Sequence[str] = (NEGATIVE_PROMPT,)
+    target_share: float = 1.0
 
     def sample(self, index: int, task: str) -> Sample:
         """Make sample number `index` of a task, deterministically and from any thread.
@@ -69,13 +74,17 @@ class Source(Protocol):
         ...
 
     def __len__(self) -> int:
-        """Number of samples per task; `ENDLESS` if every index is valid."""
+        """Number of samples per task, at most; `ENDLESS` if every index is valid."""
         return ENDLESS
+
+    def count(self, task: str) -> int:
+        """Number of samples of a task."""
+        return len(self)
 
 
 def samples_from(source: Source, task: str, first: int, count: int) -> list[Sample]:
     """Make `count` samples of a task from number `first` on, or as many as there are."""
-    return [source.sample(index, task) for index in range(first, min(first + count, len(source)))]
+    return [source.sample(index, task) for index in range(first, min(first + count, source.count(task)))]
 
 
 def ground_truth_of(source: Source, purpose: str) -> GroundTruth:

@@ -184,7 +184,7 @@ def generate_images(
             num_steps=settings.num_steps,
             guidance_scale=settings.guidance_scale,
             true_cfg_scale=settings.true_cfg_scale,
-            negative_prompt=tasks.NEGATIVE_PROMPT,
+            negative_prompt=[sample.negative_prompt for sample in batch],
             max_sequence_length=config.max_sequence_length,
         )
         answers.append(np.round(made * 255).astype(np.uint8))

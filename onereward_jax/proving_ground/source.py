@@ -1,7 +1,7 @@
 """The source of samples that a configuration names."""
 
 from onereward_jax.config.schema import Recipe, RequestData, SceneData
-from onereward_jax.data.requests.source import Requests, open_requests
+from onereward_jax.data.requests.source import HeldOut, Requests, read_split
 from onereward_jax.data.source import Source
 from onereward_jax.errors import UserError
 from onereward_jax.proving_ground.scenes import ProvingGround
@@ -19,10 +19,11 @@ def open_source(config: Recipe, split: str, target_flaws: float = 0.0) -> Source
     """
     data = config.data
     if isinstance(data, RequestData) and data.source:
-        trained_on, held_out = open_requests(config)
+        trained_on, held_out = read_split(config)
         if split == "test" and not held_out:
             raise UserError("no request is held out to be evaluated on: raise data.held_out_share")
-        return Requests(config, trained_on if split == "train" else held_out)
+        source = Requests(config, trained_on)
+        return source if split == "train" else HeldOut(source, held_out)
     assert isinstance(data, SceneData)
     return ProvingGround(split, data.resolution, data.seed, data.photos or None, target_flaws)
 

@@ -37,6 +37,7 @@ class Batch:
       questions: a question for each dimension of the sample's task.
       negative: as `text`, of the negative prompt; only with true guidance.
       target: uint8 (B, H, W, 3), what flow matching learns; only with a flow_matching_weight.
+      target_weight: float32 (B,), 1 where there is a target and 0 where there is none; only where some have none.
       condition: int32 (B,), where conditions recur: the randomness of the reference, in the index's place.
       age: int32 (B,), updates since the batch's conditions came first; only with a reference_max_age.
       references: reference images of earlier updates; only where they are used again.
@@ -49,6 +50,7 @@ class Batch:
     questions: Questions
     negative: TextStates | None = None
     target: Any = None
+    target_weight: Any = None
     condition: Any = None
     age: Any = None
     references: KnownReferences | None = None

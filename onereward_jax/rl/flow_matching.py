@@ -9,7 +9,14 @@ from onereward_jax.rl.estimator import Stop
 from onereward_jax.rl.rollout import Flow
 
 
-def flow_matching_loss(flow: Flow, whole: Any, target: jax.Array, stop: Stop, guidance_scale: float) -> jax.Array:
+def flow_matching_loss(
+    flow: Flow,
+    whole: Any,
+    target: jax.Array,
+    stop: Stop,
+    guidance_scale: float,
+    weight: jax.Array | None = None,
+) -> jax.Array:
     """`mean((v_θ(x_σ) − (ε − x))²)` at the σ of the samples' t; a float32 scalar.
 
     Its minimum is the conditional velocity: no true guidance here.
@@ -18,6 +25,7 @@ def flow_matching_loss(flow: Flow, whole: Any, target: jax.Array, stop: Stop, gu
       whole: full parameter tree of the transformer.
       target: uint8 (B, H, W, 3).
       guidance_scale: the embedded guidance.
+      weight: float32 (B,), of the samples' part in the mean over all of them; None is 1 for each.
     """
     data = flow.encode(target)
     noise = stop.draw.matching_noise(data.shape[1:])
@@ -25,4 +33,6 @@ def flow_matching_loss(flow: Flow, whole: Any, target: jax.Array, stop: Stop, gu
     noisy = (1 - sigma) * data + sigma * noise
     velocity = flow.velocity(whole, guidance_scale)
     error = velocity(noisy, flow.schedule[stop.draw.stop]) - (noise - data)
-    return jnp.mean(jnp.square(error))
+    if weight is None:
+        return jnp.mean(jnp.square(error))
+    return jnp.mean(weight * jnp.square(error).mean(axis=(1, 2)))

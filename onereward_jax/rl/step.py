@@ -113,7 +113,9 @@ class RewardFeedback:
         value = reward_loss(p_yes, batch.questions.weights, config.threshold)
         metrics = {"learning/reward_loss": value, **cell_sums(p_yes, batch.questions.cell)}
         if config.flow_matching_weight:
-            matching = flow_matching_loss(flow, whole, batch.target, stop, config.gradient_guidance_scale)
+            matching = flow_matching_loss(
+                flow, whole, batch.target, stop, config.gradient_guidance_scale, batch.target_weight
+            )
             metrics["learning/flow_matching_loss"] = matching
             value += config.flow_matching_weight * matching
         return value, metrics | {"learning/loss": value, "learning/sigma": flow.schedule[stop.draw.stop].mean()}

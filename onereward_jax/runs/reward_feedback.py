@@ -1,5 +1,6 @@
 """Reward feedback learning: a fill model and a judge in, an improved policy and its EMA out."""
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -12,7 +13,9 @@ from jax.sharding import Mesh
 
 from onereward_jax.atomic_files import write_json
 from onereward_jax.config.schema import RewardFeedback, RewardLearning
+from onereward_jax.data.requests.source import HeldOut, Requests, read_split
 from onereward_jax.data.source import ENDLESS, Source
+from onereward_jax.errors import UserError
 from onereward_jax.evaluation.during_training import ComparisonWithBase
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.flow.conditioning import TextStates, latent_shape
@@ -29,6 +32,7 @@ from onereward_jax.proving_ground.source import open_source
 from onereward_jax.rl.batch import Batch
 from onereward_jax.rl.build_update import adapters_of, attention_of, computation, frozen_dtype, make_update
 from onereward_jax.rl.reference_cache import open_cache
+from onereward_jax.runs.request_report import report_requests
 from onereward_jax.tasks import NEGATIVE_PROMPT
 from onereward_jax.training import trainer
 from onereward_jax.training.compile import Params
@@ -50,8 +54,8 @@ def train(
 
     Args:
       source: of the requests; by default the configured one.
-      held_out: source of what the policy is measured on while it is trained; by default the configured one's test
-        split, or none if a `source` is given.
+      held_out: source of what the policy is measured on while it is trained; by default the configured one, or none
+        if a `source` is given.
 
     Raises:
       FileNotFoundError, UserError: a model is missing or does not fit.
@@ -60,8 +64,8 @@ def train(
     # Of processes that were killed, their steps; of this one, loading, compiling and exporting too.
     seconds_before, started = training_seconds(workdir / "metrics.jsonl"), time.perf_counter()
     if source is None:
-        source = open_requests(config)
-        held_out = open_source(config, "test") if held_out is None else held_out
+        source, of_config = open_sources(config, workdir)
+        held_out = of_config if held_out is None else held_out
     state = trainer.train(reward_feedback(config, workdir, source, held_out), config, workdir)
     if hosts.is_primary():
         _write_cost(workdir / "training.json", int(state.step), seconds_before + time.perf_counter() - started)
@@ -76,12 +80,17 @@ def reward_feedback(config: RewardFeedback, workdir: Path, source: Source, held_
     pipeline = FillPipeline.from_pretrained(config.model.base, dtype=dtype, read=False)
     for size in source.sizes:
         latent_shape(pipeline.vae, *size)  # refuses what doesn't divide
+    if config.rl.reference_max_age and source.sizes != ((config.data.resolution,) * 2,):
+        raise UserError(
+            "rl.reference_max_age keeps reference images of one size, but the requests have several: set"
+            " data.max_aspect to 1, or rl.reference_max_age to 0"
+        )
     stored, pipeline.mesh = pipeline.params.pop("transformer"), mesh
     pipeline.params["vae"] = hosts.place(pipeline.params["vae"], shardings(pipeline.params["vae"], mesh))
-    if source.prompts is None:
+    texts = _texts(source, held_out)
+    if texts is None:
         pipeline.prompts.read()
     else:
-        texts = [NEGATIVE_PROMPT, *source.prompts, *((held_out and held_out.prompts) or ())]
         pipeline.prompts.encode_ahead(texts, config.max_sequence_length, workdir / "prompts", mesh)
     fields = computation(config)
     judge = Judge.from_pretrained(config.model.judge, dtype, fields=fields, mesh=mesh)
@@ -95,10 +104,19 @@ def reward_feedback(config: RewardFeedback, workdir: Path, source: Source, held_
     cached = open_cache(config, source).around if config.rl.reference_cache else lambda step: step
 
     # ----------------------------------------------------------------------------------------------------- its examples
-    names = sample_fields(config)
+    names, weighted = sample_fields(config), config.rl.flow_matching_weight > 0 and source.target_share < 1
+    if weighted and not source.target_share:
+        raise UserError(
+            "rl.flow_matching_weight is set, but no request has a target to learn: give some a target, or set it to 0"
+        )
 
     def example(index: int, task: str) -> dict[str, np.ndarray]:
-        return source.sample(index, task).arrays(*names)
+        sample = source.sample(index, task)
+        if not weighted:
+            return sample.arrays(*names)
+        target = sample.image if sample.target is None else sample.target
+        weight = {"target_weight": np.float32(sample.target is not None)}
+        return dataclasses.replace(sample, target=target).arrays(*names) | weight
 
     def prepare(batch: dict[str, np.ndarray]) -> Batch:
         return encode_text(batch, pipeline, judge, config.max_sequence_length, config.question_length, config.rl)
@@ -133,9 +151,10 @@ def reward_feedback(config: RewardFeedback, workdir: Path, source: Source, held_
         frozen=frozen,
         example=example,
         prepare=prepare,
-        task_weights=config.data.task_weights,
+        task_weights={task: weight for task, weight in config.data.task_weights.items() if task in source.tasks},
         num_conditions=_num_conditions(config, source),
         repeats=1 + config.rl.reference_max_age,
+        together=len(source.sizes) > 1,
         wrap_step=cached,
         evaluators=tuple(evaluators),
         export=export,
@@ -172,17 +191,44 @@ def policy_learning(
     )
 
 
-def open_requests(config: RewardFeedback) -> Source:
-    """The configured source to train on.
+def open_sources(config: RewardFeedback, workdir: Path | None = None) -> tuple[Source, Source | None]:
+    """The configured sources: to train on, and of what is held out, if anything is.
 
     Flow matching holds the policy to the data of its base model, synthetic defects included: it teaches nothing new.
+
+    Args:
+      workdir: of the run, which keeps what its requests are, and refuses to resume with others.
     """
-    return open_source(config, "train", config.data.synthetic_defects if config.rl.flow_matching_weight > 0 else 0.0)
+    if not config.data.source:
+        flaws = config.data.synthetic_defects if config.rl.flow_matching_weight > 0 else 0.0
+        return open_source(config, "train", flaws), open_source(config, "test")
+    trained_on, held_out = read_split(config, workdir)
+    source = Requests(config, trained_on)
+    if workdir is not None:
+        hosts.on_primary(lambda: report_requests(workdir, source, held_out))
+    return source, HeldOut(source, held_out) if held_out else None
+
+
+def open_requests(config: RewardFeedback) -> Source:
+    """The configured source to train on."""
+    return open_sources(config)[0]
+
+
+def _texts(source: Source, held_out: Source | None) -> list[str] | None:
+    """All texts to be encoded, if they are known."""
+    sources = [source] if held_out is None else [source, held_out]
+    texts = [NEGATIVE_PROMPT]
+    for one in sources:
+        if one.prompts is None:
+            return None
+        texts += [*one.prompts, *one.negative_prompts]
+    return texts
 
 
 def sample_fields(config: RewardFeedback) -> tuple[str, ...]:
-    """What an update needs of a sample; the target for flow matching alone."""
-    return ("image", "mask", "prompt", "task", *(("target",) if config.rl.flow_matching_weight > 0 else ()))
+    """What an update needs of a sample: the target for flow matching alone, the negative prompt for true guidance."""
+    negative = ("negative_prompt",) if config.rl.true_guidance else ()
+    return ("image", "mask", "prompt", "task", *negative, *(("target",) if config.rl.flow_matching_weight > 0 else ()))
 
 
 def _num_conditions(config: RewardFeedback, source: Source) -> int:
@@ -211,10 +257,11 @@ def encode_text(
     prompts, tasks = [str(p) for p in batch["prompt"]], [str(t) for t in batch["task"]]
     float32 = lambda states: jnp.asarray(states, jnp.float32)
     encode = lambda texts: TextStates(*map(float32, pipeline.prompts.encode(texts, max_sequence_length)))
-    arrays: dict[str, Any] = {name: value for name, value in batch.items() if name not in ("prompt", "task")}
+    texts = ("prompt", "task", "negative_prompt")
+    arrays: dict[str, Any] = {name: value for name, value in batch.items() if name not in texts}
     return Batch(
         **arrays,
         text=encode(prompts),
-        negative=encode([NEGATIVE_PROMPT] * len(prompts)) if config.true_guidance else None,
+        negative=encode([str(p) for p in batch["negative_prompt"]]) if config.true_guidance else None,
         questions=question_batch(judge, tasks, prompts, question_length),
     )

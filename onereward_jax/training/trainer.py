@@ -70,7 +70,7 @@ class Experiment:
       prepare: a batch of examples and their numbers -> what the step takes; in multi-process runs, each process
         prepares the rows that its devices hold.
       task_weights: of the mixture.
-      num_conditions, repeats: examples that come again, see `data.mixture.mixture`.
+      num_conditions, repeats, together: examples that come again, see `data.mixture.mixture`.
       wrap_step: (state, batch) -> (state, metrics) as it was compiled -> as the loop calls it.
       evaluators: what is measured while it trains.
       export: writes what was trained, from the last state; every process calls it.
@@ -88,6 +88,7 @@ class Experiment:
     task_weights: Mapping[str, float]
     num_conditions: int = 0
     repeats: int = 1
+    together: bool = False
     wrap_step: Callable[[Step], Step] = lambda step: step
     evaluators: tuple[Evaluator, ...] = ()
     export: Callable[[TrainState], None] = lambda state: None
@@ -121,6 +122,7 @@ def train(experiment: Experiment, config: Recipe, workdir: Path) -> TrainState:
         num_threads=config.data.loader_threads,
         num_conditions=experiment.num_conditions,
         repeats=experiment.repeats,
+        together=experiment.together,
     )
 
     def place(batch: Batch) -> Any:

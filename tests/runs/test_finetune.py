@@ -128,7 +128,7 @@ def test_an_adapter_its_samples_and_every_export(runs, tmp_path, capsys, monkeyp
     ("case", "words"),
     [
         ("no path", "data.source is empty: give a folder of images"),
-        ("no folder", "there is no folder or file of requests"),
+        ("no folder", "there are no requests at"),
         ("no picture", "holds no requests"),
         ("no captions", "has a prompt: write NAME.txt beside each"),
         ("mask of another size", "1 of 1 requests in"),

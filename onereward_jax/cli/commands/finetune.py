@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from onereward_jax.data.requests.source import open_requests
+    from onereward_jax.data.requests.source import read_split
     from onereward_jax.fill.diffusers_io import check_fill_model
     from onereward_jax.runs.finetune import finetune
 
@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("data.source is empty: give a folder of images by --config.data.source=FOLDER")
     # Before claim_workdir, which creates the directory.
     check_fill_model(args.config.model.base)
-    requests = open_requests(args.config, Path(args.workdir))
+    requests = read_split(args.config, Path(args.workdir))
     workdir = claim_workdir(args.workdir, args.config)
     use_compilation_cache(workdir)
     finetune(args.config, workdir, requests)

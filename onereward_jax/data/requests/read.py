@@ -73,7 +73,10 @@ def check_requests(
       FileNotFoundError, UserError: there is nothing at the path.
     """
     if not path.exists():
-        raise FileNotFoundError(f"there is no folder or file of requests {path}: check data.source")
+        raise FileNotFoundError(
+            f"there are no requests at {path}: set data.source to a folder of images or a .jsonl file, see"
+            " docs/reference/requests.md"
+        )
     found = list(listed(path, defaults, inside_only))
     if not found:
         raise UserError(

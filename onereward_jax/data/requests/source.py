@@ -60,8 +60,11 @@ class Requests(Source):
         sizes = bucket_sizes(data.resolution, data.bucket_step, data.max_aspect)
         nearest = [_nearest(request.size, sizes) for request in requests]
         self.sizes = tuple(sorted(set(common_shapes(nearest, config.train.batch_size, aspect_distance).values())))
-        self._seed, self._hole = config.seed, (data.min_hole, data.max_hole)
+        self.negative_prompts = tuple(dict.fromkeys(request.negative_prompt for request in requests))
+        self._seed, self._hole, self._batch_size = config.seed, (data.min_hole, data.max_hole), config.train.batch_size
         self._image_is_target = isinstance(config, Finetuning)
+        if not self._image_is_target:
+            self.target_share = sum(request.target is not None for request in requests) / len(requests)
         items = [(self.size_of(r), task, r) for r in requests for task in r.tasks if task in self.tasks]
         self._drawn: BucketDraw[Size, Request] = BucketDraw(items, config.train.batch_size, self.weights)
 
@@ -80,24 +83,65 @@ class Requests(Source):
         _, task, request = self._drawn.draw(generator, self._seed, index, task)
         return self._cut(request, task, generator)
 
-    def fixed_sample(self, request: Request, *stream: int) -> Sample:
+    def fixed_sample(self, request: Request, *stream: int, task: str | None = None) -> Sample:
         """Make a sample that is the same in every run: `request` and `stream` determine its task, crop and mask.
 
         Args:
           request: from this source or not, such as a held-out one.
+          task: one of the request's, to be no drawn one.
         """
         generator = np.random.default_rng((self._seed, zlib.crc32(request.group.encode()), *stream))
-        tasks = [task for task in request.tasks if task in self.tasks] or request.tasks
-        return self._cut(request, tasks[generator.integers(len(tasks))], generator)
+        if task is None:
+            tasks = [task for task in request.tasks if task in self.tasks] or request.tasks
+            task = tasks[generator.integers(len(tasks))]
+        return self._cut(request, task, generator)
 
     def fingerprint(self) -> dict[str, Any]:
-        return {"requests": fingerprint_of(self.requests)}
+        shapes = [list(size) for size in self.sizes]
+        cut = {"sizes": shapes, "hole": self._hole, "batch_size": self._batch_size, "weights": self.weights}
+        return {"requests": fingerprint_of(self.requests), "cut": cut}
 
     def _cut(self, request: Request, task: str, generator: np.random.Generator) -> Sample:
         sample = draw_sample(request, self.size_of(request), task, generator, self._hole)
         if sample.target is None and self._image_is_target:
             sample = dataclasses.replace(sample, target=sample.image)
         return sample
+
+
+class HeldOut(Source):
+    """Requests that a policy is measured on: each is the same sample in every run.
+
+    The first ones of a task are a random choice, mostly the same when the source grows.
+    """
+
+    def __init__(self, trained_on: Requests, requests: Sequence[Request]):
+        """
+        Args:
+          trained_on: what the policy is trained on: its sizes are used, for which programs are compiled anyway.
+          requests: at least one.
+        """
+        self._source = trained_on
+        shuffled = sorted(requests, key=lambda request: hashlib.sha256(request.id.encode()).digest())
+        of_task = {task: [request for request in shuffled if task in request.tasks] for task in trained_on.tasks}
+        self._requests = {task: members for task, members in of_task.items() if members}
+        if not self._requests:
+            raise UserError(f"no held-out request is for {', '.join(trained_on.tasks)}: hold others out")
+        self.tasks, self.sizes = tuple(self._requests), trained_on.sizes
+        self.prompts = prompts_of(requests)
+        self.negative_prompts = tuple(dict.fromkeys(request.negative_prompt for request in requests))
+        self.target_share = sum(request.target is not None for request in requests) / len(requests)
+
+    def sample(self, index: int, task: str) -> Sample:
+        return self._source.fixed_sample(self._requests[task][index], task=task)
+
+    def fingerprint(self) -> dict[str, Any]:
+        return self._source.fingerprint() | {"held_out": {k: fingerprint_of(v) for k, v in self._requests.items()}}
+
+    def __len__(self) -> int:
+        return max(map(len, self._requests.values()))
+
+    def count(self, task: str) -> int:
+        return len(self._requests.get(task, ()))
 
 
 def _nearest(size: Size, sizes: Sequence[Size]) -> Size:
@@ -135,6 +179,7 @@ def draw_sample(
         task,
         request.id,
         target=None if request.target is None else cut(_covering(request.target, None, size)),
+        negative_prompt=request.negative_prompt,
     )
 
 
@@ -171,7 +216,7 @@ class Split(NamedTuple):
     held_out: list[Request]
 
 
-def open_requests(config: Recipe, workdir: Path | None = None) -> Split:
+def read_split(config: Recipe, workdir: Path | None = None) -> Split:
     """Read the configured requests: `config.data.source`, and `held_out` or a share of the former.
 
     Args:
