@@ -1,19 +1,39 @@
-"""Buckets of an object store, gs://BUCKET/PATH, beside local paths.
+"""Directories in a bucket of an object store, gs://BUCKET/PATH.
+
+A checkpoint is written and read there. Everything else of a run's working directory is written into a local copy,
+which `push` brings to the bucket: at the start, every minute, before each checkpoint and at the end. What others wrote,
+such as preferences and models, is read from a local copy, too.
 
 An object appears whole or not at all, is there for everyone once it was written, and has an MD5 of the store. There are
 no directories, no renames and no locks. Credentials are found as Google's libraries find them; with
 STORAGE_EMULATOR_HOST, and TENSORSTORE_GCS_HTTP_URL for the arrays of checkpoints, an emulator takes the store's place.
+
+gcsfs and `etils.epath` are imported once they are needed: a wrong command line is answered at once.
 """
 
 import base64
+import contextlib
+import fcntl
+import hashlib
 import os
-from typing import Any
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from etils import epath
+from onereward_jax.atomic_files import OUTPUT_FILE, make_directory
+from onereward_jax.errors import Fault, UserError
 
-from onereward_jax.errors import UserError
+if TYPE_CHECKING:
+    from etils import epath
 
 _SCHEME = "gs://"
+_NATIVE = ("checkpoints", "programs")  # of a working directory: written to the bucket by Orbax and by JAX
+_LOCAL = re.compile(r"\.lock|\.[0-9a-f]{16}\.tmp|\..*\.(partial|replaced)|\.onereward_manifest.*")  # names of files
+_THREADS = 16
+_AT_ONCE = 1 << 26  # bytes
 
 
 def is_bucket(path: str | os.PathLike) -> bool:
@@ -21,27 +41,249 @@ def is_bucket(path: str | os.PathLike) -> bool:
     return os.fspath(path).startswith(_SCHEME)
 
 
-def path(name: str | os.PathLike) -> epath.Path:
+def path(name: str | os.PathLike) -> "epath.Path":
     """A local path, or one of a bucket.
 
     Raises:
       UserError: what reads buckets is not installed.
     """
+    from etils import epath
+
     if is_bucket(name):
         _file_system()
     return epath.Path(name)
 
 
-def listed(directory: epath.Path) -> dict[str, dict[str, Any]]:
-    """{path below the directory: {"size": bytes, "md5": hexadecimal}} of all objects; composite ones have no MD5."""
-    found = _file_system().find(os.fspath(directory), detail=True)
+def listed(directory: str | os.PathLike) -> dict[str, dict[str, Any]]:
+    """{path below the directory: {"size": bytes, "md5": hexadecimal}} of all objects; composite ones have no MD5.
+
+    Raises:
+      OSError: the bucket is not there, or can't be read.
+    """
     prefix = os.fspath(directory).removeprefix(_SCHEME).rstrip("/") + "/"
+    found = _asked(lambda: _file_system().find(_SCHEME + prefix, detail=True))
     return {
         name.removeprefix(prefix): {"size": about["size"]}
         | ({"md5": base64.b64decode(about["md5Hash"]).hex()} if about.get("md5Hash") else {})
         for name, about in found.items()
         if name.startswith(prefix) and not name.endswith("/")
     }
+
+
+# --------------------------------------------------------------------------------------------------------- local copies
+
+
+class _Copy:
+    """A local directory that is a copy of one in a bucket.
+
+    Attributes:
+      url: of that one.
+      pushed: whether what changes here is for the bucket.
+    """
+
+    def __init__(self, local: Path, url: str, pushed: bool):
+        self.local, self.url, self.pushed = local, url, pushed
+        self._lock = threading.Lock()
+        self._same: dict[str, tuple[int, int]] = {}  # name -> (size, time) of the files that the bucket has, too
+
+    def pull(self, below: str = "") -> None:
+        with self._lock:
+            there = {name: about for name, about in listed(self.url).items() if _is_copied(name, below)}
+            here = {name for name in self._files() if _is_copied(name, below)}
+            for name in here - there.keys():
+                (self.local / name).unlink()
+                self._same.pop(name, None)
+            self._each(self._get, [name for name, about in there.items() if not self._has(name, about)])
+            self._same |= {name: _stamp(self.local / name) for name in there}
+
+    def push(self) -> None:
+        with self._lock:
+            here = {}
+            for name in self._files():
+                with contextlib.suppress(FileNotFoundError):  # it has just been removed
+                    if _is_copied(name):
+                        here[name] = _stamp(self.local / name)
+            changed = [name for name, stamp in here.items() if self._same.get(name) != stamp]
+            gone = self._same.keys() - here.keys()
+            # An output is whole where its OUTPUT_FILE is: that goes first and comes last.
+            marks = {name for name in changed if name.rpartition("/")[2] == OUTPUT_FILE}
+            self._remove({*gone, *(marks & self._same.keys())})
+            for names in ([name for name in changed if name not in marks], marks):
+                self._each(self._put, names)
+                self._same |= {name: here[name] for name in names}
+
+    def _files(self) -> Iterator[str]:
+        for above, _, names in os.walk(self.local):
+            yield from (Path(above, name).relative_to(self.local).as_posix() for name in names)
+
+    def _has(self, name: str, about: dict[str, Any]) -> bool:
+        file = self.local / name
+        if not file.is_file() or file.stat().st_size != about["size"]:
+            return False
+        if self._same.get(name) == _stamp(file):
+            return True
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "md5").hexdigest() == about.get("md5")
+
+    def _each(self, transfer: Callable[[str], None], names: Iterable[str]) -> None:
+        with ThreadPoolExecutor(_THREADS) as pool:
+            list(pool.map(lambda name: _asked(lambda: transfer(name)), names))
+
+    def _get(self, name: str) -> None:
+        file, temporary = self.local / name, self.local / f"{name}.part"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _file_system().get_file(f"{self.url}/{name}", str(temporary))
+        temporary.replace(file)
+
+    def _put(self, name: str) -> None:
+        file, url = self.local / name, f"{self.url}/{name}"
+        try:
+            content = file.read_bytes() if file.stat().st_size <= _AT_ONCE else None
+        except FileNotFoundError:  # it was removed meanwhile, which the next push sees
+            return
+        if content is None:
+            _file_system().put_file(str(file), url)
+        else:  # it may grow meanwhile
+            _file_system().pipe_file(url, content)
+
+    def _remove(self, names: set[str]) -> None:
+        if names:
+            _asked(lambda: _file_system().rm([f"{self.url}/{name}" for name in names]))
+            for name in names:
+                self._same.pop(name, None)
+
+
+_copies: dict[Path, _Copy] = {}
+
+
+def local(name: str | os.PathLike, owner: str = "workdir", pushed: bool = True) -> Path:
+    """The local path of a directory: itself, or for one in a bucket the place of its copy, which `pull` fills.
+
+    Args:
+      owner: a word; each has a copy of its own.
+      pushed: whether what changes in it is for the bucket.
+    """
+    if not is_bucket(name):
+        return Path(name)
+    url = os.fspath(name).rstrip("/")
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    if ".." in Path(url).parts or not url.removeprefix(_SCHEME):
+        raise UserError(f"{name} is no path in a bucket: write gs://BUCKET/PATH")
+    directory = Path(os.path.realpath(caches / "onereward_jax" / "gs" / owner)) / url.removeprefix(_SCHEME)
+    if directory not in _copies:
+        _copies[directory] = _Copy(directory, url, pushed)
+    return directory
+
+
+def _copy_of(path: Path) -> tuple[_Copy | None, str]:
+    """The local copy that a path is of, and its path there, "" for all of it."""
+    for above in (path, *path.parents):
+        if above in _copies:
+            return _copies[above], path.relative_to(above).as_posix().removeprefix(".")
+    return None, ""
+
+
+def native(path: Path) -> str | Path:
+    """Where a path of a local copy is in the bucket; the path itself, where it is of none."""
+    copy, below = _copy_of(path)
+    return path if copy is None else f"{copy.url}/{below}".rstrip("/")
+
+
+def pull(directory: Path) -> None:
+    """Make a local copy, or a directory of it, as the bucket is; does nothing with other directories.
+
+    Raises:
+      UserError: the bucket is not there, or can't be read.
+    """
+    copy, below = _copy_of(directory)
+    if copy is not None:
+        try:
+            copy.pull(below)
+        except OSError as error:
+            raise UserError(f"{copy.url} can't be read ({_reason(error)}): check its name, and your access") from None
+
+
+def push(directory: Path) -> None:
+    """Bring what has changed in the local copy that a directory is of to the bucket; does nothing with others.
+
+    Raises:
+      OSError: it can't be done now.
+    """
+    copy, _ = _copy_of(directory)
+    if copy is not None and copy.pushed:
+        copy.push()
+
+
+def push_all() -> None:
+    """Bring what has changed in every local copy to its bucket.
+
+    Raises:
+      Fault: it can't be done now.
+    """
+    for directory, copy in _copies.items():
+        try:
+            push(directory)
+        except OSError as error:
+            raise Fault(
+                f"{copy.url} can't be written ({_reason(error)}): put it right, and give the same command again"
+            ) from None
+
+
+def _reason(error: OSError) -> str:
+    return error.strerror or str(error)
+
+
+def reading(name: str | os.PathLike) -> Path:
+    """A file or directory to read: itself, or the local copy of a directory in a bucket, brought up to date once.
+
+    Raises:
+      UserError: the bucket is not there, or can't be read.
+    """
+    if not is_bucket(name):
+        return Path(name)
+    directory = local(name, "reading", pushed=False)
+    if directory not in _read:
+        make_directory(directory.parent)
+        lock = os.open(directory.with_name(f".{directory.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # other processes of this machine read it, too
+            pull(directory)
+        finally:
+            os.close(lock)
+        _read.add(directory)
+    return directory
+
+
+_read: set[Path] = set()
+
+
+def _is_copied(name: str, below: str = "") -> bool:
+    parts = name.split("/")
+    return (
+        parts[0] not in _NATIVE
+        and not any(_LOCAL.fullmatch(part) for part in parts)
+        and (not below or name == below or name.startswith(f"{below}/"))
+    )
+
+
+def _stamp(file: Path) -> tuple[int, int]:
+    about = file.stat()
+    return about.st_size, about.st_mtime_ns
+
+
+def _asked(request: Callable[[], Any]) -> Any:
+    """
+    Raises:
+      OSError: whatever gcsfs, aiohttp or Google's libraries raise.
+    """
+    try:
+        return request()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(error.errno, "there is no such bucket") from error
+    except OSError:
+        raise
+    except Exception as error:  # of several libraries, with no class in common
+        raise OSError(None, str(error).partition("\n")[0][:200] or type(error).__name__) from error
 
 
 def _file_system() -> Any:

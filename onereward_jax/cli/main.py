@@ -6,6 +6,7 @@ says how it ends.
 
 import argparse
 import ast
+import contextlib
 import importlib
 import os
 import sys
@@ -17,7 +18,7 @@ from typing import NoReturn
 from onereward_jax.cli.exit_codes import guarded
 from onereward_jax.config.load import load_with_sources
 from onereward_jax.config.option import did_you_mean, text_fault
-from onereward_jax.errors import UserError, one_line, shown, shown_name
+from onereward_jax.errors import Fault, Stopped, UserError, one_line, shown, shown_name
 from onereward_jax.parallel import cluster, heartbeat, hosts
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -106,7 +107,16 @@ def _run(argv: list[str]) -> int | None:
         # Before the command: nothing is written or loaded for a configuration that can't be.
         given = [*overrides, *of_command]
         args.config, args.config_sources = load_with_sources(args.config_file, given, args.config_recipes)
-    return module.run(args)
+    from onereward_jax import buckets
+
+    try:
+        code = module.run(args)
+    except (Exception, Stopped):
+        with contextlib.suppress(Fault):  # what ends the command is said
+            buckets.push_all()
+        raise
+    buckets.push_all()
+    return code
 
 
 def split_overrides(argv: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
+from onereward_jax.buckets import reading
 from onereward_jax.config.option import did_you_mean
 from onereward_jax.errors import UserError, shown_name
 from onereward_jax.given_files import open_file
@@ -72,8 +73,8 @@ def list_configs() -> list[str]:
 
 def find_model(path: str | os.PathLike) -> Path:
     """Return a model's directory: the path itself if it exists, else the packaged model of that name, such as
-    "miniature/base"; the path itself if there is neither."""
-    given = Path(path)
+    "miniature/base"; the path itself if there is neither. One in a bucket is copied first."""
+    given = reading(path)
     if given.exists() or given.parts[:1] != ("miniature",):
         return given
     return next((found for found in _packaged(given) if found.exists()), given)

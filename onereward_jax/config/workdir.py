@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from onereward_jax import buckets
 from onereward_jax.atomic_files import fingerprint, lock, write_json
+from onereward_jax.buckets import is_bucket
 from onereward_jax.config.find import find_model
 from onereward_jax.config.load import is_of, names_with, options, recipe_of, renamed
 from onereward_jax.config.schema import Recipe
@@ -42,6 +44,8 @@ def claim_workdir(workdir: str | os.PathLike, config: Recipe, free: Iterable[str
       config: the run's configuration.
       free: groups that may differ, too, such as `RewardFeedback.MEASURING`.
 
+    Of a directory in a bucket the local copy is returned, see `buckets`; it is as the bucket is.
+
     The directory is this process's until it ends, see `atomic_files.lock`; of several processes the first claims it,
     and the others find that it is the same one, and the configuration too.
 
@@ -49,7 +53,7 @@ def claim_workdir(workdir: str | os.PathLike, config: Recipe, free: Iterable[str
       UserError: the directory can't be written, is another process's, or holds a run of another configuration (names
         the fields).
     """
-    directory, recipe = Path(workdir), type(config)
+    directory, recipe = local_workdir(workdir), type(config)
     # Through JSON, so that tuples compare with the lists that the file has.
     values = config.flat()
     contents = {f"{name}.content": _content(values[name]) for name in names_with(recipe, "content") if values[name]}
@@ -61,16 +65,37 @@ def claim_workdir(workdir: str | os.PathLike, config: Recipe, free: Iterable[str
             f"two processes of one run differ in {_shown(differing, of_first, new, 'in the first', 'here')}: give all"
             " of them one command, and the same files"
         )
-    hosts.check_shared(directory / ".processes")
+    if is_bucket(workdir):
+        if not hosts.is_primary():
+            buckets.pull(directory)
+    else:
+        hosts.check_shared(directory / ".processes")
+    return directory
+
+
+def local_workdir(workdir: str | os.PathLike) -> Path:
+    """The directory itself, or the place of this process's local copy of one in a bucket, which the primary pushes."""
+    owner = "workdir" if hosts.is_primary() else f"workdir_{hosts.index()}"
+    return buckets.local(workdir, owner, pushed=hosts.is_primary())
+
+
+def open_workdir(workdir: str | os.PathLike) -> Path:
+    """The working directory of a run to read, which no other process uses; nothing is made where there is none."""
+    directory = local_workdir(workdir)
+    if is_bucket(workdir):
+        lock(directory)
+        buckets.pull(directory)
     return directory
 
 
 def _claim(directory: Path, new: dict[str, Any], free: Sequence[str], recipe: type[Recipe]) -> dict[str, Any]:
     """`claim_workdir` of one process, for the values of a configuration, which it returns."""
     path = directory / _CONFIG_FILE
-    unwritable = f"the working directory {directory} can't be written ({{}}): choose another --workdir"
+    shown = buckets.native(directory)
+    unwritable = f"the working directory {shown} can't be written ({{}}): choose another --workdir"
     try:
         lock(directory)
+        buckets.pull(directory)
     except OSError as error:
         if error.errno in DISK_FULL:
             raise
@@ -80,13 +105,14 @@ def _claim(directory: Path, new: dict[str, Any], free: Sequence[str], recipe: ty
         differing = [name for name in _differing(old, new) if not is_of(name, free)]
         if not differing or _nothing_made(directory):
             write_json(path, new)
+            buckets.push(directory)
             return new
     except OSError as error:
         if error.errno in DISK_FULL:
             raise
         raise UserError(unwritable.format(error.strerror)) from error
     raise UserError(
-        f"{directory} holds a run of another configuration, differing in"
+        f"{shown} holds a run of another configuration, differing in"
         f" {_shown(differing, old, new, 'there', 'now')}: choose another --workdir, or the configuration that it began"
         " with"
     )

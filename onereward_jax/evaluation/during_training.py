@@ -118,6 +118,7 @@ class ComparisonWithBase:
             write_json(directory / _ABOUT, self._about())
 
         hosts.on_primary(save)
+        hosts.share(directory)
 
     def _scores(self, samples: Sequence[Sample], images: np.ndarray) -> list[float]:
         assert self._truth is not None, "there is no ground truth"

@@ -129,7 +129,7 @@ class PromptEncoder:
 
         Args:
           prompts: in any order, repeated or not.
-          directory: for the files; of several processes, one that they share.
+          directory: for the files; of several processes, one that they share, or of a working directory.
           mesh: over which unread parameters are spread; None is one device.
         """
         texts = list(dict.fromkeys(prompts))
@@ -148,7 +148,7 @@ class PromptEncoder:
             else:
                 for _ in encoded:
                     pass
-            hosts.wait_for_all("the prompts are encoded")
+            hosts.share(directory)
         self._stored = EncodedPrompts(directory)
         self.release()
 

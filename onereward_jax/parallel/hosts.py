@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+from onereward_jax import buckets
 from onereward_jax.errors import UserError
 
 T = TypeVar("T")
@@ -128,6 +129,13 @@ def wait_for_all(what: str) -> None:
     """Returns when every process has come here; `what` is used once."""
     if _team is not None:
         _team.client.wait_at_barrier(f"onereward/{what}", _FOREVER)
+
+
+def share(directory: Path) -> None:
+    """Waits until the primary has come here, and has what it wrote in a directory in the other processes, too."""
+    on_primary(lambda: buckets.push(directory))
+    if not is_primary():
+        buckets.pull(directory)
 
 
 def own_directory(directory: Path) -> Path:

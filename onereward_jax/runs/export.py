@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from onereward_jax import buckets
 from onereward_jax.atomic_files import atomic_directory, check_output, lock, write_json, write_text
 from onereward_jax.errors import UserError
 from onereward_jax.fill.diffusers_io import COMFYUI_FILE, FOLDERS
@@ -63,7 +64,8 @@ def export(workdir: Path, out: Path, what: str | None = None, form: str = "diffu
     """
     check_output(out)
     config_file, checkpoints = workdir / "config.json", workdir / "checkpoints"
-    if not config_file.is_file() or not checkpoints.is_dir():
+    stored = buckets.native(checkpoints.resolve())
+    if not config_file.is_file() or not buckets.path(stored).is_dir():
         raise UserError(f"{workdir} holds no run with checkpoints: {_GIVE}")
     if checkpoints.resolve() in (out.resolve(), *out.resolve().parents):
         raise UserError(f"{out} lies among the run's checkpoints, which come and go: choose another directory")
@@ -84,7 +86,7 @@ def export(workdir: Path, out: Path, what: str | None = None, form: str = "diffu
         check_comfyui(module, config["model.base"])
     lock(workdir)
     part = f"{WHAT[what]}/transformer" if tuned else WHAT[what]
-    restored = Checkpointer(checkpoints.resolve()).restore_part(part, _abstract(module, adapters))
+    restored = Checkpointer(stored).restore_part(part, _abstract(module, adapters))
     if restored is None:
         raise UserError(f"{workdir} has no finished checkpoint yet: let the run come to one")
     step, params = restored

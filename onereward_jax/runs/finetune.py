@@ -215,7 +215,7 @@ def _base_loss(workdir: Path, measure: Callable[[], dict[str, float]]) -> dict[s
     if not hosts.on_primary(lambda: has_begun(workdir) and file.exists()):
         measured = measure()
         hosts.on_primary(lambda: write_json(file, measured))
-    return {"held_out/base_loss": read_json(file)["held_out/loss"]}
+    return {"held_out/base_loss": hosts.on_primary(lambda: read_json(file)["held_out/loss"])}
 
 
 def _sample_grid(pipeline: FillPipeline, samples: Sequence[Sample], config: Finetuning) -> Callable[[Any], np.ndarray]:

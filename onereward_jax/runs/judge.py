@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from onereward_jax.atomic_files import write_json
+from onereward_jax.buckets import reading
 from onereward_jax.config.schema import JudgeModel, JudgeTraining
 from onereward_jax.data.mixture import SamplesOf
 from onereward_jax.data.preferences.dataset import open_records
@@ -73,7 +74,7 @@ def judge_training(config: JudgeTraining, workdir: Path) -> Experiment:
     # ------------------------------------------------------------------------------------------ the judge and its pairs
     settings = config.judge
     for directory in settings.data:  # before a model is loaded
-        open_records(Path(directory))
+        open_records(reading(directory))
     judge, mesh = _judge_at_start(config, workdir), trainer.check_devices(config)
     pairs, held_out = _split(config, judge, workdir)
     example = PairExamples(config, judge, pairs)
@@ -312,7 +313,7 @@ def _split(config: JudgeTraining, judge: Judge, workdir: Path) -> tuple[Pairs, P
     `judge.held_out_records` leaves room."""
     settings = config.judge
     check = functools.partial(check_record, judge, config.question_length)
-    directories = (Path(directory) for directory in settings.data)
+    directories = (reading(directory) for directory in settings.data)
     pairs = read_pairs(*directories, check=check, bad_share=settings.bad_share, workdir=workdir)
     weights = _weights(config)
     pairs = pairs.where(lambda pair: weights.get(pair.task, 0) > 0)

@@ -213,6 +213,7 @@ def encoded_samples(
 
     for task in tasks.TASKS:
         hosts.on_primary(functools.partial(write, task))
+    hosts.share(directory)
     return {task: dict(np.load(directory / f"{task}.npz")) for task in tasks.TASKS}
 
 

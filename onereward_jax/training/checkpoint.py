@@ -233,7 +233,7 @@ class Checkpointer:
         if not hosts.is_primary():
             return
         with contextlib.suppress(OSError):
-            for path in list(self.directory.iterdir()):
+            for path in self._entries():
                 name, _, suffix = path.name.partition(".")
                 if _STEP.fullmatch(name) and (suffix.startswith("orbax-checkpoint-tmp") or suffix == "json.tmp"):
                     _remove(path)
@@ -368,7 +368,7 @@ class Checkpointer:
     def _clean(self) -> None:
         """Removes what an interrupted save or deletion left, and names what does not belong here."""
         self._sweep()
-        for path in sorted(self.directory.iterdir(), key=lambda path: path.name):
+        for path in sorted(self._entries(), key=lambda path: path.name):
             name, _, suffix = path.name.partition(".")
             is_step = _STEP.fullmatch(name) is not None
             if is_step and suffix == "unfinished":
@@ -381,8 +381,17 @@ class Checkpointer:
 
     # ------------------------------------------------------------------------------------------------- names
 
+    def _entries(self) -> list[epath.Path]:
+        """What is in the directory; one of a bucket is not there while it is empty."""
+        try:
+            return list(self.directory.iterdir())
+        except FileNotFoundError:
+            if is_bucket(self.directory):
+                return []
+            raise
+
     def _names(self) -> list[str]:
-        entries = (path.name.removesuffix(".json") for path in self.directory.iterdir())
+        entries = (path.name.removesuffix(".json") for path in self._entries())
         return sorted({name for name in entries if _STEP.fullmatch(name)}, key=_step_of)
 
     def _manifest(self, name: str) -> epath.Path:

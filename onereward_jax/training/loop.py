@@ -22,7 +22,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from onereward_jax import buckets
 from onereward_jax.atomic_files import lock
+from onereward_jax.buckets import is_bucket
 from onereward_jax.errors import Fault, Hang, Interrupted, UserError
 from onereward_jax.parallel import hosts
 from onereward_jax.training.checkpoint import Checkpointer
@@ -69,7 +71,7 @@ def run(
         one that is ever made.
       batches: iterator with `get_state()` and `set_state()`, such as `iter(data.mixture.mixture(...))`.
       num_steps: value of `state.step` at which the run is done.
-      workdir: gets `checkpoints/`, `metrics.jsonl`, `tensorboard/`.
+      workdir: gets `checkpoints/`, `metrics.jsonl`, `tensorboard/`; may be a local copy, see `buckets`.
       prepare: batch -> what `step` takes (encoding prompts, placing on devices); must depend on the batch only.
         Runs in a background thread, and computes on devices of this process only: programs of several processes have
         to be launched in the same order by all of them.
@@ -100,7 +102,7 @@ def run(
         if primary:
             lock(directory)
             _check_there(directory)
-        checkpointer = Checkpointer(directory.resolve() / "checkpoints", keep)
+        checkpointer = Checkpointer(buckets.native(directory.resolve() / "checkpoints"), keep)
 
         # ------------------------------------------------------------------------------------------------- resume
         restored = checkpointer.restore_latest(start.shapes)
@@ -116,8 +118,8 @@ def run(
             print(f"{description}: going on from step {number} of {num_steps}", file=sys.stderr)
         if number > num_steps:
             raise UserError(
-                f"{directory} has gone on to step {number}, beyond num_steps {num_steps}: raise num_steps, or choose"
-                " another --workdir"
+                f"{buckets.native(directory)} has gone on to step {number}, beyond num_steps {num_steps}: raise"
+                " num_steps, or choose another --workdir"
             )
         if number == num_steps:
             return state
@@ -182,7 +184,7 @@ def run(
                 )
             if stop_signal:  # after the last step too: what follows the training is for the next start
                 saving.finish()
-                raise Interrupted(stop_signal, number, str(workdir))
+                raise Interrupted(stop_signal, number, str(buckets.native(directory)))
         saving.finish()
     return state
 
@@ -193,6 +195,8 @@ def _check_there(directory: Path) -> None:
       UserError: the run has made steps, but the directory of its checkpoints is gone: a mount, most likely.
     """
     metrics = directory / "metrics.jsonl"
+    if is_bucket(buckets.native(directory)):
+        return  # which has no directories
     if not (directory / "checkpoints").exists() and metrics.exists() and metrics.stat().st_size:
         raise UserError(
             f"{metrics} is of a run whose checkpoints are gone: bring {directory / 'checkpoints'} back (is it mounted?)"

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from onereward_jax import buckets
 from onereward_jax.atomic_files import make_directory, sync, write_bytes
 from onereward_jax.errors import UserError
 from onereward_jax.given_files import read_bytes
@@ -30,7 +31,7 @@ class MetricsWriter:
     torn when the run was killed or the power failed; so the file has neither gaps nor repeats, whatever happened
     between.
 
-    A line is in the file at once, and on the disk within a minute.
+    A line is in the file at once, and on the disk, or in the bucket of a local copy, within a minute.
 
     Lines that can't be written (a full disk, a mount that is gone) are kept and written once it is possible again, with
     one warning. TensorBoard loses them, and gets a new file after that. A file that was removed or replaced is written
@@ -103,7 +104,8 @@ class MetricsWriter:
             )
 
     def sync(self) -> None:
-        """Forces all lines onto the disk; call before a checkpoint, so that it never knows more than the file.
+        """Forces all lines onto the disk, or from a local copy into the bucket; call before a checkpoint, so that it
+        never knows more than the file.
 
         Raises:
           OSError: it can't be done now.
@@ -115,6 +117,7 @@ class MetricsWriter:
                 self._open_again()
                 warnings.warn(f"{self.path} was removed or replaced: it is written again", RuntimeWarning, stacklevel=2)
             self._force()
+        buckets.push(self.path.parent)
 
     def close(self) -> None:
         if self._closed.is_set():
@@ -128,11 +131,12 @@ class MetricsWriter:
 
     def _sync_now_and_then(self) -> None:
         while not self._closed.wait(_SYNC_SECONDS):
-            # What is wrong is said by `write`, or by `sync` before the next checkpoint.
-            with self._lock, contextlib.suppress(OSError):
-                if self._unsynced:
-                    self._write_waiting()
-                    self._force()
+            with contextlib.suppress(OSError):  # `write` says it, or `sync` before the next checkpoint
+                with self._lock:
+                    if self._unsynced:
+                        self._write_waiting()
+                        self._force()
+                buckets.push(self.path.parent)
 
     def _force(self) -> None:
         """Force what was written onto the disk."""

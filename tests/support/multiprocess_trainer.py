@@ -7,7 +7,6 @@ JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say whether it is 
 
 import sys
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -54,7 +53,7 @@ def loss(params, frozen, batch, key):
 def main(workdir: str, mesh: str, pause: str = "0") -> int:
     cluster.initialise(HEARTBEAT_TIMEOUT)
     config = config_of(mesh)
-    claim_workdir(workdir, config)
+    directory = claim_workdir(workdir, config)
     first, second = jax.random.split(jax.random.key(0))
     params = {
         "to_q": {"kernel": jax.random.normal(first, (8, 64)) / 3},
@@ -79,10 +78,10 @@ def main(workdir: str, mesh: str, pause: str = "0") -> int:
         description="training",
         wrap_step=slowly,
     )
-    state = trainer.train(experiment, config, Path(workdir))
+    state = trainer.train(experiment, config, directory)
     arrays = hosts.fetch(jax.tree.leaves(state.replace(key=jax.random.key_data(state.key))))
     if hosts.is_primary():
-        np.savez(Path(workdir) / "final.npz", *arrays)
+        np.savez(directory / "final.npz", *arrays)
     return 0
 
 

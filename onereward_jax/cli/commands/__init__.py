@@ -54,16 +54,18 @@ def use_compilation_cache(workdir: Path | None = None) -> None:
     """
     import jax
 
+    from onereward_jax import buckets
     from onereward_jax.parallel import hosts
 
     if jax.config.values["jax_compilation_cache_dir"]:
         return
     if workdir is None:
         caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        directory = Path(caches) / "onereward_jax"
+        directory: str | Path = Path(caches) / "onereward_jax"
     else:
-        directory = workdir / "programs"
-        hosts.on_primary(lambda: _remove_torn(directory, workdir / "checkpoints"))
+        directory = buckets.native(workdir / "programs")
+        if isinstance(directory, Path):  # an object appears whole
+            hosts.on_primary(lambda: _remove_torn(workdir / "programs", workdir / "checkpoints"))
     jax.config.update("jax_compilation_cache_dir", str(directory))
 
 

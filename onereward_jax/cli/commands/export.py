@@ -4,7 +4,6 @@ Uses the newest checkpoint, even of a stopped run. The files have the base model
 """
 
 import argparse
-from pathlib import Path
 
 from onereward_jax.cli.arguments import path
 
@@ -35,7 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from onereward_jax import buckets
+    from onereward_jax.config.workdir import open_workdir
     from onereward_jax.runs.export import export
 
-    step, what = export(Path(args.workdir), Path(args.out), args.what, args.format)
+    step, what = export(open_workdir(args.workdir), buckets.local(args.out, "output"), args.what, args.format)
     print(f"{args.out}: {what} of step {step}")

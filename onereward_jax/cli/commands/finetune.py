@@ -5,11 +5,10 @@ are drawn at random, or your own. docs/how-to/finetune.md has the details.
 """
 
 import argparse
-from pathlib import Path
 
 from onereward_jax.cli.commands import config_arguments, use_compilation_cache
 from onereward_jax.config.schema import Finetuning
-from onereward_jax.config.workdir import claim_workdir
+from onereward_jax.config.workdir import claim_workdir, local_workdir
 from onereward_jax.errors import UserError
 
 IN_SEVERAL_PROCESSES = True
@@ -28,7 +27,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("data.source is empty: give a folder of images by --config.data.source=FOLDER")
     # Before claim_workdir, which creates the directory.
     check_fill_model(args.config.model.base)
-    requests = read_split(args.config, Path(args.workdir))
+    requests = read_split(args.config, local_workdir(args.workdir))
     workdir = claim_workdir(args.workdir, args.config)
     use_compilation_cache(workdir)
     finetune(args.config, workdir, requests)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from onereward_jax import buckets
 from onereward_jax.config.schema import Finetuning, Recipe, RequestData
 from onereward_jax.data import masks
 from onereward_jax.data.buckets import BucketDraw, Size, aspect_distance, bucket_sizes, common_shapes
@@ -232,7 +233,7 @@ def read_split(config: Recipe, workdir: Path | None = None) -> Split:
         # A fine-tuned model is shown what was there: under any mask, that is the right answer of any task.
         drawn = TASKS if isinstance(config, Finetuning) else ANY_TASK
         return read_requests(
-            Path(path), Defaults(prompt=data.caption), data.bad_share, data.inside_only, drawn, workdir
+            buckets.reading(path), Defaults(prompt=data.caption), data.bad_share, data.inside_only, drawn, workdir
         )
 
     requests = read(data.source)

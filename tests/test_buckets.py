@@ -1,0 +1,213 @@
+"""Working directories and data in a bucket, by an emulator of Google Cloud Storage on the loopback."""
+
+import json
+import secrets
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from onereward_jax import buckets
+from onereward_jax.atomic_files import OUTPUT_FILE, atomic_directory
+from onereward_jax.config.find import find_model
+from onereward_jax.config.workdir import claim_workdir
+from onereward_jax.errors import UserError
+from onereward_jax.training.checkpoint import Checkpointer, CheckpointWarning
+from tests.support import small_training
+from tests.support.bucket import emulator
+from tests.support.multiprocess_trainer import config_of
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    with emulator() as environment, pytest.MonkeyPatch.context() as patch:
+        for name, value in environment.items():
+            patch.setenv(name, value)
+        yield f"gs://bucket/{secrets.token_hex(4)}"
+
+
+@pytest.fixture
+def another_machine(bucket, tmp_path, monkeypatch):
+    """Makes this process see the bucket as a machine that has no local copies yet."""
+
+    def move() -> None:
+        place = tmp_path / str(len(list(tmp_path.iterdir())))
+        place.mkdir()
+        monkeypatch.setenv("XDG_CACHE_HOME", str(place))
+        monkeypatch.setattr(buckets, "_copies", {})
+        monkeypatch.setattr(buckets, "_read", set())
+
+    move()
+    return move
+
+
+def files_in(url: str) -> dict[str, bytes]:
+    return {name: buckets.path(f"{url}/{name}").read_bytes() for name in buckets.listed(url)}
+
+
+def files_at(directory: Path) -> dict[str, bytes]:
+    files = (path for path in directory.rglob("*") if path.is_file())
+    return {path.relative_to(directory).as_posix(): path.read_bytes() for path in files}
+
+
+# --------------------------------------------------------------------------------------------------------- local copies
+
+
+def test_a_copy_is_as_the_bucket_and_brings_what_changed(bucket, another_machine):
+    url = f"{bucket}/copied"
+    there = buckets.local(url)
+    (there / "export").mkdir(parents=True)
+    (there / "export" / "a.bin").write_bytes(bytes(3000))
+    (there / "metrics.jsonl").write_text("1\n")
+    for temporary in (".lock", ".0123456789abcdef.tmp", "programs/xla", "checkpoints/step_00000001.json"):
+        (there / temporary).parent.mkdir(exist_ok=True)
+        (there / temporary).write_text("not copied")
+    buckets.push(there)
+    assert files_in(url) == {"export/a.bin": bytes(3000), "metrics.jsonl": b"1\n"}
+
+    another_machine()
+    here = buckets.local(url)
+    assert here != there
+    buckets.pull(here)
+    assert files_at(here) == files_in(url)
+    (here / "metrics.jsonl").write_text("1\n2\n")
+    (here / "export" / "a.bin").unlink()
+    buckets.push(here / "metrics.jsonl")
+    assert files_in(url) == {"metrics.jsonl": b"1\n2\n"}
+
+    (here / "half.json").write_text("a run was killed before it was in the bucket")
+    (here / "metrics.jsonl").write_text("1\n2\n3\n")
+    buckets.pull(here)
+    assert files_at(here) == files_in(url) == {"metrics.jsonl": b"1\n2\n"}
+
+
+def test_an_output_is_whole_where_its_mark_is(bucket, another_machine, monkeypatch):
+    url = f"{bucket}/output"
+    out = buckets.local(url, "output")
+    put, seen = buckets._Copy._put, []
+
+    def watched(copy, name):
+        seen.append((name, OUTPUT_FILE in buckets.listed(url)))
+        put(copy, name)
+
+    monkeypatch.setattr(buckets._Copy, "_put", watched)
+    for content in ("old", "new"):
+        with atomic_directory(out) as partial:
+            (partial / "weights").write_text(content)
+        seen.clear()
+        buckets.push_all()
+        assert seen == [("weights", False), (OUTPUT_FILE, False)]
+    assert files_in(url)["weights"] == b"new"
+
+
+def test_what_is_read_is_copied_once(bucket, another_machine):
+    buckets.path(f"{bucket}/model/transformer/config.json").write_text("{}")
+    assert files_at(find_model(f"{bucket}/model")) == {"transformer/config.json": b"{}"}
+    buckets.path(f"{bucket}/model/transformer/config.json").write_text("[]")
+    assert files_at(find_model(f"{bucket}/model")) == {"transformer/config.json": b"{}"}
+    another_machine()
+    assert files_at(find_model(f"{bucket}/model")) == {"transformer/config.json": b"[]"}
+    buckets.push_all()  # nothing of it
+    assert files_in(f"{bucket}/model") == {"transformer/config.json": b"[]"}
+
+
+def test_a_bucket_that_is_not_there_is_one_sentence(bucket, another_machine):
+    config = config_of("1,1,1")
+    with pytest.raises(UserError, match=r"^gs://nowhere/run can't be read \(there is no such bucket\): check its name"):
+        claim_workdir("gs://nowhere/run", config)
+    with pytest.raises(UserError, match=r"^gs://nowhere/model can't be read"):
+        find_model("gs://nowhere/model")
+    with pytest.raises(UserError, match="write gs://BUCKET/PATH"):
+        claim_workdir("gs://bucket/../other", config)
+
+
+# ---------------------------------------------------------------------------------------------------------- checkpoints
+
+
+def state(step: int) -> dict:
+    return {"w": jnp.arange(3000.0) * step, "b": jnp.full(7, step), "empty": jnp.zeros(0), "key": jax.random.key(step)}
+
+
+SHAPES = jax.eval_shape(lambda: state(0))
+
+
+def test_checkpoints_are_saved_pruned_swept_and_verified(bucket, tmp_path):
+    url = f"{bucket}/checkpoints"
+    checkpointer = Checkpointer(url, keep=2)
+    assert checkpointer.restore_latest(SHAPES) is None
+    for step in (1, 2, 3):
+        assert checkpointer.save(step, state(step), {"next": step})
+    checkpointer.wait()
+    assert not checkpointer.save(3, state(3))
+    assert checkpointer.steps() == [2, 3]
+    assert {name.partition("/")[0] for name in buckets.listed(url)} == {
+        *("step_00000002", "step_00000002.json", "step_00000003", "step_00000003.json")
+    }
+    for name, about in json.loads(buckets.path(f"{url}/step_00000003.json").read_text())["files"].items():
+        assert buckets.listed(url)[f"step_00000003/{name}"] == about
+
+    # A save and a deletion that were cut short.
+    whole = buckets.listed(url)
+    for name in ("step_00000004.unfinished", "step_00000004/state/d/0", "step_00000003.unfinished"):
+        buckets.path(f"{url}/{name}").write_text("half")
+    found, restored, data_state = Checkpointer(url).restore_latest(SHAPES)
+    assert (found, data_state) == (3, {"next": 3})
+    np.testing.assert_array_equal(restored["w"], state(3)["w"])
+    assert jax.random.key_data(restored["key"]).tolist() == jax.random.key_data(state(3)["key"]).tolist()
+    assert buckets.listed(url) == whole
+
+    # The same files on a disk, and back.
+    shutil.rmtree(tmp_path)
+    for name, content in files_in(url).items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    assert Checkpointer(tmp_path).restore_latest(SHAPES)[0] == 3
+
+    [file] = [name for name in whole if name.startswith("step_00000003/state/ocdbt.process_0/d/")]
+    content = buckets.path(f"{url}/{file}").read_bytes()
+    buckets.path(f"{url}/{file}").write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    (tmp_path / file).write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    for place in (url, tmp_path):
+        checkpointer = Checkpointer(place, keep=2)
+        with pytest.warns(CheckpointWarning, match="does not have the digest it was written with"):
+            assert checkpointer.restore_latest(SHAPES)[0] == 2
+        checkpointer.save(3, state(33), {"next": 3})
+        checkpointer.wait()
+        assert checkpointer.steps() == [2, 3]
+
+
+# --------------------------------------------------------------------------------------------------------------- a run
+
+
+def test_a_run_resumes_on_another_machine_as_if_undisturbed(bucket, another_machine, tmp_path):
+    expected = small_training.run(tmp_path / "local", 12, checkpoint_every=4)
+    url, config = f"{bucket}/run", config_of("1,1,1")
+
+    def killed(step):
+        def wrapped(state, batch):
+            if int(state.step) == 6:
+                raise RuntimeError("killed")
+            return step(state, batch)
+
+        return wrapped
+
+    workdir = claim_workdir(url, config)
+    with pytest.raises(RuntimeError, match="killed"):
+        small_training.run(workdir, 12, checkpoint_every=4, wrap=killed)
+    assert "checkpoints" not in {path.name for path in workdir.iterdir()}
+    another_machine()
+    with pytest.raises(UserError, match=f"^{url} holds a run of another configuration, differing in train.batch_size"):
+        claim_workdir(url, config.replace({"train.batch_size": 8}))
+    state = small_training.run(claim_workdir(url, config), 12, checkpoint_every=4)
+    buckets.push_all()
+    assert small_training.bytes_of(state) == small_training.bytes_of(expected)
+
+    another_machine()
+    workdir = claim_workdir(url, config)
+    assert small_training.lines_of(workdir) == small_training.lines_of(tmp_path / "local")
+    assert [name for name in buckets.listed(url) if name.startswith("tensorboard/")]
+    assert Checkpointer(buckets.native(workdir / "checkpoints")).steps() == [4, 8, 12]
+    assert int(small_training.run(workdir, 12).step) == 12
