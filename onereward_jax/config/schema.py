@@ -146,6 +146,18 @@ class RequestData(Data):
 class PolicyData(SceneData, RequestData):
     """Requests that a policy is trained on: your own or, without a data.source, scenes of the proving ground."""
 
+    targets: str = option(
+        "",
+        help="images with prompts, as in data.source, that flow matching learns in the place of the requests' targets",
+    )
+
+    def check(self) -> None:
+        super().check()
+        if self.targets and not self.source:
+            raise UserError(
+                "data.targets is for requests of your own, but data.source is empty: set it, or leave it out"
+            )
+
 
 # -------------------------------------------------------------------------------------- devices, models, optimisation
 
@@ -406,6 +418,11 @@ class Evaluation(Settings):
         **_SCENES,
         help="held-out scenes a task of an evaluation while training, others than those at the end",
         was="evaluation.watched_scenes",
+    )
+    other_judge: str = option(
+        "",
+        help="a judge that training never sees, asked about held-out requests while training: a directory, or a"
+        " repository; empty asks the training judge alone",
     )
 
     def check(self) -> None:

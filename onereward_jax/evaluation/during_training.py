@@ -17,13 +17,14 @@ from onereward_jax.config.schema import RewardFeedback
 from onereward_jax.data.sample import Sample
 from onereward_jax.data.source import ENDLESS, Source, samples_from
 from onereward_jax.evaluation.evaluate import generate_images
-from onereward_jax.evaluation.judge_predictions import compiled_ask, judge_views
+from onereward_jax.evaluation.judge_predictions import Ask, compiled_ask, judge_views
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.given_files import read_json
 from onereward_jax.images.grid import image_grid, write_png
 from onereward_jax.judge.judge import Judge
 from onereward_jax.parallel import hosts
 from onereward_jax.proving_ground import overall
+from onereward_jax.rl.build_update import frozen_dtype
 
 # First of the held-out samples for this; the final evaluation uses others, so that nobody tunes settings on them.
 FIRST_SAMPLE = 100_000
@@ -46,17 +47,21 @@ class ComparisonWithBase:
         source: Source,
         read_base: Callable[[], Any],
         workdir: Path,
+        other: Judge | None = None,
     ):
         """
         Args:
           pipeline: without its transformer; its mesh is the judge's, too.
           source: of held-out samples: `config.evaluation.scenes_while_training` of each task are measured.
           read_base: gives the base transformer's parameters; called only if its images are not there.
+          other: a judge that training never sees, whose parameters are stored ones: they are read for every evaluation,
+            and take no memory between two.
         """
         self._config, self._pipeline, self._judge, self._workdir = config, pipeline, judge, workdir
         self._truth = source.ground_truth
         self._groups = list(_of_one_size(source, config.evaluation.scenes_while_training))
-        self._ask = compiled_ask(judge, pipeline.mesh)
+        self._ask, self._other = compiled_ask(judge, pipeline.mesh), other
+        self._ask_other = None if other is None else compiled_ask(other, pipeline.mesh)
         directory = workdir / BASE_IMAGES
         if not hosts.on_primary(lambda: _is_there(directory, self._about())):
             self._make_base_images(directory, read_base())
@@ -72,23 +77,39 @@ class ComparisonWithBase:
 
         Returns:
           "evaluation/<task>/truth_gain": mean ground-truth score of policy − base, in [−1, 1]. Without a ground truth
-          "evaluation/<task>/preference": the judge's P(policy better), mean over dimensions and both orders; and
+          "evaluation/<task>/preference": the judge's P(policy better), mean over dimensions and both orders;
+          "evaluation/<task>/other_preference": the other judge's, if there is one; and
           "evaluation/<task>/drift": mean change of pixels outside the mask, in [0, 1].
         """
         made = [self._answers(params, samples) for samples in self._groups]
         values: dict[str, list[float]] = {}
+        asked = self._judges()
         for number, (samples, images) in enumerate(self._pairs(made)):
-            for name, of_samples in self._measured(number, samples, images).items():
+            for name, of_samples in self._measured(number, samples, images, asked).items():
                 values.setdefault(f"evaluation/{samples[0].task}/{name}", []).extend(of_samples)
         if self._truth is None and hosts.is_primary():
             write_png(self._workdir / SAMPLES / f"step_{step:08d}.png", self._grid(made))
         return {name: float(np.mean(of_samples)) for name, of_samples in values.items()}
 
-    def _measured(self, number: int, samples: Sequence[Sample], images: np.ndarray) -> Mapping[str, list[float]]:
+    def _judges(self) -> dict[str, tuple[Judge, Ask, Any]]:
+        """{metric: judge, its program, its parameters}."""
+        if self._truth is not None:
+            return {}
+        judges: dict[str, tuple[Judge, Ask, Any]] = {"preference": (self._judge, self._ask, None)}
+        if self._other is not None:
+            assert self._ask_other is not None
+            params = self._other.params.read(frozen_dtype(self._config), self._pipeline.mesh)
+            judges["other_preference"] = self._other, self._ask_other, params
+        return judges
+
+    def _measured(
+        self, number: int, samples: Sequence[Sample], images: np.ndarray, asked: Mapping[str, tuple[Judge, Ask, Any]]
+    ) -> Mapping[str, list[float]]:
         if self._base_truth is not None:
             scores = self._scores(samples, images)
             return {"truth_gain": [mine - base for mine, base in zip(scores, self._base_truth[number], strict=True)]}
-        return {"preference": self._preferences(samples, images, self._base[number]), "drift": _drift(samples, images)}
+        found = {name: self._preferences(samples, images, self._base[number], *of) for name, of in asked.items()}
+        return found | {"drift": _drift(samples, images)}
 
     def _answers(self, params: Any, samples: Sequence[Sample]) -> np.ndarray:
         size = min(len(samples), self._config.evaluation.batch_size)
@@ -101,7 +122,7 @@ class ComparisonWithBase:
         """What the base's images depend on."""
         return {
             "base": fingerprint(find_model(self._config.model.base) / "transformer"),
-            "evaluation": self._config.evaluation.to_dict(),
+            "evaluation": {k: v for k, v in self._config.evaluation.to_dict().items() if k != "other_judge"},
             "seed": self._config.seed,
             "samples": [[sample.id for sample in samples] for samples in self._groups],
         }
@@ -124,10 +145,12 @@ class ComparisonWithBase:
         assert self._truth is not None, "there is no ground truth"
         return [overall(row[0]) for row in self._truth.score_images(samples, images[:, None])]
 
-    def _preferences(self, samples: Sequence[Sample], images: np.ndarray, base: np.ndarray) -> list[float]:
+    def _preferences(
+        self, samples: Sequence[Sample], images: np.ndarray, base: np.ndarray, judge: Judge, ask: Ask, params: Any
+    ) -> list[float]:
         texts = [(sample.task, sample.prompt) for sample in samples]
         size, length = min(len(samples), self._config.evaluation.batch_size), self._config.question_length
-        views = judge_views(self._judge, texts, images, base, size, length, ask=self._ask)
+        views = judge_views(judge, texts, images, base, size, length, ask, params)
         mean = lambda view: float(np.mean(list(view.values())))
         return [
             (mean(policy_first) + 1 - mean(base_first)) / 2 for policy_first, base_first in zip(*views, strict=True)

@@ -89,9 +89,10 @@ def judge_views(
     batch_size: int,
     question_length: int,
     ask: Ask | None = None,
+    params: Any = None,
 ) -> tuple[list[dict[str, float]], list[dict[str, float]]]:
     """Ask for P(Yes) of (first, second) and (second, first): for each text, {dimension: P}. See `ask_both_orders`."""
-    both = ask_both_orders(judge, texts, first, second, batch_size, question_length, ask=ask)
+    both = ask_both_orders(judge, texts, first, second, batch_size, question_length, params, ask)
     views: tuple[list, list] = ([], [])
     for order, view in zip(both, views, strict=True):
         for text, p in zip(texts, order, strict=True):

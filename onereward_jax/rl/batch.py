@@ -25,6 +25,19 @@ class KnownReferences(NamedTuple):
     known: Any
 
 
+class MatchingTargets(NamedTuple):
+    """Images that flow matching learns in the place of the requests' targets, under masks and prompts of their own.
+
+    Attributes:
+      image, mask, text, target: as in `Batch`.
+    """
+
+    image: Any
+    mask: Any
+    text: TextStates
+    target: Any
+
+
 @flax.struct.dataclass
 class Batch:
     """B samples of H×W pixels; every array has the samples on its leading axis.
@@ -38,6 +51,7 @@ class Batch:
       negative: as `text`, of the negative prompt; only with true guidance.
       target: uint8 (B, H, W, 3), what flow matching learns; only with a flow_matching_weight.
       target_weight: float32 (B,), 1 where there is a target and 0 where there is none; only where some have none.
+      matching: what flow matching learns instead; only with data.targets.
       condition: int32 (B,), where conditions recur: the randomness of the reference, in the index's place.
       age: int32 (B,), updates since the batch's conditions came first; only with a reference_max_age.
       references: reference images of earlier updates; only where they are used again.
@@ -51,6 +65,7 @@ class Batch:
     negative: TextStates | None = None
     target: Any = None
     target_weight: Any = None
+    matching: MatchingTargets | None = None
     condition: Any = None
     age: Any = None
     references: KnownReferences | None = None

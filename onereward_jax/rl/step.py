@@ -85,13 +85,18 @@ class RewardFeedback:
         draws = draw(state, batch, self.family.token_shape(*size), self.config)
         condition = self.family.condition(frozen.vae, batch.image, batch.mask, batch.text, batch.negative)
         flow = Flow(self.family, frozen, jax.lax.stop_gradient(condition), size, schedule, self.adapter_scale)
+        matching = flow
+        if batch.matching is not None:
+            image, mask, text, _ = batch.matching
+            condition = jax.lax.stop_gradient(self.family.condition(frozen.vae, image, mask, text, None))
+            matching = dataclasses.replace(flow, condition=condition)
         with jax.named_scope(REFERENCE):
             images = self.references(flow, state, draws, batch)
         stop = self.estimator.rollout(flow, state.params, draws)
         stop, images = jax.lax.stop_gradient((stop, images))
 
         def gradient_of(stop: Stop) -> tuple[Any, Metrics]:
-            loss = functools.partial(self.loss, flow=flow, batch=batch, references=images, stop=stop)
+            loss = functools.partial(self.loss, flow=flow, matching=matching, batch=batch, references=images, stop=stop)
             (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
             return gradient, metrics
 
@@ -99,9 +104,13 @@ class RewardFeedback:
         return mean, self.references.kept(images)
 
     def loss(
-        self, params: Any, *, flow: Flow, batch: Batch, references: jax.Array, stop: Stop
+        self, params: Any, *, flow: Flow, matching: Flow, batch: Batch, references: jax.Array, stop: Stop
     ) -> tuple[jax.Array, Metrics]:
-        """Eq. 5 of one prediction, and with a flow_matching_weight flow matching beside it."""
+        """Eq. 5 of one prediction, and with a flow_matching_weight flow matching beside it.
+
+        Args:
+          matching: of what flow matching learns: `flow`, unless the batch brings images for that.
+        """
         config, whole = self.config, flow.whole(params)
         image = self.estimator.image(flow, whole, stop)
         if config.keep_outside:
@@ -113,11 +122,12 @@ class RewardFeedback:
         value = reward_loss(p_yes, batch.questions.weights, config.threshold)
         metrics = {"learning/reward_loss": value, **cell_sums(p_yes, batch.questions.cell)}
         if config.flow_matching_weight:
-            matching = flow_matching_loss(
-                flow, whole, batch.target, stop, config.gradient_guidance_scale, batch.target_weight
+            target = batch.target if batch.matching is None else batch.matching.target
+            error = flow_matching_loss(
+                matching, whole, target, stop, config.gradient_guidance_scale, batch.target_weight
             )
-            metrics["learning/flow_matching_loss"] = matching
-            value += config.flow_matching_weight * matching
+            metrics["learning/flow_matching_loss"] = error
+            value += config.flow_matching_weight * error
         return value, metrics | {"learning/loss": value, "learning/sigma": flow.schedule[stop.draw.stop].mean()}
 
     def augment(self, image: jax.Array, reference: jax.Array, draw: PredictionDraw) -> tuple[jax.Array, jax.Array]:

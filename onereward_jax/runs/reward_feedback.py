@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from onereward_jax.atomic_files import write_json
 from onereward_jax.config.schema import RewardFeedback, RewardLearning
-from onereward_jax.data.requests.source import HeldOut, Requests, read_split
+from onereward_jax.data.requests.source import HeldOut, Requests, Targets, read_split, read_targets
 from onereward_jax.data.source import ENDLESS, Source
 from onereward_jax.errors import UserError
 from onereward_jax.evaluation.during_training import ComparisonWithBase
@@ -29,7 +29,7 @@ from onereward_jax.models.lora import attach
 from onereward_jax.parallel import hosts
 from onereward_jax.parallel.sharding_rules import shardings
 from onereward_jax.proving_ground.source import open_source
-from onereward_jax.rl.batch import Batch
+from onereward_jax.rl.batch import Batch, MatchingTargets
 from onereward_jax.rl.build_update import adapters_of, attention_of, computation, frozen_dtype, make_update
 from onereward_jax.rl.reference_cache import open_cache
 from onereward_jax.runs.request_report import report_requests
@@ -42,6 +42,8 @@ from onereward_jax.training.trainer import Evaluator, Experiment, Learning
 from onereward_jax.weights.load import StoredParams, in_dtype
 from onereward_jax.weights.peft_adapters import save_adapter
 from onereward_jax.weights.save import save_component
+
+MATCHING = "matching_"  # before the names of what flow matching learns in the place of the requests' targets
 
 
 def train(
@@ -87,7 +89,11 @@ def reward_feedback(config: RewardFeedback, workdir: Path, source: Source, held_
         )
     stored, pipeline.mesh = pipeline.params.pop("transformer"), mesh
     pipeline.params["vae"] = hosts.place(pipeline.params["vae"], shardings(pipeline.params["vae"], mesh))
-    texts = _texts(source, held_out)
+    targets = None
+    if config.data.targets and config.rl.flow_matching_weight > 0:
+        assert isinstance(source, Requests), "data.targets come beside requests of one's own"
+        targets = Targets(source, read_targets(config, workdir))
+    texts = _texts(*(of for of in (source, held_out, targets) if of is not None))
     if texts is None:
         pipeline.prompts.read()
     else:
@@ -104,14 +110,19 @@ def reward_feedback(config: RewardFeedback, workdir: Path, source: Source, held_
     cached = open_cache(config, source).around if config.rl.reference_cache else lambda step: step
 
     # ----------------------------------------------------------------------------------------------------- its examples
-    names, weighted = sample_fields(config), config.rl.flow_matching_weight > 0 and source.target_share < 1
+    names = sample_fields(config)
+    weighted = config.rl.flow_matching_weight > 0 and targets is None and source.target_share < 1
     if weighted and not source.target_share:
         raise UserError(
-            "rl.flow_matching_weight is set, but no request has a target to learn: give some a target, or set it to 0"
+            "rl.flow_matching_weight is set, but no request has a target to learn: give some a target, name images to"
+            " learn in data.targets, or set it to 0"
         )
 
     def example(index: int, task: str) -> dict[str, np.ndarray]:
         sample = source.sample(index, task)
+        if targets is not None:
+            learned = targets.sample(index).arrays("image", "mask", "prompt", "target")
+            return sample.arrays(*names) | {f"{MATCHING}{name}": value for name, value in learned.items()}
         if not weighted:
             return sample.arrays(*names)
         target = sample.image if sample.target is None else sample.target
@@ -125,7 +136,10 @@ def reward_feedback(config: RewardFeedback, workdir: Path, source: Source, held_
     evaluators = []
     if held_out is not None and config.evaluation.every:
         read_base = lambda: frozen.base if adapters.rank else stored.read(dtype, mesh)
-        comparison = ComparisonWithBase(config, pipeline, judge, held_out, read_base, workdir)
+        other = None
+        if config.evaluation.other_judge:
+            other = Judge.from_pretrained(config.evaluation.other_judge, dtype, fields=fields, read=False)
+        comparison = ComparisonWithBase(config, pipeline, judge, held_out, read_base, workdir, other)
 
         def measure(state: TrainState) -> dict[str, float]:
             policy = attach(frozen.base, state.params, adapters.scale) if adapters.rank else state.params
@@ -214,21 +228,21 @@ def open_requests(config: RewardFeedback) -> Source:
     return open_sources(config)[0]
 
 
-def _texts(source: Source, held_out: Source | None) -> list[str] | None:
+def _texts(*sources: Source | Targets) -> list[str] | None:
     """All texts to be encoded, if they are known."""
-    sources = [source] if held_out is None else [source, held_out]
     texts = [NEGATIVE_PROMPT]
-    for one in sources:
-        if one.prompts is None:
+    for source in sources:
+        if source.prompts is None:
             return None
-        texts += [*one.prompts, *one.negative_prompts]
+        texts += [*source.prompts, *(source.negative_prompts if not isinstance(source, Targets) else ())]
     return texts
 
 
 def sample_fields(config: RewardFeedback) -> tuple[str, ...]:
     """What an update needs of a sample: the target for flow matching alone, the negative prompt for true guidance."""
     negative = ("negative_prompt",) if config.rl.true_guidance else ()
-    return ("image", "mask", "prompt", "task", *negative, *(("target",) if config.rl.flow_matching_weight > 0 else ()))
+    target = ("target",) if config.rl.flow_matching_weight > 0 and not config.data.targets else ()
+    return ("image", "mask", "prompt", "task", *negative, *target)
 
 
 def _num_conditions(config: RewardFeedback, source: Source) -> int:
@@ -258,7 +272,13 @@ def encode_text(
     float32 = lambda states: jnp.asarray(states, jnp.float32)
     encode = lambda texts: TextStates(*map(float32, pipeline.prompts.encode(texts, max_sequence_length)))
     texts = ("prompt", "task", "negative_prompt")
-    arrays: dict[str, Any] = {name: value for name, value in batch.items() if name not in texts}
+    arrays: dict[str, Any] = {
+        name: value for name, value in batch.items() if name not in texts and not name.startswith(MATCHING)
+    }
+    learned = {name.removeprefix(MATCHING): value for name, value in batch.items() if name.startswith(MATCHING)}
+    if learned:
+        text = encode([str(prompt) for prompt in learned.pop("prompt")])
+        arrays["matching"] = MatchingTargets(**learned, text=text)
     return Batch(
         **arrays,
         text=encode(prompts),

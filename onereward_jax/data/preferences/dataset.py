@@ -10,7 +10,8 @@ from onereward_jax.data.bad_records import Skipped
 from onereward_jax.data.manifest import Manifest
 from onereward_jax.data.preferences.folder import FILE, PATTERN, Folder, write_folder
 from onereward_jax.data.preferences.record import Checked, Record, image_sizes
-from onereward_jax.data.preferences.tfds import TfdsRecords, tfds_directory, write_tfds
+from onereward_jax.data.preferences.tfds import TfdsRecords, write_tfds
+from onereward_jax.data.tfds_files import dataset_directory
 from onereward_jax.errors import UserError, shown
 from onereward_jax.given_files import read_json
 
@@ -66,7 +67,7 @@ def open_records(directory: Path) -> Stored:
             )
     if parts:
         return Folder(directory)
-    found = tfds_directory(directory)
+    found = dataset_directory(directory)
     if found is None:
         raise UserError(
             f"{directory} holds no preferences: give a folder with {FILE} or a TFDS directory, or make some with"

@@ -7,47 +7,30 @@ Images are stored as the bytes of their files: nothing is re-encoded, and the re
 Needs the package tensorflow-datasets (the extra `tfds`).
 """
 
-import contextlib
 import functools
-import io
 import json
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from onereward_jax.atomic_files import atomic_directory
+from onereward_jax.data import tfds_files
 from onereward_jax.data.manifest import FILE, Manifest, Stamp
 from onereward_jax.data.preferences.record import BadRecord, Checked, Record, fields_of, image_sizes, record_of
-from onereward_jax.errors import UserError, shown
-from onereward_jax.given_files import parse_json, read_json
+from onereward_jax.given_files import parse_json
 
-NAME, VERSION, SPLIT = "preferences", "1.0.0", "train"
-_INFO, _FEATURES = "dataset_info.json", "features.json"
+NAME, VERSION = "preferences", "1.0.0"
 _NONE = -1  # best and worst of "no difference"
-
-
-def _library() -> Any:
-    try:
-        import tensorflow_datasets
-    except ImportError:
-        raise UserError(
-            "preferences in TFDS form need the package tensorflow-datasets: install onereward-jax[tfds], or use the"
-            " folder form"
-        ) from None
-    return tensorflow_datasets
 
 
 @functools.cache  # TFDS registers a class once
 def builder_class() -> type:
-    """Make the TFDS builder class `Preferences(records, data_dir=..., file_format="array_record")`.
+    """Make the TFDS builder class `Builder(records, data_dir=..., file_format="array_record")`.
 
     `records` is a function that returns the records to write.
     """
-    tfds: Any = _library()
+    tfds: Any = tfds_files.library(NAME)
     text, sequence = tfds.features.Text, tfds.features.Sequence
     features = tfds.features.FeaturesDict(
         {
@@ -66,28 +49,7 @@ def builder_class() -> type:
         }
     )
 
-    class Preferences(tfds.core.GeneratorBasedBuilder):  # type: ignore[name-defined]
-        """Requests, candidates, votes and pairs: see docs/reference/preference_data.md."""
-
-        name = NAME
-        VERSION = tfds.core.Version(VERSION)
-
-        def __init__(self, records: Callable[[], Iterable[Record]], **options: Any):
-            self._records = records
-            super().__init__(**options)
-
-        def _info(self) -> Any:
-            # Keep the records' order, so that converting back and forth changes nothing.
-            return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
-
-        def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
-            return {SPLIT: self._generate_examples()}
-
-        def _generate_examples(self) -> Iterator[tuple[int, dict]]:
-            for number, record in enumerate(self._records()):
-                yield number, _example_of(record)
-
-    return Preferences
+    return tfds_files.builder_class(NAME, VERSION, features, _example_of)
 
 
 def _example_of(record: Record) -> dict[str, Any]:
@@ -106,48 +68,7 @@ def write_tfds(directory: Path, records: Iterable[Record]) -> None:
     Raises:
       UserError: tensorflow-datasets is not installed.
     """
-    builder, tfds = builder_class(), _library()
-    tfds.disable_progress_bar()
-    with atomic_directory(directory) as partial, _temporary_files_in(partial / "temporary"):
-        # TFDS prints progress to stdout, which is for the command's own output.
-        with contextlib.redirect_stdout(io.StringIO()):
-            builder(lambda: records, data_dir=str(partial), file_format="array_record").download_and_prepare()
-        shutil.rmtree(partial / "downloads", ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _temporary_files_in(directory: Path) -> Iterator[None]:
-    """Let `tempfile` work in a new directory and remove it: TFDS leaves its own behind in the system's.
-
-    If the process is killed, they are below the partial directory, which the next one removes.
-    """
-    directory.mkdir()
-    before, tempfile.tempdir = tempfile.tempdir, str(directory)
-    try:
-        yield
-    finally:
-        tempfile.tempdir = before
-        shutil.rmtree(directory, ignore_errors=True)
-
-
-def tfds_directory(directory: Path) -> Path | None:
-    """Find a TFDS dataset in `directory`; None if there is none."""
-    for path in (directory, *sorted(directory.glob("*/*"), reverse=True)):
-        if (path / _INFO).is_file():
-            return path
-    return None
-
-
-def _check_classes(path: Path, value: Any) -> None:
-    """Check the classes that features.json names, of which TFDS imports the modules, whichever they are.
-
-    Raises:
-      UserError: it names a module that is not one of TFDS's features.
-    """
-    if isinstance(value, str) and "." in value and not value.startswith("tensorflow_datasets.core.features."):
-        raise UserError(f"{path} names {shown(value)}, which is no part of TFDS: don't trust this dataset")
-    for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        _check_classes(path, child)
+    tfds_files.write_dataset(directory, builder_class(), records)
 
 
 class TfdsRecords:
@@ -161,17 +82,10 @@ class TfdsRecords:
         Raises:
           UserError: TFDS can't open it as a dataset of array_record files.
         """
-        tfds = _library()
         self.directory = directory
         again = "make it again with `onereward convert-preferences`"
-        read_json(directory / _INFO, again)
-        _check_classes(directory / _FEATURES, read_json(directory / _FEATURES, again))
-        try:
-            self._source = tfds.builder_from_directory(str(directory)).as_data_source(SPLIT)
-            self._count = len(self._source)
-        except Exception as error:  # of damaged metadata TFDS raises anything, from AttributeError to its own errors
-            first = str(error).partition("\n")[0]
-            raise UserError(f"TFDS can't open {directory} ({first or type(error).__name__}): {again}") from None
+        self._source = tfds_files.open_dataset(directory, NAME, again)
+        self._count = len(self._source)
         self._stamp = Stamp.of(*sorted(path for path in directory.iterdir() if path.name != FILE))
 
     def __len__(self) -> int:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from onereward_jax.config.option import did_you_mean
+from onereward_jax.data.manifest import Manifest
 from onereward_jax.data.requests.record import ANY_TASK, BadRequest, Request
 from onereward_jax.data.requests.run_lengths import RunLengths, run_lengths
-from onereward_jax.data.requests.tfds import StoredRequests, tfds_directory
+from onereward_jax.data.requests.tfds import StoredRequests
+from onereward_jax.data.tfds_files import dataset_directory
 from onereward_jax.errors import UserError, shown
 from onereward_jax.given_files import MAX_LINE, json_lines, parse_json, path_beside, read_bytes, read_text
 from onereward_jax.images import reading
@@ -45,12 +47,18 @@ class Defaults:
     extend: str | None = None
 
 
-def listed(path: Path, defaults: Defaults = Defaults(), inside_only: bool = False) -> Iterator[Found]:
+def listed(
+    path: Path,
+    defaults: Defaults = Defaults(),
+    inside_only: bool = False,
+    manifest: Manifest | None = None,
+) -> Iterator[Found]:
     """List the records at a path without reading their images; what is no request gives a sentence.
 
     Args:
       path: a folder, a .jsonl file, a .json file with a list, or a TFDS directory.
       inside_only: a path that leads out of the folder, by a symbolic link too, makes a bad record.
+      manifest: keeps the texts of a TFDS dataset, so that they are read once.
 
     Raises:
       OSError, UserError: the folder or the file can't be read.
@@ -61,8 +69,11 @@ def listed(path: Path, defaults: Defaults = Defaults(), inside_only: bool = Fals
                 path /= name
                 break
     if path.is_dir():
-        stored = tfds_directory(path)
-        found = _plain_folder(path, defaults, inside_only) if stored is None else _stored(stored, defaults)
+        stored = dataset_directory(path)
+        if stored is None:
+            found = _plain_folder(path, defaults, inside_only)
+        else:
+            found = _stored(StoredRequests(stored, manifest or Manifest()), defaults)
     elif path.suffix == ".jsonl":
         found = (_of_line(line.where, line.fields, path.parent, defaults, inside_only) for line in json_lines(path))
     elif path.suffix == ".json":
@@ -114,12 +125,11 @@ def _of_list(path: Path, defaults: Defaults, inside_only: bool) -> Iterator[Foun
             yield BadRequest(where, f"it is {type(item).__name__} and no object: give objects")
 
 
-def _stored(directory: Path, defaults: Defaults) -> Iterator[Found]:
-    records = StoredRequests(directory)
+def _stored(records: StoredRequests, defaults: Defaults) -> Iterator[Found]:
     for index in range(len(records)):
         where = records.name(index)
         try:
-            yield _made(where, records[index], defaults)
+            yield _made(where, records.fields(index), defaults)
         except UserError as error:
             yield BadRequest(where, str(error))
 
@@ -154,6 +164,8 @@ def _made(where: str, values: Mapping[str, Any], defaults: Defaults) -> Request:
             raise UserError(f"{name} is {shown(values[name])}: write a text")
     if not isinstance(values.get("notes"), Mapping | None):
         raise UserError(f"notes is {shown(values['notes'])}: write an object")
+    if values.get("image") is None:
+        raise UserError("it has no image: give one")
     mask, extend = values.get("mask") or None, values.get("extend") or None
     if mask is None and extend is None:
         mask, extend = defaults.mask, defaults.extend

@@ -77,7 +77,8 @@ def check_requests(
             f"there are no requests at {path}: set data.source to a folder of images or a .jsonl file, see"
             " docs/reference/requests.md"
         )
-    found = list(listed(path, defaults, inside_only))
+    manifest = Manifest.of(path, workdir)
+    found = list(listed(path, defaults, inside_only, manifest))
     if not found:
         raise UserError(
             f"{path} holds no requests: give a folder of images ({', '.join(reading.SUFFIXES)}) or {REQUESTS}"
@@ -87,26 +88,25 @@ def check_requests(
             f"no image in {path} has a prompt: write NAME.txt beside each, or {METADATA}, or one for all in"
             " data.caption"
         )
-    manifest = Manifest.of(path, workdir)
-    results = manifest.map(lambda item: _checked(item, drawn, manifest.look), found, "reading requests")
+    results = manifest.map(lambda item: _checked(item, drawn, manifest), found, "reading requests")
     checked = Checked([], [])
     for result in results:
         (checked.requests if isinstance(result, Request) else checked.bad).append(result)  # type: ignore[arg-type]
     return checked
 
 
-def _checked(item: Found, drawn: tuple[str, ...], look: Callable[..., dict[str, Any]]) -> Found:
+def _checked(item: Found, drawn: tuple[str, ...], manifest: Manifest) -> Found:
     """Read a request's images, or what the manifest knows of them; fill in size and digest."""
     if isinstance(item, BadRequest):
         return item
     try:
         item.check(drawn)
-        size, *digests = _facts(item.image, "image", look)
+        size, *digests = _facts(item.image, "image", manifest)
         if item.extend is not None:
             size = reading.extended_size(size, reading.parse_sides(item.extend))
         for other, noun in ((item.mask, "mask"), (item.target, "target")):
             if other is not None:
-                other_size, digest = _facts(other, "mask" if noun == "mask" else "image", look)
+                other_size, digest = _facts(other, "mask" if noun == "mask" else "image", manifest)
                 reading.check_sizes(size, other_size, (name_of(item.image), name_of(other)), noun)
                 digests.append(digest)
     except OSError as error:
@@ -118,7 +118,7 @@ def _checked(item: Found, drawn: tuple[str, ...], look: Callable[..., dict[str, 
     return dataclasses.replace(item, size=size, digest=hashlib.sha256(repr(described).encode()).hexdigest())
 
 
-def _facts(picture: Picture | RunLengths, kind: str, look: Callable[..., dict[str, Any]]) -> tuple[Size, str]:
+def _facts(picture: Picture | RunLengths, kind: str, manifest: Manifest) -> tuple[Size, str]:
     """(height, width) and digest of a picture.
 
     Raises:
@@ -126,27 +126,23 @@ def _facts(picture: Picture | RunLengths, kind: str, look: Callable[..., dict[st
     """
     if isinstance(picture, RunLengths):
         return picture.mask().shape[:2], repr(picture)
+    decode = reading.read_mask if kind == "mask" else reading.read_image
     if isinstance(picture, Stored):
-        return picture.size, picture.digest
-    facts = look(picture, _read_mask if kind == "mask" else _read_image, kind)
+        facts = manifest.recall(picture.key, picture.stamp, lambda: _read(picture.content, picture.name, decode))
+    else:
+        content = lambda: read_bytes(picture, MAX_BYTES)
+        facts = manifest.look(picture, lambda path: _read(content, str(path), decode), kind)
     if "error" in facts:
         raise UserError(facts["error"])
     height, width = facts["size"]
     return (height, width), facts["digest"]
 
 
-def _read_image(path: Path) -> dict[str, Any]:
-    return _read(path, reading.read_image)
-
-
-def _read_mask(path: Path) -> dict[str, Any]:
-    return _read(path, reading.read_mask)
-
-
-def _read(path: Path, read: Callable[..., Any]) -> dict[str, Any]:
+def _read(content: Callable[[], bytes], name: str, decode: Callable[..., Any]) -> dict[str, Any]:
+    """What the manifest keeps of a picture: size and digest, or what is wrong with it."""
     try:
-        content = read_bytes(path, MAX_BYTES)
-        return {"size": list(read(content, str(path)).shape[:2]), "digest": hashlib.sha256(content).hexdigest()}
+        found = content()
+        return {"size": list(decode(found, name).shape[:2]), "digest": hashlib.sha256(found).hexdigest()}
     except UserError as error:
         return {"error": str(error)}
 

@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from onereward_jax.data.buckets import Size
+from onereward_jax.data.manifest import Stamp
 from onereward_jax.data.requests.run_lengths import RunLengths
 from onereward_jax.errors import UserError, shown
 from onereward_jax.images import reading
@@ -24,13 +25,17 @@ class Stored(Protocol):
 
     Attributes:
       name: where it is, for messages.
-      size: (height, width).
-      digest: of its bytes.
+      key, stamp: under which a manifest keeps what was read of it.
     """
 
-    name: str
-    size: Size
-    digest: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def stamp(self) -> Stamp: ...
 
     def content(self) -> bytes:
         """The bytes of its file, read now."""

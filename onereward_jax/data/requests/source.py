@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from onereward_jax import buckets
-from onereward_jax.config.schema import Finetuning, Recipe, RequestData
+from onereward_jax.config.schema import Finetuning, Recipe, RequestData, RewardFeedback
 from onereward_jax.data import masks
 from onereward_jax.data.buckets import BucketDraw, Size, aspect_distance, bucket_sizes, common_shapes
 from onereward_jax.data.requests.layouts import Defaults
@@ -26,6 +26,7 @@ from onereward_jax.images import reading
 from onereward_jax.tasks import TASKS
 
 _CACHED = 256  # resized images
+_TARGETS = 2  # the stream of random numbers of what flow matching learns
 
 
 class Requests(Source):
@@ -35,6 +36,8 @@ class Requests(Source):
       requests: the requests.
       sizes: the batch sizes, (height, width).
       weights: {task: weight} of the tasks that some request has.
+      seed: of the run.
+      hole: range of the share of the image's sides that a drawn mask covers, see `data.masks`.
     """
 
     def __init__(self, config: Recipe, requests: Sequence[Request]):
@@ -62,7 +65,7 @@ class Requests(Source):
         nearest = [_nearest(request.size, sizes) for request in requests]
         self.sizes = tuple(sorted(set(common_shapes(nearest, config.train.batch_size, aspect_distance).values())))
         self.negative_prompts = tuple(dict.fromkeys(request.negative_prompt for request in requests))
-        self._seed, self._hole, self._batch_size = config.seed, (data.min_hole, data.max_hole), config.train.batch_size
+        self.seed, self.hole, self._batch_size = config.seed, (data.min_hole, data.max_hole), config.train.batch_size
         self._image_is_target = isinstance(config, Finetuning)
         if not self._image_is_target:
             self.target_share = sum(request.target is not None for request in requests) / len(requests)
@@ -78,10 +81,14 @@ class Requests(Source):
         """Return the size to which a request is cropped."""
         return _nearest(request.size, self.sizes)
 
+    def size_at(self, index: int) -> Size:
+        """Return the size of the batch that contains sample `index` of the run."""
+        return self._drawn.shape(self.seed, index)
+
     def sample(self, index: int, task: str) -> Sample:
         """Make sample `index` of the run; all in a batch have one size. With several sizes, the task is drawn anew."""
-        generator = np.random.default_rng((self._seed, index))
-        _, task, request = self._drawn.draw(generator, self._seed, index, task)
+        generator = np.random.default_rng((self.seed, index))
+        _, task, request = self._drawn.draw(generator, self.seed, index, task)
         return self._cut(request, task, generator)
 
     def fixed_sample(self, request: Request, *stream: int, task: str | None = None) -> Sample:
@@ -91,7 +98,7 @@ class Requests(Source):
           request: from this source or not, such as a held-out one.
           task: one of the request's, to be no drawn one.
         """
-        generator = np.random.default_rng((self._seed, zlib.crc32(request.group.encode()), *stream))
+        generator = np.random.default_rng((self.seed, zlib.crc32(request.group.encode()), *stream))
         if task is None:
             tasks = [task for task in request.tasks if task in self.tasks] or request.tasks
             task = tasks[generator.integers(len(tasks))]
@@ -99,14 +106,44 @@ class Requests(Source):
 
     def fingerprint(self) -> dict[str, Any]:
         shapes = [list(size) for size in self.sizes]
-        cut = {"sizes": shapes, "hole": self._hole, "batch_size": self._batch_size, "weights": self.weights}
+        cut = {"sizes": shapes, "hole": self.hole, "batch_size": self._batch_size, "weights": self.weights}
         return {"requests": fingerprint_of(self.requests), "cut": cut}
 
     def _cut(self, request: Request, task: str, generator: np.random.Generator) -> Sample:
-        sample = draw_sample(request, self.size_of(request), task, generator, self._hole)
+        sample = draw_sample(request, self.size_of(request), task, generator, self.hole)
         if sample.target is None and self._image_is_target:
             sample = dataclasses.replace(sample, target=sample.image)
         return sample
+
+
+class Targets:
+    """Images to learn by flow matching beside requests without targets, in batches of the requests' sizes.
+
+    Attributes:
+      prompts: every prompt that a sample may have.
+    """
+
+    def __init__(self, beside: Requests, requests: Sequence[Request]):
+        """
+        Args:
+          beside: what the policy is trained on.
+          requests: at least one; the target of one that names none is its image.
+        """
+        self.prompts, self._beside = prompts_of(requests), beside
+        self._of_size: dict[Size, list[Request]] = {size: [] for size in beside.sizes}
+        for request in requests:
+            self._of_size[beside.size_of(request)].append(request)
+        self._all = list(requests)
+
+    def sample(self, index: int) -> Sample:
+        """Make the sample that is learned beside sample `index` of the run."""
+        size = self._beside.size_at(index)
+        generator = np.random.default_rng((self._beside.seed, index, _TARGETS))
+        requests = self._of_size[size] or self._all  # of another aspect, where none has this one
+        request = requests[generator.integers(len(requests))]
+        task = request.tasks[generator.integers(len(request.tasks))]
+        sample = draw_sample(request, size, task, generator, self._beside.hole)
+        return sample if sample.target is not None else dataclasses.replace(sample, target=sample.image)
 
 
 class HeldOut(Source):
@@ -217,6 +254,16 @@ class Split(NamedTuple):
     held_out: list[Request]
 
 
+def read_targets(config: RewardFeedback, workdir: Path | None = None) -> list[Request]:
+    """Read `config.data.targets`, whose images are right answers under any mask: see `read_requests`."""
+    return _read(config.data, config.data.targets, TASKS, workdir)
+
+
+def _read(data: RequestData, path: str, drawn: tuple[str, ...], workdir: Path | None) -> list[Request]:
+    defaults = Defaults(prompt=data.caption)
+    return read_requests(buckets.reading(path), defaults, data.bad_share, data.inside_only, drawn, workdir)
+
+
 def read_split(config: Recipe, workdir: Path | None = None) -> Split:
     """Read the configured requests: `config.data.source`, and `held_out` or a share of the former.
 
@@ -229,17 +276,12 @@ def read_split(config: Recipe, workdir: Path | None = None) -> Split:
     data = config.data
     assert isinstance(data, RequestData)
 
-    def read(path: str) -> list[Request]:
-        # A fine-tuned model is shown what was there: under any mask, that is the right answer of any task.
-        drawn = TASKS if isinstance(config, Finetuning) else ANY_TASK
-        return read_requests(
-            buckets.reading(path), Defaults(prompt=data.caption), data.bad_share, data.inside_only, drawn, workdir
-        )
-
-    requests = read(data.source)
-    return (
-        Split(requests, read(data.held_out)) if data.held_out else hold_out(requests, data.held_out_share, config.seed)
-    )
+    # A fine-tuned model is shown what was there: under any mask, that is the right answer of any task.
+    drawn = TASKS if isinstance(config, Finetuning) else ANY_TASK
+    requests = _read(data, data.source, drawn, workdir)
+    if not data.held_out:
+        return hold_out(requests, data.held_out_share, config.seed)
+    return Split(requests, _read(data, data.held_out, drawn, workdir))
 
 
 def hold_out(requests: Sequence[Request], share: float, seed: int) -> Split:
