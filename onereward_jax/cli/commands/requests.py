@@ -45,10 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from onereward_jax import buckets
     from onereward_jax.data.requests.layouts import Defaults
     from onereward_jax.data.requests.read import check_requests, read_requests
 
-    source, given = Path(args.source), Defaults(prompt=args.caption, task=args.task)
+    source, given = buckets.reading(args.source), Defaults(prompt=args.caption, task=args.task)
     if args.action == "convert" and not args.to:
         raise UserError("convert needs a directory to write to: give one by --to DIR")
     if args.action == "check":
