@@ -121,7 +121,8 @@ def test_of_reward_feedback_learning(programs_of, tmp_path):
     changed |= {"train.offload": "('opt_state','ema','reference')", "rl.accumulate": 2, "data.source": "images"}
     changed |= {"evaluation.every": 1, "evaluation.scenes_while_training": 1, "evaluation.batch_size": 4}
     config = load_config("fixed", TINY | changed)
-    sources = open_source(config, "train"), WithoutTruth(open_source(config, "test"))
+    scenes = config.replace({"data.source": ""})
+    sources = open_source(scenes, "train"), WithoutTruth(open_source(scenes, "test"))
     found = programs_of(lambda: reward_feedback.train(config, tmp_path, *sources))
     assert {what for what, program in planned(config).items() if program not in found} == set()
 

@@ -77,8 +77,8 @@ def slice_of(monkeypatch):
     """Replace the TPU compiler: eight simulated devices and a fixed answer to `compile()`; without `traced` the program
     is empty."""
 
-    def use(answer, traced=True):
-        chip = Chip(hbm_gib=1.0, flops=1e12, hbm_bandwidth=1e11, link_bandwidth=1e10)
+    def use(answer, traced=True, memory=448):
+        chip = Chip(hbm_gib=1.0, flops=1e12, hbm_bandwidth=1e11, link_bandwidth=1e10, machines={4: memory})
         monkeypatch.setattr(topology, "open_topology", lambda name: Topology(name, chip, jax.devices()))
 
         def without_compiler(config, mesh):
@@ -136,6 +136,7 @@ def test_it_fits(slice_of, capsys, tmp_path):
     assert run("--topology", "v5p:2x2x2", "--batch", "16", "--json", str(tmp_path / "new" / "plan.json")) == 0
     said = capsys.readouterr().out
     assert "mesh data 1, fsdp 4, tensor 2, batch 16\nfits: 0.5 GiB of 1.0 GiB" in said
+    assert "start, without compiling: " in said
     found = json.loads((tmp_path / "new" / "plan.json").read_text())
     # What the report says, code, and what the runtime keeps; JAX's own figure for temporaries is larger.
     assert (found["fits"], found["hbm_gib"], found["peak_gib"]) == (True, 1.0, round((256 + 1 + 263) / 1024, 3))
@@ -153,6 +154,30 @@ def test_it_fits(slice_of, capsys, tmp_path):
     assert parts[REFERENCE] > parts[ROLLOUT] > 0
     assert parts[JUDGEMENT] > 0
     assert sum(parts.values()) == pytest.approx(found["flops"])
+    # The other phases.
+    phases = found["phases"]
+    names = ["encode", "load", "create", "restore", "step", "checkpoint", "export", "export"]
+    assert [phase["name"] for phase in phases] == names
+    assert {phase["name"] for phase in phases if phase["how"] == "compiled"} == {"encode", "create", "step"}
+    for phase in phases:
+        whole = sum(phase["held_gib"].values()) + phase["temporaries_gib"]
+        assert phase["device_gib"] == pytest.approx(whole, abs=0.01)
+    assert found["checkpoint_gb"] > 0
+    assert found["start_seconds"]["first"] > found["start_seconds"]["resumed"] > 0
+
+
+def test_a_run_whose_hosts_are_too_small_does_not_fit(slice_of, capsys, tmp_path):
+    slice_of(compiled, memory=14)  # which a process alone takes
+    asked = ("--topology", "v5p:2x2x2", "--batch", "16")
+    assert run(*asked, "--keep", str(tmp_path)) == DOES_NOT_FIT
+    assert (
+        "does NOT fit: 0.5 GiB of 1.0 GiB per device for an update; encode (10,000 prompts)" in capsys.readouterr().out
+    )
+    assert run(*asked, "--update") == 0
+    kept = len(list(tmp_path.iterdir()))
+    slice_of(lambda options: pytest.fail("compiled again"))
+    assert run(*asked, "--keep", str(tmp_path)) == 0
+    assert len(list(tmp_path.iterdir())) == kept
 
 
 @pytest.mark.parametrize(("arguments", "least"), [((), {"exec_time_optimization_effort": -1.0}), (("--exact",), {})])
