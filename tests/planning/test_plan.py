@@ -1,6 +1,7 @@
 """`onereward plan` on a simulated slice."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import math
@@ -16,11 +17,12 @@ from onereward_jax.cli.commands.plan import DOES_NOT_FIT, mesh_axes
 from onereward_jax.config.load import load_config
 from onereward_jax.config.schema import RewardLearning
 from onereward_jax.errors import UserError
-from onereward_jax.parallel.mesh import make_mesh
+from onereward_jax.parallel.mesh import make_mesh, replicated
 from onereward_jax.planning import plan as plans
 from onereward_jax.planning import topology
-from onereward_jax.planning.compiling import needed_bytes
-from onereward_jax.planning.lives import HostShare, expected_trips, life_of
+from onereward_jax.planning.compiling import Compiled, compile_program, needed_bytes
+from onereward_jax.planning.lives import HostShare, Work, expected_trips, life_of
+from onereward_jax.planning.phases import Assumptions, phase_of
 from onereward_jax.planning.topology import Chip, Topology
 from onereward_jax.rl.profile_scopes import JUDGEMENT, REFERENCE, ROLLOUT
 from onereward_jax.runs import reward_feedback
@@ -77,8 +79,8 @@ def slice_of(monkeypatch):
     """Replace the TPU compiler: eight simulated devices and a fixed answer to `compile()`; without `traced` the program
     is empty."""
 
-    def use(answer, traced=True, memory=448):
-        chip = Chip(hbm_gib=1.0, flops=1e12, hbm_bandwidth=1e11, link_bandwidth=1e10, machines={4: memory})
+    def use(answer, traced=True):
+        chip = Chip(hbm_gib=1.0, flops=1e12, hbm_bandwidth=1e11, link_bandwidth=1e10)
         monkeypatch.setattr(topology, "open_topology", lambda name: Topology(name, chip, jax.devices()))
 
         def without_compiler(config, mesh):
@@ -166,18 +168,33 @@ def test_it_fits(slice_of, capsys, tmp_path):
     assert found["start_seconds"]["first"] > found["start_seconds"]["resumed"] > 0
 
 
-def test_a_run_whose_hosts_are_too_small_does_not_fit(slice_of, capsys, tmp_path):
-    slice_of(compiled, memory=14)  # which a process alone takes
-    asked = ("--topology", "v5p:2x2x2", "--batch", "16")
-    assert run(*asked, "--keep", str(tmp_path)) == DOES_NOT_FIT
-    assert (
-        "does NOT fit: 0.5 GiB of 1.0 GiB per device for an update; encode (10,000 prompts)" in capsys.readouterr().out
+def test_a_phase_fits_on_the_devices_and_on_their_host():
+    chip = Chip(hbm_gib=1.0, flops=1e12, hbm_bandwidth=1e11, link_bandwidth=1e10, machines={4: 16})
+    place = Topology("v5p:2x2x2", chip, jax.devices())
+    array = jax.ShapeDtypeStruct((2**27,), np.float32, sharding=replicated(make_mesh()))  # half a GiB
+    work = functools.partial(Work, name="load", what="it", held={"array": array})
+    fits = lambda work, compiled=None: phase_of(work, compiled, 0.0, place, Assumptions()).fits(place)
+    assert fits(work(on_host={"reading": 1e9}))
+    assert not fits(work(on_host={"reading": 3e9}))  # beside what a process takes
+    running = work(trace=lambda: None)
+    assert not fits(running)  # whose program was not compiled
+    assert fits(running, Compiled(arguments=2**20, peak=2**28))
+    assert not fits(running, Compiled(arguments=2**20, peak=2**30))
+    assert not fits(running, Compiled(needed=2.0**31))
+
+
+def test_what_the_compiler_said_is_kept(tmp_path):
+    asked = []
+    lowered = types.SimpleNamespace(
+        as_text=lambda: "a program", compile=lambda options: asked.append(0) or compiled(options)
     )
-    assert run(*asked, "--update") == 0
-    kept = len(list(tmp_path.iterdir()))
-    slice_of(lambda options: pytest.fail("compiled again"))
-    assert run(*asked, "--keep", str(tmp_path)) == 0
-    assert len(list(tmp_path.iterdir())) == kept
+    traced = types.SimpleNamespace(lower=lambda: lowered)
+    ask = lambda topology, **options: compile_program(traced, keep=tmp_path / "kept", topology=topology, **options)
+    first = ask("v5p:2x2x2")
+    assert ask("v5p:2x2x2") == first
+    assert len(asked) == 1
+    assert ask("v5p:2x2x1", compiles=False) is None
+    assert (first.arguments, first.temporaries) == (2**27, 2**27 + 2**20 + 263 * 2**20)
 
 
 @pytest.mark.parametrize(("arguments", "least"), [((), {"exec_time_optimization_effort": -1.0}), (("--exact",), {})])
