@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from onereward_jax import questions, tasks
-from onereward_jax.atomic_files import atomic_directory, write_json
+from onereward_jax.atomic_files import write_json
 from onereward_jax.errors import UserError
 from onereward_jax.given_files import read_json
 from onereward_jax.judge import answer_probabilities, conversation
@@ -19,6 +19,7 @@ from onereward_jax.judge.answer_probabilities import ImageTokens
 from onereward_jax.judge.scorer import JudgeScorer, ask_batch
 from onereward_jax.judge.vision import ImageSettings, smart_resize
 from onereward_jax.models.lora import detach, merge
+from onereward_jax.parallel import hosts
 from onereward_jax.weights.hub import model_directory
 from onereward_jax.weights.load import module_from_directory, open_component
 from onereward_jax.weights.names import qwen2_5_vl
@@ -176,7 +177,7 @@ class Judge:
         return cls(model, params, tokenizer, settings, **templates)
 
     def save_pretrained(self, directory: str | pathlib.Path, params: Any = None, dtype: str = "float32") -> None:
-        """Write weights, tokenizer, chat template and image settings for transformers.
+        """Write weights, tokenizer, chat template and image settings for transformers; see `save_component`.
 
         Args:
           directory: new, empty or an earlier output, see `atomic_files.check_output`.
@@ -186,8 +187,10 @@ class Judge:
             self.tokenizer.chat_template = conversation.CHAT_TEMPLATE
         params = merge(*detach(self.params if params is None else params))
         templates = {"template": self.template, "template_with_prompt": self.template_with_prompt}
-        with atomic_directory(pathlib.Path(directory)) as partial:
+        with hosts.primary_output(pathlib.Path(directory)) as partial:
             write_component(partial, "judge", self.model, params, dtype)
+            if partial is None:
+                return
             self.tokenizer.save_pretrained(partial)
             write_json(partial / PREPROCESSOR_FILE, self.settings.to_config())
             write_json(partial / QUESTIONS_FILE, templates)

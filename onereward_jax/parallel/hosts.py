@@ -9,7 +9,9 @@ command line is answered at once.
 """
 
 import atexit
+import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import secrets
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from onereward_jax import buckets
+from onereward_jax.atomic_files import atomic_directory
 from onereward_jax.errors import UserError
 
 T = TypeVar("T")
@@ -267,6 +270,51 @@ def fetch(tree: Any) -> Any:
         return whole
 
     return jax.tree.map(fetched, tree)
+
+
+def fetch_to_primary(x: Any, index: int | None = None, dtype: Any = None) -> Any:
+    """An array in the primary's host memory; None in the other processes, all of which call this.
+
+    The part is taken and cast where the array lies, so that neither a device nor a host holds more of it than that.
+
+    Args:
+      x: an array of NumPy or JAX; its parts may lie in several processes.
+      index: the part along the leading axis; None is the whole.
+      dtype: of the result; None is the array's own.
+    """
+    import jax
+    import numpy as np
+
+    if not isinstance(x, jax.Array):
+        part = np.asarray(x) if index is None else np.asarray(x)[index]
+        return (part if dtype is None else part.astype(dtype, copy=False)) if is_primary() else None
+    x = jax.device_put(x, x.sharding.with_memory_kind("device"))  # from the hosts' memory, where it may lie
+    whole = isinstance(x.sharding, jax.sharding.NamedSharding) and not x.is_fully_addressable
+    place = jax.sharding.NamedSharding(x.sharding.mesh, jax.sharding.PartitionSpec()) if whole else None
+    part = _part(place)(x, 0 if index is None else index, index is None, np.dtype(dtype or x.dtype))
+    if not is_primary():
+        return None
+    return np.asarray(part.addressable_data(0) if whole else part)
+
+
+@functools.cache
+def _part(place: Any) -> Callable:
+    import jax
+
+    def part(x: Any, index: Any, all_of_it: bool, dtype: Any) -> Any:
+        return (x if all_of_it else jax.lax.dynamic_index_in_dim(x, index, keepdims=False)).astype(dtype)
+
+    return jax.jit(part, static_argnums=(2, 3), out_shardings=place)
+
+
+@contextlib.contextmanager
+def primary_output(directory: Path) -> Iterator[Path | None]:
+    """`atomic_files.atomic_directory` of the primary process; None in the others, which write nothing."""
+    if not is_primary():
+        yield None
+        return
+    with atomic_directory(directory) as partial:
+        yield partial
 
 
 def broadcast(tree: Any) -> Any:

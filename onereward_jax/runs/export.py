@@ -6,20 +6,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 
 from onereward_jax import buckets
-from onereward_jax.atomic_files import atomic_directory, check_output, lock, write_json, write_text
+from onereward_jax.atomic_files import check_output, lock, write_json, write_text
 from onereward_jax.errors import UserError
 from onereward_jax.fill.diffusers_io import COMFYUI_FILE, FOLDERS
 from onereward_jax.given_files import read_json
 from onereward_jax.models.lora import LoRA, merge
+from onereward_jax.parallel import hosts
+from onereward_jax.parallel.mesh import make_mesh
+from onereward_jax.parallel.sharding_rules import shardings
 from onereward_jax.runs.finetune import SAMPLES
 from onereward_jax.runs.request_report import REQUESTS_FILE
 from onereward_jax.tasks import NEGATIVE_PROMPT, REMOVAL_PROMPT
 from onereward_jax.training.checkpoint import Checkpointer
 from onereward_jax.weights.bfl import save_bfl
 from onereward_jax.weights.hub import model_directory, repository_of
-from onereward_jax.weights.load import load_component, module_from_directory, param_shapes, stored_dtype
+from onereward_jax.weights.load import open_component
 from onereward_jax.weights.official_modules import official_module
 from onereward_jax.weights.peft_adapters import save_adapter
 from onereward_jax.weights.save import write_component
@@ -58,14 +62,17 @@ def export(workdir: Path, out: Path, what: str | None = None, form: str = "diffu
     Returns:
       The step of the checkpoint, and what was taken.
 
+    Of several processes, all call this alike: the parameters are spread over all devices, and the primary gathers and
+    writes them one by one.
+
     Raises:
       FileNotFoundError, UserError: the run or its base is missing, the run is going on, it trained no adapter and
         "lora" is asked for, keeps no average and "ema" is, or has a base that ComfyUI can't open.
     """
-    check_output(out)
+    hosts.on_primary(lambda: check_output(out))
     config_file, checkpoints = workdir / "config.json", workdir / "checkpoints"
-    stored = buckets.native(checkpoints.resolve())
-    if not config_file.is_file() or not buckets.path(stored).is_dir():
+    checkpointed = buckets.native(checkpoints.resolve())
+    if not config_file.is_file() or not buckets.path(checkpointed).is_dir():
         raise UserError(f"{workdir} holds no run with checkpoints: {_GIVE}")
     if checkpoints.resolve() in (out.resolve(), *out.resolve().parents):
         raise UserError(f"{out} lies among the run's checkpoints, which come and go: choose another directory")
@@ -81,36 +88,44 @@ def export(workdir: Path, out: Path, what: str | None = None, form: str = "diffu
     if form == "lora" and not adapters.rank:
         raise UserError(f"the run in {workdir} trained the whole transformer, no adapter: export it for diffusers")
     base = model_directory(config["model.base"], folders=FOLDERS)
-    module = module_from_directory(base / "transformer", "transformer")
+    module, stored = open_component(base / "transformer", "transformer")
     if form == "comfyui":
         check_comfyui(module, config["model.base"])
-    lock(workdir)
-    part = f"{WHAT[what]}/transformer" if tuned else WHAT[what]
-    restored = Checkpointer(stored).restore_part(part, _abstract(module, adapters))
+    hosts.on_primary(lambda: lock(workdir))
+    part, mesh = f"{WHAT[what]}/transformer" if tuned else WHAT[what], make_mesh()
+    restored = Checkpointer(checkpointed).restore_part(part, _abstract(stored.shapes, adapters, mesh))
     if restored is None:
         raise UserError(f"{workdir} has no finished checkpoint yet: let the run come to one")
     step, params = restored
-    dtype = stored_dtype(base / "transformer", "transformer")
     if adapters.rank and form != "lora":
-        params = merge(load_component(base / "transformer", "transformer")[1], params, adapters.scale)
-    with atomic_directory(out) as partial:
-        if form == "lora":
-            save_adapter(partial, "transformer", jax.device_get(params), adapters.scale)
-        elif form == "comfyui":
-            save_bfl(partial / COMFYUI_FILE, jax.device_get(params), dtype)
+        params = merge(stored.read(stored.dtype, mesh), params, adapters.scale)
+    with hosts.primary_output(out) as partial:
+        _write(partial, form, base, module, params, stored.dtype, adapters.scale)
+        if partial is None:
+            return step, what
+        if form == "comfyui":
             write_json(partial / "workflow.json", comfyui_workflow(_use_of(config)))
-        else:
-            for part in FOLDERS:
-                if part != "transformer":
-                    shutil.copytree(base / part, partial / part)
-            shutil.copy2(base / "model_index.json", partial / "model_index.json")
-            write_component(partial / "transformer", "transformer", module, params, dtype)
         pictures = _pictures(workdir)
         for picture in pictures:
             shutil.copy2(picture, partial / picture.name)
         origin = _origin(workdir, config, what, step)
         write_text(partial / "README.md", model_card(config, out.name, form, origin, [p.name for p in pictures]))
     return step, what
+
+
+def _write(partial: Path | None, form: str, base: Path, module: Any, params: Any, dtype: str, scale: float) -> None:
+    """Writes the weights; `partial` is None in processes that only have parts of them."""
+    if form == "lora":
+        save_adapter(partial, "transformer", params, scale)
+    elif form == "comfyui":
+        save_bfl(partial and partial / COMFYUI_FILE, params, dtype)
+    else:
+        write_component(partial and partial / "transformer", "transformer", module, params, dtype)
+        if partial is not None:
+            for part in FOLDERS:
+                if part != "transformer":
+                    shutil.copytree(base / part, partial / part)
+            shutil.copy2(base / "model_index.json", partial / "model_index.json")
 
 
 def check_comfyui(module: Any, base: str) -> None:
@@ -182,10 +197,12 @@ def _pictures(workdir: Path) -> list[Path]:
     return samples[-1:] or [figure for figure in figures if figure.is_file()]
 
 
-def _abstract(module: Any, adapters: LoRA) -> Any:
-    """Shapes of the masters, which are float32: of the transformer, or of its adapter."""
-    shapes = param_shapes(module, "transformer")
-    return jax.eval_shape(lambda: adapters.init(shapes, jax.random.key(0))) if adapters.rank else shapes
+def _abstract(shapes: Any, adapters: LoRA, mesh: Mesh) -> Any:
+    """The masters, which are float32, where they shall lie: of the transformer, or of its adapter."""
+    masters = jax.eval_shape(lambda: adapters.init(shapes, jax.random.key(0))) if adapters.rank else shapes
+    return jax.tree.map(
+        lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), masters, shardings(masters, mesh)
+    )
 
 
 def model_card(config: dict[str, Any], name: str, form: str, origin: str, pictures: list[str]) -> str:

@@ -15,7 +15,6 @@ from onereward_jax.data.requests.read import prompts_of
 from onereward_jax.data.requests.record import Request
 from onereward_jax.data.requests.source import Requests, Split
 from onereward_jax.data.sample import Sample
-from onereward_jax.fill.diffusers_io import FOLDERS
 from onereward_jax.fill.pipeline import FillPipeline, sample_noise
 from onereward_jax.fill.prompts import prompt_reader
 from onereward_jax.flow.conditioning import latent_shape
@@ -33,8 +32,7 @@ from onereward_jax.training.compile import Params
 from onereward_jax.training.optimizer import make_optimizer
 from onereward_jax.training.state import TrainState, create_state, supervised_step
 from onereward_jax.training.trainer import Evaluator, Experiment, Learning
-from onereward_jax.weights.hub import model_directory
-from onereward_jax.weights.load import StoredParams, in_dtype, stored_dtype
+from onereward_jax.weights.load import StoredParams, in_dtype
 from onereward_jax.weights.peft_adapters import save_adapter
 from onereward_jax.weights.save import save_component
 
@@ -111,7 +109,7 @@ def finetuning(config: Finetuning, workdir: Path, requests: Split) -> Experiment
         prepare=read,
         task_weights=source.weights,
         evaluators=tuple(evaluators),
-        export=functools.partial(_export, config, workdir, pipeline.transformer, adapters),
+        export=functools.partial(_export, workdir, pipeline.transformer, stored.dtype, adapters),
     )
 
 
@@ -145,16 +143,11 @@ def fill_learning(
     )
 
 
-def _export(config: Finetuning, workdir: Path, module: Any, adapters: LoRA, state: TrainState) -> None:
+def _export(workdir: Path, module: Any, dtype: str, adapters: LoRA, state: TrainState) -> None:
     trained = state.averaged["transformer"]
-    if hosts.count() > 1:
-        trained = hosts.fetch(trained)
-    if not hosts.is_primary():
-        return
     if adapters.rank:
         save_adapter(workdir / "export", "transformer", trained, adapters.scale)
     else:
-        dtype = stored_dtype(model_directory(config.model.base, folders=FOLDERS) / "transformer", "transformer")
         save_component(workdir / "export" / "transformer", "transformer", module, trained, dtype)
 
 

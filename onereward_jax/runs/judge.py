@@ -91,13 +91,11 @@ def judge_training(config: JudgeTraining, workdir: Path) -> Experiment:
 
     # -------------------------------------------------------------------------------------------- export and evaluation
     def export(trained: Any) -> None:
-        trained = hosts.fetch(trained if adapters.rank else full_params(trained))
-        if not hosts.is_primary():
-            return
         if adapters.rank:
             save_adapter(workdir / "export", "judge", trained, adapters.scale, base=settings.start)
         else:
-            judge.save_pretrained(workdir / "export", trained)
+            dtype = judge.params.dtype if settings.start else "float32"
+            judge.save_pretrained(workdir / "export", full_params(trained), dtype)
 
     evaluators = []
     if settings.evaluate_every:

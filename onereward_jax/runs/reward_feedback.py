@@ -149,13 +149,11 @@ def reward_feedback(config: RewardFeedback, workdir: Path, source: Source, held_
 
     def export(state: TrainState) -> None:
         for name, trained in (("policy", state.params), ("ema", state.ema)):
-            directory, trained = workdir / "export" / name, hosts.fetch(trained)
-            if not hosts.is_primary():
-                continue
+            directory = workdir / "export" / name
             if adapters.rank:
                 save_adapter(directory, "transformer", trained, adapters.scale)
             else:
-                save_component(directory, "transformer", pipeline.transformer, trained)
+                save_component(directory, "transformer", pipeline.transformer, trained, stored.dtype)
 
     return Experiment(
         description=f"reward feedback learning ({config.algorithm})",

@@ -13,7 +13,7 @@ import numpy as np
 
 from onereward_jax import tree as trees
 from onereward_jax.errors import UserError
-from onereward_jax.weights.load import StoredParams, mismatches, param_dtype_of
+from onereward_jax.weights.load import StoredParams, dtype_of, mismatches, param_dtype_of
 from onereward_jax.weights.names import flux, name_rules
 from onereward_jax.weights.safetensors import read_header, write
 
@@ -141,19 +141,29 @@ def open_bfl(file: str | Path, shapes: trees.Tree) -> StoredParams:
     tensors = read_header(Path(file))
     if problems := mismatches(tensors, fused_shapes(names, official)):
         raise UserError(f"{file} does not fit the transformer's config.json: {'; '.join(problems)}")
-    return StoredParams(shapes, flux.TABLE, split(names, official, lambda name: tensors[name].read()))
+    return StoredParams(
+        shapes, dtype_of(tensors), flux.TABLE, split(names, official, lambda name: tensors[name].read())
+    )
 
 
-def save_bfl(file: str | Path, params: trees.Tree, dtype: str, metadata: Mapping[str, Any] | None = None) -> None:
-    """Write a transformer's parameters, which are on the host, as one file, whole or not at all.
+def save_bfl(
+    file: str | Path | None, params: trees.Tree, dtype: str, metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Write a transformer's parameters as one file, whole or not at all; gathered one tensor at a time.
 
     Args:
+      file: None in processes that write nothing, but have parts of the parameters.
       dtype: dtype on disk: "float32" or "bfloat16".
     """
-    file, array_type = Path(file), param_dtype_of(dtype)
-    tensors = name_rules.official_tensors(flux.TABLE, params)
+    array_type = param_dtype_of(dtype)
+    tensors = name_rules.official_tensors(flux.TABLE, params, array_type)
     shapes = name_rules.official_shapes(flux.TABLE, params)
     names = fused_names(shapes)
+    if file is None:
+        for part in (part for parts in names.values() for part in parts):
+            tensors[part]()
+        return
+    file = Path(file)
     fused = fused_shapes(names, shapes)
     partial = file.with_name(f".{file.name}.partial")
     write(partial, fused, fuse(names, lambda name: tensors[name]()), array_type, {"format": "pt", **(metadata or {})})

@@ -59,9 +59,11 @@ class StoredParams:
 
     Attributes:
       shapes: of the parameters, float32 `jax.ShapeDtypeStruct`s.
+      dtype: the smallest of `PARAM_DTYPES` that holds the files without loss.
     """
 
     shapes: trees.Tree
+    dtype: str
     _table: name_rules.Table
     _read: Callable[[str], np.ndarray]  # official name -> array as on disk
 
@@ -90,7 +92,7 @@ def open_component(
     module = module_from_directory(directory, kind, fields)
     weights, shapes = component.module(), param_shapes(module, kind)
     tensors = _checked(directory, component, name_rules.official_shapes(weights.TABLE, shapes))
-    return module, StoredParams(shapes, weights.TABLE, lambda name: tensors[name].read())
+    return module, StoredParams(shapes, dtype_of(tensors), weights.TABLE, lambda name: tensors[name].read())
 
 
 def place_on(mesh: Mesh | None) -> name_rules.Place | None:
@@ -130,11 +132,9 @@ def in_dtype(shapes: trees.Tree, dtype: str) -> trees.Tree:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, param_dtype_of(dtype)), shapes)
 
 
-def stored_dtype(directory: str | Path, kind: str) -> str:
-    """Return the smallest of `PARAM_DTYPES` that holds a component's files without loss."""
-    files, _ = _weight_files(Path(directory), kind_of(kind).stem)
-    codes = {tensor.dtype for file in files for tensor in read_header(file).values()}
-    return "bfloat16" if codes == {"BF16"} else "float32"
+def dtype_of(tensors: Mapping[str, Tensor]) -> str:
+    """Return the smallest of `PARAM_DTYPES` that holds tensors in files without loss."""
+    return "bfloat16" if {tensor.dtype for tensor in tensors.values()} == {"BF16"} else "float32"
 
 
 def param_dtype_of(name: str) -> np.dtype:

@@ -146,4 +146,4 @@ def unread_component(model: str, kind: str, fields: Mapping[str, Any] | None = N
     def read(name: str) -> Any:
         raise AssertionError(f"{name} is of a model without files")
 
-    return module, StoredParams(param_shapes(module, kind), kind_of(kind).module().TABLE, read)
+    return module, StoredParams(param_shapes(module, kind), "bfloat16", kind_of(kind).module().TABLE, read)

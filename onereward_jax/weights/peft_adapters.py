@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import jax
 import numpy as np
 
 from onereward_jax import tree as trees
@@ -18,6 +19,7 @@ from onereward_jax.errors import UserError, shown
 from onereward_jax.given_files import parse_json, read_json
 from onereward_jax.models import lora
 from onereward_jax.models.fields import Range, check_value, object_of
+from onereward_jax.parallel import hosts
 from onereward_jax.weights import bfl
 from onereward_jax.weights.component_kinds import kind_of
 from onereward_jax.weights.hub import model_directory
@@ -89,19 +91,24 @@ def with_adapters(kind: str, params: trees.Tree, adapters: Adapters) -> trees.Tr
 
 
 def save_adapter(
-    directory: str | Path, kind: str, adapter: trees.Tree, scale: float = 1.0, base: str | None = None
+    directory: str | Path | None, kind: str, adapter: trees.Tree, scale: float = 1.0, base: str | None = None
 ) -> None:
     """Write an adapter for `load_adapters` and other programs.
 
-    The scale is multiplied into the tensors, and the file says alpha = rank, so ignoring alpha is right too.
+    The scale is multiplied into the tensors, and the file says alpha = rank, so ignoring alpha is right too. Of several
+    processes, all call this alike and the primary writes.
 
     Args:
       directory: new, empty or an earlier output, see `atomic_files.check_output`; files that were added to it are kept.
+        None in processes that write nothing.
       kind: "transformer" writes pytorch_lora_weights.safetensors for diffusers' `load_lora_weights`; "judge" writes
         adapter_model.safetensors and adapter_config.json for PEFT.
       scale: factor on A·B, see `models.lora.attach`.
       base: the name of the base model, which PEFT notes.
     """
+    adapter = jax.tree.map(hosts.fetch_to_primary, adapter)
+    if directory is None or not hosts.is_primary():
+        return
     module = kind_of(kind).module()
     peft_name = getattr(module, "nested_name", lambda name: name)
     prefix = _PEFT_PREFIX if kind == "judge" else f"{kind}."

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from onereward_jax import tree as trees
-from onereward_jax.atomic_files import atomic_directory, write_json
+from onereward_jax.atomic_files import write_json
 from onereward_jax.errors import UserError
+from onereward_jax.parallel import hosts
 from onereward_jax.weights.component_kinds import kind_of
 from onereward_jax.weights.load import param_dtype_of, param_shapes
 from onereward_jax.weights.names import name_rules
@@ -30,30 +31,33 @@ def save_component(
 ) -> None:
     """Write config.json and the weights atomically: an earlier output is replaced once everything is written.
 
+    Of several processes, all call this alike and the primary writes; no other holds a copy on its host.
+
     Args:
       directory: new, empty or an earlier output, see `atomic_files.check_output`; files that were added to it are kept.
       kind: "transformer", "vae", "text_encoder", "text_encoder_2" or "judge".
       module: the Flax module, or its configuration as `module_from_config` takes it.
-      params: the parameters, on host or on devices; fetched one stack of layers at a time.
+      params: the parameters, on host or on devices; cast there and gathered one tensor at a time.
       dtype: dtype on disk: "float32" or "bfloat16".
       max_shard_bytes: larger models are written in shards with an index.
 
     Raises:
       UserError: the directory may not be replaced, or the parameters do not fit the module.
     """
-    with atomic_directory(Path(directory)) as partial:
+    with hosts.primary_output(Path(directory)) as partial:
         write_component(partial, kind, module, params, dtype, max_shard_bytes)
 
 
 def write_component(
-    directory: Path,
+    directory: Path | None,
     kind: str,
     module: Any,
     params: trees.Tree,
     dtype: str = "float32",
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """`save_component` as a part of a larger output, which is atomic: into a directory that is made if missing."""
+    """`save_component` as a part of a larger output, which is atomic: into a directory that is made if missing; None in
+    processes that write nothing (`hosts.primary_output`)."""
     component = kind_of(kind)
     weights = component.module()
     param_dtype = param_dtype_of(dtype)
@@ -67,6 +71,10 @@ def write_component(
     else:
         config["dtype"] = dtype
 
+    if directory is None:
+        for _ in name_rules.to_official(weights.TABLE, params, param_dtype):
+            pass
+        return
     directory.mkdir(exist_ok=True)
     write_json(directory / "config.json", config)
     _write_weights(directory, component.stem, weights.TABLE, params, param_dtype, max_shard_bytes)
@@ -78,7 +86,7 @@ def _write_weights(
     shapes = name_rules.official_shapes(table, params)
     sizes = {name: int(np.prod(shape, dtype=np.int64)) * dtype.itemsize for name, shape in shapes.items()}
     shards = _split(sizes, max_shard_bytes)
-    tensors = name_rules.to_official(table, params)  # one iterator for all shards, in the order of shapes
+    tensors = name_rules.to_official(table, params, dtype)  # one iterator for all shards, in the order of shapes
     if len(shards) == 1:
         write(directory / f"{stem}.safetensors", shapes, tensors, dtype, {"format": "pt"})
         return

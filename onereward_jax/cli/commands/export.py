@@ -7,6 +7,8 @@ import argparse
 
 from onereward_jax.cli.arguments import path
 
+IN_SEVERAL_PROCESSES = True
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -36,7 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from onereward_jax import buckets
     from onereward_jax.config.workdir import open_workdir
+    from onereward_jax.parallel import hosts
     from onereward_jax.runs.export import export
 
     step, what = export(open_workdir(args.workdir), buckets.local(args.out, "output"), args.what, args.format)
-    print(f"{args.out}: {what} of step {step}")
+    if hosts.is_primary():
+        print(f"{args.out}: {what} of step {step}")

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from onereward_jax import tree as trees
+from onereward_jax.parallel import hosts
 
 # "linear": (out, in, ...) on disk, (..., in, out) here: torch's Linear and Flax's Dense.
 # "conv": OIHW on disk, HWIO here.
@@ -126,23 +127,30 @@ def _assign(target: np.ndarray, source: np.ndarray) -> None:
     target[...] = source
 
 
-def official_tensors(table: Table, tree: trees.Tree) -> dict[str, Callable[[], np.ndarray]]:
-    """Return {official name: function that returns the array as on disk} for a tree that the host can read."""
+def official_tensors(
+    table: Table, tree: trees.Tree, dtype: np.dtype | None = None
+) -> dict[str, Callable[[], np.ndarray]]:
+    """Return {official name: function that returns the array as on disk}, gathered and cast one tensor at a time.
+
+    Of several processes, all call the functions, in one order, and all but the primary get None: see
+    `hosts.fetch_to_primary`.
+    """
     tensors: dict[str, Callable[[], np.ndarray]] = {}
     for path, leaf in trees.flatten(tree).items():
         name, layout = _match(table, path)
         if "{layer}" in name:
             for layer in range(leaf.shape[0]):
-                tensors[name.format(layer=layer)] = functools.partial(_layer, leaf, layer, layout)
+                tensors[name.format(layer=layer)] = functools.partial(_layer, leaf, layer, layout, dtype)
         else:
-            tensors[name] = functools.partial(_layer, leaf, ..., layout)
+            tensors[name] = functools.partial(_layer, leaf, None, layout, dtype)
     return tensors
 
 
-def _layer(leaf: Any, index: Any, layout: Layout) -> np.ndarray:
-    return np.ascontiguousarray(_to_official(np.asarray(leaf)[index], layout))
+def _layer(leaf: Any, index: int | None, layout: Layout, dtype: np.dtype | None) -> Any:
+    array = hosts.fetch_to_primary(leaf, index, dtype)
+    return None if array is None else np.ascontiguousarray(_to_official(array, layout))
 
 
-def to_official(table: Table, tree: trees.Tree) -> Iterator[tuple[str, np.ndarray]]:
-    """Iterate over (official name, array as on disk) for every tensor in the tree."""
-    return ((name, read()) for name, read in official_tensors(table, tree).items())
+def to_official(table: Table, tree: trees.Tree, dtype: np.dtype | None = None) -> Iterator[tuple[str, np.ndarray]]:
+    """Iterate over (official name, array as on disk) for every tensor in the tree: see `official_tensors`."""
+    return ((name, read()) for name, read in official_tensors(table, tree, dtype).items())
