@@ -1,7 +1,7 @@
-"""CLIP text encoder; FLUX uses its pooled state as a summary of the prompt.
+"""CLIP: the text encoder, whose pooled state FLUX uses as a summary of the prompt, and the whole model with images.
 
-Source: Radford et al. 2021; equals `transformers.CLIPTextModel` (no projection).
-Shapes: B batch, L tokens, H heads, K head size, D = `hidden_size`.
+Source: Radford et al. 2021; equal `transformers.CLIPTextModel` (no projection) and `transformers.CLIPModel`.
+Shapes: B batch, L tokens, H heads, K head size, D = `hidden_size`, P = `projection_dim`.
 """
 
 from collections.abc import Callable
@@ -19,6 +19,7 @@ from onereward_jax.models.fields import (
     Layers,
     OneOf,
     Range,
+    Side,
     Token,
     Vocabulary,
     Width,
@@ -52,7 +53,7 @@ def _projection(features: int, stddev: float, dtype: jnp.dtype, name: str) -> nn
 
 
 class CLIPAttention(nn.Module):
-    """Causal self-attention."""
+    """Self-attention, causal if the mask is."""
 
     num_heads: int
     in_stddev: float
@@ -60,7 +61,7 @@ class CLIPAttention(nn.Module):
     attention_implementation: str
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
         width = x.shape[-1]
         query, key, value = (
             _projection(width, self.in_stddev, self.dtype, name)(x).reshape(*x.shape[:-1], self.num_heads, -1)
@@ -97,7 +98,7 @@ class CLIPEncoderLayer(nn.Module):
     attention_implementation: str
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array) -> tuple[jax.Array, None]:
+    def __call__(self, x: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, None]:
         stddev = (2 * self.num_hidden_layers * x.shape[-1]) ** -0.5  # smaller with more residual layers
         attend = CLIPAttention(
             self.num_attention_heads, stddev, self.dtype, self.attention_implementation, name="self_attn"
@@ -106,6 +107,27 @@ class CLIPEncoderLayer(nn.Module):
         x = x + attend(_layer_norm(self.layer_norm_eps, self.dtype, "layer_norm1")(x), mask)
         x = x + feed_forward(_layer_norm(self.layer_norm_eps, self.dtype, "layer_norm2")(x))
         return x, None
+
+
+def _layers(encoder: "CLIPTextEncoder | CLIPVisionEncoder") -> nn.Module:
+    """The layers of an encoder, one after the other."""
+    scanned = nn.scan(
+        remat(CLIPEncoderLayer, encoder.remat),
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=nn.broadcast,
+        length=encoder.num_hidden_layers,
+    )
+    return scanned(
+        encoder.intermediate_size,
+        encoder.num_hidden_layers,
+        encoder.num_attention_heads,
+        encoder.hidden_act,
+        encoder.layer_norm_eps,
+        encoder.dtype,
+        encoder.attention_implementation,
+        name="layers",
+    )
 
 
 class CLIPTextEncoder(nn.Module):
@@ -164,23 +186,7 @@ class CLIPTextEncoder(nn.Module):
         if attention_mask is not None:
             mask = mask & (attention_mask != 0)[:, None, None, :]
 
-        layers = nn.scan(
-            remat(CLIPEncoderLayer, self.remat),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=nn.broadcast,
-            length=self.num_hidden_layers,
-        )(
-            self.intermediate_size,
-            self.num_hidden_layers,
-            self.num_attention_heads,
-            self.hidden_act,
-            self.layer_norm_eps,
-            self.dtype,
-            self.attention_implementation,
-            name="layers",
-        )
-        x, _ = layers(x, mask)
+        x, _ = _layers(self)(x, mask)
         x = _layer_norm(self.layer_norm_eps, self.dtype, "final_layer_norm")(x)
         end = pooled_position(input_ids, self.eos_token_id)
         return x, jnp.take_along_axis(x, end[:, None, None], axis=1)[:, 0]
@@ -203,3 +209,95 @@ class CLIPTextEmbeddings(nn.Module):
 
         token = embed(self.vocab_size, "token_embedding")(input_ids)
         return token + embed(self.max_position_embeddings, "position_embedding")(jnp.arange(input_ids.shape[1]))
+
+
+class CLIPVisionEncoder(nn.Module):
+    """CLIP's vision transformer, equal to `transformers.CLIPVisionModel`.
+
+    The fields have the names of its configuration.
+    """
+
+    hidden_size: Width
+    intermediate_size: Width
+    num_hidden_layers: Layers
+    num_attention_heads: Heads
+    image_size: Annotated[int, Range(1, 4096)] = 224
+    patch_size: Side = 32
+    hidden_act: Annotated[str, OneOf(tuple(ACTIVATIONS))] = "quick_gelu"
+    layer_norm_eps: Epsilon = 1e-5
+    dtype: jnp.dtype = jnp.float32
+    remat: str = "none"
+    attention_implementation: str = "xla"
+
+    def check_fields(self) -> None:
+        """Check that the fields fit each other.
+
+        Raises:
+          UserError: they don't.
+        """
+        check_multiple("hidden_size", self.hidden_size, self.num_attention_heads, "num_attention_heads")
+        check_multiple("image_size", self.image_size, self.patch_size, "patch_size")
+
+    @nn.compact
+    def __call__(self, pixel_values: jax.Array) -> jax.Array:
+        """Encode a batch of images.
+
+        Args:
+          pixel_values: (B, `image_size`, `image_size`, 3), normalised.
+
+        Returns:
+          the state of the class token (B, D), in `dtype`.
+        """
+        size, init = self.patch_size, nn.initializers.normal(0.02)
+        embed = nn.Conv(
+            self.hidden_size,
+            (size, size),
+            strides=(size, size),
+            padding="VALID",
+            use_bias=False,
+            dtype=self.dtype,
+            kernel_init=init,
+            name="patch_embedding",
+        )
+        patches = embed(pixel_values).reshape(len(pixel_values), -1, self.hidden_size)  # (B, L − 1, D)
+        first = self.param("class_embedding", init, (self.hidden_size,)).astype(self.dtype)
+        x = jnp.concatenate([jnp.broadcast_to(first, (len(patches), 1, self.hidden_size)), patches], axis=1)
+        places = nn.Embed(
+            x.shape[1], self.hidden_size, dtype=self.dtype, embedding_init=init, name="position_embedding"
+        )
+        x = x + places(jnp.arange(x.shape[1]))
+        x = _layer_norm(self.layer_norm_eps, self.dtype, "pre_layrnorm")(x)
+        x, _ = _layers(self)(x, None)
+        return _layer_norm(self.layer_norm_eps, self.dtype, "post_layernorm")(x[:, 0])
+
+
+class CLIP(nn.Module):
+    """Text and images in one space, equal to `transformers.CLIPModel`.
+
+    Attributes:
+      text_model, vision_model: the encoders.
+      projection_dim: of the space, P.
+    """
+
+    text_model: CLIPTextEncoder
+    vision_model: CLIPVisionEncoder
+    projection_dim: Width = 512
+
+    def setup(self) -> None:
+        project = lambda dtype: nn.Dense(self.projection_dim, use_bias=False, dtype=dtype)
+        self.text_projection = project(self.text_model.dtype)
+        self.visual_projection = project(self.vision_model.dtype)
+
+    def text_features(self, input_ids: jax.Array, attention_mask: jax.Array | None = None) -> jax.Array:
+        """Encode texts, see `CLIPTextEncoder`: (B, P), not normalised."""
+        return self.text_projection(self.text_model(input_ids, attention_mask)[1])
+
+    def image_features(self, pixel_values: jax.Array) -> jax.Array:
+        """Encode images, see `CLIPVisionEncoder`: (B, P), not normalised."""
+        return self.visual_projection(self.vision_model(pixel_values))
+
+    def __call__(self, input_ids: jax.Array, pixel_values: jax.Array) -> jax.Array:
+        """Compute the cosines of texts and images, (B, L) and (B, H, W, 3), pair by pair: float32 (B,)."""
+        text, image = self.text_features(input_ids), self.image_features(pixel_values)
+        unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+        return jnp.sum(unit(text.astype(jnp.float32)) * unit(image.astype(jnp.float32)), axis=-1)

@@ -35,6 +35,7 @@ KINDS = {
     "transformer": Kind("flux", "_class_name", "FluxTransformer2DModel", "diffusion_pytorch_model"),
     "vae": Kind("vae", "_class_name", "AutoencoderKL", "diffusion_pytorch_model"),
     "text_encoder": Kind("clip", "model_type", "clip_text_model", "model"),
+    "clip": Kind("clip_with_images", "model_type", "clip", "model"),
     "text_encoder_2": Kind("t5", "model_type", "t5", "model"),
     "judge": Kind("qwen2_5_vl", "model_type", "qwen2_5_vl", "model"),
 }

@@ -11,7 +11,10 @@ pytest.importorskip("diffusers")
 
 import safetensors.numpy  # noqa: E402
 
+from onereward_jax.models.clip import CLIP  # noqa: E402
+from onereward_jax.weights.load import load_component  # noqa: E402
 from onereward_jax.weights.names import clip as weights  # noqa: E402
+from onereward_jax.weights.names import clip_with_images  # noqa: E402
 from onereward_jax.weights.names.name_rules import to_official  # noqa: E402
 from tests.support import parity  # noqa: E402
 
@@ -108,3 +111,30 @@ def test_transformers_writes_what_we_read(tmp_path):
     names = safetensors.numpy.load_file(tmp_path / "model.safetensors").keys()
     assert {weights.official_name(name) for name in names} == {name for name, _ in to_official(weights.TABLE, params)}
     assert weights.module_from_config(json.loads((tmp_path / "config.json").read_text())) == ours
+
+
+def test_clip_with_images(tmp_path):
+    """Features of texts and images, from the files that transformers writes; and it opens what we write."""
+    vision = {"hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 3}
+    config = transformers.CLIPConfig(
+        text_config=CONFIG | {"eos_token_id": EOS},
+        vision_config=vision | {"image_size": 32, "patch_size": 8},
+        projection_dim=20,
+    )
+    theirs = parity.randomize(transformers.CLIPModel(config)).eval()
+    theirs.save_pretrained(tmp_path / "theirs")
+    ours, params = load_component(tmp_path / "theirs", "clip")
+    ids, pixels = _ids(), np.random.default_rng(1).standard_normal((3, 32, 32, 3)).astype(np.float32)
+    with torch.no_grad(), parity.one_thread():
+        of_texts = theirs.get_text_features(torch.from_numpy(ids)).pooler_output
+        of_images = theirs.get_image_features(torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())).pooler_output
+    features = ours.apply({"params": params}, ids, method=CLIP.text_features)
+    assert parity.relative_error(features, of_texts) < parity.TOLERANCE
+    features = ours.apply({"params": params}, pixels, method=CLIP.image_features)
+    assert parity.relative_error(features, of_images) < parity.TOLERANCE
+    (tmp_path / "config.json").write_text(json.dumps(clip_with_images.config_of(ours)))
+    tensors = dict(to_official(clip_with_images.TABLE, params)) | {"logit_scale": np.float32(theirs.logit_scale.item())}
+    safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    opened, info = transformers.CLIPModel.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values()), info
+    assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in opened.state_dict().items())
