@@ -16,7 +16,7 @@ from onereward_jax.config.find import find_model
 from onereward_jax.config.schema import RewardFeedback
 from onereward_jax.data.sample import Sample
 from onereward_jax.data.source import ENDLESS, Source, samples_from
-from onereward_jax.evaluation.evaluate import generate_images
+from onereward_jax.evaluation.generation import generate_images
 from onereward_jax.evaluation.judge_predictions import Ask, compiled_ask, judge_views
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.given_files import read_json

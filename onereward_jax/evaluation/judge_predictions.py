@@ -18,6 +18,7 @@ from onereward_jax.judge.pairs import Pairs, Shape, seen_shape
 from onereward_jax.judge.question_batches import question_batch
 from onereward_jax.parallel import hosts
 from onereward_jax.parallel.activations import batch_sharding, traced_for
+from onereward_jax.parallel.mesh import batch_shards
 from onereward_jax.training.trainer import check_devices
 
 Text = tuple[str, str]  # task, prompt
@@ -119,6 +120,7 @@ def judge_pairs(
     source: Source | None = None,
     params: Any = None,
     ask: Ask | None = None,
+    mesh: Mesh | None = None,
     image_step: int = 0,
 ) -> list[Prediction]:
     """Ask the judge about every annotated pair, for `judge_accuracy`, batching pairs of one shape.
@@ -129,6 +131,7 @@ def judge_pairs(
       source: source of the pairs' samples, for its ground truth; without it, `Prediction` does not say whether the
         annotator was right.
       params, ask: see `ask_both_orders`.
+      mesh: over which the parameters are spread; its devices share a batch. None is one device.
       image_step: see `pairs.seen_size`; without it, each pair of image sizes compiles a program.
 
     Raises:
@@ -136,7 +139,9 @@ def judge_pairs(
     """
     texts = [(pair.task, pair.prompt) for pair in pairs]
     length = question_length or longest_question(judge, texts)
-    ask = compiled_ask(judge) if ask is None else ask
+    ask = compiled_ask(judge, mesh) if ask is None else ask
+    shards = batch_shards(mesh)
+    batch_size = -(-batch_size // shards) * shards
     by_shape: dict[Shape, list[int]] = {}
     for number, pair in enumerate(pairs):
         by_shape.setdefault(seen_shape(pair, judge.settings, image_step), []).append(number)
@@ -146,7 +151,7 @@ def judge_pairs(
         for start in range(0, len(numbers), batch_size):  # hold the images of one batch, never of all pairs
             rows = numbers[start : start + batch_size]
             first, second = (np.stack(x) for x in zip(*(pairs.images(pairs[n], shape) for n in rows), strict=True))
-            size = min(batch_size, len(numbers))
+            size = min(batch_size, -(-len(numbers) // shards) * shards)
             p = ask_both_orders(judge, [texts[n] for n in rows], first, second, size, length, params, ask)
             both |= {number: p[:, row] for row, number in enumerate(rows)}
             if source is not None:

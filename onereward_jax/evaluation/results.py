@@ -21,7 +21,7 @@ def validate_evaluation(evaluation: Mapping[str, Any]) -> None:
 
     {"algorithm": str, "judge_accuracy": {task: {dimension: share}}, "judge_ceiling": the same,
     "gsb": {task: {"good", "same", "bad": shares that add up to 1, "n": scenes, "ci95": [lo, hi] of good − bad}},
-    "seconds": {"train", "evaluate"}, "peak_memory_gib": float}, and any further keys. "train" and
+    "seconds": {"train", "evaluate"}, "peak_memory_gib": float}, and any further keys ("judges", "meters"). "train" and
     "peak_memory_gib" are None where they were not measured.
 
     Raises:

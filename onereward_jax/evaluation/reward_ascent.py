@@ -17,7 +17,7 @@ from onereward_jax.config.schema import RewardFeedback
 from onereward_jax.data.source import ground_truth_of, samples_from
 from onereward_jax.evaluation import good_same_bad
 from onereward_jax.evaluation.during_training import FIRST_SAMPLE
-from onereward_jax.evaluation.evaluate import generate_images
+from onereward_jax.evaluation.generation import generate_images
 from onereward_jax.evaluation.judge_predictions import batches_of, judge_views
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.flow import conditioning

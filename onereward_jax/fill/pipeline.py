@@ -26,7 +26,6 @@ from onereward_jax.flow.schedule import Shift
 from onereward_jax.images import reading
 from onereward_jax.parallel import hosts
 from onereward_jax.parallel.activations import batch_sharding, traced_for
-from onereward_jax.parallel.mesh import batch_shards
 from onereward_jax.weights.bfl import open_bfl
 from onereward_jax.weights.hub import model_directory
 from onereward_jax.weights.load import PARAM_DTYPES, load_component, module_from_directory, open_component, param_shapes
@@ -310,8 +309,8 @@ class FillPipeline:
 
     def _placed(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch on the devices: shared among them, if there is enough of it."""
-        if self.mesh is not None and len(batch["images"]) % batch_shards(self.mesh) == 0:
-            return jax.device_put(batch, batch_sharding(self.mesh))
+        if self.mesh is not None:
+            return hosts.place(batch, batch_sharding(self.mesh, len(batch["images"])))
         return jax.tree.map(jnp.asarray, batch)
 
     def _on_devices(self, name: str) -> Any:

@@ -48,9 +48,14 @@ def make_mesh(
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def batch_shards(mesh: Mesh | AbstractMesh) -> int:
-    """The number of devices that share a batch."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
+def mesh_of_all() -> Mesh | None:
+    """A mesh that spreads parameters and batches over all devices; None where there is one."""
+    return make_mesh() if jax.device_count() > 1 else None
+
+
+def batch_shards(mesh: Mesh | AbstractMesh | None) -> int:
+    """The number of devices that share a batch; 1 without a mesh."""
+    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

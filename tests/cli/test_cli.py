@@ -248,6 +248,24 @@ def test_evaluate_before_training_makes_nothing(evaluated, tmp_path, capsys):
     assert not evaluated
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ([], "say what to evaluate"),
+        (["--workdir", "w", "--policy", "p"], "say what to evaluate"),
+        (["--policy", "p"], "--policy needs requests to answer: give them with --data"),
+        (["--policy", "p", "--data", "nowhere"], "p is a whole model: name what to compare it with, --baseline"),
+        (["--policy", "p", "--baseline", "b", "--data", "nowhere"], "there are no requests at nowhere"),
+        (["--policy", ".", "--data", "nowhere"], ". is a part of a model, and no run says of which"),
+    ],
+)
+def test_evaluate_is_told_what(given, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["evaluate", *given]) == 2
+    assert words in one_sentence(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_evaluate_otherwise_than_planned(evaluated, tmp_path, capsys):
     claim_workdir(tmp_path, load_config(TINY))
     (tmp_path / "training.json").write_text("{}")

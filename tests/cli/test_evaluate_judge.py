@@ -12,6 +12,7 @@ from onereward_jax.data.preferences.record import Candidate, Preference, Record
 from onereward_jax.evaluation.judge_predictions import judge_pairs
 from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.pairs import read_pairs
+from onereward_jax.parallel import mesh
 from tests.support import tiny_judge
 from tests.support.preference_examples import picture
 
@@ -35,6 +36,12 @@ def files(tmp_path_factory):
     nan = Judge(judge.model, jax.tree.map(lambda x: x * np.nan, judge.params), judge.tokenizer, judge.settings)
     nan.save_pretrained(directory / "nan")
     return directory
+
+
+@pytest.fixture(autouse=True)
+def one_device(monkeypatch):
+    """For eight, programs take twice as long to compile; tests/multiprocess asks a judge on a mesh."""
+    monkeypatch.setattr(mesh, "mesh_of_all", lambda: None)
 
 
 def evaluate(files, *arguments, model="judge") -> int:

@@ -11,7 +11,7 @@ from onereward_jax.config.load import load_config
 from onereward_jax.data.sample import Sample
 from onereward_jax.data.source import Source, ground_truth_of, samples_from
 from onereward_jax.errors import UserError
-from onereward_jax.evaluation.evaluate import generate_images
+from onereward_jax.evaluation.generation import generate_images
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.proving_ground import ProvingGround, score
 from onereward_jax.proving_ground.source import open_source, proving_ground_of

@@ -157,5 +157,7 @@ def test_half_of_an_environment_is_refused(monkeypatch, capsys):
 def test_other_commands_are_one_process(monkeypatch, capsys):
     for name, value in MEET.items():
         monkeypatch.setenv(name, value.format(index=0, port=1))
-    assert cli.main(["evaluate", "--config", "quick", "--workdir", "nowhere"]) == 2
-    assert "evaluate is one process, but this is one of several (JAX_NUM_PROCESSES is 2)" in capsys.readouterr().err
+    assert cli.main(["sanity-checks", "--config", "quick", "--workdir", "nowhere"]) == 2
+    assert (
+        "sanity-checks is one process, but this is one of several (JAX_NUM_PROCESSES is 2)" in capsys.readouterr().err
+    )

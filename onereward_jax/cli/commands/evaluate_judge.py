@@ -1,10 +1,10 @@
 """Measures a judge's accuracy on annotated pairs, per task and dimension; JSON with --out, a page with --report.
 
 DATA is preference data in either form (docs/reference/preference_data.md), such as a directory of
-`onereward make-preferences`.
-Images may have any size. The judge sees every pair in both orders; invalid records are named and left out. Another
-judge (--untuned), or one judge per task (--one_a_task), is asked about the same pairs, and the differences get paired
-intervals.
+`onereward make-preferences`. Images may have any size. The judge sees every pair in both orders; invalid records are
+named and left out. Another judge (--untuned), or one judge per task (--one_a_task), is asked about the same pairs, and
+the differences get paired intervals. A judge is spread over all devices, of one host or of several that all run this
+command.
 """
 
 import argparse
@@ -13,6 +13,8 @@ from pathlib import Path
 
 from onereward_jax.cli.arguments import like, path, text
 from onereward_jax.config.schema import Evaluation, JudgeModel
+
+IN_SEVERAL_PROCESSES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,9 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch_size",
         type=like(Evaluation, "batch_size"),
-        default=50,
+        default=Evaluation().batch_size,
         metavar="N",
-        help="pairs per batch (default: 50)",
+        help="pairs per batch, rounded up to a multiple of the devices (default: %(default)s)",
     )
     parser.add_argument(
         "--image_step",
@@ -55,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="round image sides to multiples of N pixels",
     )
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="float32", help="default: float32")
+    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="default: bfloat16")
     parser.add_argument(
         "--bad_share",
         type=like(JudgeModel, "bad_share"),
@@ -76,6 +78,8 @@ def run(args: argparse.Namespace) -> None:
     from onereward_jax.evaluation.report.judge_report import write_judge_report
     from onereward_jax.judge.judge import Judge
     from onereward_jax.judge.pairs import check_record, read_pairs
+    from onereward_jax.parallel import hosts
+    from onereward_jax.parallel.mesh import mesh_of_all
 
     directories = [Path(directory) for directory in args.data]
     for directory in directories:  # before a model is loaded
@@ -83,31 +87,35 @@ def run(args: argparse.Namespace) -> None:
     specialists = _specialists(args.one_a_task or [])
     for output in filter(None, (args.report, args.out and Path(args.out).parent)):
         check_writable(Path(output))
-    judge = Judge.from_pretrained(args.model, args.dtype, lora=args.lora)
+    mesh = mesh_of_all()
+    judge = Judge.from_pretrained(args.model, args.dtype, lora=args.lora, mesh=mesh)
     check = functools.partial(check_record, judge, None)
     pairs = read_pairs(*directories, source=args.source, check=check, bad_share=args.bad_share)
     if specialists and (missing := sorted({pair.task for pair in pairs} - specialists.keys())):
         raise UserError(f"--one_a_task names no judge of {', '.join(missing)}, of which there are pairs: name one, too")
-    how = {"batch_size": args.batch_size, "image_step": args.image_step}
+    how = {"batch_size": args.batch_size, "image_step": args.image_step, "mesh": mesh}
     predictions: dict = {}
     found: dict = {}
 
     def measure(name: str, shown: str, answers: list) -> None:
         predictions[name], found[name] = answers, judge_accuracy(answers)
-        print(_table(shown, found[name]))
+        if hosts.is_primary():
+            print(_table(shown, found[name]))
 
     measure("model", args.model, judge_pairs(judge, pairs, **how))
     del judge, check  # before another one is loaded
     if args.untuned:
-        untuned = Judge.from_pretrained(args.untuned, args.dtype)
+        untuned = Judge.from_pretrained(args.untuned, args.dtype, mesh=mesh)
         measure("untuned", args.untuned, judge_pairs(untuned, pairs, **how))
         del untuned
     if specialists:
-        judge_of = lambda task: Judge.from_pretrained(specialists[task], args.dtype)
+        judge_of = lambda task: Judge.from_pretrained(specialists[task], args.dtype, mesh=mesh)
         measure("one_a_task", "one judge per task", judge_pairs_by_task(judge_of, pairs, **how))
     records = records_of(pairs)
     others = {name: answers for name, answers in predictions.items() if name != "model"}
     found["differences"] = {name: accuracy_difference(predictions["model"], x, records) for name, x in others.items()}
+    if not hosts.is_primary():
+        return
     for name, difference in found["differences"].items():
         low, high = difference["overall"]["ci95"]
         print(f"{args.model} - {name}: {difference['overall']['difference']:+.3f}, 95 % {low:+.3f} to {high:+.3f}")

@@ -21,6 +21,8 @@ from onereward_jax.config.option import conform
 from onereward_jax.config.schema import Evaluation, RewardFeedback
 from onereward_jax.tasks import NEGATIVE_PROMPT, TASKS
 
+IN_SEVERAL_PROCESSES = True
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
@@ -87,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
     from onereward_jax.data.requests.record import BadRequest
     from onereward_jax.errors import UserError
     from onereward_jax.fill.requests import output_files, prompt_of, read_requests
+    from onereward_jax.parallel import hosts
 
     # Check the command line before a model is loaded.
     seeds = like(RewardFeedback, "seed")
@@ -111,7 +114,8 @@ def run(args: argparse.Namespace) -> int:
                 raise
             failed.append(request)
             text = sentence(error)
-            print(f"onereward: {text if request.where in text else f'{request.where}: {text}'}", file=sys.stderr)
+            if hosts.is_primary():
+                print(f"onereward: {text if request.where in text else f'{request.where}: {text}'}", file=sys.stderr)
             return None
 
     good = [request for request in requests if not isinstance(request, BadRequest)]
@@ -128,14 +132,13 @@ def run(args: argparse.Namespace) -> int:
             good[0].pictures()
     if prompts:
         _fill(args, prompts, files, tried)
-    if failed:
+    if failed and hosts.is_primary():
         print(f"onereward: {len(failed)} of {len(requests)} could not be filled", file=sys.stderr)
     return 1 if failed else 0
 
 
 def _fill(args: argparse.Namespace, prompts: dict, files: dict, tried) -> None:
-    """Write every request's images."""
-    import jax
+    """Write every request's images; of several processes, all make them and the primary writes."""
     import numpy as np
     from tqdm import tqdm
 
@@ -144,7 +147,8 @@ def _fill(args: argparse.Namespace, prompts: dict, files: dict, tried) -> None:
     from onereward_jax.fill.pipeline import FillPipeline
     from onereward_jax.images.grid import write_png
     from onereward_jax.images.reading import keep_outside
-    from onereward_jax.parallel.mesh import make_mesh
+    from onereward_jax.parallel import hosts
+    from onereward_jax.parallel.mesh import mesh_of_all
 
     use_compilation_cache()
     negatives = {request.negative_prompt for request in prompts} if args.true_cfg_scale != 1 else set()
@@ -154,7 +158,7 @@ def _fill(args: argparse.Namespace, prompts: dict, files: dict, tried) -> None:
             args.model,
             revision=args.revision,
             dtype=args.dtype,
-            mesh=make_mesh() if jax.device_count() > 1 else None,
+            mesh=mesh_of_all(),
             transformer=args.transformer,
             lora=args.lora,
         )
@@ -177,7 +181,8 @@ def _fill(args: argparse.Namespace, prompts: dict, files: dict, tried) -> None:
                 max_sequence_length=args.max_sequence_length,
             ).images
             picture = np.asarray(made)
-            write_png(file, keep_outside(image, mask, picture) if args.keep_outside else picture)
+            if hosts.is_primary():
+                write_png(file, keep_outside(image, mask, picture) if args.keep_outside else picture)
 
     for request in tqdm(prompts, desc="filling", disable=len(prompts) == 1):
         tried(request, fill)

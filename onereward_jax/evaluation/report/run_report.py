@@ -45,6 +45,7 @@ class ExampleRow:
       source, mask: inputs of the models.
       base, policy: their outputs.
       reference: output of the reference at the end of training; None leaves the column out.
+      target: a right answer; None leaves the column out.
       scores: ground-truth scores, dimension -> (base, policy), in [0, 1].
       p_yes: the judge's P(policy better), dimension -> [0, 1]; may be empty.
       verdict: "good", "same", "bad", or "" if it was not decided.
@@ -60,6 +61,7 @@ class ExampleRow:
     scores: Mapping[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
     p_yes: Mapping[str, float] = dataclasses.field(default_factory=dict)
     verdict: str = ""
+    target: np.ndarray | None = None
 
     @property
     def columns(self) -> dict[str, np.ndarray]:
@@ -70,6 +72,7 @@ class ExampleRow:
             "base": self.base,
             "reference": self.reference,
             "policy": self.policy,
+            "right answer": self.target,
         }
         return {name: image for name, image in found.items() if image is not None}
 
@@ -83,7 +86,8 @@ def write_examples(path: str | Path, examples: Sequence[ExampleRow], scenes: int
     by_task = [[row for row in examples if row.task == task][:scenes] for task in TASKS]
     left, right = ([row for rows in half for row in rows] for half in (by_task[:2], by_task[2:]))
     rows = [[image for row in pair if row for image in row.columns.values()] for pair in zip_longest(left, right)]
-    headings = [name for row in (left[:1] + right[:1]) for name in row.columns]
+    widest = [max((row.columns for row in half), key=len, default={}) for half in (left, right)]
+    headings = [name for columns in widest for name in columns]
     height = max((row.source.shape[0] for row in examples), default=CRISP_BELOW)
     write_png(path, image_grid(rows, headings, scale=max(1, 128 // height)))
 
@@ -131,16 +135,23 @@ def write_report(
     curves = plots.read_curves(metrics_jsonl)
     shown, dropped = _examples(examples)
     note = f"{examples_note} " if examples_note else ""
-    note += (
-        "The model paints where the mask is tinted. Arrows lead from the base’s ground-truth score to the policy’s "
-        "(0 to 100). Good, same and bad compare policy with base by ground truth; “judge differs” marks scenes where "
-        "the judge prefers the image with the lower ground-truth score."
-    )
+    note += "The model paints where the mask is tinted. "
+    if any(row.scores for row in examples):
+        note += (
+            "Arrows lead from the base’s ground-truth score to the policy’s (0 to 100). Good, same and bad compare "
+            "policy with base by ground truth; “judge differs” marks scenes where the judge prefers the image with the "
+            "lower ground-truth score."
+        )
+    elif any(row.verdict for row in examples):
+        note += "Good, same and bad are the first judge’s verdict on the policy’s image against the base’s."
     if dropped:
         note += f" {dropped} of {len(examples)} rows were left out to keep the page small."
     context = {
         "title": "OneReward: reward feedback learning with one judge",
-        "subtitle": ALGORITHMS.get(algorithm, algorithm or "algorithm not named"),
+        "subtitle": _subtitle(evaluation),
+        "of_run": "policy" not in evaluation,
+        "judges": [_judge(name, found) for name, found in (evaluation.get("judges") or {}).items()],
+        "meters": _meters(evaluation),
         "result": summarize(evaluation, curves),
         "tiles": _tiles(evaluation, curves),
         "rewards": [
@@ -192,6 +203,77 @@ def write_page(path: Path, template: str, context: Mapping[str, Any]) -> None:
     write_text(path, page)
 
 
+def _subtitle(evaluation: Mapping[str, Any]) -> str:
+    if "policy" in evaluation:
+        return f"Policy {evaluation['policy']} against base {evaluation['base']}"
+    algorithm = evaluation.get("algorithm", "")
+    return ALGORITHMS.get(algorithm, algorithm or "algorithm not named")
+
+
+def _judge(name: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """The table of a judge's verdicts, see `judge_verdicts.summary`."""
+    rows = []
+    for task in (task for task in TASKS if task in found["gsb"]):
+        rows.append(_verdicts(label(task), found["gsb"][task]))
+        dimensions = found["dimensions"].get(task, {})
+        if len(dimensions) > 1:
+            rows += [_verdicts(f"{label(task)} · {label(d)}", dimensions[d], "") for d in DIMENSIONS if d in dimensions]
+    return {"name": name, "rows": rows, "bias": signed(found["position_bias"], ".3f")}
+
+
+def _verdicts(name: str, shares: Mapping[str, Any], weight: str = "task") -> dict[str, Any]:
+    low, high = shares["ci95"]
+    return {value: f"{100 * shares[value]:.1f}" for value in ("good", "same", "bad")} | {
+        "name": name,
+        "weight": weight,
+        "difference": points(shares["good"] - shares["bad"]),
+        "interval": f"{points(low)} to {points(high)}",
+        "mark": _mark(low, high),
+        "p": f"{shares['p']:.3f}",
+        "n": shares["n"],
+    }
+
+
+def _meters(evaluation: Mapping[str, Any]) -> list[dict[str, str]]:
+    """A row for each task and value that a meter found, see `meter.compared`."""
+    rows = []
+    for of_meter in (evaluation.get("meters") or {}).values():
+        values = dict.fromkeys(value for task in TASKS for value in of_meter.get(task, {}))
+        for value in values:
+            for task in (task for task in TASKS if value in of_meter.get(task, {})):
+                cell = of_meter[task][value]
+                low, high = cell["ci95"] or (0.0, 0.0)
+                up = cell["higher_is_better"]
+                rows.append(
+                    {
+                        "name": f"{cell['what']} ({'higher' if up else 'lower'} is better)",
+                        "task": label(task),
+                        "base": f"{cell['base']:.4g}",
+                        "policy": f"{cell['policy']:.4g}",
+                        "difference": signed(cell["difference"], ".3g"),
+                        "interval": f"{signed(low, '.3g')} to {signed(high, '.3g')}" if cell["ci95"] else "",
+                        "mark": _mark(low, high) if up else _mark(-high, -low),
+                        "n": str(cell["n"]),
+                    }
+                )
+    return rows
+
+
+def _by_judges(evaluation: Mapping[str, Any]) -> list[str]:
+    """What each judge says, a sentence each."""
+    sentences = []
+    for name, found in (evaluation.get("judges") or {}).items():
+        if not found["overall"]:
+            continue
+        p, (low, high) = found["overall"]["p"], found["overall"]["ci95"]
+        says = {1: "prefers the policy", 0: "is undecided", -1: "prefers the base"}[_side(low - 0.5, high - 0.5)]
+        sentences.append(
+            f"Judge {name} {says}: P(policy better) is {p:.3f} on average over {found['overall']['n']} requests,"
+            f" 95{SPACE}% interval {low:.3f} to {high:.3f}."
+        )
+    return sentences
+
+
 def summarize(evaluation: Mapping[str, Any], curves: plots.Curves) -> str:
     """State the result, good or bad, in one paragraph computed from the numbers."""
     shares_of, sentences = evaluation.get("gsb") or {}, []
@@ -221,6 +303,8 @@ def summarize(evaluation: Mapping[str, Any], curves: plots.Curves) -> str:
                 + (" there." if claims else ".")
             )
         sentences.append("Numbers are points of good − bad.")
+    elif evaluation.get("judges") or evaluation.get("meters"):
+        sentences += _by_judges(evaluation) or ["No judge was asked; what was measured of both is below."]
     else:
         sentences.append("Policy and base have not been compared yet, so this page shows no result.")
 

@@ -1,0 +1,1 @@
+"""What can be measured of an image without a judge: one module a meter."""

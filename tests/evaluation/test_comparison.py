@@ -1,0 +1,151 @@
+"""An evaluation keeps what it has: killed anywhere, it goes on; with other inputs, it is refused."""
+
+import functools
+import types
+
+import numpy as np
+import pytest
+
+from onereward_jax.config.load import load_config
+from onereward_jax.data.sample import Sample
+from onereward_jax.data.source import Source
+from onereward_jax.errors import UserError
+from onereward_jax.evaluation import comparison as module
+from onereward_jax.evaluation.comparison import Comparison
+from onereward_jax.evaluation.meters.outside import OUTSIDE
+from onereward_jax.evaluation.policies import Policy
+from onereward_jax.images.reading import read_image
+
+
+class TwoSizes(Source):
+    """Seven requests of two tasks, in two sizes."""
+
+    tasks = ("image_fill", "object_removal")
+    sizes = ((16, 24), (24, 16))
+
+    def sample(self, index, task):
+        shape = self.sizes[index % 2]
+        image = np.random.default_rng(index).integers(0, 256, (*shape, 3), np.uint8)
+        mask = np.zeros(shape, np.uint8)
+        mask[4:12, 4:12] = 1
+        return Sample(image, mask, "a cat", task, f"{task}/{index}")
+
+    def fingerprint(self):
+        return {"two": "sizes"}
+
+    def __len__(self):
+        return 4
+
+    def count(self, task):
+        return 4 if task == "image_fill" else 3
+
+
+class Paint(types.SimpleNamespace):
+    """A policy that paints the mask in one colour, and counts the images that it made."""
+
+    def __init__(self, colour):
+        super().__init__(colour=colour, made=0, dies_after=100)
+
+    def fingerprint(self):
+        return str(self.colour)
+
+    def open(self, dtype, mesh):
+        return types.SimpleNamespace(prompts=types.SimpleNamespace(fingerprint="", encode_ahead=lambda *_: None))
+
+    def read(self, pipeline, dtype, mesh):
+        return self
+
+
+@pytest.fixture
+def compare(monkeypatch, tmp_path):
+    """A function that makes the comparison, with a batch of two."""
+
+    def paint(pipeline, policy, samples, numbers, config):
+        if policy.made >= policy.dies_after:
+            raise KeyboardInterrupt
+        policy.made += len({sample.id for sample in samples})
+        return np.stack([np.where(s.mask[..., None] == 1, np.uint8(policy.colour), s.image) for s in samples])
+
+    monkeypatch.setattr(module, "generate_batch", paint)
+    monkeypatch.setattr(module, "mesh_of_all", lambda: None)
+    config = load_config("quick", {"evaluation.batch_size": 2})
+    return functools.partial(Comparison, TwoSizes(), config, tmp_path)
+
+
+def test_images_are_made_once(compare):
+    policy = Paint(200)
+    policy.dies_after = 3
+    with pytest.raises(KeyboardInterrupt):
+        compare().answer("policy", policy)
+    assert policy.made == 4
+    policy.dies_after = 100
+    compare().answer("policy", policy)
+    assert policy.made == 7
+    comparison = compare()
+    comparison.answer("policy", policy)
+    assert policy.made == 7
+    for item, image in zip(comparison.items, comparison.images("policy", comparison.items), strict=True):
+        sample = comparison.sample(item)
+        assert (image[sample.mask == 1] == 200).all()
+        np.testing.assert_array_equal(image[sample.mask == 0], sample.image[sample.mask == 0])
+    (comparison.directory / "images/policy" / comparison.items[0].file).unlink()
+    compare().answer("policy", policy)
+    assert policy.made == 9  # the batch of the image that is gone
+
+
+def test_other_inputs_are_refused_or_replaced(compare):
+    compare().answer("policy", Paint(200))
+    with pytest.raises(
+        UserError, match=r"images/policy holds results of other inputs, differing in policy \('200' there"
+    ):
+        compare().answer("policy", Paint(100))
+    comparison = compare(replace=True)
+    comparison.answer("policy", Paint(100))
+    assert (read_image(comparison.directory / "images/policy" / comparison.items[0].file)[6, 6] == 100).all()
+
+
+def test_a_judge_and_a_meter_are_asked_once(compare, monkeypatch):
+    comparison, asked = compare(), []
+    comparison.answer("base", Paint(10))
+    comparison.answer("policy", Paint(250))
+
+    def views(judge, texts, first, second, size, length, ask):
+        asked.append(len(texts))
+        assert len(asked) < 3 or judge == "whole"
+        p = [{"structure": float(image[6, 6, 0]) / 255} for image in first]
+        return p, [{"structure": float(image[6, 6, 0]) / 255} for image in second]
+
+    monkeypatch.setattr(module, "judge_views", views)
+    monkeypatch.setattr(module, "compiled_ask", lambda judge, mesh: None)
+    with pytest.raises(AssertionError):
+        comparison.ask("j", "dies", "1", 32)
+    answers = comparison.ask("j", "whole", "1", 32)
+    assert asked == [2, 2, 2, 2, 1]  # the third died, and was asked again
+    assert [answer.id for answer in answers] == [item.id for item in comparison.items]
+    assert all(answer.verdict("structure") == "good" for answer in answers)
+    first, second = (comparison.measure("policy", OUTSIDE) for _ in range(2))
+    assert first == second
+    assert {task: len(rows) for task, rows in first.items()} == {"image_fill": 4, "object_removal": 3}
+    assert all(row["psnr_outside"] == 100 and row["ssim_outside"] == 1 for row in first["image_fill"])
+    with pytest.raises(UserError, match="differing in judge"):
+        comparison.ask("j", "another", "2", 32)
+
+
+def test_what_a_path_holds(tmp_path):
+    (tmp_path / "run/export/policy").mkdir(parents=True)
+    (tmp_path / "run/config.json").write_text('{"model.base": "owner/base"}')
+    (tmp_path / "run/export/policy/config.json").write_text("{}")
+    exported = str(tmp_path / "run/export/policy")
+    assert Policy.at(tmp_path / "run") == Policy.at(exported) == Policy("owner/base", exported)
+    (tmp_path / "run/export/policy/config.json").unlink()
+    (tmp_path / "run/export/policy/pytorch_lora_weights.safetensors").touch()
+    assert Policy.at(exported) == Policy("owner/base", adapter=exported)
+    assert Policy.at(exported, "other") == Policy("other", adapter=exported)
+    assert Policy.at("owner/name") == Policy("owner/name")
+    assert Policy.at("owner/name:sub", "owner/base") == Policy("owner/base", "owner/name:sub")
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "whole/model_index.json").write_text("{}")
+    assert Policy.at(tmp_path / "whole") == Policy(str(tmp_path / "whole"))
+    (tmp_path / "part").mkdir()
+    with pytest.raises(UserError, match="is a part of a model, and no run says of which: give --baseline"):
+        Policy.at(tmp_path / "part")
