@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from jax.sharding import Mesh
 
 from onereward_jax.atomic_files import write_json
 from onereward_jax.config.schema import RewardFeedback, RewardLearning
+from onereward_jax.data.requests.record import Request
 from onereward_jax.data.requests.source import HeldOut, Requests, Targets, read_split, read_targets
 from onereward_jax.data.source import ENDLESS, Source
 from onereward_jax.errors import UserError
@@ -33,7 +35,7 @@ from onereward_jax.rl.batch import Batch, MatchingTargets
 from onereward_jax.rl.build_update import adapters_of, attention_of, computation, frozen_dtype, make_update
 from onereward_jax.rl.reference_cache import open_cache
 from onereward_jax.runs.request_report import report_requests
-from onereward_jax.tasks import NEGATIVE_PROMPT
+from onereward_jax.tasks import NEGATIVE_PROMPT, dimensions_of
 from onereward_jax.training import trainer
 from onereward_jax.training.compile import Params
 from onereward_jax.training.metrics import peak_memory_gib, training_seconds
@@ -101,6 +103,9 @@ def reward_feedback(config: RewardFeedback, workdir: Path, source: Source, held_
     fields = computation(config)
     judge = Judge.from_pretrained(config.model.judge, dtype, fields=fields, mesh=mesh)
     judge = ensemble(judge, config.model.judge_adapters)
+    for of in (source, held_out):
+        if isinstance(of, Requests | HeldOut):
+            _check_questions(judge, of.requests, config.question_length)
     transformer, vae = pipeline.transformer.clone(**fields, **attention_of(config)), pipeline.vae.clone(**fields)
     family = FluxFill(transformer, vae, pipeline.shift)
 
@@ -224,6 +229,22 @@ def open_sources(config: RewardFeedback, workdir: Path | None = None) -> tuple[S
 def open_requests(config: RewardFeedback) -> Source:
     """The configured source to train on."""
     return open_sources(config)[0]
+
+
+def _check_questions(judge: Judge, requests: Sequence[Request], length: int) -> None:
+    """Check that the judge can read every question, which would else show when it is asked.
+
+    Raises:
+      UserError: it can't.
+    """
+    for request in requests:
+        for task in request.tasks:
+            prompt = request.text(task)
+            asked = [judge.question(task, dimension, prompt) for dimension in dimensions_of(task, prompt)]
+            try:
+                judge.check_questions(asked, length)
+            except UserError as error:
+                raise UserError(f"{request.where}: {error}") from None
 
 
 def _texts(*sources: Source | Targets) -> list[str] | None:

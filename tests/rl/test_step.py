@@ -16,6 +16,7 @@ from onereward_jax.flow import conditioning
 from onereward_jax.flow.flux_fill import FluxFill
 from onereward_jax.flow.schedule import sigmas
 from onereward_jax.judge.scorer import one_dimension_a_call
+from onereward_jax.rl.batch import MatchingTargets
 from onereward_jax.rl.reward_loss import reward_loss
 from onereward_jax.rl.step import make_step
 from onereward_jax.tasks import CELLS
@@ -260,20 +261,28 @@ def test_one_index_for_the_batch_or_one_for_each_sample():
     assert (nearest[True].min(axis=1) > 1e-3).sum() > 15
 
 
-def test_regularisation_is_flow_matching_of_the_conditional_velocity():
+@pytest.mark.parametrize("others", [False, True], ids=["of its requests", "of other images, some weighing nothing"])
+def test_regularisation_is_flow_matching_of_the_conditional_velocity(others):
     """By hand from the same keys, over two micro-batches; true guidance in the gradient step does not enter."""
     config = dataclasses.replace(
         tiny_rl.CONFIG, flow_matching_weight=0.5, gradient_guidance_scale=2.0, gradient_true_cfg_scale=3.0, accumulate=2
     )
     batch, watched, w = tiny_rl.batch(4), Watched(config), 0.7
+    shown, weight = batch, np.ones(4, np.float32)
+    if others:
+        shown, weight = tiny_rl.batch(4, first_index=50), np.array([1, 0, 0, 1], np.float32)
+        learned = MatchingTargets(shown.image, shown.mask, shown.text, shown.target)
+        batch = batch.replace(target=None, target_weight=weight, matching=learned)
     metrics, _, _ = watched(batch, policy=w)
     _, _, noise, stop = draws_of(batch, config)
-    images = conditioning.to_model_range(jnp.asarray(batch.target))
+    images = conditioning.to_model_range(jnp.asarray(shown.target))
     data = np.asarray(conditioning.pack(conditioning.encode_image(watched.vae, watched.frozen.vae, images)))
     sigma = sigmas(config.num_steps, TOKENS)[stop][:, None, None]
-    prompt = config.gradient_guidance_scale * batch.text.prompt_embeds[:, :1, :1]
+    prompt = config.gradient_guidance_scale * shown.text.prompt_embeds[:, :1, :1]
     error = w * ((1 - sigma) * data + sigma * noise) + prompt - (noise - data)
-    assert metrics["learning/flow_matching_loss"] == pytest.approx(float(np.square(error).mean()), rel=1e-4)
+    assert metrics["learning/flow_matching_loss"] == pytest.approx(
+        float((weight[:, None, None] * np.square(error)).mean()), rel=1e-4
+    )
     # The judge says ½ of everything.
     assert metrics["learning/reward_loss"] == pytest.approx(config.threshold - 0.5, rel=1e-5)
     total = metrics["learning/reward_loss"] + 0.5 * metrics["learning/flow_matching_loss"]

@@ -1,4 +1,8 @@
-"""Improves a fill model by reward feedback learning (Algorithm 1 or 2)."""
+"""Improves a fill model by reward feedback learning (Algorithm 1 or 2), on your own images or the proving ground.
+
+--config.data.source names requests: images, masks and prompts in any form of docs/reference/requests.md. Without one,
+scenes of the proving ground are drawn. docs/how-to/own_images.md has the details.
+"""
 
 import argparse
 
@@ -14,8 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    from onereward_jax.data.requests.source import check_sources
     from onereward_jax.runs.reward_feedback import train
 
+    check_sources(args.config)  # before claim_workdir, which creates the directory
     workdir = claim_workdir(args.workdir, args.config, RewardFeedback.MEASURING)
     use_compilation_cache(workdir)
     train(args.config, workdir)

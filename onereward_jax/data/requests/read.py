@@ -18,6 +18,19 @@ from onereward_jax.images import reading
 from onereward_jax.images.decoding import MAX_BYTES
 
 
+def check_there(path: Path) -> None:
+    """Check that there is a folder or a file.
+
+    Raises:
+      FileNotFoundError: there is not.
+    """
+    if not path.exists():
+        raise FileNotFoundError(
+            f"there are no requests at {path}: set data.source to a folder of images or a .jsonl file, see"
+            " docs/reference/requests.md"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class Checked:
     """All records at a path.
@@ -72,11 +85,7 @@ def check_requests(
     Raises:
       FileNotFoundError, UserError: there is nothing at the path.
     """
-    if not path.exists():
-        raise FileNotFoundError(
-            f"there are no requests at {path}: set data.source to a folder of images or a .jsonl file, see"
-            " docs/reference/requests.md"
-        )
+    check_there(path)
     manifest = Manifest.of(path, workdir)
     found = list(listed(path, defaults, inside_only, manifest))
     if not found:

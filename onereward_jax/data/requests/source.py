@@ -16,7 +16,7 @@ from onereward_jax.config.schema import Finetuning, Recipe, RequestData, RewardF
 from onereward_jax.data import masks
 from onereward_jax.data.buckets import BucketDraw, Size, aspect_distance, bucket_sizes, common_shapes
 from onereward_jax.data.requests.layouts import Defaults
-from onereward_jax.data.requests.read import fingerprint_of, prompts_of, read_requests
+from onereward_jax.data.requests.read import check_there, fingerprint_of, prompts_of, read_requests
 from onereward_jax.data.requests.record import ANY_TASK, Picture, Request, read_image, read_mask
 from onereward_jax.data.requests.run_lengths import RunLengths
 from onereward_jax.data.sample import Sample
@@ -158,7 +158,7 @@ class HeldOut(Source):
           trained_on: what the policy is trained on: its sizes are used, for which programs are compiled anyway.
           requests: at least one.
         """
-        self._source = trained_on
+        self._source, self.requests = trained_on, tuple(requests)
         shuffled = sorted(requests, key=lambda request: hashlib.sha256(request.id.encode()).digest())
         of_task = {task: [request for request in shuffled if task in request.tasks] for task in trained_on.tasks}
         self._requests = {task: members for task, members in of_task.items() if members}
@@ -252,6 +252,20 @@ class Split(NamedTuple):
 
     trained_on: list[Request]
     held_out: list[Request]
+
+
+def check_sources(config: Recipe) -> None:
+    """Check that there is something where the configuration says that requests are.
+
+    Raises:
+      FileNotFoundError: there is not.
+      UserError: a bucket can't be read.
+    """
+    data = config.data
+    assert isinstance(data, RequestData)
+    for path in (data.source, data.held_out, getattr(data, "targets", "")):
+        if path:
+            check_there(buckets.reading(path))
 
 
 def read_targets(config: RewardFeedback, workdir: Path | None = None) -> list[Request]:
