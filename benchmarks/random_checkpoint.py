@@ -1,11 +1,14 @@
-"""Writes random checkpoints with FLUX.1-Fill's names, shapes and width but fewer layers, and measures loading them.
+"""Writes random checkpoints with the names, shapes and width of FLUX.1-Fill or of the 7B judge but fewer layers, and
+measures loading them.
 
     python -m benchmarks.random_checkpoint write DIR [--layers 2] [--text_layers 2]
+    python -m benchmarks.random_checkpoint judge DIR [--layers 2]
     python -m benchmarks.random_checkpoint measure DIR
 
-`write` writes a whole model in diffusers layout, tensor by tensor, with the tokenizers of the proving ground. `measure`
-loads its transformer in bfloat16, prints peak memory relative to the size of the tensors and fails above 1.2; then it
-computes one velocity, exports the transformer in both layouts, and checks that the export equals the import.
+`write` writes a whole model in diffusers layout, tensor by tensor, with the tokenizers of the proving ground; `judge`
+one in transformers' layout, with as many layers of text as of vision. `measure` loads a transformer in bfloat16,
+prints peak memory relative to the size of the tensors and fails above 1.2; then it computes one velocity, exports the
+transformer in both layouts, and checks that the export equals the import.
 """
 
 import argparse
@@ -25,8 +28,11 @@ from onereward_jax.atomic_files import write_json
 from onereward_jax.cli.exit_codes import guarded
 from onereward_jax.fill.diffusers_io import write_model_index
 from onereward_jax.flow.schedule import Shift
+from onereward_jax.judge.conversation import IMAGE_TOKEN
+from onereward_jax.judge.judge import PREPROCESSOR_FILE
+from onereward_jax.judge.vision import OFFICIAL_SETTINGS
 from onereward_jax.proving_ground import all_prompts
-from onereward_jax.proving_ground.tokenizers import write_clip_tokenizer, write_t5_tokenizer
+from onereward_jax.proving_ground.tokenizers import write_clip_tokenizer, write_qwen2_tokenizer, write_t5_tokenizer
 from onereward_jax.weights.bfl import save_bfl
 from onereward_jax.weights.component_kinds import kind_of
 from onereward_jax.weights.load import load_component, param_dtype_of, param_shapes
@@ -50,10 +56,22 @@ def write_model(directory: Path, layers: int = 2, text_layers: int = 2, dtype: s
     write_model_index(directory, Shift())
 
 
-def write_component(directory: Path, kind: str, changes: dict, dtype: str) -> None:
+def write_judge(directory: Path, layers: int = 2, dtype: str = "bfloat16") -> None:
+    """Write a random judge: `layers` of text, and of vision, of which the last sees the whole image."""
+    tokenizer = write_qwen2_tokenizer(directory / "judge", list(all_prompts()))
+    config = json.loads((OFFICIAL / "qwen2.5-vl-7b-instruct.json").read_text())["config"]
+    text = config["text_config"] | {"num_hidden_layers": layers}
+    vision = config["vision_config"] | {"depth": layers, "fullatt_block_indexes": [layers - 1]}
+    token = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    changes = {"text_config": text, "vision_config": vision, "image_token_id": token, "model_type": "qwen2_5_vl"}
+    write_component(directory, "judge", changes, dtype, "qwen2.5-vl-7b-instruct")
+    write_json(directory / "judge" / PREPROCESSOR_FILE, OFFICIAL_SETTINGS.to_config())
+
+
+def write_component(directory: Path, kind: str, changes: dict, dtype: str, release: str = "") -> None:
     """Write a component's config.json, as released except for `changes`, and random weights."""
     component, weights = kind_of(kind), kind_of(kind).module()
-    config = json.loads((OFFICIAL / f"flux.1-fill-dev.{kind}.json").read_text())["config"] | changes
+    config = json.loads((OFFICIAL / f"{release or f'flux.1-fill-dev.{kind}'}.json").read_text())["config"] | changes
     module = weights.module_from_config(config)
     official = name_rules.official_shapes(weights.TABLE, param_shapes(module, kind))
     draw = np.random.default_rng(0)
@@ -115,13 +133,16 @@ def digests(file: Path) -> dict[str, str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("write", "measure"))
+    parser.add_argument("what", choices=("write", "judge", "measure"))
     parser.add_argument("directory", type=Path)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--text_layers", type=int, default=2)
     args = parser.parse_args()
     if args.what == "write":
         write_model(args.directory, args.layers, args.text_layers)
+        return 0
+    if args.what == "judge":
+        write_judge(args.directory, args.layers)
         return 0
     return int(measure(args.directory) > LIMIT)
 
