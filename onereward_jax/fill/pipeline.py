@@ -1,10 +1,11 @@
 """A mask-guided generator as a whole: prompts, image and mask in, pictures out."""
 
 import dataclasses
-import functools
-from collections.abc import Sequence
+import inspect
+import itertools
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,33 +15,29 @@ from PIL import Image
 
 from onereward_jax.atomic_files import atomic_directory
 from onereward_jax.config.find import find_model
-from onereward_jax.config.option import conform, like
-from onereward_jax.config.schema import Evaluation, Recipe
 from onereward_jax.errors import UserError, in_memory
+from onereward_jax.fill import denoising, inputs
+from onereward_jax.fill.denoising import Batch, Setup
 from onereward_jax.fill.diffusers_io import FOLDERS, check_fit, read_shift, single_file, write_model_index
 from onereward_jax.fill.prompts import PromptEncoder
-from onereward_jax.flow import conditioning, sampler
+from onereward_jax.flow import conditioning
 from onereward_jax.flow.conditioning import TextStates
 from onereward_jax.flow.flux_fill import FluxFill
 from onereward_jax.flow.schedule import Shift
-from onereward_jax.images import reading
 from onereward_jax.parallel import hosts
-from onereward_jax.parallel.activations import batch_sharding, traced_for
+from onereward_jax.parallel.activations import batch_sharding
 from onereward_jax.weights.bfl import open_bfl
 from onereward_jax.weights.hub import model_directory
 from onereward_jax.weights.load import PARAM_DTYPES, load_component, module_from_directory, open_component, param_shapes
 from onereward_jax.weights.peft_adapters import Adapters, with_adapters
 from onereward_jax.weights.save import write_component
 
-OUTPUT_TYPES = ("pil", "array", "np")
 
-
-@dataclasses.dataclass
-class FillOutput:
-    """What a call of `FillPipeline` gives.
+class FillOutput(NamedTuple):
+    """What a call of `FillPipeline` gives, by name or as the one element of a tuple.
 
     Attributes:
-      images: B PIL images, or float32 (B, H, W, 3) in [0, 1].
+      images: B PIL images, or float32 (B, H, W, 3) in [0, 1], or of `output_type="latent"` float32 (B, N, 4C).
     """
 
     images: list[Image.Image] | np.ndarray
@@ -69,6 +66,23 @@ class FillPipeline:
     shift: Shift
     mesh: Mesh | None = None
     vae_tile: int | None = 1024
+    _callback_tensor_inputs: ClassVar[tuple[str, ...]] = inputs.CALLBACK_TENSORS  # this and the next as in diffusers
+    # Of the call whose callback runs.
+    _guidance_scale: float = dataclasses.field(default=0.0, init=False, repr=False, compare=False)
+    _num_timesteps: int = dataclasses.field(default=0, init=False, repr=False, compare=False)
+    _interrupt: bool = dataclasses.field(default=False, init=False, repr=False, compare=False)
+
+    @property
+    def guidance_scale(self) -> float:
+        return self._guidance_scale
+
+    @property
+    def num_timesteps(self) -> int:
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        return self._interrupt
 
     @property
     def family(self) -> FluxFill:
@@ -154,90 +168,138 @@ class FillPipeline:
 
     def __call__(
         self,
-        prompt: str | Sequence[str],
-        image: Any,
-        mask_image: Any,
-        negative_prompt: str | Sequence[str] | None = "",
+        prompt: str | Sequence[str] | None = None,
+        prompt_2: str | Sequence[str] | None = None,
+        image: Any = None,
+        mask_image: Any = None,
+        masked_image_latents: Any = None,
+        height: int | None = None,
+        width: int | None = None,
+        strength: float = 1.0,
         num_inference_steps: int = 50,
+        sigmas: Sequence[float] | None = None,
         guidance_scale: float = 30.0,
+        num_images_per_prompt: int = 1,
+        generator: int | Sequence[int] | None = None,
+        latents: Any = None,
+        prompt_embeds: Any = None,
+        pooled_prompt_embeds: Any = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        joint_attention_kwargs: None = None,
+        callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        max_sequence_length: int = 512,
+        negative_prompt: str | Sequence[str] | None = "",
+        negative_prompt_2: str | Sequence[str] | None = None,
+        negative_prompt_embeds: Any = None,
+        negative_pooled_prompt_embeds: Any = None,
         true_cfg_scale: float = 1.0,
+        true_cfg: float | None = None,
         seed: int = 0,
         noise: Any = None,
-        posterior: str = "sample",
-        max_sequence_length: int = 512,
-        output_type: str = "pil",
-        true_cfg: float | None = None,
+        posterior: Any = "sample",
+        **unknown: Any,
     ) -> FillOutput:
         """Fills the white part of the masks; one program is compiled for each size of pictures and number of them.
 
+        Takes what diffusers' FluxFillPipeline takes, and the negative arguments of its FluxPipeline.
+
         Args:
           prompt: what the hole should show; one for all pictures, or one for each.
+          prompt_2: what T5 reads, if not the same as CLIP.
           image: PIL image, path, or uint8 (H, W, 3), or many of them: a list, or an array (B, H, W, 3). Of one size in
             a call. A size that is not divisible by 16 is padded at the right and the bottom by repeating the outermost
             pixels, of image and mask, and the pictures come back at the size that came in.
           mask_image: the same, of the image's size, white = generate; one for all pictures, or one for each.
+          masked_image_latents: in place of `image`: what it is encoded to, packed and normalised, float32 (B, N, 4C)
+            with `mask_image` beside it, or (B, N, 4C + 4f²) with the packed mask in it, as diffusers has it.
+          height, width: of the pictures; image and mask are resized to it by Pillow's Lanczos filter. Rounded down to a
+            multiple of 16. None: as the image.
+          strength: share of the schedule that is run, from the image's own latents with that much noise; 1 starts from
+            noise alone.
+          num_inference_steps: Euler steps.
+          sigmas: noise levels before the shift, in place of `num_inference_steps`.
+          guidance_scale: the embedded guidance; 30 is FLUX.1-Fill's, OneReward's transformers are run with 1.
+          num_images_per_prompt: pictures of each prompt and image, which come one after the other.
+          generator: a seed as `seed`, or a list of one for each picture: each picture is what it is alone.
+          latents: packed float32 (B, N, 4C) at the first noise level: repeats the run of another program. JAX draws
+            other noise of a seed than torch.
+          prompt_embeds, pooled_prompt_embeds: in place of `prompt`: T5's states (B, L, D) and CLIP's (B, P).
+          output_type: "pil"; "array" (diffusers' "np"), float32 (B, H, W, 3) in [0, 1] before any rounding; or
+            "latent", packed float32 (B, N, 4C).
+          return_dict: makes no difference: a `FillOutput` is a tuple.
+          joint_attention_kwargs: not taken; adapters have their weights from `from_pretrained`.
+          callback_on_step_end: called as `callback(pipeline, step, timestep, tensors)` after every step, which is then
+            a program of its own; returns `tensors`, changed or not. `pipeline._interrupt = True` ends with this step.
+          callback_on_step_end_tensor_inputs: of "latents" and "prompt_embeds", those that are in `tensors`.
+          max_sequence_length: tokens that T5 reads.
           negative_prompt: what it should not show; read only if `true_cfg_scale` is not 1. None, the default of
             diffusers' pipelines, does without true guidance, as there.
-          num_inference_steps: Euler steps.
-          guidance_scale: the embedded guidance; 30 is FLUX.1-Fill's, OneReward's transformers are run with 1.
+          negative_prompt_2, negative_prompt_embeds, negative_pooled_prompt_embeds: as of `prompt`.
           true_cfg_scale: s of true guidance, which doubles the work; 1 does without. OneReward's run with 4. `true_cfg`
             is its other name.
           seed: of the noise, and of the posterior; each picture of a call has its own.
-          noise: standard normal float32 (B, H/8, W/8, C), not packed, of the padded size: repeats the run of another
-            program.
-          posterior: "sample" draws the latents of the masked image as diffusers does, "mode" takes their mean.
-          max_sequence_length: tokens that T5 reads.
-          output_type: "pil", or "array" (diffusers' "np"): float32 (B, H, W, 3) in [0, 1] before any rounding.
+          noise: standard normal float32 (B, H/8, W/8, C), not packed, of the padded size, in place of that of a seed.
+          posterior: "sample" draws the latents of the masked image as diffusers does, "mode" takes their mean; or
+            standard normal noise to draw them with, of the shape of `noise`.
 
         Raises:
           UserError: an input does not fit, the memory is too small, or the model produced NaN or Inf; the sentence says
             which.
         """
-        if output_type not in OUTPUT_TYPES:
-            raise UserError(f"there is no output_type {output_type!r}: choose one of {', '.join(OUTPUT_TYPES)}")
-        if posterior not in ("sample", "mode"):
-            raise UserError(f"there is no posterior {posterior!r}: choose sample or mode")
-        true_cfg_scale = true_cfg_scale if true_cfg is None else true_cfg
-        if negative_prompt is None:
-            negative_prompt, true_cfg_scale = "", 1.0
-        seed = conform("seed", *like(Recipe, "seed"), seed)
-        num_inference_steps = conform("num_inference_steps", *like(Evaluation, "num_steps"), num_inference_steps)
-        guidance_scale = conform("guidance_scale", *like(Evaluation, "guidance_scale"), guidance_scale)
-        true_cfg_scale = conform("true_cfg_scale", *like(Evaluation, "true_cfg_scale"), true_cfg_scale)
-        many = reading.broadcast(
-            {
-                "image": reading.read_images(image),
-                "mask_image": reading.read_masks(mask_image),
-                "prompt": _texts(prompt),
-                "negative_prompt": _texts(negative_prompt),
-            }
-        )
-        count, height, width = _check_pictures(many["image"], many["mask_image"])
-        images, masks = (
-            np.stack([reading.pad_to_multiple(array, self.family.multiple) for array in many[name]])
-            for name in ("image", "mask_image")
-        )
-        shape = (count, *self.family.latent_shape(*images.shape[1:3]))
-        noise_key, posterior_key = jax.random.split(jax.random.key(seed))
-        if noise is None:
-            noise = sample_noise(noise_key, range(count), shape[1:])
-        elif np.shape(noise) != shape:
-            raise UserError(f"the noise has the shape {np.shape(noise)}, for these pictures it needs {shape}")
-        with in_memory(f"{count} x {width} x {height} pixels", "fill fewer or smaller ones, or take more devices"):
-            made = self.generate(
-                images,
-                masks,
-                many["prompt"],
-                jnp.asarray(noise, jnp.float32),
-                num_steps=num_inference_steps,
-                guidance_scale=guidance_scale,
-                true_cfg_scale=true_cfg_scale,
-                negative_prompt=many["negative_prompt"],
-                max_sequence_length=max_sequence_length,
-                posterior_noise=sample_noise(posterior_key, range(count), shape[1:]) if posterior == "sample" else None,
-            )[:, :height, :width]
+        # Check inputs.
+        inputs.check_names(unknown, joint_attention_kwargs, list(inspect.signature(self.__call__).parameters))
+        inputs.choice("output_type", output_type, inputs.OUTPUT_TYPES)
+        tensor_names = inputs.check_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        max_sequence_length = inputs.number("max_sequence_length", max_sequence_length)
+        guidance_scale = inputs.number("guidance_scale", guidance_scale)
+        true_cfg_scale = inputs.number("true_cfg_scale", true_cfg_scale if true_cfg is None else true_cfg)
+        pictures = inputs.read_pictures(image, mask_image, masked_image_latents, height, width, self.family)
+        prompts = inputs.read_prompts(prompt, prompt_2, prompt_embeds, pooled_prompt_embeds, self.transformer)
+        negatives = None
+        if true_cfg_scale != 1.0:
+            encoded = negative_prompt_embeds, negative_pooled_prompt_embeds
+            negatives = inputs.read_negative_prompts(negative_prompt, negative_prompt_2, *encoded, self.transformer)
+        count = inputs.count(pictures, prompts, negatives, num_images_per_prompt)
+        num_tokens, channels = self.family.token_shape(*pictures.padded)
+        schedule = inputs.noise_levels(num_inference_steps, sigmas, strength, num_tokens, self.shift)
+        seeds = inputs.seeds(seed, generator, count)
+        drawn, drawn_posterior = _draw(seeds, (count, *self.family.latent_shape(*pictures.padded)))
+        noise = drawn if noise is None else inputs.array("noise", noise, drawn.shape)
+        posterior_noise = inputs.posterior_noise(posterior, drawn_posterior)
+        if latents is not None:
+            latents = inputs.array("latents", latents, (count, num_tokens, channels))
+        elif schedule[0] < 1 and pictures.images is None:
+            raise UserError("the first noise level is below 1 and starts from the image: give image, or latents")
+
+        size = pictures.size
+        with in_memory(f"{count} x {size[1]} x {size[0]} pixels", "fill fewer or smaller ones, or take more devices"):
+            # Encode prompts.
+            text, negative = self._encoded(prompts, max_sequence_length), None
+            if negatives is not None:
+                negative = self._encoded(negatives, max_sequence_length)
+                inputs.check_lengths(text, negative)
+
+            # Prepare latents.
+            given = text, negative, pictures.images, pictures.masks, posterior_noise, pictures.latents
+            batch = Batch(latents, *inputs.repeated(given, count))
+            if latents is None:
+                batch = dataclasses.replace(batch, tokens=self._start(batch, noise, schedule[0]))
+
+            # Denoise and decode.
+            scales, decodes = (guidance_scale, true_cfg_scale), output_type != "latent"
+            if callback_on_step_end is None:
+                made = self._fill(batch, pictures.padded, schedule, scales, decodes=decodes)
+            else:
+                look = callback_on_step_end, tensor_names
+                made = self._fill_by_steps(batch, pictures.padded, schedule, scales, *look, decodes=decodes)
+
         if not np.isfinite(made).all():
             raise UserError("the model produced NaN or Inf: lower the guidance scales, or check its weights")
+        if output_type == "latent":
+            return FillOutput(made)
+        made = made[:, : size[0], : size[1]]
         if output_type == "pil":
             return FillOutput([Image.fromarray(picture) for picture in np.round(made * 255).astype(np.uint8)])
         return FillOutput(made)
@@ -279,38 +341,100 @@ class FillPipeline:
         """
         text, negative = TextStates(*self.prompts.encode(prompts, max_sequence_length)), None
         if true_cfg_scale != 1.0:
-            negatives = _texts(negative_prompt)
+            negatives = [negative_prompt] if isinstance(negative_prompt, str) else list(negative_prompt)
             negatives = negatives * len(prompts) if len(negatives) == 1 else negatives
             negative = TextStates(*self.prompts.encode(negatives, max_sequence_length))
-        params = {
-            "transformer": self._on_devices("transformer") if transformer_params is None else transformer_params,
-            "vae": self._on_devices("vae"),
-        }
-        batch = {
-            "images": images,
-            "masks": masks,
-            "text": text,
-            "negative": negative,
-            "noise": noise,
-            "posterior_noise": posterior_noise,
-        }
-        pictures = generating(
+        size = images.shape[1], images.shape[2]
+        return self._fill(
+            Batch(conditioning.pack(noise), text, negative, images, masks, posterior_noise),
+            size,
+            self.family.schedule(num_steps, *size),
+            (guidance_scale, true_cfg_scale),
+            stop=stop,
+            transformer_params=transformer_params,
+        )
+
+    def _encoded(self, prompts: inputs.Prompts, max_sequence_length: int) -> TextStates:
+        return prompts.states or TextStates(*self.prompts.encode(prompts.clip, max_sequence_length, prompts.t5))
+
+    def _start(self, batch: Batch, noise: Any, sigma: float) -> jax.Array:
+        """Tokens at the first noise level: noise, and below σ = 1 the images in it."""
+        noise = jnp.asarray(noise, jnp.float32)
+        if sigma == 1:
+            return conditioning.pack(noise)
+        params = self._on_devices("vae")
+        images, posterior_noise, noise = self._placed((batch.images, batch.posterior_noise, noise))
+        setup = self._setup(batch.images.shape[1:3], params)
+        return denoising.partly_noised(params, images, posterior_noise, noise, sigma, setup=setup)
+
+    def _fill(
+        self,
+        batch: Batch,
+        size: tuple[int, int],
+        schedule: np.ndarray,
+        scales: tuple[float, float],
+        *,
+        stop: int | None = None,
+        transformer_params: Any = None,
+        decodes: bool = True,
+    ) -> np.ndarray:
+        """Denoise in one program: images, or tokens if it `decodes` not."""
+        params = self._params(transformer_params)
+        made = (denoising.fill if decodes else denoising.denoise)(
             params,
             self._placed(batch),
-            padded_schedule(self.family, num_steps, *images.shape[1:3]),
-            num_steps - 1 if stop is None else stop,
-            guidance_scale,
-            true_cfg_scale,
-            family=self.family,
-            tile=self.vae_tile and self.vae_tile // conditioning.vae_factor(self.vae),
-            mesh=_mesh_of(params["transformer"]),
+            denoising.padded(schedule),
+            len(schedule) - 2 if stop is None else stop,
+            scales,
+            setup=self._setup(size, params["transformer"]),
         )
-        return hosts.fetch(pictures)
+        return hosts.fetch(made)
 
-    def _placed(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch on the devices: shared among them, if there is enough of it."""
+    def _fill_by_steps(
+        self,
+        batch: Batch,
+        size: tuple[int, int],
+        schedule: np.ndarray,
+        scales: tuple[float, float],
+        callback: Callable[..., Any],
+        tensor_names: Sequence[str],
+        *,
+        decodes: bool = True,
+    ) -> np.ndarray:
+        """`_fill`, with the callback after every step."""
+        params, batch = self._params(), self._placed(batch)
+        setup = self._setup(size, params["transformer"])
+        self._guidance_scale, self._num_timesteps, self._interrupt = scales[0], len(schedule) - 1, False
+        condition = denoising.encode(params["vae"], batch, setup=setup)
+        tensors = {"latents": batch.tokens, "prompt_embeds": condition.prompt_embeds}
+        for place, (sigma, next_sigma) in enumerate(itertools.pairwise(schedule)):
+            condition = condition.replace(prompt_embeds=tensors["prompt_embeds"])
+            levels = sigma, next_sigma
+            tensors["latents"] = denoising.step(
+                params["transformer"], condition, tensors["latents"], *levels, scales, setup=setup
+            )
+            tensors = self._placed(inputs.call_back(callback, tensor_names, self, place, sigma, tensors))
+            if self._interrupt:
+                break
+        tokens = tensors["latents"]
+        return hosts.fetch(denoising.decode(params["vae"], tokens, setup=setup) if decodes else tokens)
+
+    def _setup(self, size: tuple[int, int], params: Any) -> Setup:
+        tile = self.vae_tile and self.vae_tile // conditioning.vae_factor(self.vae)
+        return Setup(self.family, size, tile, _mesh_of(params))
+
+    def _params(self, transformer_params: Any = None) -> dict[str, Any]:
+        """On the devices; `transformer_params` in the place of the pipeline's own."""
+        own = transformer_params is None
+        return {
+            "transformer": self._on_devices("transformer") if own else transformer_params,
+            "vae": self._on_devices("vae"),
+        }
+
+    def _placed(self, batch: Any) -> Any:
+        """Arrays of B samples on the devices: shared among them, if there are enough."""
         if self.mesh is not None:
-            return hosts.place(batch, batch_sharding(self.mesh, len(batch["images"])))
+            return hosts.place(batch, batch_sharding(self.mesh, len(jax.tree.leaves(batch)[0])))
         return jax.tree.map(jnp.asarray, batch)
 
     def _on_devices(self, name: str) -> Any:
@@ -319,65 +443,22 @@ class FillPipeline:
         return self.params[name]
 
 
-# Schedules are padded to a multiple of this, so that one program serves all numbers of steps up to it.
-_SCHEDULE_BUCKET = 64
-DENOISING = "denoising"  # name of the loop over the schedule in a program
-
-
-def padded_schedule(family: FluxFill, num_steps: int, height: int, width: int) -> np.ndarray:
-    """Noise levels as `generating` takes them, float32 (a multiple of `_SCHEDULE_BUCKET`,)."""
-    schedule = family.schedule(num_steps, height, width)
-    return np.pad(schedule, (0, -len(schedule) % _SCHEDULE_BUCKET))
-
-
 def _mesh_of(params: Any) -> AbstractMesh | None:
     """Over which the parameters are spread, if they are."""
     shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(params))  # some may be on the host
     return next((s.mesh.abstract_mesh for s in shardings if isinstance(s, NamedSharding)), None)
 
 
-@functools.partial(jax.jit, static_argnames=("family", "tile", "mesh"))
-def generating(params, batch, schedule, stop, guidance_scale, true_cfg_scale, *, family, tile, mesh=None):
-    """`_denoised` as the program of a mesh, which its attention and its activations go by."""
-    made = traced_for(mesh, _denoised)
-    return made(params, batch, schedule, stop, guidance_scale, true_cfg_scale, family, tile)
+def _draw(seeds: int | list[int], shape: tuple[int, ...]) -> tuple[jax.Array, jax.Array]:
+    """Noise (B, h, w, C) and as much for the posterior: of one seed, or of one for each sample as if it were alone."""
+    if isinstance(seeds, int):
+        draw = lambda key: sample_noise(key, range(shape[0]), shape[1:])
+        of_noise, of_posterior = jax.random.split(jax.random.key(seeds))
+        return draw(of_noise), draw(of_posterior)
+    noise, posterior_noise = zip(*(_draw(seed, (1, *shape[1:])) for seed in seeds), strict=True)
+    return jnp.concatenate(noise), jnp.concatenate(posterior_noise)
 
 
-def _denoised(params, batch, schedule, stop, guidance_scale, true_cfg_scale, family, tile):
-    """Denoises to index `stop`, then predicts the data in one step; from the last index before σ = 0 that is
-    the last Euler step."""
-    size = batch["masks"].shape[1:]
-    requests = batch["images"], batch["masks"], batch["text"], batch["negative"]
-    condition = family.condition(params["vae"], *requests, batch["posterior_noise"], tile)
-    if batch["negative"] is None:
-        true_cfg_scale = 1.0
-    velocity = family.velocity(params["transformer"], condition, size, guidance_scale, true_cfg_scale)
-    with jax.named_scope(DENOISING):
-        tokens = sampler.denoise(velocity, conditioning.pack(batch["noise"]), schedule, stop)
-    tokens = sampler.predict_data(velocity, tokens, jnp.full(len(tokens), schedule[stop]))
-    return jnp.clip(family.decode(params["vae"], tokens, size, tile), 0.0, 1.0)
-
-
-def _texts(prompt: str | Sequence[str]) -> list[str]:
-    return [prompt] if isinstance(prompt, str) else list(prompt)
-
-
-def _check_pictures(images: Sequence[np.ndarray], masks: Sequence[np.ndarray]) -> tuple[int, int, int]:
-    """Number, height and width of the images.
-
-    Raises:
-      UserError: they have different sizes, or a mask has another one than its image.
-    """
-    for number, (image, mask) in enumerate(zip(images, masks, strict=True)):
-        one = len(images) == 1
-        reading.check_size(image, mask, ("the image", "the mask") if one else (f"image {number}", f"mask {number}"))
-    sizes = {image.shape[:2] for image in images}
-    if len(sizes) > 1:
-        shown = ", ".join(f"{width}x{height}" for height, width in sorted(sizes))
-        raise UserError(f"the images of one call have different sizes ({shown}): make a call for each size")
-    return (len(images), *sizes.pop())
-
-
-def sample_noise(key: jax.Array, index: Sequence[int] | np.ndarray, shape: tuple[int, int, int]) -> jax.Array:
+def sample_noise(key: jax.Array, index: Sequence[int] | np.ndarray, shape: tuple[int, ...]) -> jax.Array:
     """Standard normal latents (B, h, w, C), each sample's from its own global index."""
     return jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(key, i), shape))(jnp.asarray(index, jnp.int32))

@@ -25,6 +25,7 @@ from onereward_jax.weights.load import StoredParams, open_component
 from onereward_jax.weights.tokenizer import load_tokenizer, tokenizer_errors
 
 Tree = Any
+_Pair = tuple[str, str]  # what CLIP reads, what T5 reads
 MAX_LENGTH = 512  # of T5's tokens, as in FluxFillPipeline
 
 
@@ -34,7 +35,7 @@ class PromptEncoder:
 
     Encodings are kept on the host, the most recently used `cache_size` of them, so a prompt that comes again
     costs a copy. Equals `FluxFillPipeline.encode_prompt`: CLIP reads the prompt padded to its own length and
-    gives the pooled state; T5 reads it padded to `max_sequence_length`, and attends to the padding.
+    gives the pooled state; T5 reads it, or another one, padded to `max_sequence_length`, and attends to the padding.
 
     Attributes:
       tokenizer, text_encoder, text_encoder_params: CLIP.
@@ -57,7 +58,7 @@ class PromptEncoder:
     dtype: str = "float32"
     fingerprint: str = ""
     _stored: EncodedPrompts | None = field(default=None, init=False, repr=False, compare=False)
-    _cache: OrderedDict[tuple[str, int], tuple[np.ndarray, np.ndarray]] = field(
+    _cache: OrderedDict[tuple[str, str, int], tuple[np.ndarray, np.ndarray]] = field(
         default_factory=OrderedDict, init=False, repr=False
     )
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False, compare=False)
@@ -142,7 +143,7 @@ class PromptEncoder:
         if not hosts.on_primary(lambda: encoded_prompts.is_there(directory, about)):
             self.read(mesh)
             starts = tqdm(range(0, len(texts), self.batch_size), desc="encoding prompts", disable=None)
-            encoded = (self._compute(texts[at : at + self.batch_size], max_sequence_length) for at in starts)
+            encoded = (self._compute(_same(texts[at : at + self.batch_size]), max_sequence_length) for at in starts)
             if hosts.is_primary():
                 encoded_prompts.write(directory, about, encoded)
             else:
@@ -157,8 +158,13 @@ class PromptEncoder:
         """Number of tokens that CLIP reads."""
         return min(self.tokenizer.model_max_length, self.text_encoder.max_position_embeddings)
 
-    def tokenize(self, prompts: Sequence[str], max_sequence_length: int = 512) -> tuple[np.ndarray, np.ndarray]:
+    def tokenize(
+        self, prompts: Sequence[str], max_sequence_length: int = 512, prompts_2: Sequence[str] | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Token numbers of the prompts, padded and cut; a warning names what was cut.
+
+        Args:
+          prompts_2: what T5 reads; None: the same as CLIP.
 
         Returns:
           (B, `clip_length`) int32 for CLIP and (B, `max_sequence_length`) int32 for T5.
@@ -170,15 +176,21 @@ class PromptEncoder:
             raise UserError(f"max_sequence_length is {max_sequence_length}: FLUX reads 1 to {MAX_LENGTH} tokens of T5")
         return (
             _tokenize(self.tokenizer, prompts, self.clip_length, "CLIP"),
-            _tokenize(self.tokenizer_2, prompts, max_sequence_length, "T5"),
+            _tokenize(self.tokenizer_2, prompts if prompts_2 is None else prompts_2, max_sequence_length, "T5"),
         )
 
-    def encode(self, prompts: str | Sequence[str], max_sequence_length: int = 512) -> tuple[jax.Array, jax.Array]:
+    def encode(
+        self,
+        prompts: str | Sequence[str],
+        max_sequence_length: int = 512,
+        prompts_2: str | Sequence[str] | None = None,
+    ) -> tuple[jax.Array, jax.Array]:
         """What the flow transformer reads of the prompts; each distinct prompt is computed once.
 
         Args:
           prompts: B texts, or one.
           max_sequence_length: number of T5's tokens, L.
+          prompts_2: what T5 reads, as many; None: the same as CLIP.
 
         Returns:
           T5's states (B, L, `joint_attention_dim`) and CLIP's pooled states (B, `pooled_projection_dim`).
@@ -187,44 +199,49 @@ class PromptEncoder:
           UserError: there is no prompt, or it is a new one after `release`.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        prompts_2 = [prompts_2] if isinstance(prompts_2, str) else prompts_2
         if not prompts:
             raise UserError("there is no prompt to encode: pass at least one, which may be empty")
+        pairs = _same(prompts) if prompts_2 is None else list(zip(prompts, prompts_2, strict=True))
         with self._lock:  # batches are prepared in a thread of their own
-            found = self._find(prompts, max_sequence_length)
-        states, pooled = zip(*(found[prompt] for prompt in prompts), strict=True)
+            found = self._find(pairs, max_sequence_length)
+        states, pooled = zip(*(found[pair] for pair in pairs), strict=True)
         return jnp.asarray(np.stack(states)), jnp.asarray(np.stack(pooled))
 
-    def _find(self, prompts: Sequence[str], max_sequence_length: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    def _find(self, pairs: Sequence[_Pair], max_sequence_length: int) -> dict[_Pair, tuple[np.ndarray, np.ndarray]]:
         """Encodings of the prompts, from the cache or computed and cached."""
-        found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-        for prompt in dict.fromkeys(prompts):
-            key = (prompt, max_sequence_length)
-            if self._stored is not None and (stored := self._stored.get(*key)) is not None:
-                found[prompt] = stored
-            elif key in self._cache:
+        found: dict[_Pair, tuple[np.ndarray, np.ndarray]] = {}
+        for pair in dict.fromkeys(pairs):
+            stored = None
+            if self._stored is not None and pair[0] == pair[1]:
+                stored = self._stored.get(pair[0], max_sequence_length)
+            if stored is not None:
+                found[pair] = stored
+            elif (key := (*pair, max_sequence_length)) in self._cache:
                 self._cache.move_to_end(key)
-                found[prompt] = self._cache[key]
-        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in found]
+                found[pair] = self._cache[key]
+        missing = [pair for pair in dict.fromkeys(pairs) if pair not in found]
         for start in range(0, len(missing), self.batch_size):
             batch = missing[start : start + self.batch_size]
             # Copies: a slice would keep the whole batch alive.
             found |= {
-                prompt: (states.copy(), pooled.copy())
-                for prompt, states, pooled in zip(batch, *self._compute(batch, max_sequence_length), strict=True)
+                pair: (states.copy(), pooled.copy())
+                for pair, states, pooled in zip(batch, *self._compute(batch, max_sequence_length), strict=True)
             }
-        for prompt in missing:
-            self._cache[prompt, max_sequence_length] = found[prompt]
+        for pair in missing:
+            self._cache[(*pair, max_sequence_length)] = found[pair]
         while len(self._cache) > self.cache_size:
             self._cache.popitem(last=False)
         return found
 
-    def _compute(self, prompts: Sequence[str], max_sequence_length: int) -> tuple[np.ndarray, np.ndarray]:
+    def _compute(self, pairs: Sequence[_Pair], max_sequence_length: int) -> tuple[np.ndarray, np.ndarray]:
         """Encodings of at most `batch_size` prompts: (B, L, D) and (B, P), in the encoders' dtype."""
         if self.text_encoder_params is None:
             raise UserError(
-                f"the text encoders were released before {prompts[0]!r} was encoded: encode all prompts first"
+                f"the text encoders were released before {pairs[0][1]!r} was encoded: encode all prompts first"
             )
-        ids = self.tokenize(prompts, max_sequence_length)
+        prompts, prompts_2 = zip(*pairs, strict=True)
+        ids = self.tokenize(prompts, max_sequence_length, prompts_2)
         fill = ((0, self.batch_size - len(prompts)), (0, 0))
         clip_ids, t5_ids = (np.pad(of_encoder, fill, mode="edge") for of_encoder in ids)
         encoded = self._apply(self.text_encoder_params, self.text_encoder_2_params, clip_ids, t5_ids)
@@ -272,6 +289,11 @@ def prompt_reader(
         return others | dict(zip(names, (*read(texts, length), *of_empty), strict=True))
 
     return prepare
+
+
+def _same(prompts: Sequence[str]) -> list[_Pair]:
+    """Prompts that both encoders read."""
+    return [(prompt, prompt) for prompt in prompts]
 
 
 def _padding_tokenizer(directory: Path, vocab_size: int) -> PreTrainedTokenizerBase:

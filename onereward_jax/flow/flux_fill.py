@@ -66,6 +66,12 @@ class FluxFill:
           noise, tile: see `conditioning.encode_image`.
         """
         masked_image, mask = conditioning.encode_masked_image(self.vae, vae_params, images, masks, noise, tile)
+        return self.joined(masked_image, mask, text, negative)
+
+    def joined(
+        self, masked_image: jax.Array, mask: jax.Array, text: TextStates, negative: TextStates | None
+    ) -> Condition:
+        """The condition of an encoded image: packed latents (B, N, 4C) and packed mask (B, N, 4f²)."""
         return Condition(
             masked_image=masked_image,
             mask=mask,

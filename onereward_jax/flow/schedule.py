@@ -98,8 +98,16 @@ def sigmas(num_steps: int, num_tokens: int, shift: Shift = Shift()) -> np.ndarra
     """
     if num_steps < 1:
         raise UserError(f"denoising needs at least one step, not {num_steps}: raise the number of steps")
-    uniform = np.linspace(1.0, 1.0 / num_steps, num_steps)
-    levels = shift.stretched(shift_sigma(uniform, shift.factor(num_tokens)))
+    return shifted(np.linspace(1.0, 1.0 / num_steps, num_steps), num_tokens, shift)
+
+
+def shifted(levels: np.ndarray, num_tokens: int, shift: Shift) -> np.ndarray:
+    """Shift noise levels (n,), falling and above 0, for samples of this many tokens; then 0: float32 (n + 1,).
+
+    Raises:
+      UserError: the shift does not fit the levels or the number of tokens.
+    """
+    levels = shift.stretched(shift_sigma(levels, shift.factor(num_tokens)))
     return np.append(levels, 0.0).astype(np.float32)
 
 

@@ -188,20 +188,40 @@ def pad_to_multiple(array: np.ndarray, multiple: int) -> np.ndarray:
     return np.pad(array, ((0, rows), (0, columns), *[(0, 0)] * (array.ndim - 2)), mode="edge")
 
 
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize uint8 (H, W, 3) or (H, W) to another size by Pillow's Lanczos filter."""
+    if image.shape[:2] == (height, width):
+        return image
+    return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS))
+
+
+def resize_mask(mask: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resize a mask of 0 and 1, (H, W), as the black-and-white image that it was.
+
+    Raises:
+      UserError: nothing of it is left.
+    """
+    resized = (resize(mask * np.uint8(255), height, width) >= _WHITE).astype(np.uint8)
+    if not resized.any():
+        raise UserError(
+            f"the mask has no white pixel at {width}x{height}: paint a larger area, or fill at a larger size"
+        )
+    return resized
+
+
 def keep_outside(image: np.ndarray, mask: np.ndarray, generated: np.ndarray) -> np.ndarray:
     """Take `generated` inside the mask and the image outside; all (H, W, ·)."""
     return np.where(mask[..., None] > 0, generated, image)
 
 
-def broadcast(many: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-    """Repeat lists of one item to the length B of the others.
+def common_number(numbers: Mapping[str, int]) -> int:
+    """The number B of what goes together, of which each is given once or B times.
 
     Raises:
-      UserError: the lengths do not fit together.
+      UserError: the numbers do not fit together.
     """
-    count = max(len(items) for items in many.values())
-    wrong = {name: len(items) for name, items in many.items() if len(items) not in (1, count)}
-    if wrong:
-        given = ", ".join(f"{len(items)} of {name}" for name, items in many.items())
+    count = max(numbers.values())
+    if any(number not in (1, count) for number in numbers.values()):
+        given = ", ".join(f"{number} of {name}" for name, number in numbers.items())
         raise UserError(f"the inputs differ in number ({given}): give one or {count} of each")
-    return {name: list(items) * (count // len(items)) for name, items in many.items()}
+    return count

@@ -20,8 +20,10 @@ from onereward_jax.config.find import find_model
 from onereward_jax.config.schema import Finetuning, JudgeTraining, Recipe, RewardFeedback, RewardLearning
 from onereward_jax.errors import UserError
 from onereward_jax.evaluation.judge_predictions import asking
+from onereward_jax.fill import denoising
+from onereward_jax.fill.denoising import DENOISING
 from onereward_jax.fill.diffusers_io import read_shift
-from onereward_jax.fill.pipeline import DENOISING, FillPipeline, generating, padded_schedule
+from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.fill.prompts import PromptEncoder, encoding
 from onereward_jax.flow.conditioning import vae_factor
 from onereward_jax.flow.flux_fill import FluxFill
@@ -347,20 +349,20 @@ class _FillModel:
             self.pipeline.text_shapes(self.length),
             is_leaf=lambda x: type(x) is tuple,
         )
-        batch = {
-            "images": array(height, width, 3, dtype=jnp.uint8),
-            "masks": array(height, width, dtype=jnp.uint8),
-            "text": text,
-            "negative": text if scales[1] != 1.0 else None,
-            "noise": array(*self.pipeline.latent_shape(height, width), dtype=jnp.float32),
-            "posterior_noise": None,
-        }
+        batch = denoising.Batch(
+            tokens=array(*self.pipeline.token_shape(height, width), dtype=jnp.float32),
+            text=text,
+            negative=text if scales[1] != 1.0 else None,
+            images=array(height, width, 3, dtype=jnp.uint8),
+            masks=array(height, width, dtype=jnp.uint8),
+        )
         if count % batch_shards(mesh) == 0:
             batch = placed(batch, jax.tree.map(lambda x: batch_sharding(mesh), batch))
-        schedule = padded_schedule(self.pipeline, steps, height, width)
-        arguments = {"transformer": params, "vae": on_mesh(self.vae, mesh)}, batch, schedule, steps - 1, *scales
+        schedule = denoising.padded(self.pipeline.schedule(steps, height, width))
         tile = FillPipeline.vae_tile and FillPipeline.vae_tile // vae_factor(self.pipeline.vae)
-        return lambda: generating.trace(*arguments, family=self.pipeline, tile=tile, mesh=mesh.abstract_mesh)
+        setup = denoising.Setup(self.pipeline, size, tile, mesh.abstract_mesh)
+        arguments = {"transformer": params, "vae": on_mesh(self.vae, mesh)}, batch, schedule, steps - 1, scales
+        return lambda: denoising.fill.trace(*arguments, setup=setup)
 
 
 def _scorer(model: Any, judge: str) -> JudgeScorer:

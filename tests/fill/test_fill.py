@@ -12,7 +12,7 @@ from PIL import Image
 
 from onereward_jax import FillPipeline
 from onereward_jax.errors import UserError, in_memory
-from onereward_jax.fill import pipeline as flow_pipeline
+from onereward_jax.fill import denoising
 from onereward_jax.flow import conditioning
 from onereward_jax.models import lora
 from onereward_jax.parallel.mesh import make_mesh
@@ -128,10 +128,10 @@ def test_each_picture_of_a_call_is_its_own(pipeline, image, mask):
 
 def test_one_program_serves_a_size(pipeline, image, mask):
     call(pipeline, image, mask)
-    programs = flow_pipeline.generating._cache_size()
+    programs = denoising.fill._cache_size()
     changes = {"num_inference_steps": 3, "guidance_scale": 5.0, "seed": 7, "prompt": "remove"}
     call(pipeline, image[:15, :21], 255 - mask[:15, :21], **changes)
-    assert flow_pipeline.generating._cache_size() == programs
+    assert denoising.fill._cache_size() == programs
 
 
 def test_a_size_that_does_not_divide_is_padded_and_given_back(pipeline, image, mask):
@@ -321,7 +321,7 @@ def test_what_a_tokenizer_does_not_know_is_warned_of(pipeline, image, mask):
         {"mask_image": np.ones((8, 8), bool)},
         {"prompt": ["a", "b"], "image": np.zeros((3, 8, 8, 3), np.uint8)},
         {"noise": np.zeros((1, 2, 2, 4))},
-        {"output_type": "latent"},
+        {"output_type": "pt"},
         {"posterior": "mean"},
         {"num_inference_steps": 0},
         {"true_cfg": np.nan},

@@ -127,8 +127,8 @@ def test_without_a_negative_prompt_there_is_no_true_guidance(pipeline):
     call = lambda **settings: (
         pipeline(
             prompts,
-            images,
-            masks * 255,
+            image=images,
+            mask_image=masks * 255,
             noise=noise,
             num_inference_steps=STEPS,
             guidance_scale=2.0,
@@ -150,7 +150,7 @@ def test_float_images_outside_the_range_are_refused(pipeline, value):
     floats = images / np.float32(255)
     floats[0, 0, 0, 0] = value
     with pytest.raises(UserError, match="image 0 can't be read: an image of floats"):
-        pipeline(prompts, floats, masks * 255)
+        pipeline(prompts, image=floats, mask_image=masks * 255)
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,6 @@ def test_padding_repeats_the_edge_and_composition_keeps_the_outside():
 
 
 def test_numbers_that_do_not_fit():
-    assert reading.broadcast({"image": [1], "prompt": ["a", "b"]}) == {"image": [1, 1], "prompt": ["a", "b"]}
+    assert reading.common_number({"image": 1, "prompt": 2}) == 2
     with pytest.raises(UserError):
-        reading.broadcast({"image": [1, 2], "prompt": ["a", "b", "c"]})
+        reading.common_number({"image": 2, "prompt": 3})

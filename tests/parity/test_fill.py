@@ -4,7 +4,6 @@ diffusers' pipeline has no true guidance; OneReward's, whose semantics these are
 with one embedded guidance and steps by `v_neg + s·(v_pos − v_neg)`: so does `guided` here, around diffusers' own call.
 """
 
-import contextlib
 import tempfile
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from onereward_jax.flow.conditioning import latent_shape  # noqa: E402
 from onereward_jax.models import lora  # noqa: E402
 from onereward_jax.weights.peft_adapters import save_adapter  # noqa: E402
 from tests.support import parity, tiny_fill  # noqa: E402
+from tests.support.official_fill import guided, opened  # noqa: E402
 
 HEIGHT, WIDTH, STEPS, LENGTH = tiny_fill.FILL_HEIGHT, tiny_fill.FILL_WIDTH, tiny_fill.FILL_STEPS, tiny_fill.T5_LENGTH
 PROMPTS, NEGATIVE = tiny_fill.FILL_PROMPTS, tiny_fill.FILL_NEGATIVE
@@ -86,45 +86,6 @@ def directory(tmp_path_factory):
 @pytest.fixture(scope="module")
 def request_():
     return tiny_fill.fill_request()
-
-
-def opened(directory, dtype=torch.float32):
-    pipeline = diffusers.FluxFillPipeline.from_pretrained(directory, local_files_only=True)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline if dtype == torch.float32 else pipeline.to(dtype)
-
-
-@contextlib.contextmanager
-def guided(pipeline, scale, records):
-    """diffusers' transformer under true guidance; keeps (tokens, σ, velocity) of every step."""
-    plain = pipeline.transformer.forward
-    embeds, pooled, _ = pipeline.encode_prompt([NEGATIVE] * 2, max_sequence_length=LENGTH)
-
-    def forward(hidden_states, timestep, pooled_projections, encoder_hidden_states, **rest):
-        velocity = plain(
-            hidden_states=hidden_states,
-            timestep=timestep,
-            pooled_projections=pooled_projections,
-            encoder_hidden_states=encoder_hidden_states,
-            **rest,
-        )[0]
-        if scale != 1.0:
-            negative = plain(
-                hidden_states=hidden_states,
-                timestep=timestep,
-                pooled_projections=pooled,
-                encoder_hidden_states=embeds,
-                **rest,
-            )[0]
-            velocity = negative + scale * (velocity - negative)
-        records.append((hidden_states[..., :16].float().numpy(), timestep.float().numpy(), velocity.float().numpy()))
-        return (velocity,)
-
-    pipeline.transformer.forward = forward
-    try:
-        yield
-    finally:
-        pipeline.transformer.forward = plain
 
 
 def theirs(pipeline, request_, scale, guidance, posterior="mode"):

@@ -12,7 +12,7 @@ from onereward_jax.data.preferences.dataset import write_records
 from onereward_jax.data.preferences.record import Candidate, Preference, Record
 from onereward_jax.data.requests.source import open_requests
 from onereward_jax.evaluation import judge_predictions
-from onereward_jax.fill import pipeline, prompts
+from onereward_jax.fill import denoising, prompts
 from onereward_jax.planning.lives import HostShare, life_of
 from onereward_jax.planning.topology import CHIPS, Topology
 from onereward_jax.proving_ground.source import open_source
@@ -66,7 +66,7 @@ def programs_of(monkeypatch, tmp_path):
     for module, name in ((prompts, "encoding"), (judge_predictions, "asking"), (finetune, "scoring")):
         maker = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *arguments, maker=maker: Recorded(maker(*arguments), seen))
-    monkeypatch.setattr(pipeline, "generating", Recorded(pipeline.generating, seen))
+    monkeypatch.setattr(denoising, "fill", Recorded(denoising.fill, seen))
     creating = compiling.creating
     noted = lambda *arguments: {part: Noted(made, seen) for part, made in creating(*arguments).items()}
     monkeypatch.setattr(compiling, "creating", noted)
