@@ -49,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the first N requests of each task (default: all)",
     )
     parser.add_argument("--clip", type=path, metavar="PATH", help="a CLIP model, which measures text alignment")
+    parser.add_argument("--lpips", type=path, metavar="FILE", help="the weights of LPIPS: docs/how-to/evaluate.md")
     parser.add_argument("--ocr", action="store_true", help="read the words of text rendering: needs the extra `ocr`")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="default: bfloat16")
 
@@ -88,7 +89,7 @@ def _evaluate_policy(args: argparse.Namespace) -> None:
     if args.baseline is None and policy == baseline:
         raise UserError(f"{args.policy} is a whole model: name what to compare it with, --baseline")
     out = local_workdir(args.out or Path("evaluations") / (Path(args.policy).name or "policy"))
-    meters = chosen_meters(args.clip, args.ocr)
+    meters = chosen_meters(args.clip, args.lpips, args.ocr)
     source = requests_at(args.config, Path(args.data), out)
     hosts.on_primary(lambda: lock(out))
     buckets.pull(out)
