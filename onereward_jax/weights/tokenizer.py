@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _VOCABULARIES = (("tokenizer.json",), ("vocab.json", "merges.txt"), ("spiece.model",))  # one of them is enough
+_SUFFIXES = (".json", ".txt", ".model", ".jinja")  # of a tokenizer's files: a judge's weights lie beside them
 _MAX_BYTES = 2**28  # of a file; Qwen2.5-VL's tokenizer.json has 7 MB
 
 
@@ -60,7 +61,7 @@ def _check_files(directory: Path) -> None:
     sizes = {path.name: path.stat().st_size for path in directory.glob("*") if path.is_file()}
     if not any(all(sizes.get(name) for name in names) for names in _VOCABULARIES):
         raise UserError(f"the tokenizer in {directory} has no tokenizer.json: put all files of its release there")
-    if large := [name for name, size in sizes.items() if size > _MAX_BYTES]:
+    if large := [name for name, size in sizes.items() if size > _MAX_BYTES and name.endswith(_SUFFIXES)]:
         raise UserError(f"{directory / large[0]} is too large for a tokenizer's file: put another copy there")
 
 

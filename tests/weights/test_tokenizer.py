@@ -129,3 +129,14 @@ def test_defects_that_are_no_damage_are_not_hidden():
     for kind in (KeyboardInterrupt, SystemExit, MemoryError, TimeoutError):
         with pytest.raises(kind), tokenizer_errors("here"):
             raise kind
+
+
+def test_only_a_tokenizers_own_files_may_not_be_large(directory):
+    """A released judge's weights lie beside its tokenizer, 4 GB a file."""
+    with (directory / "model-00001-of-00005.safetensors").open("wb") as file:
+        file.truncate(2**32)  # sparse: takes no room
+    load_tokenizer(directory)
+    with (directory / "vocab.json").open("wb") as file:
+        file.truncate(2**32)
+    with pytest.raises(UserError, match=r"vocab\.json is too large for a tokenizer's file"):
+        load_tokenizer(directory)
