@@ -18,6 +18,7 @@ from onereward_jax.parallel import hosts
 
 _CONFIG_FILE = "config.json"
 _DAMAGED = "remove it if the run there is of this configuration"
+_MANIFEST = ".onereward_manifest"  # before the names of `data.manifest`
 _MADE_AT_START = (
     ".processes",
     _CONFIG_FILE,
@@ -29,6 +30,7 @@ _MADE_AT_START = (
     "programs",
     "balance.json",
     "requests.json",
+    "targets.json",
     "held_out.json",
 )
 
@@ -155,6 +157,6 @@ def _nothing_made(directory: Path) -> bool:
     """Whether there is only what a run makes before its first step: a wrong value may show no earlier."""
     for entry in directory.iterdir():
         empty = not any(entry.iterdir()) if entry.is_dir() else entry.stat().st_size == 0
-        if not empty and entry.name not in _MADE_AT_START:
+        if not empty and entry.name not in _MADE_AT_START and not entry.name.startswith(_MANIFEST):
             return False
     return True

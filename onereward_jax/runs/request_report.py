@@ -1,6 +1,7 @@
 """What a run was given to train on: told when it begins, kept in its directory, and the same when it resumes."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from onereward_jax.data.requests.source import Requests
 from onereward_jax.errors import UserError
 from onereward_jax.given_files import read_json
 
-REQUESTS_FILE = "requests.json"
+REQUESTS_FILE, TARGETS_FILE = "requests.json", "targets.json"
 
 
 def report_requests(workdir: Path, source: Requests, held_out: list[Request], noun: str = "requests") -> None:
@@ -29,19 +30,32 @@ def report_requests(workdir: Path, source: Requests, held_out: list[Request], no
         "sizes": [f"{width}x{height}" for height, width in source.drawn_sizes],
         "digest": fingerprint_of((*source.requests, *held_out)),
     }
-    file = workdir / REQUESTS_FILE
-    if has_begun(workdir) and file.exists() and read_json(file)["digest"] != report["digest"]:
-        raise UserError(
-            f"the run in {workdir} began with other {noun}, masks or prompts: put them back, or choose another"
-            " --workdir"
-        )
-    write_json(file, report)
+    _remember(workdir, REQUESTS_FILE, report, noun)
     tasks = ", ".join(f"{count} for {task}" for task, count in report["tasks"].items())
     print(
         f"{report['requests']} {noun} ({tasks}; {report['masks']} with masks of their own), {len(held_out)} held out,"
         f" at {', '.join(report['sizes'])} pixels",
         file=sys.stderr,
     )
+
+
+def report_targets(workdir: Path, targets: Sequence[Request]) -> None:
+    """Write workdir/targets.json: what flow matching learns in the place of the requests' targets.
+
+    Raises:
+      UserError: the run in `workdir` began with others.
+    """
+    _remember(workdir, TARGETS_FILE, {"targets": len(targets), "digest": fingerprint_of(targets)}, "targets")
+
+
+def _remember(workdir: Path, name: str, report: dict[str, Any], noun: str) -> None:
+    file = workdir / name
+    if has_begun(workdir) and file.exists() and read_json(file)["digest"] != report["digest"]:
+        raise UserError(
+            f"the run in {workdir} began with other {noun}, masks or prompts: put them back, or choose another"
+            " --workdir"
+        )
+    write_json(file, report)
 
 
 def has_begun(workdir: Path) -> bool:

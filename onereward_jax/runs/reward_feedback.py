@@ -34,7 +34,7 @@ from onereward_jax.proving_ground.source import open_source
 from onereward_jax.rl.batch import Batch, MatchingTargets
 from onereward_jax.rl.build_update import adapters_of, attention_of, computation, frozen_dtype, make_update
 from onereward_jax.rl.reference_cache import open_cache
-from onereward_jax.runs.request_report import report_requests
+from onereward_jax.runs.request_report import report_requests, report_targets
 from onereward_jax.tasks import NEGATIVE_PROMPT, dimensions_of
 from onereward_jax.training import trainer
 from onereward_jax.training.compile import Params
@@ -94,7 +94,9 @@ def reward_feedback(config: RewardFeedback, workdir: Path, source: Source, held_
     targets = None
     if config.data.targets and config.rl.flow_matching_weight > 0:
         assert isinstance(source, Requests), "data.targets come beside requests of one's own"
-        targets = Targets(source, read_targets(config, workdir))
+        learned = read_targets(config, workdir)
+        hosts.on_primary(lambda: report_targets(workdir, learned))
+        targets = Targets(source, learned)
     texts = _texts(*(of for of in (source, held_out, targets) if of is not None))
     if texts is None:
         pipeline.prompts.read()
