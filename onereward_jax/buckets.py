@@ -15,6 +15,7 @@ import base64
 import contextlib
 import fcntl
 import hashlib
+import logging
 import os
 import re
 import threading
@@ -286,6 +287,11 @@ def _asked(request: Callable[[], Any]) -> Any:
         raise OSError(None, str(error).partition("\n")[0][:200] or type(error).__name__) from error
 
 
+def _is_of_interest(record: logging.LogRecord) -> bool:
+    """Who may not ask for a bucket's type would be told so at every request."""
+    return "bucket type" not in record.getMessage()
+
+
 def _file_system() -> Any:
     """What `etils.epath` uses for gs://, too."""
     os.environ.setdefault("EPATH_USE_TF", "false")  # else epath takes TensorFlow, where that happens to be installed
@@ -294,6 +300,7 @@ def _file_system() -> Any:
         import gcsfs  # noqa: F401
     except ImportError:
         raise UserError("a path in a bucket (gs://) needs gcsfs: pip install 'onereward-jax[gs]'") from None
+    logging.getLogger("gcsfs").addFilter(_is_of_interest)
     # Other processes and TensorStore write there as well: what a listing said a while ago is of no use.
     fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
     return fsspec.filesystem("gcs", finalize_on_close=True)

@@ -73,7 +73,7 @@ def export(workdir: Path, out: Path, what: str | None = None, form: str = "diffu
     config_file, checkpoints = workdir / "config.json", workdir / "checkpoints"
     checkpointed = buckets.native(checkpoints.resolve())
     if not config_file.is_file() or not buckets.path(checkpointed).is_dir():
-        raise UserError(f"{workdir} holds no run with checkpoints: {_GIVE}")
+        raise UserError(f"{buckets.native(workdir.resolve())} holds no run with checkpoints: {_GIVE}")
     if checkpoints.resolve() in (out.resolve(), *out.resolve().parents):
         raise UserError(f"{out} lies among the run's checkpoints, which come and go: choose another directory")
     config = read_json(config_file)
