@@ -133,7 +133,9 @@ def test_clip_with_images(tmp_path):
     features = ours.apply({"params": params}, pixels, method=CLIP.image_features)
     assert parity.relative_error(features, of_images) < parity.TOLERANCE
     (tmp_path / "config.json").write_text(json.dumps(clip_with_images.config_of(ours)))
-    tensors = dict(to_official(clip_with_images.TABLE, params)) | {"logit_scale": np.float32(theirs.logit_scale.item())}
+    tensors = dict(to_official(clip_with_images.TABLE, params)) | {
+        "logit_scale": np.array(theirs.logit_scale.item(), np.float32)
+    }
     safetensors.numpy.save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     opened, info = transformers.CLIPModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values()), info
