@@ -143,3 +143,18 @@ def test_samples_of_a_task_are_found_as_they_are_asked_for():
         else:
             with pytest.raises(UserError, match="the weight of task text_rendering is 0"):
                 SamplesOf(TASKS, task, 3)
+
+
+def test_batches_of_one_size_stay_together_in_every_epoch_on_every_host():
+    """Conditions of a batch differ in nothing that decides their size, which is drawn by index // batch_size."""
+    options = {"seed": 1, "batch_size": 4, "num_threads": 0, "num_conditions": 24, "together": True}
+    hosts = [iter(mixture(TASKS, lambda index, task: {}, rows=rows, **options)) for rows in ((0, 1), (2, 3))]
+    epochs = []
+    for _ in range(2):
+        batches = [[next(host)["condition"] for host in hosts] for _ in range(6)]
+        for parts in batches:
+            assert np.concatenate(parts).tolist() == list(range(parts[0][0], parts[0][0] + 4))
+            assert parts[0][0] % 4 == 0
+        epochs.append([int(parts[0][0]) for parts in batches])
+    assert sorted(epochs[0]) == sorted(epochs[1]) == list(range(0, 24, 4))
+    assert epochs[0] != epochs[1]

@@ -142,6 +142,7 @@ _REQUESTS: list[dict[str, Any]] = [
     {"image": "a.png", "mask": "mask.png", "prompt": "one\u2028line"},
     {"image": "b.png", "extend": "left=8", "prompt": "a cat", "negative_prompt": "blur"},
     {"image": "c.png", "mask": "mask.png", "task": "object_removal"},
+    {"id": "one", "image": "c.png", "mask": "mask.png", "prompt": "p", "target": "a.png", "notes": {"a": [1]}},
 ]
 
 
@@ -173,6 +174,8 @@ _CAPTIONS: list[dict[str, Any]] = [
     {"file_name": "a.png", "text": "one\u2028line", "width": 32},
     {"file_name": "b.png", "caption": "two", "mask": "mask.png"},
     {"file_name": "c.png", "prompt": "three", "task": "image_extend"},
+    {"media": [{"role": "source", "path": "a.png"}, {"role": "mask", "path": "mask.png"}], "prompt": "four"},
+    {"gt_image_path": "a.png", "caption": "five", "segmentation": {"size": [24, 32], "counts": [30, 40, 698]}},
 ]
 
 
