@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on a TPU slice of a GKE cluster (kubectl's current one), as a JobSet: fills launch/gke_jobset.yaml in and applies it.
 #   bash launch/gke.sh --name fill --image IMAGE --accelerator tpu-v6e-slice --topology 2x4 [--spot] -- \
-#     train --config flux_fill:dynamic_lora_512 --workdir gs://BUCKET/runs/fill
+#     train --config flux_fill:dynamic_lora_512 --config.data.source=gs://BUCKET/requests --workdir gs://BUCKET/runs/fill
 #   bash launch/gke.sh --name fill --logs|--down
 # IMAGE is built from launch/Dockerfile. GKE's Cloud Storage FUSE driver mounts buckets named by gs:// after --; all other paths
 # are in the pod and are lost with it.

@@ -2,7 +2,7 @@
 # Trains on a Cloud TPU slice: creates or reuses the slice, installs this commit on all workers, and starts a command of
 # `onereward` on them, which is resumed until it is done (launch/resume.sh).
 #   bash launch/tpu_pod.sh --name fill --zone us-east5-a --type v6e-8 [--spot] [--queued] [--watch] -- \
-#     train --config flux_fill:dynamic_lora_512 --workdir gs://BUCKET/runs/fill
+#     train --config flux_fill:dynamic_lora_512 --config.data.source=gs://BUCKET/requests --workdir gs://BUCKET/runs/fill
 #   bash launch/tpu_pod.sh --name fill --zone us-east5-a --logs|--stop|--down [--queued]
 # Running the same command again reuses the slice, or replaces a preempted one. Buckets named by gs:// after -- are mounted
 # by gcsfuse; other paths are on the disks of the workers, which --down deletes.
