@@ -41,6 +41,8 @@ def run(args: argparse.Namespace) -> None:
     from onereward_jax.parallel import hosts
     from onereward_jax.runs.export import export
 
-    step, what = export(open_workdir(args.workdir), buckets.local(args.out, "output"), args.what, args.format)
+    out = buckets.local(args.out, "output", pushed=hosts.is_primary())
+    hosts.on_primary(lambda: buckets.pull(out))  # what is there is replaced, or refused
+    step, what = export(open_workdir(args.workdir), out, args.what, args.format)
     if hosts.is_primary():
         print(f"{args.out}: {what} of step {step}")
