@@ -309,6 +309,27 @@ class RewardLearning(Settings):
         help="first index of the schedule at which the policy stops and predicts; 0 is noise",
     )
     last_index: int = option(35, at_least=0, at_most=9999, paper="t2", help="last such index, included")
+    estimator: str = option(
+        "posterior",
+        choices=("posterior", "endpoint"),
+        help="how the policy's image gets its gradient: posterior, as in the paper, predicts it from x_t; endpoint"
+        " denoises it fully and takes the gradient through a few of the velocities on the way",
+    )
+    gradient_steps: int = option(
+        2, **_EULER_STEPS, paper="K", help="velocities of a sample that get a gradient, with the estimator endpoint"
+    )
+    gradient_first_index: int = option(
+        0, at_least=0, at_most=9999, paper="k1", help="first index of the schedule at which they may lie"
+    )
+    gradient_last_index: int | None = option(
+        None, at_least=0, at_most=9999, paper="k2", help="last such index, included; none: the schedule's last"
+    )
+    late_bias: float = option(
+        0.0, at_least=0, at_most=100, paper="b", help="an index i is drawn with a weight of (i + 1)^b; 0: all alike"
+    )
+    rescale: float = option(
+        1.0, **_SHARE, paper="ρ", help="share to which the velocities drawn stand for those not drawn"
+    )
     index_per_sample: bool = option(
         True, help="draw t for each sample, not once for the batch; the rollout then runs to the latest of them"
     )
@@ -376,6 +397,8 @@ class RewardLearning(Settings):
             raise _order("rl.first_index", self.first_index, "at most", "rl.last_index", self.last_index)
         if self.last_index >= self.num_steps:
             raise _order("rl.last_index", self.last_index, "below", "rl.num_steps", self.num_steps)
+        if self.estimator == "endpoint":
+            self._check_endpoint()
         if self.matched_reference and self.reuses_references:
             raise UserError(
                 "rl.matched_reference makes a reference for the policy's t, which is of no use again: set it to false,"
@@ -385,6 +408,27 @@ class RewardLearning(Settings):
             raise UserError(
                 "rl.matched_reference makes a reference for the policy's one t: set it to false, or rl.predictions to 1"
             )
+
+    def _check_endpoint(self) -> None:
+        first, last = self.gradient_range
+        if last >= self.num_steps:
+            raise _order("rl.gradient_last_index", last, "below", "rl.num_steps", self.num_steps)
+        if self.gradient_steps > last - first + 1:
+            raise UserError(
+                f"rl.gradient_steps is {self.gradient_steps}, but from index {first} to {last} there are"
+                f" {max(0, last - first + 1)}: change one of them"
+            )
+        if self.matched_reference or self.predictions > 1:
+            raise UserError(
+                "the estimator endpoint denoises fully and makes one image: set rl.matched_reference to false and"
+                " rl.predictions to 1"
+            )
+
+    @property
+    def gradient_range(self) -> tuple[int, int]:
+        """[k1, k2]."""
+        last = self.gradient_last_index
+        return self.gradient_first_index, self.num_steps - 1 if last is None else last
 
     @property
     def true_guidance(self) -> bool:

@@ -44,6 +44,9 @@ class PolicyFamily(Protocol):
     ) -> Velocity:
         """v of one parameter set under a condition; `size` is (H, W). Scales as in `sampler.velocity_of`."""
 
+    def branches(self, condition: Any, true_cfg_scale: float) -> list[tuple[float, Any]]:
+        """(share, condition): velocities under these, each times its share, sum up to v under true guidance."""
+
     def encode(self, vae_params: Any, images: jax.Array) -> jax.Array:
         """Images (B, H, W, 3), uint8 or in [0, 1] -> tokens (B, N, T)."""
 

@@ -92,6 +92,9 @@ class FluxFill:
         ids = conditioning.image_ids(*self.latent_shape(*size)[:2])
         return sampler.velocity_of(self.transformer, params, condition, ids, guidance_scale, true_cfg_scale)
 
+    def branches(self, condition: Condition, true_cfg_scale: float) -> list[tuple[float, Condition]]:
+        return sampler.branches(condition, true_cfg_scale)
+
     def encode(self, vae_params: Any, images: jax.Array) -> jax.Array:
         return conditioning.pack(conditioning.encode_image(self.vae, vae_params, conditioning.to_model_range(images)))
 

@@ -3,6 +3,7 @@
 Latents are packed tokens (B, N, 4C) throughout.
 """
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -53,16 +54,7 @@ def velocity_of(
 
     if not isinstance(true_cfg_scale, jax.Array) and true_cfg_scale == 1.0:
         return lambda tokens, sigma: forward(tokens, sigma, condition)
-    if condition.negative_prompt_embeds is None:
-        raise UserError("true classifier-free guidance needs a negative prompt: encode one, or set true_cfg_scale=1")
-    negative_pooled = condition.negative_pooled
-    assert negative_pooled is not None, "a negative prompt needs both parts"
-    doubled = Condition(
-        masked_image=_interleave(condition.masked_image, condition.masked_image),
-        mask=_interleave(condition.mask, condition.mask),
-        prompt_embeds=_interleave(condition.negative_prompt_embeds, condition.prompt_embeds),
-        pooled=_interleave(negative_pooled, condition.pooled),
-    )
+    doubled = jax.tree.map(_interleave, *_negative_and_positive(condition))
 
     def guided(tokens, sigma):
         both = forward(_interleave(tokens, tokens), _interleave(sigma, sigma), doubled)
@@ -70,6 +62,33 @@ def velocity_of(
         return negative + true_cfg_scale * (positive - negative)
 
     return guided
+
+
+def branches(condition: Condition, true_cfg_scale: float) -> list[tuple[float, Condition]]:
+    """List (share, condition): velocities under these, each times its share, sum up to v under true guidance.
+
+    Raises:
+      UserError: true guidance is on, but the condition has no negative prompt.
+    """
+    if true_cfg_scale == 1.0:
+        return [(1.0, dataclasses.replace(condition, negative_prompt_embeds=None, negative_pooled=None))]
+    return list(zip((1.0 - true_cfg_scale, true_cfg_scale), _negative_and_positive(condition), strict=True))
+
+
+def _negative_and_positive(condition: Condition) -> tuple[Condition, Condition]:
+    """The conditions of both branches of true guidance.
+
+    Raises:
+      UserError: there is no negative prompt.
+    """
+    if condition.negative_prompt_embeds is None:
+        raise UserError("true classifier-free guidance needs a negative prompt: encode one, or set true_cfg_scale=1")
+    assert condition.negative_pooled is not None, "a negative prompt needs both parts"
+    positive = dataclasses.replace(condition, negative_prompt_embeds=None, negative_pooled=None)
+    negative = dataclasses.replace(
+        positive, prompt_embeds=condition.negative_prompt_embeds, pooled=condition.negative_pooled
+    )
+    return negative, positive
 
 
 def _interleave(first: jax.Array, second: jax.Array) -> jax.Array:

@@ -503,11 +503,15 @@ def share_of_references_made(config: RewardFeedback) -> float:
 
 def expected_trips(config: RewardLearning, batch_size: int) -> dict[str, float]:
     """Return the average Euler steps of the two rollouts: all samples of a batch, and all predictions of a sample, run
-    to the latest index among them."""
+    to the latest index among them, or with the estimator endpoint to the end."""
     draws = config.predictions * (batch_size // config.accumulate if config.index_per_sample else 1)
     count = config.last_index - config.first_index + 1
     latest = config.last_index - math.fsum((k / count) ** draws for k in range(1, count))
-    return {REFERENCE: latest if config.matched_reference else float(config.num_steps), ROLLOUT: latest}
+    whole = float(config.num_steps)
+    return {
+        REFERENCE: latest if config.matched_reference else whole,
+        ROLLOUT: whole if config.estimator == "endpoint" else latest,
+    }
 
 
 # ------------------------------------------------------------------------------------------------- the judge's training

@@ -20,6 +20,13 @@ def mean_over(function: Callable[[Any], Any], inputs: Any) -> Any:
     return _mean_and_rows(lambda part: (function(part), None), inputs)[0]
 
 
+def sum_over(function: Callable[[Any], Any], inputs: Any) -> Any:
+    """Sum of a function over the inputs' leading axis."""
+    if jax.tree.leaves(inputs)[0].shape[0] == 1:
+        return function(jax.tree.map(lambda x: x[0], inputs))
+    return _sum_and_rows(lambda part: (function(part), None), inputs)[0]
+
+
 def _micro_batches(batch: Any, parts: int) -> Any:
     """A batch's arrays (B, ...) as (parts, B/parts, ...).
 
@@ -36,6 +43,12 @@ def _whole_batch(parts: jax.Array) -> jax.Array:
 
 def _mean_and_rows(function: Callable[[Any], tuple[Any, Any]], inputs: Any) -> tuple[Any, Any]:
     """Over the inputs' leading axis: the mean of the function's first result; and all of its second, stacked."""
+    total, rows = _sum_and_rows(function, inputs)
+    count = jax.tree.leaves(inputs)[0].shape[0]
+    return jax.tree.map(lambda x: x / count, total), rows
+
+
+def _sum_and_rows(function: Callable[[Any], tuple[Any, Any]], inputs: Any) -> tuple[Any, Any]:
     shapes, _ = jax.eval_shape(function, jax.tree.map(lambda x: x[0], inputs))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
 
@@ -43,6 +56,4 @@ def _mean_and_rows(function: Callable[[Any], tuple[Any, Any]], inputs: Any) -> t
         result, rows = function(part)
         return jax.tree.map(jnp.add, total, result), rows
 
-    total, rows = jax.lax.scan(add, zeros, inputs)
-    count = jax.tree.leaves(inputs)[0].shape[0]
-    return jax.tree.map(lambda x: x / count, total), rows
+    return jax.lax.scan(add, zeros, inputs)

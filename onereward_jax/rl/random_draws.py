@@ -35,6 +35,17 @@ class PredictionDraw:
         """Of the noise on the images that the judge sees."""
         return self.keys[:, _JUDGE_NOISE]
 
+    def gradient_steps(self, count: int, first: int, last: int, bias: float) -> jax.Array:
+        """Of each sample `count` different indices from `first` to `last`, int32 (count, B).
+
+        They are drawn one after the other, each from those left with weights (i + 1)^bias (by Gumbel noise on their
+        logarithms, of which the largest are taken: Vieira 2014).
+        """
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(self.keys[:, _INDEX])
+        indices = jnp.arange(first, last + 1)
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, indices.shape))(keys)
+        return indices[jax.lax.top_k(bias * jnp.log(indices + 1.0) + noise, count)[1]].T
+
     def matching_noise(self, shape: tuple[int, ...]) -> jax.Array:
         """ε of flow matching, (B, *shape)."""
         return _normal(self.keys[:, _MATCHING_NOISE], shape)

@@ -5,6 +5,7 @@ from typing import Any
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 
 from onereward_jax.flow import sampler
 from onereward_jax.flow.family import PolicyFamily
@@ -47,6 +48,12 @@ class Flow:
     def velocity(self, whole: Any, guidance_scale: float, true_cfg_scale: float = 1.0) -> sampler.Velocity:
         """v of a full parameter tree under the batch's condition; scales as in `sampler.velocity_of`."""
         return self.family.velocity(whole, self.condition, self.size, guidance_scale, true_cfg_scale)
+
+    def branches(self, true_cfg_scale: float) -> tuple[jax.Array, Any]:
+        """Shares (G,) and conditions, stacked, of the velocities without guidance whose weighted sum is the guided
+        one."""
+        shares, conditions = zip(*self.family.branches(self.condition, true_cfg_scale), strict=True)
+        return jnp.asarray(shares, jnp.float32), jax.tree.map(lambda *x: jnp.stack(x), *conditions)
 
     def encode(self, images: jax.Array) -> jax.Array:
         """uint8 images (B, H, W, 3) -> tokens (B, N, T)."""

@@ -2,7 +2,7 @@
 
     1. noises ε1 ≠ ε2 and a stopping index t per sample (or per batch)
     2. x_ref: the reference denoises from ε1 fully (or as far as the policy), decoded; no gradient
-    3. x_θ: the policy denoises from ε2 to index t without gradient, then predicts the data once with gradient
+    3. x_θ: the policy denoises from ε2 without gradient, to index t or fully, and the estimator makes its image
     4. judge, loss over the task's dimensions, optimiser step, EMA
 
 `rl.reference_images` says where x_ref comes from, `rl.estimator` how x_θ gets its gradient. With LoRA policy, EMA and
@@ -25,7 +25,7 @@ from onereward_jax.judge.augment import noise_together, shift_together
 from onereward_jax.judge.scorer import Scorer, one_dimension_a_call
 from onereward_jax.rl.accumulation import mean_over, mean_over_micro_batches
 from onereward_jax.rl.batch import Batch
-from onereward_jax.rl.estimator import Estimator, Posterior, Stop
+from onereward_jax.rl.estimator import Estimator, Rolled, estimator_of
 from onereward_jax.rl.flow_matching import flow_matching_loss
 from onereward_jax.rl.profile_scopes import JUDGEMENT, REFERENCE
 from onereward_jax.rl.random_draws import PredictionDraw, draw
@@ -54,7 +54,7 @@ def make_step(
     """
     judge = judge if config.shared_prefix else one_dimension_a_call(judge)
     return RewardFeedback(
-        family, references_of(config), Posterior(config), judge, optimizer, config, adapter_scale
+        family, references_of(config), estimator_of(config), judge, optimizer, config, adapter_scale
     ).step
 
 
@@ -92,30 +92,32 @@ class RewardFeedback:
             matching = dataclasses.replace(flow, condition=condition)
         with jax.named_scope(REFERENCE):
             images = self.references(flow, state, draws, batch)
-        stop = self.estimator.rollout(flow, state.params, draws)
-        stop, images = jax.lax.stop_gradient((stop, images))
+        rolled = self.estimator.rollout(flow, state.params, draws)
+        rolled, images = jax.lax.stop_gradient((rolled, images))
 
-        def gradient_of(stop: Stop) -> tuple[Any, Metrics]:
-            loss = functools.partial(self.loss, flow=flow, matching=matching, batch=batch, references=images, stop=stop)
+        def gradient_of(rolled: Rolled) -> tuple[Any, Metrics]:
+            loss = functools.partial(
+                self.loss, flow=flow, matching=matching, batch=batch, references=images, rolled=rolled
+            )
             (_, metrics), gradient = jax.value_and_grad(loss, has_aux=True)(state.params)
             return gradient, metrics
 
-        mean = gradient_of(stop) if len(draws.predictions) == 1 else mean_over(gradient_of, stop)
+        mean = gradient_of(rolled) if len(draws.predictions) == 1 else mean_over(gradient_of, rolled)
         return mean, self.references.kept(images)
 
     def loss(
-        self, params: Any, *, flow: Flow, matching: Flow, batch: Batch, references: jax.Array, stop: Stop
+        self, params: Any, *, flow: Flow, matching: Flow, batch: Batch, references: jax.Array, rolled: Rolled
     ) -> tuple[jax.Array, Metrics]:
-        """Eq. 5 of one prediction, and with a flow_matching_weight flow matching beside it.
+        """Eq. 5 of one image, and with a flow_matching_weight flow matching beside it.
 
         Args:
           matching: of what flow matching learns: `flow`, unless the batch brings images for that.
         """
-        config, whole = self.config, flow.whole(params)
-        image = self.estimator.image(flow, whole, stop)
+        config = self.config
+        image = self.estimator.image(flow, params, rolled)
         if config.keep_outside:
             image, references = (keep_outside(batch.image, batch.mask, made) for made in (image, references))
-        first, second = self.augment(image, references, stop.draw)
+        first, second = self.augment(image, references, rolled.draw)
         with jax.named_scope(JUDGEMENT):
             log_p = self.judge(flow.frozen.judge, first, second, batch.questions)
         p_yes = jnp.exp(log_p[..., 0])
@@ -124,11 +126,16 @@ class RewardFeedback:
         if config.flow_matching_weight:
             target = batch.target if batch.matching is None else batch.matching.target
             error = flow_matching_loss(
-                matching, whole, target, stop, config.gradient_guidance_scale, batch.target_weight
+                matching,
+                flow.whole(params),
+                target,
+                rolled.draw,
+                config.gradient_guidance_scale,
+                batch.target_weight,
             )
             metrics["learning/flow_matching_loss"] = error
             value += config.flow_matching_weight * error
-        return value, metrics | {"learning/loss": value, "learning/sigma": flow.schedule[stop.draw.stop].mean()}
+        return value, metrics | {"learning/loss": value, "learning/sigma": rolled.sigmas.mean()}
 
     def augment(self, image: jax.Array, reference: jax.Array, draw: PredictionDraw) -> tuple[jax.Array, jax.Array]:
         """Both images as the judge sees them: moved alike, under the same noise."""
