@@ -46,7 +46,7 @@ def fill_answers(
     DiagonalGaussianDistribution.sample = lambda self, generator=None: self.mode()
     found = {"image": image, "mask": mask, "prompt": np.array(prompt), "settings": np.array(json.dumps(settings))}
     for dtype in DTYPES:
-        pipeline = diffusers.FluxFillPipeline.from_pretrained(directory, torch_dtype=getattr(torch, dtype))
+        pipeline = diffusers.FluxFillPipeline.from_pretrained(directory).to(getattr(torch, dtype))
         pipeline.set_progress_bar_config(disable=True)
         height, width = (side // pipeline.vae_scale_factor for side in mask.shape)
         channels = pipeline.vae.config.latent_channels
@@ -88,9 +88,7 @@ def judge_answers(
     found = {"first": np.stack([a for a, _ in pairs]), "second": np.stack([b for _, b in pairs])}
     found["questions"] = np.array(texts)
     for dtype in DTYPES:
-        model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            directory, torch_dtype=getattr(torch, dtype)
-        )
+        model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(directory).to(getattr(torch, dtype))
         with torch.no_grad():
             logits = [
                 model(**_inputs(ours, pair, text)).logits[0, -1].float()
