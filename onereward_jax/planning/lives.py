@@ -50,6 +50,7 @@ from onereward_jax.training.trainer import Learning
 from onereward_jax.weights.load import in_dtype
 from onereward_jax.weights.official_modules import unread_component
 
+STEP, CHECKPOINT = "step", "checkpoint"  # phases whose program is the update
 Held = dict[str, Any]  # part -> its arrays, as shapes with shardings
 
 
@@ -270,19 +271,20 @@ class Life:
         )
         # Beside the batch of the update, those that are ready and the one that comes.
         held |= {"batches ahead": [batch] * (PREFETCHED + 1)}
-        yield Work(
-            name="step",
+        update = Work(
+            name=STEP,
             what="an update",
             held=held | {"batch": batch},
             trace=lambda: program.trace(mesh, placement),
             trips=program.trips,
             shares=program.shares,
         )
+        yield update
         yield from evaluations(held)
-        yield Work(
-            name="checkpoint",
+        yield dataclasses.replace(
+            update,
+            name=CHECKPOINT,
             what="a save beside an update",
-            held=held | {"batch": batch},
             on_host={"checkpoint": host.share(state)},
             written=host.share(state),
         )

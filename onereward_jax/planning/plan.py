@@ -6,6 +6,7 @@ one (`hlo`). What a run does when is in `lives`.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from onereward_jax.config.schema import OFFLOADABLE, JudgeTraining, Recipe, Rewa
 from onereward_jax.planning.compiling import Compiled, compile_program
 from onereward_jax.planning.cost import Cost, cost_of_program
 from onereward_jax.planning.hlo import Collective
-from onereward_jax.planning.lives import HostShare, Program, life_of, size_of
+from onereward_jax.planning.lives import CHECKPOINT, STEP, HostShare, Program, life_of, size_of
 from onereward_jax.planning.phases import GIB, Assumptions, Phase, bytes_of_parts, phase_of
 from onereward_jax.planning.topology import Chip, Topology
 from onereward_jax.training.compile import Placement
@@ -96,16 +97,13 @@ class Plan:
         return self.fits and not self.exact and max(peaks) > limit - _MARGIN
 
     def start_seconds(self, resumed: bool) -> float:
-        """Seconds until the first update, compilation apart: of the phases before it, or of a resumed run's."""
-        left_out = {"step", "export", "checkpoint", *(("create",) if resumed else ("restore",))}
-        before = []
-        for phase in self.phases:
-            if phase.name == "step":
-                break
-            # A resumed run finds its prompts encoded, and the base's images made.
-            if phase.name not in left_out and not (resumed and phase.name in ("encode", "evaluation")):
-                before.append(phase.seconds)
-        return math.fsum(before)
+        """Seconds until the first update, compilation apart: of the phases before it, or of a resumed run's.
+
+        A resumed run finds its prompts encoded and the base measured.
+        """
+        left_out = {"encode", "evaluation", "create"} if resumed else {"restore"}
+        before = itertools.takewhile(lambda phase: phase.name != STEP, self.phases)
+        return math.fsum(phase.seconds for phase in before if phase.name not in left_out)
 
     def seconds(self) -> dict[str, float]:
         """Return the least time by each of the chip's limits, and of the update if they overlap perfectly.
@@ -220,7 +218,7 @@ def plan(
     host = HostShare(topology.devices_of_host, topology.hosts)
     phases = []
     for work in life.works(mesh, host, assumptions.prompts):
-        if work.name == "step":
+        if work.name in (STEP, CHECKPOINT):
             phase = phase_of(work, of_update, found.seconds()["update"], topology, assumptions)
         elif work.trace is None:
             phase = phase_of(work, None, 0.0, topology, assumptions)

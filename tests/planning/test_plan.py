@@ -160,7 +160,12 @@ def test_it_fits(slice_of, capsys, tmp_path):
     phases = found["phases"]
     names = ["encode", "load", "create", "restore", "step", "checkpoint", "export", "export"]
     assert [phase["name"] for phase in phases] == names
-    assert {phase["name"] for phase in phases if phase["how"] == "compiled"} == {"encode", "create", "step"}
+    assert {phase["name"] for phase in phases if phase["how"] == "compiled"} == {
+        "encode",
+        "create",
+        "step",
+        "checkpoint",
+    }
     for phase in phases:
         whole = sum(phase["held_gib"].values()) + phase["temporaries_gib"]
         assert phase["device_gib"] == pytest.approx(whole, abs=0.01)
