@@ -36,7 +36,7 @@ from onereward_jax.judge.scorer import JudgeScorer
 from onereward_jax.judge.vision import OFFICIAL_SETTINGS, ImageSettings
 from onereward_jax.models.lora import B, LoRA
 from onereward_jax.parallel.activations import batch_sharding
-from onereward_jax.parallel.mesh import batch_shards, replicated
+from onereward_jax.parallel.mesh import replicated
 from onereward_jax.parallel.sharding_rules import shardings
 from onereward_jax.rl.batch import batch_shapes
 from onereward_jax.rl.build_update import adapters_of, attention_of, computation, frozen_dtype
@@ -47,7 +47,9 @@ from onereward_jax.runs.reward_feedback import policy_learning
 from onereward_jax.training.compile import Placement, creating, jit_step
 from onereward_jax.training.prefetch import PREFETCHED
 from onereward_jax.training.trainer import Learning
-from onereward_jax.weights.load import in_dtype
+from onereward_jax.weights.component_kinds import kind_of
+from onereward_jax.weights.load import StoredParams, in_dtype, param_dtype_of
+from onereward_jax.weights.names.name_rules import official_shapes
 from onereward_jax.weights.official_modules import unread_component
 
 STEP, CHECKPOINT = "step", "checkpoint"  # phases whose program is the update
@@ -233,13 +235,17 @@ class Life:
         raise NotImplementedError
 
     def _from_create_to_export(
-        self, mesh: Mesh, host: HostShare, evaluations: Callable[[Held], Iterator[Work]], exported: Mapping[str, Any]
+        self,
+        mesh: Mesh,
+        host: HostShare,
+        evaluations: Callable[[Held], Iterator[Work]],
+        exported: Mapping[str, "Exported"],
     ) -> Iterator[Work]:
         """The phases that every recipe has.
 
         Args:
           evaluations: what lies on the devices in training -> the evaluations then.
-          exported: {part: arrays} that the export gathers, one after the other.
+          exported: {part: what is written of it}, one after the other.
         """
         program, placement, params = self.program, Placement.of(self.config), on_mesh(self.learning.params.shapes, mesh)
         frozen, held = program.held_frozen(mesh), program.held_state(mesh, placement)
@@ -288,14 +294,33 @@ class Life:
             on_host={"checkpoint": host.share(state)},
             written=host.share(state),
         )
-        for part, tree in exported.items():
-            yield Work(
-                name="export",
-                what=part,
-                held=held,
-                on_host={"gathered": size_of(tree)},
-                written=size_of(tree),
-            )
+        for part, (tensor, size) in exported.items():
+            gathered = jax.ShapeDtypeStruct((tensor,), jnp.uint8, sharding=replicated(mesh))
+            # On the host as it came, and as it is written.
+            on_host = {"gathered": 2.0 * tensor}
+            yield Work(name="export", what=part, held=held | {"gathered": gathered}, on_host=on_host, written=size)
+
+
+class Exported(NamedTuple):
+    """What an export writes: bytes of the largest tensor, which is gathered whole, and of all of them."""
+
+    tensor: int
+    size: int
+
+
+def exported_of(kind: str, trained: Any, stored: StoredParams | None) -> Exported:
+    """What is written of a component, in the dtype of the files that it came from, or of an adapter.
+
+    Args:
+      trained: all of its parameters, or an adapter's.
+      stored: the component; None for an adapter.
+    """
+    if stored is None:
+        sizes = [size_of(leaf) for leaf in jax.tree.leaves(trained)]
+    else:
+        shapes = official_shapes(kind_of(kind).module().TABLE, trained)
+        sizes = [math.prod(shape) * param_dtype_of(stored.dtype).itemsize for shape in shapes.values()]
+    return Exported(max(sizes), sum(sizes))
 
 
 class _FillModel:
@@ -358,8 +383,7 @@ class _FillModel:
             images=array(height, width, 3, dtype=jnp.uint8),
             masks=array(height, width, dtype=jnp.uint8),
         )
-        if count % batch_shards(mesh) == 0:
-            batch = placed(batch, jax.tree.map(lambda x: batch_sharding(mesh), batch))
+        batch = placed(batch, jax.tree.map(lambda x: batch_sharding(mesh, count), batch))
         schedule = denoising.padded(self.pipeline.schedule(steps, height, width))
         tile = FillPipeline.vae_tile and FillPipeline.vae_tile // vae_factor(self.pipeline.vae)
         setup = denoising.Setup(self.pipeline, size, tile, mesh.abstract_mesh)
@@ -460,14 +484,29 @@ class _RewardFeedbackLife(Life):
                 times=batches,
                 trips=trips,
             )
-            if config.data.source:  # which has no ground truth
-                yield Work(
-                    name="evaluation",
-                    what="the judge's preference",
-                    held=held,
-                    trace=lambda: self._ask(mesh),
-                    times=batches,
-                    shares={"visual": self.program.shares["visual"]},
+            if not config.data.source:  # the proving ground has a ground truth
+                return
+            asked = Work(
+                name="evaluation",
+                what="the judge's preference",
+                held=held,
+                trace=lambda: self._ask(self.scorer, self.judge, mesh),
+                times=batches,
+                shares={"visual": self.program.shares["visual"]},
+            )
+            yield asked
+            if settings.other_judge:
+                module, stored = unread_component(settings.other_judge, "judge", computation(config))
+                scorer, params = _scorer(module, settings.other_judge), in_dtype(stored.shapes, model.dtype)
+                other = on_mesh(params, mesh)
+                yield dataclasses.replace(
+                    asked,
+                    what="the other judge's preference",
+                    held={**held, "other judge": other},
+                    trace=lambda: self._ask(scorer, params, mesh),
+                    shares=_visual_shares(module),
+                    on_host={"reading": host.reading(other)},
+                    read=host.read(other),
                 )
 
         if settings.every:
@@ -481,17 +520,17 @@ class _RewardFeedbackLife(Life):
                 on_host={} if adapters.rank else {"reading": host.reading(base)},
                 read=0 if adapters.rank else host.read(base),
             )
-        params = self.learning.params.shapes
+        written = exported_of("transformer", self.learning.params.shapes, None if adapters.rank else self.model.stored)
         yield from self._from_create_to_export(
-            mesh, host, evaluations if settings.every else lambda held: iter(()), {"policy": params, "ema": params}
+            mesh, host, evaluations if settings.every else lambda held: iter(()), {"policy": written, "ema": written}
         )
 
-    def _ask(self, mesh: Mesh) -> Any:
-        """The judge's comparison of two batches of images, traced."""
+    def _ask(self, scorer: JudgeScorer, params: Any, mesh: Mesh) -> Any:
+        """A judge's comparison of two batches of images, traced."""
         settings, side = self.config.evaluation, self.config.data.resolution
         count = min(settings.batch_size, settings.scenes_while_training)
         batch = batch_on(_asked(count, (side, side), MAX_DIMENSIONS, self.config.question_length), mesh)
-        return asking(self.scorer.ask_batch, mesh).trace(on_mesh(self.judge, mesh), batch)
+        return asking(scorer.ask_batch, mesh).trace(on_mesh(params, mesh), batch)
 
 
 def share_of_references_made(config: RewardFeedback) -> float:
@@ -574,9 +613,12 @@ class _JudgeLife(Life):
             )
 
         trained = self.learning.params.shapes
-        whole = trained if adapters.rank else {**self.learning.frozen.shapes, **trained}
+        if adapters.rank:
+            written = exported_of("judge", trained, None)
+        else:
+            written = exported_of("judge", {**self.learning.frozen.shapes, **trained}, self.stored)
         yield from self._from_create_to_export(
-            mesh, host, evaluations if settings.evaluate_every else lambda held: iter(()), {"the judge": whole}
+            mesh, host, evaluations if settings.evaluate_every else lambda held: iter(()), {"the judge": written}
         )
 
 
@@ -689,6 +731,6 @@ class _FinetuningLife(Life):
                     trips={DENOISING: settings.sample_steps - 1},
                 )
 
-        yield from self._from_create_to_export(
-            mesh, host, evaluations, {"the transformer": self.learning.params.shapes}
-        )
+        trained = self.learning.params.shapes["transformer"]
+        written = exported_of("transformer", trained, None if adapters.rank else model.stored)
+        yield from self._from_create_to_export(mesh, host, evaluations, {"the transformer": written})

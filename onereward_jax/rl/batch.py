@@ -94,14 +94,17 @@ def batch_shapes(config: RewardFeedback, family: PolicyFamily) -> Batch:
     )
     known = KnownReferences(shape(side, side, 3, dtype=jnp.float32), shape(dtype=jnp.bool_))
     recurs = config.data.num_conditions or step_config.reference_max_age
+    mask, learns = shape(side, side, dtype=jnp.uint8), step_config.flow_matching_weight > 0
+    matching = MatchingTargets(image, mask, text, image) if learns and config.data.targets else None
     return Batch(
         index=number,
         image=image,
-        mask=shape(side, side, dtype=jnp.uint8),
+        mask=mask,
         text=text,
         questions=questions,
         negative=text if step_config.true_guidance else None,
-        target=image if step_config.flow_matching_weight else None,
+        target=image if learns and matching is None else None,
+        matching=matching,
         condition=number if recurs else None,
         age=number if step_config.reference_max_age else None,
         references=known if step_config.reference_cache else None,

@@ -10,7 +10,7 @@ from PIL import Image
 from onereward_jax.config.load import load_config
 from onereward_jax.data.preferences.dataset import write_records
 from onereward_jax.data.preferences.record import Candidate, Preference, Record
-from onereward_jax.data.requests.source import open_requests
+from onereward_jax.data.requests.source import read_split
 from onereward_jax.evaluation import judge_predictions
 from onereward_jax.fill import denoising, prompts
 from onereward_jax.planning.lives import HostShare, life_of
@@ -152,7 +152,7 @@ def test_of_fine_tuning(programs_of, tmp_path):
     changed |= {"train.batch_size": 4, "max_sequence_length": 16}
     changed |= {"data.source": str(tmp_path), "data.caption": "a cat"}
     config = load_config("finetune:flux_fill", changed)
-    found = programs_of(lambda: finetune.finetune(config, tmp_path, open_requests(config)))
+    found = programs_of(lambda: finetune.finetune(config, tmp_path, read_split(config)))
     assert {what for what, program in planned(config).items() if program not in found} == set()
 
 
