@@ -70,7 +70,7 @@ def finetuning(config: Finetuning, workdir: Path, requests: Split) -> Experiment
     # -------------------------------------------------------------------------------------------------------- the model
     # What is trained is kept in float32 and read only by a run that begins; what is frozen is kept as it computes.
     pipeline = FillPipeline.from_pretrained(config.model.base, dtype=config.model.dtype, read=False)
-    stored = pipeline.params.pop("transformer")
+    stored, pipeline.mesh = pipeline.params.pop("transformer"), mesh
     for size in source.sizes:
         latent_shape(pipeline.vae, *size)  # refuses what doesn't divide
     texts = ["", *prompts_of([*trained_on, *held_out])]

@@ -36,6 +36,7 @@ class Recorded:
 
     def __init__(self, jitted, seen):
         self._jitted, self._seen = jitted, seen
+        self.trace = jitted.trace  # of the plan
 
     def __call__(self, *arguments, **options):
         self._seen.add(digest(self._jitted.lower(*arguments, **options)))
