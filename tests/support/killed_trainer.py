@@ -17,7 +17,7 @@ import optax
 
 from onereward_jax.data.mixture import mixture
 from onereward_jax.errors import Interrupted
-from onereward_jax.training import checkpoint, loop, metrics
+from onereward_jax.training import checkpoint, loop, manifest, metrics
 from onereward_jax.training.compile import Start
 
 NUM_STEPS = 24
@@ -90,11 +90,11 @@ def arm(moment: str, step):
     if moment == "while Orbax writes":
         original = checkpoint.ocp.save_checkpointables_async
         checkpoint.ocp.save_checkpointables_async = lambda *args, **kwargs: (original(*args, **kwargs), die())
-    write_manifest = checkpoint._write_manifest
+    write_manifest = manifest.write
     if moment == "before the manifest":
-        checkpoint._write_manifest = lambda *_: die()
+        manifest.write = lambda *_: die()
     if moment == "after the manifest":
-        checkpoint._write_manifest = lambda *args: (write_manifest(*args), die())
+        manifest.write = lambda *args: (write_manifest(*args), die())
     if moment == "while deleting":
         remove = checkpoint._remove
         checkpoint._remove = lambda path: (
