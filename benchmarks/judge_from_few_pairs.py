@@ -103,21 +103,23 @@ def ascend(workdir: Path, adapter: Path | None, scenes: int) -> dict[str, Any]:
 
 
 def plot(file: Path, curve: list[dict[str, Any]]) -> None:
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), constrained_layout=True)
+    """Accuracy with its interval against the pairs, and where the judges were ascended, what came of it."""
+    ascended = [point for point in curve if "good_minus_bad" in point]
+    figure, axes = plt.subplots(1, 2 if ascended else 1, figsize=(9 if ascended else 4.5, 3.4), constrained_layout=True)
+    left, *right = axes if ascended else [axes]
     sizes = sorted({point["pairs"] for point in curve})
-    for place, size in enumerate(sizes):
-        for point in (point for point in curve if point["pairs"] == size):
-            low, high = point["ci95"]
-            axes[0].plot([place, place], [low, high], color="0.6", lw=1)
-            axes[0].plot(place, point["accuracy"], "o", color="C0")
-    axes[0].axhline(0.5, color="0.5", lw=0.8, ls=":")
-    axes[0].set_xticks(range(len(sizes)), ["untrained" if not size else str(size) for size in sizes])
-    axes[0].set(xlabel="annotated pairs", ylabel="accuracy on held-out pairs", ylim=(0.4, 1))
-    for point in (point for point in curve if "good_minus_bad" in point):
-        axes[1].plot(point["accuracy"], point["good_minus_bad"], "o", color="C1")
-        axes[1].annotate(str(point["pairs"] or "untrained"), (point["accuracy"], point["good_minus_bad"]), fontsize=8)
-    axes[1].axhline(0, color="0.5", lw=0.8, ls=":")
-    axes[1].set(xlabel="accuracy on held-out pairs", ylabel="ground truth, good − bad after the ascent")
+    for point in curve:
+        place, accuracy = sizes.index(point["pairs"]), point["accuracy"]
+        left.errorbar(
+            place, accuracy, [[accuracy - point["ci95"][0]], [point["ci95"][1] - accuracy]], fmt="o", color="C0"
+        )
+    left.axhline(0.5, color="0.5", lw=0.8, ls=":")
+    left.set_xticks(range(len(sizes)), ["untrained" if not size else str(size) for size in sizes])
+    left.set(xlabel="annotated pairs", ylabel="accuracy on held-out pairs", ylim=(0.4, 1))
+    for point in ascended:
+        right[0].plot(point["accuracy"], point["good_minus_bad"], "o", color="C1")
+        right[0].annotate(str(point["pairs"] or "untrained"), (point["accuracy"], point["good_minus_bad"]), fontsize=8)
+        right[0].set(xlabel="accuracy on held-out pairs", ylabel="ground truth, good − bad after the ascent")
     figure.savefig(file, dpi=120)
 
 

@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 
@@ -125,3 +128,29 @@ def test_data_that_cannot_be_written_leave_it_in_the_working_directory(folder, t
     assert not again.read
     look_at_all(folder, Reader(), tmp_path / "work" / next((tmp_path / "work").iterdir()) / "below")
     assert "the next start reads all images again" in capsys.readouterr().err
+
+
+def test_several_processes_read_a_part_each(folder, monkeypatch):
+    """Two threads stand for them, each with its own view of the others."""
+    own, barrier = threading.local(), threading.Barrier(2)
+    process = SimpleNamespace(
+        team=lambda: SimpleNamespace(index=own.index, count=2),
+        is_primary=lambda: own.index == 0,
+        on_primary=lambda function: function(),
+        wait_for_all=lambda what: barrier.wait(30),
+    )
+    monkeypatch.setattr(manifest, "hosts", process)
+    readers = Reader(), Reader()
+
+    def run(index):
+        own.index = index
+        return look_at_all(folder, readers[index])
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(run, range(2))
+    assert first == second
+    assert [sorted(reader.read) for reader in readers] == [
+        ["0.png", "2.png", "4.png"],
+        ["1.png", "3.png", "\udcff.png"],
+    ]
+    assert [path.name for path in folder.iterdir() if path.suffix != ".png"] == [FILE]
