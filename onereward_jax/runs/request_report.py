@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onereward_jax.atomic_files import write_json
+from onereward_jax.atomic_files import make_directory, write_json
 from onereward_jax.data.requests.read import fingerprint_of
 from onereward_jax.data.requests.record import Request
 from onereward_jax.data.requests.source import Requests
@@ -55,6 +55,7 @@ def _remember(workdir: Path, name: str, report: dict[str, Any], noun: str) -> No
             f"the run in {workdir} began with other {noun}, masks or prompts: put them back, or choose another"
             " --workdir"
         )
+    make_directory(workdir)
     write_json(file, report)
 
 
