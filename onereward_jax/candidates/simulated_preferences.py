@@ -131,13 +131,15 @@ def _claim(directory: Path, made_of: dict[str, Any], config: MakesPreferences, r
 
 
 def _that_count(group: str, values: dict[str, Any]) -> dict[str, Any]:
-    resumable = names_with(RewardFeedback, "resumable")
-    return {name: value for name, value in values.items() if f"{group}.{name}" not in resumable}
+    """Leave out what a resumed run may change, and settings of other data than the proving ground's."""
+    resumable = names_with(JudgeTraining, "resumable")
+    of_group = JudgeTraining().to_dict()[group]
+    return {name: value for name, value in values.items() if name in of_group and f"{group}.{name}" not in resumable}
 
 
 def _upgraded(made_of: dict[str, Any]) -> dict[str, Any]:
     """Convert an earlier release's record to today's names, with defaults for settings that did not exist."""
-    defaults, was = json.loads(json.dumps(RewardFeedback().to_dict())), renamed()
+    defaults, was = json.loads(json.dumps(JudgeTraining().to_dict())), renamed()
     groups = {}
     for group in ("preferences", "data"):
         given = made_of.get(group)
