@@ -137,8 +137,10 @@ class Manifest:
             self._write(parts[team.index])
             number = next(_passes)
             hosts.wait_for_all(f"manifest {number} is read")
+            known = dict(self._entries)
             for part in parts:
                 self._entries |= _load(part)
+            self._unsaved |= self._entries != known
             hosts.wait_for_all(f"manifest {number} is joined")
             parts[team.index].unlink(missing_ok=True)
         yield from self._map(function, items, description, num_threads)

@@ -154,3 +154,5 @@ def test_several_processes_read_a_part_each(folder, monkeypatch):
         ["1.png", "3.png", "\udcff.png"],
     ]
     assert [path.name for path in folder.iterdir() if path.suffix != ".png"] == [FILE]
+    own.index = 0
+    assert len(Manifest.of(folder)) == 6
