@@ -15,6 +15,7 @@ from onereward_jax.atomic_files import OUTPUT_FILE, atomic_directory
 from onereward_jax.config.find import find_model
 from onereward_jax.config.workdir import claim_workdir
 from onereward_jax.errors import UserError
+from onereward_jax.runs.request_report import has_begun
 from onereward_jax.training.checkpoint import Checkpointer, CheckpointWarning
 from tests.support import small_training
 from tests.support.bucket import emulator
@@ -195,10 +196,12 @@ def test_a_run_resumes_on_another_machine_as_if_undisturbed(bucket, another_mach
         return wrapped
 
     workdir = claim_workdir(url, config)
+    assert not has_begun(workdir)
     with pytest.raises(RuntimeError, match="killed"):
         small_training.run(workdir, 12, checkpoint_every=4, wrap=killed)
     assert "checkpoints" not in {path.name for path in workdir.iterdir()}
     another_machine()
+    assert has_begun(claim_workdir(url, config))
     with pytest.raises(UserError, match=f"^{url} holds a run of another configuration, differing in train.batch_size"):
         claim_workdir(url, config.replace({"train.batch_size": 8}))
     state = small_training.run(claim_workdir(url, config), 12, checkpoint_every=4)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from onereward_jax import buckets
 from onereward_jax.atomic_files import make_directory, write_json
 from onereward_jax.data.requests.read import fingerprint_of
 from onereward_jax.data.requests.record import Request
@@ -60,5 +61,5 @@ def _remember(workdir: Path, name: str, report: dict[str, Any], noun: str) -> No
 
 
 def has_begun(workdir: Path) -> bool:
-    """Whether a checkpoint was finished there."""
-    return any((workdir / "checkpoints").glob("step_*.json"))
+    """Whether a checkpoint was finished there, or in the bucket that it is a local copy of."""
+    return any(buckets.path(buckets.native(workdir.resolve() / "checkpoints")).glob("step_*.json"))
