@@ -47,7 +47,8 @@ class Machine(NamedTuple):
 
 # Rates: docs.cloud.google.com/tpu/docs/{v5e,v5p,v6e,tpu7x}, "system architecture"; a link is the bidirectional
 # bandwidth of a chip over 2 directions and its ports (4 on a 2D torus, 6 on a 3D one). Memory: the limit that
-# libtpu 0.0.42 names when a program exceeds it. Machines: "VM types" of the same pages.
+# libtpu 0.0.42 names when a program exceeds it. Machines: "VM types" of the v5e page; the others' are to be
+# compared with `gcloud compute machine-types describe`.
 CHIPS = {
     "v5e": Chip(15.75, 197e12, 819e9, 400e9 / 8, sides=2, machines={1: 48, 8: 384, 4: 192}),
     "v5p": Chip(95.74, 459e12, 2765e9, 1200e9 / 12, machines={4: 448}),
