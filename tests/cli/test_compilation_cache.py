@@ -29,7 +29,11 @@ def test_a_run_keeps_what_it_compiled_and_drops_what_may_be_torn(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "step_00000001.json").write_text("{}")
     torn = tmp_path / "programs" / "jit_torn-cache"
-    torn.write_bytes(b"half")
+    measured = tmp_path / "programs" / "xla_gpu_per_fusion_autotune_cache_dir" / "fusion.textproto"
+    measured.parent.mkdir()
+    for path in (torn, measured):
+        path.write_bytes(b"half")
     kept = {name: os.stat(tmp_path / "programs" / name).st_mtime_ns for name in first}
     assert start() == kept
     assert not torn.exists()
+    assert not measured.exists()

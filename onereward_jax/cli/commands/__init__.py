@@ -71,8 +71,9 @@ def use_compilation_cache(workdir: Path | None = None) -> None:
 
 def _remove_torn(programs: Path, checkpoints: Path) -> None:
     """Remove programs that may have been cut short: JAX writes them in place, would fail to read such a one at every
-    start, and never writes it again. What is older than a finished checkpoint is whole."""
+    start, and never writes it again. What is older than a finished checkpoint is whole. On GPUs, XLA keeps its own
+    measurements in a directory there."""
     finished = max((path.stat().st_mtime for path in checkpoints.glob("step_*.json")), default=0.0)
-    for program in programs.glob("*") if programs.is_dir() else ():
-        if program.stat().st_mtime >= finished:
+    for program in list(programs.rglob("*")) if programs.is_dir() else ():
+        if program.is_file() and program.stat().st_mtime >= finished:
             program.unlink(missing_ok=True)
