@@ -1,5 +1,9 @@
-"""The wheel by itself: installed outside the checkout, it has the configurations and the packaged miniature with it."""
+"""The wheel by itself: installed outside the checkout, it has the configurations and the packaged miniature with it.
 
+Its fills and its training are those of notebooks/kaggle_v5e8.ipynb, whose cells run there one after the other.
+"""
+
+import functools
 import json
 import os
 import shutil
@@ -7,11 +11,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOK = ROOT / "notebooks/kaggle_v5e8.ipynb"
 SOURCES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "onereward_jax", "configs", "miniature")
 PIP = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
 # One update of as little as can be, without the images that a run makes beside it.
@@ -43,41 +47,41 @@ def onereward(tmp_path_factory):
     # The libraries are this environment's; PYTHONPATH comes before an editable install in it.
     variables = {"PYTHONPATH": str(installed), "XLA_FLAGS": "--xla_llvm_disable_expensive_passes=true"}
 
-    def run(*words: str) -> str:
-        command = [sys.executable, str(installed / "bin" / "onereward"), *words]
-        result = subprocess.run(command, cwd=elsewhere, env=os.environ | variables, capture_output=True, text=True)
+    def python(*words: str) -> str:
+        result = subprocess.run(
+            [sys.executable, *words], cwd=elsewhere, env=os.environ | variables, capture_output=True, text=True
+        )
         assert result.returncode == 0, result.stderr[-2000:]
         return result.stdout
 
-    run.directory = elsewhere
+    run = functools.partial(python, str(installed / "bin" / "onereward"))
+    run.directory, run.python = elsewhere, python
     return run
-
-
-@pytest.fixture(scope="module")
-def images(onereward):
-    draw = np.random.default_rng(0)
-    Image.fromarray(draw.integers(0, 256, (64, 64, 3), np.uint8)).save(onereward.directory / "image.png")
-    mask = np.zeros((64, 64), np.uint8)
-    mask[16:48, 16:48] = 255
-    Image.fromarray(mask).save(onereward.directory / "mask.png")
 
 
 def test_help(onereward):
     assert "train-judge" in onereward("--help")
 
 
-def test_fill_then_judge(onereward, images):
-    fill = ["--image=image.png", "--mask=mask.png", "--prompt=a small red circle", "--out=filled.png"]
-    onereward("fill", "--model=miniature/base", *fill, "--num_inference_steps=2", "--max_sequence_length=16")
-    with Image.open(onereward.directory / "filled.png") as filled:
-        assert filled.size == (64, 64)
-    pair = ["--first=filled.png", "--second=image.png", "--task=image_fill", "--dimension=structure"]
+def test_the_notebooks_cells_then_the_judge(onereward):
+    notebook = json.loads(NOTEBOOK.read_text(encoding="utf-8"))
+    assert (notebook["nbformat"], notebook["nbformat_minor"]) == (4, 5)
+    codes = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in codes)
+    sources = {cell["id"]: "".join(cell["source"]) for cell in codes}
+    tagged = {tag: cell["id"] for cell in codes for tag in cell["metadata"].get("tags", ())}
+
+    assert sources.pop(tagged["install"]).startswith("%pip install")
+    values: dict = {}
+    exec(sources[tagged["parameters"]], values)
+    assert set(values["settings"]) <= set(OVERRIDES)  # all that could be large is made small here
+    sources[tagged["parameters"]] = f"workdir, settings = 'run', {OVERRIDES}"
+    assert "'step': 1" in onereward.python("-c", "\n\n".join(sources.values()))
+    assert (onereward.directory / "run/export/policy/diffusion_pytorch_model.safetensors").exists()
+    for name in ("before", "after"):
+        with Image.open(onereward.directory / f"{name}.png") as filled:
+            assert filled.size == (64, 64)
+
+    pair = ["--first=before.png", "--second=image.png", "--task=image_fill", "--dimension=structure"]
     answer = json.loads(onereward("judge", "--model=miniature/judge", *pair))
     assert 0 < answer["p_yes"]["structure"] < 1
-
-
-def test_train(onereward):
-    fields = [f"--config.{name}={value}" for name, value in OVERRIDES.items()]
-    onereward("train", "--config=quick", *fields, "--workdir=run")
-    exported = onereward.directory / "run" / "export" / "policy"
-    assert (exported / "diffusion_pytorch_model.safetensors").exists()
