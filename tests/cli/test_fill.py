@@ -18,10 +18,12 @@ from onereward_jax import FillPipeline
 from onereward_jax import tree as trees
 from onereward_jax.atomic_files import OUTPUT_FILE
 from onereward_jax.cli import main as cli
+from onereward_jax.cli.commands.fill import _of_each
 from onereward_jax.data.requests.record import Request
 from onereward_jax.errors import UserError
 from onereward_jax.fill.diffusers_io import load_transformer
 from onereward_jax.fill.requests import output_files, prompt_of, read_requests
+from onereward_jax.parallel import hosts
 from onereward_jax.runs import export
 from onereward_jax.runs.export import COMFYUI_FILE
 from onereward_jax.tasks import EXTEND_PROMPT, REMOVAL_PROMPT
@@ -173,6 +175,26 @@ def test_what_is_wrong_is_one_sentence_and_nothing_is_written(files, tmp_path, c
     assert message in captured.err
     assert sorted(files.rglob("*")) == before
     assert not list(tmp_path.iterdir())
+
+
+def test_a_request_that_fails_in_one_process_is_skipped_in_all(monkeypatch, capsys):
+    """Else the others' computations would wait for it."""
+    a, b, c = (Request(name, Path(name), where=f"{name}.png") for name in "abc")
+
+    def function(request):
+        if request is a:
+            raise UserError("it is a damaged image")
+        return request.id
+
+    for others in ([], [(1, "b.png does not exist: check the path")]):
+        monkeypatch.setattr(hosts, "gather", lambda mine, others=others: [mine, others])
+        failed = []
+        assert _of_each([a, b, c], function, failed) == {x: x.id for x in ((c,) if others else (b, c))}
+        assert failed == ([a, b] if others else [a])
+    lines = ["onereward: a.png: it is a damaged image", "onereward: b.png does not exist: check the path"]
+    assert capsys.readouterr().err.splitlines() == [lines[0], *lines]
+    with pytest.raises(UserError):
+        _of_each([a], function, None)
 
 
 def test_tasks_have_their_prompts():

@@ -11,10 +11,13 @@ exit code is 1. A JSONL file may name any file that you can read: give --inside_
 """
 
 import argparse
+import functools
 import os
 import sys
 import warnings
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from onereward_jax.cli.arguments import like, number, path, text
 from onereward_jax.config.option import conform
@@ -85,7 +88,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from onereward_jax.atomic_files import check_writable
-    from onereward_jax.cli.exit_codes import is_users_error, sentence
     from onereward_jax.data.requests.record import BadRequest
     from onereward_jax.errors import UserError
     from onereward_jax.fill.requests import output_files, prompt_of, read_requests
@@ -103,21 +105,7 @@ def run(args: argparse.Namespace) -> int:
         raise UserError(f"--out {out} is not {wanted}: give one")
     check_writable(out if many else out.parent)
 
-    failed = []
-
-    def tried(request, function):
-        """Return the function's result; among many requests, report one that fails by name and return None."""
-        try:
-            return function(request)
-        except (ValueError, OSError) as error:
-            if not many or not is_users_error(error):
-                raise
-            failed.append(request)
-            text = sentence(error)
-            if hosts.is_primary():
-                print(f"onereward: {text if request.where in text else f'{request.where}: {text}'}", file=sys.stderr)
-            return None
-
+    failed: list | None = [] if many else None
     good = [request for request in requests if not isinstance(request, BadRequest)]
     files = dict(zip(good, output_files(good, out, args.num_images), strict=True))
     real = os.path.realpath  # unlike `Path.resolve`, it takes symbolic links that lead to themselves
@@ -125,19 +113,49 @@ def run(args: argparse.Namespace) -> int:
     read = {real(path) for path in pictures if isinstance(path, Path)}
     if replaced := [file for of_request in files.values() for file in of_request if real(file) in read]:
         raise UserError(f"{replaced[0]} is an input and would be replaced: choose another --out")
-    prompts = {request: tried(request, prompt_of) for request in requests}
-    prompts = {request: prompt for request, prompt in prompts.items() if prompt is not None}
+    prompts = _of_each(requests, prompt_of, failed)
     if not many:
         with warnings.catch_warnings(action="ignore"):  # they are shown when the request is filled
             good[0].pictures()
     if prompts:
-        _fill(args, prompts, files, tried)
+        _fill(args, prompts, files, failed)
     if failed and hosts.is_primary():
         print(f"onereward: {len(failed)} of {len(requests)} could not be filled", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _fill(args: argparse.Namespace, prompts: dict, files: dict, tried) -> None:
+def _of_each(requests: Sequence, function: Callable[[Any], Any], failed: list | None) -> dict:
+    """Return {request: result of the function} of those with which no process fails, so that all go on with the same.
+
+    Args:
+      failed: takes the others, which are reported by name; None raises what is wrong with the first.
+    """
+    from onereward_jax.cli.exit_codes import is_users_error, sentence
+    from onereward_jax.parallel import hosts
+
+    made, sentences = {}, []
+    for index, request in enumerate(requests):
+        try:
+            made[request] = function(request)
+        except (ValueError, OSError) as error:
+            if failed is None or not is_users_error(error):
+                raise
+            sentences.append((index, sentence(error)))
+    wrong: dict[int, str] = {}
+    for of_process in hosts.gather(sentences):
+        for index, why in of_process:
+            wrong.setdefault(index, why)
+    for index, why in sorted(wrong.items()):
+        request = requests[index]
+        made.pop(request, None)
+        if failed is not None:
+            failed.append(request)
+        if hosts.is_primary():
+            print(f"onereward: {why if request.where in why else f'{request.where}: {why}'}", file=sys.stderr)
+    return made
+
+
+def _fill(args: argparse.Namespace, prompts: dict, files: dict, failed: list | None) -> None:
     """Write every request's images; of several processes, all make them and the primary writes."""
     import numpy as np
     from tqdm import tqdm
@@ -166,8 +184,11 @@ def _fill(args: argparse.Namespace, prompts: dict, files: dict, tried) -> None:
         pipeline.prompts.encode(texts, args.max_sequence_length)
     pipeline.release_text_encoders()  # the transformer takes their place on the device
 
-    def fill(request):
-        image, mask = request.pictures()
+    def write(file, picture, _):
+        if hosts.is_primary():
+            write_png(file, picture)
+
+    def fill(image, mask, request):
         for offset, file in enumerate(files[request]):
             (made,) = pipeline(
                 prompt=prompts[request],
@@ -181,11 +202,14 @@ def _fill(args: argparse.Namespace, prompts: dict, files: dict, tried) -> None:
                 max_sequence_length=args.max_sequence_length,
             ).images
             picture = np.asarray(made)
-            if hosts.is_primary():
-                write_png(file, keep_outside(image, mask, picture) if args.keep_outside else picture)
+            if args.keep_outside:
+                picture = keep_outside(image, mask, picture)
+            if not _of_each([request], functools.partial(write, file, picture), failed):
+                return
 
     for request in tqdm(prompts, desc="filling", disable=len(prompts) == 1):
-        tried(request, fill)
+        for image, mask in _of_each([request], lambda request: request.pictures(), failed).values():
+            _of_each([request], functools.partial(fill, image, mask), failed)
 
 
 _weight = number(float, at_least=-1000, at_most=1000)
