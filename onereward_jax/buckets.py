@@ -13,6 +13,7 @@ gcsfs and `etils.epath` are imported once they are needed: a wrong command line 
 
 import base64
 import contextlib
+import errno
 import fcntl
 import hashlib
 import logging
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 _SCHEME = "gs://"
 _NATIVE = ("checkpoints", "programs")  # of a working directory: written to the bucket by Orbax and by JAX
+_MARKS = {"config.json", OUTPUT_FILE}  # of a working directory, and of an output: none loses them
 _LOCAL = re.compile(r"\.lock|\.[0-9a-f]{16}\.tmp|\..*\.(partial|replaced)|\.onereward_manifest.*")  # names of files
 _THREADS = 16
 _AT_ONCE = 1 << 26  # bytes
@@ -104,6 +106,11 @@ class _Copy:
                 with contextlib.suppress(FileNotFoundError):  # it has just been removed
                     if _is_copied(name):
                         here[name] = _stamp(self.local / name)
+            marks_there = self._same.keys() & _MARKS
+            if marks_there and not marks_there & here.keys():
+                raise OSError(
+                    errno.ENOENT, f"its local copy, {self.local}, was removed or cleaned: nothing is removed there"
+                )
             changed = [name for name, stamp in here.items() if self._same.get(name) != stamp]
             gone = self._same.keys() - here.keys()
             # An output is whole where its OUTPUT_FILE is: that goes first and comes last.

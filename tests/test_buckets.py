@@ -14,7 +14,7 @@ from onereward_jax import buckets
 from onereward_jax.atomic_files import OUTPUT_FILE, atomic_directory
 from onereward_jax.config.find import find_model
 from onereward_jax.config.workdir import claim_workdir
-from onereward_jax.errors import UserError
+from onereward_jax.errors import Fault, UserError
 from onereward_jax.runs.request_report import has_begun
 from onereward_jax.training.checkpoint import Checkpointer, CheckpointWarning
 from tests.support import small_training
@@ -102,6 +102,23 @@ def test_an_output_is_whole_where_its_mark_is(bucket, another_machine, monkeypat
         buckets.push_all()
         assert seen == [("weights", False), (OUTPUT_FILE, False)]
     assert files_in(url)["weights"] == b"new"
+
+
+def test_a_cleaned_cache_removes_nothing_in_the_bucket(bucket, another_machine):
+    url = f"{bucket}/cleaned"
+    workdir = claim_workdir(url, config_of("1,1,1"))
+    (workdir / "metrics.jsonl").write_text("1\n")
+    buckets.push(workdir)
+    whole = files_in(url)
+    assert whole.keys() == {"config.json", "metrics.jsonl"}
+    shutil.rmtree(workdir)
+    workdir.mkdir()
+    (workdir / "metrics.jsonl").write_text("2\n")
+    with pytest.raises(Fault, match=f"^{url} can't be written \\(its local copy, {workdir}, was removed or cleaned"):
+        buckets.push_all()
+    assert files_in(url) == whole
+    another_machine()
+    assert files_at(claim_workdir(url, config_of("1,1,1"))).items() >= whole.items()
 
 
 def test_what_is_read_is_copied_once(bucket, another_machine):
