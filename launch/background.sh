@@ -3,8 +3,8 @@
 #   bash launch/background.sh start COMMAND...   appends output to run.log
 #   bash launch/background.sh stop               sends SIGTERM and waits, while a training saves
 #   bash launch/background.sh idle               exits with 2 if a command is running
-#   bash launch/background.sh state              prints `running`, `ended CODE`, `lost` (it vanished without an exit code, as
-#                                                by a restart of the machine) or `none`
+#   bash launch/background.sh state COMMAND...   prints `running`, `ended CODE`, `lost` (it vanished without an exit code, as
+#                                                by a restart of the machine) or `none`; `other` if another one is running
 set -euo pipefail
 cd "$(dirname "$0")/.."
 source launch/run.sh
@@ -35,6 +35,7 @@ case ${1:-} in
     [ $# -gt 0 ] || wrong "give the command to start"
     if running; then wrong "a command is running here already: stop it first"; fi
     rm -f run.pid run.code
+    quoted "$@" >run.command
     nohup bash launch/background.sh keep "$@" >>run.log 2>&1 </dev/null &
     until [ -e run.pid ]; do sleep 0.05; done
     echo "started: $(quoted "$@")"
@@ -48,7 +49,10 @@ case ${1:-} in
     ;;
   idle) if running; then wrong "a command is running here already: stop it first"; fi ;;
   state)
-    if running; then
+    shift
+    if [ "$(cat run.command 2>/dev/null)" != "$(quoted "$@")" ]; then
+      if running; then echo other; else echo none; fi
+    elif running; then
       echo running
     elif [ -e run.code ]; then
       echo "ended $(cat run.code)"

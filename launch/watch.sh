@@ -4,7 +4,8 @@
 # the bucket. Where there is no capacity, it waits. A command that ends with 2, 3, 126 or 127 would do so again, and ends the
 # watch. So do TPU_POD_TRIES=3 lives in a row that failed otherwise, each within TPU_POD_QUICK=3600 seconds: the slice could not
 # be had, the installation failed, or the resume loop on a worker gave up. At the end, either way, the workers' logs are in
-# runs/NAME.log and the slice is deleted. A signal ends the watch alone: the same command watches the slice again.
+# runs/NAME.log and the slice is deleted. A signal ends the watch alone: the same command watches the slice again. A slice on which another command is running is left
+# alone.
 # shellcheck disable=SC2154  # `name` is tpu_pod.sh's
 
 watch() {
@@ -37,8 +38,9 @@ life() {
   outcome='the slice could not be had'
   slice pause || return 0
   outcome='the command could not be started'
-  case $(answers) in
-    *running* | *ended*) say "a command is on $name already: watching it" ;;
+  case $(answers "$@") in
+    *other*) wrong "another command is running on $name: watch that one, or end it by --stop first" ;;
+    *running* | *ended*) say "the command is on $name already: watching it" ;;
     *) if ! start "$@"; then
       if taken; then outcome=taken; fi
       return 0
@@ -50,7 +52,7 @@ life() {
       outcome=taken
       return 0
     fi
-    answer=$(answers)
+    answer=$(answers "$@")
     case $answer in
       '')
         unanswered=$((unanswered + 1))
@@ -59,6 +61,7 @@ life() {
           return 0
         fi
         ;;
+      *other*) wrong "another command was started on $name: watch that one" ;;
       *running*) unanswered=0 ;; # the others wait for it, or run the command again
       *lost* | *none*)
         outcome='a worker lost the command, as by a restart'
@@ -78,11 +81,11 @@ life() {
   done
 }
 
-# What each worker's background.sh says of the command; nothing where the workers can't be reached.
+# What each worker's background.sh says of this command; nothing where the workers can't be reached.
 answers() {
   local said
-  said=$(on_workers "cd onereward 2>/dev/null && bash launch/background.sh state || echo none" 2>/dev/null) || return 0
-  grep -xE 'running|lost|none|ended [0-9]+' <<<"$said" || true
+  said=$(on_workers "cd onereward 2>/dev/null && bash launch/background.sh state bash launch/tpu.sh $(quoted "$@") || echo none" 2>/dev/null) || return 0
+  grep -xE 'running|other|lost|none|ended [0-9]+' <<<"$said" || true
 }
 
 # Tests whether the slice is gone or going; not if gcloud does not say.
