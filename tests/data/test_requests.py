@@ -345,6 +345,9 @@ def test_conversion_keeps_what_requests_say_and_show(folder, tmp_path, form):
             np.testing.assert_array_equal(before, after)
         assert (one.target is None) == (other.target is None)
         assert one.size == other.size
+    together = lambda some: [[one.group == other.group for other in some] for one in some]
+    assert together(again) == together(requests)
+    assert together(requests)[0] == [True, False, True]
     assert [request.digest for request in read(tmp_path / "out")] == [request.digest for request in again]
 
 

@@ -1,5 +1,6 @@
 """Writes requests, from whatever form they were read, as a folder with requests.jsonl or as a TFDS dataset."""
 
+import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,8 @@ _PICTURES = ("image", "mask", "target")
 def write_requests(directory: Path, requests: Iterable[Request], form: str) -> None:
     """Write requests atomically; image files are copied byte for byte, and run lengths become PNG files.
 
+    The image of several requests is written once, so that in a folder they are of one group again.
+
     Args:
       form: one of `FORMS`.
 
@@ -36,13 +39,21 @@ def write_requests(directory: Path, requests: Iterable[Request], form: str) -> N
         return
     with atomic_directory(directory) as partial, (partial / REQUESTS).open("w", encoding="utf-8") as file:
         (partial / "images").mkdir()
+        images: dict[tuple[str, bytes], str] = {}  # what is read again has the image's path for its group
         for number, fields in enumerate(map(_fields_of, requests)):
+            group = fields.pop("group")
             for name in _PICTURES:
                 if name in fields:
-                    path = Path("images") / f"{number:06d}-{name}.{suffix_of(fields[name])}"
-                    (partial / path).write_bytes(fields[name])
+                    content = fields[name]
+                    key = group, hashlib.sha256(content).digest()
+                    if name == "image" and key in images:
+                        fields[name] = images[key]
+                        continue
+                    path = Path("images") / f"{number:06d}-{name}.{suffix_of(content)}"
+                    (partial / path).write_bytes(content)
                     fields[name] = path.as_posix()
-            fields.pop("group")
+                    if name == "image":
+                        images[key] = fields[name]
             file.write(json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n")
 
 
