@@ -46,7 +46,7 @@ class Policy:
           path: a model in diffusers layout, a transformer of one, an adapter in diffusers' or PEFT's layout, an export
             for ComfyUI, a run's working directory (its policy), or a repository of the Hugging Face hub, of a
             transformer as "owner/name:subfolder".
-          base: the whole model of a transformer or an adapter; None is that of the run which exported it.
+          base: the whole model of a transformer or an adapter that no run exported: a run's is always its own.
 
         Raises:
           UserError: that is not known.
@@ -57,12 +57,11 @@ class Policy:
         if (found / "model_index.json").is_file():
             return cls(str(path))
         if (found / _RUN_FILE).is_file() and "model.base" in read_json(found / _RUN_FILE):
-            base = base or _base_of_run(found)
             found = next((found / name for name in _EXPORTS if _is_model(found / name)), found / _EXPORTS[0])
             if not found.is_dir():
                 raise UserError(f"the run in {path} has exported no policy yet: let it end, or give an `export` of it")
             path = found
-        base = base or _base_of_run(found)
+        base = _base_of_run(found) or base
         if base is None:
             raise UserError(
                 f"{path} is a part of a model, and no run says of which: give --baseline, the whole model that it was"
@@ -107,6 +106,33 @@ class Policy:
 
     def __str__(self) -> str:
         return self.adapter or self.transformer or self.base
+
+
+def policies_at(policy: str | Path, baseline: str | Path | None) -> tuple[Policy, Policy]:
+    """Find out which two policies are to be compared.
+
+    Args:
+      policy, baseline: see `Policy.at`; where one has no base of its own, it is that of the other. Without
+        a baseline, it is the policy's base.
+
+    Raises:
+      UserError: one is not known, or a whole model has no baseline.
+    """
+    paths = [path for path in (policy, baseline) if path is not None]
+    base = next((found for found in map(_base_at, paths) if found is not None), None)
+    first, *second = (Policy.at(path, base) for path in paths)
+    against = second[0] if second else Policy(first.base)
+    if not second and first == against:
+        raise UserError(f"{policy} is a whole model: name what to compare it with, --baseline")
+    return first, against
+
+
+def _base_at(path: str | Path) -> str | None:
+    """The whole model at a path, or that of the run which made what lies there; None if no run says."""
+    found = find_model(path)
+    if (found / "model_index.json").is_file() or (not found.exists() and ":" not in str(path)):
+        return str(path)
+    return _base_of_run(found)
 
 
 def _is_model(directory: Path) -> bool:

@@ -1,6 +1,7 @@
 """An evaluation keeps what it has: killed anywhere, it goes on; with other inputs, it is refused."""
 
 import functools
+import shutil
 import types
 
 import numpy as np
@@ -13,7 +14,7 @@ from onereward_jax.errors import UserError
 from onereward_jax.evaluation import comparison as module
 from onereward_jax.evaluation.comparison import Comparison
 from onereward_jax.evaluation.meters.outside import OUTSIDE
-from onereward_jax.evaluation.policies import Policy
+from onereward_jax.evaluation.policies import Policy, policies_at
 from onereward_jax.images.reading import read_image
 
 
@@ -140,7 +141,20 @@ def test_what_a_path_holds(tmp_path):
     (tmp_path / "run/export/policy/config.json").unlink()
     (tmp_path / "run/export/policy/pytorch_lora_weights.safetensors").touch()
     assert Policy.at(exported) == Policy("owner/base", adapter=exported)
-    assert Policy.at(exported, "other") == Policy("other", adapter=exported)
+    assert Policy.at(exported, "other") == Policy("owner/base", adapter=exported)  # its run's, always
+    found = tmp_path / "adapter"
+    found.mkdir()
+    (found / "pytorch_lora_weights.safetensors").touch()
+    assert Policy.at(found, "other") == Policy("other", adapter=str(found))
+    run, added = Policy.at(exported), Policy("owner/base", adapter=str(found))
+    assert policies_at(tmp_path / "run", None) == (run, Policy("owner/base"))
+    assert policies_at(tmp_path / "run", "owner/other") == (run, Policy("owner/other"))
+    assert policies_at(found, tmp_path / "run") == (added, run)  # the baseline's own base, not the run's directory
+    assert policies_at(exported, found) == (run, added)
+    shutil.copytree(tmp_path / "run", tmp_path / "second")
+    (tmp_path / "second/config.json").write_text('{"model.base": "owner/older"}')
+    second = str(tmp_path / "second/export/policy")
+    assert policies_at(tmp_path / "run", tmp_path / "second") == (run, Policy("owner/older", adapter=second))
     assert Policy.at("owner/name") == Policy("owner/name")
     assert Policy.at("owner/name:sub", "owner/base") == Policy("owner/base", "owner/name:sub")
     (tmp_path / "whole").mkdir()

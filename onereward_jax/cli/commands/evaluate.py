@@ -80,14 +80,11 @@ def _evaluate_policy(args: argparse.Namespace) -> None:
     from onereward_jax.atomic_files import lock
     from onereward_jax.evaluation.evaluate import evaluate_policies, requests_at
     from onereward_jax.evaluation.meters.all_meters import chosen_meters
-    from onereward_jax.evaluation.policies import Policy
+    from onereward_jax.evaluation.policies import policies_at
     from onereward_jax.evaluation.report.run_report import summarize
     from onereward_jax.parallel import hosts
 
-    policy = Policy.at(args.policy, args.baseline)
-    baseline = Policy(policy.base) if args.baseline is None else Policy.at(args.baseline, policy.base)
-    if args.baseline is None and policy == baseline:
-        raise UserError(f"{args.policy} is a whole model: name what to compare it with, --baseline")
+    policy, baseline = policies_at(args.policy, args.baseline)
     out = local_workdir(args.out or Path("evaluations") / (Path(args.policy).name or "policy"))
     meters = chosen_meters(args.clip, args.lpips, args.ocr)
     source = requests_at(args.config, Path(args.data), out)
