@@ -189,6 +189,10 @@ def test_only_files_inside_the_folder_if_one_says_so(folder, capsys):
     (folder / "e.png").symlink_to(outside)
     assert len(read(folder, prompt="all")) == 5
     assert len(read(folder, prompt="all", bad_share=0.5, inside_only=True)) == 4
+    (folder.parent / "secret.txt").write_text("not for a prompt")
+    (folder / "b.txt").unlink()
+    (folder / "b.txt").symlink_to(folder.parent / "secret.txt")
+    assert len(read(folder, prompt="all", bad_share=0.5, inside_only=True)) == 3
     names = ["a.png", "../outside.png", str(outside), "e.png"]
     lines = [{"file_name": name, "text": "one\u2028line"} for name in names]
     path = folder / "mine.jsonl"
@@ -196,7 +200,7 @@ def test_only_files_inside_the_folder_if_one_says_so(folder, capsys):
     assert [item.prompt for item in read(path)] == ["one\u2028line"] * 4
     (only,) = read(path, bad_share=0.75, inside_only=True)
     assert only.id == "a.png"
-    assert capsys.readouterr().err.count("leads out of") == 4
+    assert capsys.readouterr().err.count("leads out of") == 6
 
 
 def one(folder, **fields):

@@ -274,9 +274,10 @@ def _plain_folder(folder: Path, defaults: Defaults, inside_only: bool) -> Iterat
         pictures = {"image": file, **({"image": beside["image"], "target": file} if "image" in beside else {})}
         pictures |= {"mask": beside["mask"]} if "mask" in beside else {}
         try:
-            for picture in pictures.values():
-                path_beside(folder, str(picture.relative_to(folder)), inside_only)
-            text = read_text(note, MAX_LINE).strip() if os.path.lexists(note) else ""
+            has_note = os.path.lexists(note)
+            for part in (*pictures.values(), *([note] if has_note else [])):
+                path_beside(folder, str(part.relative_to(folder)), inside_only)
+            text = read_text(note, MAX_LINE).strip() if has_note else ""
         except OSError as error:
             yield BadRequest(str(file), f"{error.filename} can't be opened ({error.strerror}): check the path")
         except UserError as error:
