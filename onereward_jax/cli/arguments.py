@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 from typing import Any
 
+from onereward_jax.buckets import is_bucket
 from onereward_jax.config import option
 from onereward_jax.config.option import Option, Settings, conform, read_plain
 from onereward_jax.errors import UserError
@@ -51,6 +52,13 @@ def path(text: str) -> str:
     if not text.strip():
         raise argparse.ArgumentTypeError("it is empty: give a path")
     return text
+
+
+def local_path(text: str) -> str:
+    """A path that is not in a bucket."""
+    if is_bucket(text):
+        raise argparse.ArgumentTypeError(f"{text} is in a bucket, which is not for this: give a path of this machine")
+    return path(text)
 
 
 def text(text: str) -> str:

@@ -24,7 +24,7 @@ def actions_of(command: str) -> list[argparse.Action]:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_argument_has_a_range_or_a_type(command):
     for action in actions_of(command):
-        known = (arguments.path, arguments.text, fill._adapter)
+        known = (arguments.path, arguments.local_path, arguments.text, fill._adapter)
         assert action.choices or isinstance(action.type, arguments.Number) or action.type in known, (
             action.option_strings
         )
@@ -37,11 +37,14 @@ def test_every_argument_has_a_range_or_a_type(command):
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_path_of_a_command_that_is_empty(command, capsys):
     for action in actions_of(command):
-        if action.type is arguments.path:
+        if action.type in (arguments.path, arguments.local_path):
             assert cli.main([command, action.option_strings[0], ""]) == 2
             error = capsys.readouterr().err
             assert "it is empty: give a path" in error
             assert error.count("\n") == 1
+        if action.type is arguments.local_path:
+            assert cli.main([command, action.option_strings[0], "gs://bucket/out"]) == 2
+            assert "gs://bucket/out is in a bucket" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,11 @@ judge's gradient, ten updates of the configuration, memory beside the plan's, a 
 import argparse
 from pathlib import Path
 
+from onereward_jax.buckets import is_bucket
 from onereward_jax.cli.arguments import like, path
 from onereward_jax.cli.commands import config_arguments, use_compilation_cache
 from onereward_jax.config.schema import RewardFeedback, Training
+from onereward_jax.errors import UserError
 
 IN_SEVERAL_PROCESSES = True
 NO_GO = 3  # as what does not fit: the same command again would not change it
@@ -35,6 +37,8 @@ def run(args: argparse.Namespace) -> int:
         if hosts.is_primary():
             print(finding.line(), flush=True)
 
+    if is_bucket(args.workdir):
+        raise UserError(f"{args.workdir} is in a bucket, and a check is of this machine: give a --workdir of it")
     workdir = Path(args.workdir)
     use_compilation_cache(workdir)
     optional = lambda given: None if given is None else Path(given)

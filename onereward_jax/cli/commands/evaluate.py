@@ -87,7 +87,7 @@ def _evaluate_policy(args: argparse.Namespace) -> None:
     policy, baseline = policies_at(args.policy, args.baseline)
     out = local_workdir(args.out or Path("evaluations") / (Path(args.policy).name or "policy"))
     meters = chosen_meters(args.clip, args.lpips, args.ocr)
-    source = requests_at(args.config, Path(args.data), out)
+    source = requests_at(args.config, buckets.reading(args.data), out)
     hosts.on_primary(lambda: lock(out))
     buckets.pull(out)
     if not buckets.is_bucket(args.out or ""):

@@ -11,7 +11,7 @@ import argparse
 import functools
 from pathlib import Path
 
-from onereward_jax.cli.arguments import like, path, text
+from onereward_jax.cli.arguments import like, local_path, path, text
 from onereward_jax.config.schema import Evaluation, JudgeModel
 
 IN_SEVERAL_PROCESSES = True
@@ -65,11 +65,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SHARE",
         help=f"invalid records to tolerate (default: {BAD_SHARE})",
     )
-    parser.add_argument("--out", type=path, metavar="FILE", help="a JSON file for all figures, including calibration")
-    parser.add_argument("--report", type=path, metavar="DIR", help="a directory for report.html and its figures")
+    parser.add_argument(
+        "--out", type=local_path, metavar="FILE", help="a JSON file for all figures, including calibration"
+    )
+    parser.add_argument("--report", type=local_path, metavar="DIR", help="a directory for report.html and its figures")
 
 
 def run(args: argparse.Namespace) -> None:
+    from onereward_jax import buckets
     from onereward_jax.atomic_files import check_writable, write_json
     from onereward_jax.data.preferences.dataset import open_records
     from onereward_jax.errors import UserError
@@ -81,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
     from onereward_jax.parallel import hosts
     from onereward_jax.parallel.mesh import mesh_of_all
 
-    directories = [Path(directory) for directory in args.data]
+    directories = [buckets.reading(directory) for directory in args.data]
     for directory in directories:  # before a model is loaded
         open_records(directory)
     specialists = _specialists(args.one_a_task or [])

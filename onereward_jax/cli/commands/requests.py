@@ -10,9 +10,8 @@ in the data's folder, for training too.
 
 import argparse
 import sys
-from pathlib import Path
 
-from onereward_jax.cli.arguments import like, path, text
+from onereward_jax.cli.arguments import like, local_path, path, text
 from onereward_jax.config.schema import RequestData, RewardFeedback, Training
 from onereward_jax.errors import UserError
 from onereward_jax.tasks import TASKS
@@ -34,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.1,
         help="bad ones to bear, default 0.1",
     )
-    parser.add_argument("--sheet", type=path, metavar="FILE", help="stats: a PNG file for a sheet of images")
+    parser.add_argument("--sheet", type=local_path, metavar="FILE", help="stats: a PNG file for a sheet of images")
     parser.add_argument(
         "--resolution", type=like(RequestData, "resolution"), default=1024, help="stats: of the buckets, default 1024"
     )
@@ -62,7 +61,9 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "convert":
         from onereward_jax.data.requests.write import write_requests
 
-        write_requests(Path(args.to), requests, args.form)
+        out = buckets.local(args.to, "output")
+        buckets.pull(out)  # what is there is replaced, or refused
+        write_requests(out, requests, args.form)
         print(f"{args.to}: {len(requests)} requests")
         return 0
     _describe(args, requests)
