@@ -35,6 +35,7 @@ _SCHEME = "gs://"
 _NATIVE = ("checkpoints", "programs")  # of a working directory: written to the bucket by Orbax and by JAX
 _MARKS = {"config.json", OUTPUT_FILE}  # of a working directory, and of an output: none loses them
 _LOCAL = re.compile(r"\.lock|\.[0-9a-f]{16}\.tmp|\..*\.(partial|replaced)|\.onereward_manifest.*")  # names of files
+_RECORDS = (".json", ".jsonl")  # ends of names
 _THREADS = 16
 _AT_ONCE = 1 << 26  # bytes
 
@@ -242,27 +243,39 @@ def _reason(error: OSError) -> str:
 
 
 def reading(name: str | os.PathLike) -> Path:
-    """A file or directory to read: itself, or the local copy of a directory in a bucket, brought up to date once.
+    """A file or directory to read: itself, or the local copy of one in a bucket, brought up to date once.
+
+    A file of records names others beside it, so all of its directory is copied.
 
     Raises:
       UserError: the bucket is not there, or can't be read.
     """
     if not is_bucket(name):
         return Path(name)
-    directory = local(name, "reading", pushed=False)
-    if directory not in _read:
-        make_directory(directory.parent)
-        lock = os.open(directory.with_name(f".{directory.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # other processes of this machine read it, too
-            pull(directory)
-        finally:
-            os.close(lock)
-        _read.add(directory)
-    return directory
+    url = os.fspath(name).rstrip("/")
+    if url not in _read:
+        above, _, last = url.rpartition("/")
+        if not _file_system().isfile(url):
+            _read[url] = _pulled(local(name, "reading", pushed=False))
+        elif last.endswith(_RECORDS):
+            _read[url] = reading(above) / last
+        else:
+            _read[url] = _pulled(local(above, "reading", pushed=False) / last)
+    return _read[url]
 
 
-_read: set[Path] = set()
+_read: dict[str, Path] = {}  # url -> its local copy
+
+
+def _pulled(place: Path) -> Path:
+    make_directory(place.parent)
+    lock = os.open(place.with_name(f".{place.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # other processes of this machine read it, too
+        pull(place)
+    finally:
+        os.close(lock)
+    return place
 
 
 def _is_copied(name: str, below: str = "") -> bool:

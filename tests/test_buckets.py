@@ -1,5 +1,6 @@
 """Working directories and data in a bucket, by an emulator of Google Cloud Storage on the loopback."""
 
+import io
 import json
 import secrets
 import shutil
@@ -9,9 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from onereward_jax import buckets
 from onereward_jax.atomic_files import OUTPUT_FILE, atomic_directory
+from onereward_jax.cli.main import main
 from onereward_jax.config.find import find_model
 from onereward_jax.config.workdir import claim_workdir
 from onereward_jax.errors import Fault, UserError
@@ -39,7 +42,7 @@ def another_machine(bucket, tmp_path, monkeypatch):
         place.mkdir()
         monkeypatch.setenv("XDG_CACHE_HOME", str(place))
         monkeypatch.setattr(buckets, "_copies", {})
-        monkeypatch.setattr(buckets, "_read", set())
+        monkeypatch.setattr(buckets, "_read", {})
 
     move()
     return move
@@ -130,6 +133,24 @@ def test_what_is_read_is_copied_once(bucket, another_machine):
     assert files_at(find_model(f"{bucket}/model")) == {"transformer/config.json": b"[]"}
     buckets.push_all()  # nothing of it
     assert files_in(f"{bucket}/model") == {"transformer/config.json": b"[]"}
+
+
+def test_requests_are_read_and_written_there(bucket, another_machine, capsys):
+    data, file = f"{bucket}/data", io.BytesIO()
+    Image.new("RGB", (32, 32)).save(file, "png")
+    buckets.path(f"{data}/a.png").write_bytes(file.getvalue())
+    buckets.path(f"{data}/requests.jsonl").write_text('{"image": "a.png", "prompt": "a hat", "task": "image_fill"}')
+    convert = ["requests", "convert", "--to", f"{bucket}/converted", "--source"]
+    assert main([*convert, f"{data}/requests.jsonl"]) == 0, capsys.readouterr().err
+    assert files_in(f"{bucket}/converted").keys() == {OUTPUT_FILE, "requests.jsonl", "images/000000-image.png"}
+    another_machine()
+    image = buckets.reading(f"{data}/a.png")
+    assert image.read_bytes() == file.getvalue()
+    assert not image.with_name("requests.jsonl").exists()
+    assert main([*convert, f"{bucket}/nothing"]) == 2
+    assert f"there are no requests at {bucket}/nothing:" in capsys.readouterr().err
+    assert main(["check", "--config", "flux_fill", "--workdir", f"{bucket}/check"]) == 2
+    assert f"{bucket}/check is in a bucket" in capsys.readouterr().err
 
 
 def test_a_bucket_that_is_not_there_is_one_sentence(bucket, another_machine):

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from onereward_jax.buckets import native
 from onereward_jax.data.bad_records import Skipped
 from onereward_jax.data.buckets import Size
 from onereward_jax.data.manifest import Manifest
@@ -26,7 +27,7 @@ def check_there(path: Path) -> None:
     """
     if not path.exists():
         raise FileNotFoundError(
-            f"there are no requests at {path}: set data.source to a folder of images or a .jsonl file, see"
+            f"there are no requests at {native(path)}: set data.source to a folder of images or a .jsonl file, see"
             " docs/reference/requests.md"
         )
 
@@ -64,12 +65,14 @@ def read_requests(
       FileNotFoundError, UserError: there is nothing at the path, no good request, or too many are bad.
     """
     checked = check_requests(path, defaults, inside_only, drawn, workdir)
-    skipped = Skipped("requests", str(path), bad_share)
+    skipped = Skipped("requests", str(native(path)), bad_share)
     for bad in checked.bad:
         skipped.add(str(bad))
     skipped.end(len(checked.bad) + len(checked.requests))
     if not checked.requests:
-        raise UserError(f"no request in {path} can be used, see above: correct them, or give another data.source")
+        raise UserError(
+            f"no request in {native(path)} can be used, see above: correct them, or give another data.source"
+        )
     return checked.requests
 
 
@@ -90,11 +93,11 @@ def check_requests(
     found = list(listed(path, defaults, inside_only, manifest))
     if not found:
         raise UserError(
-            f"{path} holds no requests: give a folder of images ({', '.join(reading.SUFFIXES)}) or {REQUESTS}"
+            f"{native(path)} holds no requests: give a folder of images ({', '.join(reading.SUFFIXES)}) or {REQUESTS}"
         )
     if all(isinstance(item, Request) and not item.prompt and item.tasks == ANY_TASK for item in found):
         raise UserError(
-            f"no image in {path} has a prompt: write NAME.txt beside each, or {METADATA}, or one for all in"
+            f"no image in {native(path)} has a prompt: write NAME.txt beside each, or {METADATA}, or one for all in"
             " data.caption"
         )
     results = manifest.map(lambda item: _checked(item, drawn, manifest), found, "reading requests")
