@@ -95,10 +95,14 @@ class FirstContact:
           tell: called with each finding, as soon as it is there.
 
         Raises:
-          UserError: the working directory, or a file that was given, can't be used.
+          FileNotFoundError, UserError: the working directory, a file that was given, the requests or a model can't be
+            used; nothing is written.
         """
         self._answers = None if self.answers is None else read_answers(self.answers)
         self._planned = None if self.plan is None else _read_plan(self.plan)
+        self._source = reward_feedback.open_requests(self.config)
+        FillPipeline.from_pretrained(self.config.model.base, read=False)
+        Judge.from_pretrained(self.config.model.judge, read=False)
         hosts.on_primary(self._begin)
         findings: list[Finding] = []
         for name, expected, check in self._checks():
@@ -174,9 +178,8 @@ class FirstContact:
         judge = Judge.from_pretrained(
             self.config.model.judge, frozen_dtype(self.config), mesh=trainer.check_devices(self.config)
         )
-        source = reward_feedback.open_requests(self.config)
-        task = source.tasks[0]
-        sample = source.sample(0, task)
+        task = self._source.tasks[0]
+        sample = self._source.sample(0, task)
         question = judge.question(task, tasks.dimensions_of(task, sample.prompt)[-1], sample.prompt)
         first = jnp.asarray(sample.image / np.float32(255))
         second = jnp.where(jnp.asarray(sample.mask)[..., None] == 1, 0.5, first)

@@ -12,6 +12,7 @@ import pytest
 from benchmarks.official_answers import write_answers
 from onereward_jax.cli.main import main
 from onereward_jax.errors import UserError
+from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.judge.judge import Judge
 from onereward_jax.runs import check, reward_feedback
 from tests.support import tiny_judge
@@ -34,6 +35,8 @@ class Device:
 def checked(tmp_path, monkeypatch, capsys):
     """Runs the command; gives its exit code and {name: (verdict, figure)}."""
     monkeypatch.setattr(Judge, "from_pretrained", lambda *_, **__: tiny_judge.judge())
+    opened = FillPipeline.from_pretrained
+    monkeypatch.setattr(FillPipeline, "from_pretrained", lambda *_, **__: None)
     gradient = check.FirstContact._gradient  # compiled anew in each check
     monkeypatch.setattr(check.FirstContact, "_gradient", lambda contact: ("not asked", True))
     (tmp_path / "plan.json").write_text(json.dumps(PLAN))
@@ -63,7 +66,7 @@ def checked(tmp_path, monkeypatch, capsys):
         assert len(told.out.splitlines()) == len(found) + 1
         return code, {row["name"]: (row["go"], row["figure"]) for row in found}
 
-    run.directory, run.gradient = tmp_path, gradient
+    run.directory, run.gradient, run.opened = tmp_path, gradient, opened
     return run
 
 
@@ -123,6 +126,15 @@ def test_files_that_are_no_answers_and_no_plan(checked, content):
         assert checked(f"--{option}={file}", workdir="none")[0] == 2
         assert checked.err.count("\n") == 1
         assert not (checked.directory / "none" / check.RUN).exists()
+
+
+def test_what_can_not_be_opened_is_no_no_go(checked, monkeypatch):
+    monkeypatch.setattr(FillPipeline, "from_pretrained", checked.opened)
+    for wrong in ("data.source", "model.base"):
+        assert checked(f"--config.{wrong}={checked.directory / 'nothing'}")[0] == 2
+        assert checked.err.count("\n") == 1
+        assert str(checked.directory / "nothing") in checked.err
+    assert not (checked.directory / "w").exists()
 
 
 def test_another_runs_directory_is_left_alone(checked):
