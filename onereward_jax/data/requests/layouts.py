@@ -242,8 +242,9 @@ def _ground_truth(fields: Mapping[str, Any]) -> dict[str, Any]:
     """BrushData as Follow-Your-Preference lists it: an image, right under its segmentation as its caption says."""
     image = fields["gt_image_path"]
     segmentation, mask = fields.get("segmentation"), fields.get("mask_path")
+    name = fields.get("image_id")
     return {
-        "id": fields.get("image_id"),
+        "id": str(name) if type(name) is int else name,  # as COCO numbers images
         "task": fields.get("task"),
         "prompt": _first_text(fields, ("caption", "prompt", "text")),
         "image": image,
