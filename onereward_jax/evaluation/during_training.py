@@ -18,6 +18,7 @@ from onereward_jax.data.sample import Sample
 from onereward_jax.data.source import ENDLESS, Source, samples_from
 from onereward_jax.evaluation.generation import generate_images
 from onereward_jax.evaluation.judge_predictions import Ask, compiled_ask, judge_views
+from onereward_jax.evaluation.kept import as_json
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.given_files import read_json
 from onereward_jax.images.grid import image_grid, write_png
@@ -58,7 +59,7 @@ class ComparisonWithBase:
             and take no memory between two.
         """
         self._config, self._pipeline, self._judge, self._workdir = config, pipeline, judge, workdir
-        self._truth = source.ground_truth
+        self._source, self._truth = source, source.ground_truth
         self._groups = list(_of_one_size(source, config.evaluation.scenes_while_training))
         self._ask, self._other = compiled_ask(judge, pipeline.mesh), other
         self._ask_other = None if other is None else compiled_ask(other, pipeline.mesh)
@@ -119,13 +120,19 @@ class ComparisonWithBase:
         return zip(self._groups, images, strict=True)
 
     def _about(self) -> dict[str, Any]:
-        """What the base's images depend on."""
-        return {
-            "base": fingerprint(find_model(self._config.model.base) / "transformer"),
-            "evaluation": {k: v for k, v in self._config.evaluation.to_dict().items() if k != "other_judge"},
-            "seed": self._config.seed,
+        """What the base's images depend on, as JSON."""
+        config = self._config
+        about = {
+            "base": fingerprint(find_model(config.model.base) / "transformer"),
+            "evaluation": {k: v for k, v in config.evaluation.to_dict().items() if k != "other_judge"},
+            "seed": config.seed,
+            "dtype": config.model.dtype,
+            "max_sequence_length": config.max_sequence_length,
+            "source": self._source.fingerprint(),
             "samples": [[sample.id for sample in samples] for samples in self._groups],
+            "sizes": [samples[0].mask.shape for samples in self._groups],
         }
+        return as_json(about)
 
     def _make_base_images(self, directory: Path, params: Any) -> None:
         made = [self._answers(params, samples) for samples in self._groups]

@@ -12,6 +12,7 @@ from onereward_jax.data.sample import Sample
 from onereward_jax.data.source import Source
 from onereward_jax.errors import UserError
 from onereward_jax.evaluation import comparison as module
+from onereward_jax.evaluation import during_training
 from onereward_jax.evaluation.comparison import Comparison
 from onereward_jax.evaluation.meters.outside import OUTSIDE
 from onereward_jax.evaluation.policies import Policy, policies_at
@@ -130,6 +131,44 @@ def test_a_judge_and_a_meter_are_asked_once(compare, monkeypatch):
     assert all(row["psnr_outside"] == 100 and row["ssim_outside"] == 1 for row in first["image_fill"])
     with pytest.raises(UserError, match="differing in judge"):
         comparison.ask("j", "another", "2", 32)
+
+
+@pytest.fixture
+def with_base(monkeypatch, tmp_path):
+    """A function that begins a comparison with the base while training, whose images are of one colour everywhere."""
+
+    def paint(pipeline, colour, samples, config, **_):
+        return np.stack([np.full_like(sample.image, colour) for sample in samples])
+
+    monkeypatch.setattr(during_training, "generate_images", paint)
+    monkeypatch.setattr(during_training, "fingerprint", str)
+    monkeypatch.setattr(during_training, "compiled_ask", lambda judge, mesh: None)
+
+    def begin(read_base, source=None, **settings):
+        config = load_config("quick", settings)
+        pipeline = types.SimpleNamespace(mesh=None)
+        return during_training.ComparisonWithBase(config, pipeline, None, source or TwoSizes(), read_base, tmp_path)
+
+    return begin
+
+
+def test_base_images_are_those_of_the_same_inputs(with_base):
+    read = []
+
+    class Grown(TwoSizes):
+        def fingerprint(self):
+            return {"two": ("sizes", "grown")}
+
+    begin = functools.partial(with_base, lambda: read.append(1) or 10)
+    for source, settings, times in (
+        (None, {}, 1),
+        (None, {}, 1),
+        (None, {"max_sequence_length": 8}, 2),
+        (Grown(), {"max_sequence_length": 8}, 3),
+        (Grown(), {"max_sequence_length": 8}, 3),
+    ):
+        begin(source=source, **settings)
+        assert len(read) == times
 
 
 def test_what_a_path_holds(tmp_path):
