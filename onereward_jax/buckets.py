@@ -209,7 +209,7 @@ def pull(directory: Path) -> None:
         try:
             copy.pull(below)
         except OSError as error:
-            raise UserError(f"{copy.url} can't be read ({_reason(error)}): check its name, and your access") from None
+            raise UserError(f"{copy.url} can't be read ({error.strerror}): check its name, and your access") from None
 
 
 def push(directory: Path) -> None:
@@ -234,12 +234,8 @@ def push_all() -> None:
             push(directory)
         except OSError as error:
             raise Fault(
-                f"{copy.url} can't be written ({_reason(error)}): put it right, and give the same command again"
+                f"{copy.url} can't be written ({error.strerror}): put it right, and give the same command again"
             ) from None
-
-
-def _reason(error: OSError) -> str:
-    return error.strerror or str(error)
 
 
 def reading(name: str | os.PathLike) -> Path:
@@ -295,15 +291,15 @@ def _stamp(file: Path) -> tuple[int, int]:
 def _asked(request: Callable[[], Any]) -> Any:
     """
     Raises:
-      OSError: whatever gcsfs, aiohttp or Google's libraries raise.
+      OSError: whatever gcsfs, aiohttp or Google's libraries raise; its `strerror` says why.
     """
     try:
         return request()
     except FileNotFoundError as error:
         raise FileNotFoundError(error.errno, "there is no such bucket") from error
-    except OSError:
-        raise
     except Exception as error:  # of several libraries, with no class in common
+        if isinstance(error, OSError) and error.strerror:
+            raise
         raise OSError(None, str(error).partition("\n")[0][:200] or type(error).__name__) from error
 
 

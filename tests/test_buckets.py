@@ -163,6 +163,19 @@ def test_a_bucket_that_is_not_there_is_one_sentence(bucket, another_machine):
         claim_workdir("gs://bucket/../other", config)
 
 
+def test_a_bucket_that_may_not_be_written_is_one_sentence(bucket, another_machine, monkeypatch):
+    class Forbidden:
+        def find(self, *_, **__):
+            return {}
+
+        def pipe_file(self, *_):
+            raise OSError("Forbidden: a text alone\nof gcsfs")
+
+    monkeypatch.setattr(buckets, "_file_system", Forbidden)
+    with pytest.raises(UserError, match=r"^the working directory .* can't be written \(Forbidden: a text alone\): "):
+        claim_workdir(f"{bucket}/forbidden", config_of("1,1,1"))
+
+
 # ---------------------------------------------------------------------------------------------------------- checkpoints
 
 

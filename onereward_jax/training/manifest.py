@@ -99,7 +99,7 @@ def altered(directory: epath.Path, files: Mapping[str, File]) -> str | None:
             if _digest(directory / file, "md5" if "md5" in expected else "sha256") == expected:
                 return None
         except OSError as error:
-            return f"its file {file} can't be read ({error.strerror})"
+            return f"its file {file} can't be read ({error.strerror or error})"
         return f"its file {file} does not have the digest it was written with (a flipped bit?)"
 
     with ThreadPoolExecutor(_HASH_THREADS) as pool:

@@ -69,7 +69,7 @@ class Saving:
                 self.newest, self._failure = step, None
 
     def _fail(self, step: int | None, error: Exception, last: bool) -> None:
-        reason = error.strerror if isinstance(error, OSError) else error
+        reason = getattr(error, "strerror", None) or error  # gcsfs raises OSError with a text alone
         self._failure = f"the state of step {step} could not be saved in {self._checkpointer.directory} ({reason})"
         if hosts.count() > 1:  # the others would wait for this one
             raise Fault(f"{self._failure}: put it right, and the same command goes on from the newest checkpoint")
