@@ -5,6 +5,7 @@ import json
 import secrets
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,10 @@ from onereward_jax import buckets
 from onereward_jax.atomic_files import OUTPUT_FILE, atomic_directory
 from onereward_jax.cli.main import main
 from onereward_jax.config.find import find_model
+from onereward_jax.config.schema import RewardFeedback
 from onereward_jax.config.workdir import claim_workdir
 from onereward_jax.errors import Fault, UserError
+from onereward_jax.evaluation import evaluate
 from onereward_jax.runs.request_report import has_begun
 from onereward_jax.training.checkpoint import Checkpointer, CheckpointWarning
 from tests.support import small_training
@@ -174,6 +177,23 @@ def test_a_bucket_that_may_not_be_written_is_one_sentence(bucket, another_machin
     monkeypatch.setattr(buckets, "_file_system", Forbidden)
     with pytest.raises(UserError, match=r"^the working directory .* can't be written \(Forbidden: a text alone\): "):
         claim_workdir(f"{bucket}/forbidden", config_of("1,1,1"))
+
+
+def test_an_evaluations_preferences_are_there_before_others_read_them(bucket, another_machine, monkeypatch):
+    url = f"{bucket}/evaluated"
+    directory = buckets.local(url) / "preferences"
+    seen = []
+
+    def made(config, directory, *_, **__):
+        directory.mkdir(parents=True)
+        (directory / "pairs").write_text("made")
+
+    monkeypatch.setattr(evaluate, "make_preferences", made)
+    monkeypatch.setattr(evaluate, "read_pairs", lambda _: seen.append(files_in(url)))
+    monkeypatch.setattr(evaluate, "judge_pairs", lambda *_, **__: [])
+    monkeypatch.setattr(evaluate.accuracy, "judge_accuracy", lambda _: {})
+    evaluate._judged(None, None, directory, RewardFeedback(), SimpleNamespace(mesh=None))
+    assert seen == [{"preferences/pairs": b"made"}]
 
 
 # ---------------------------------------------------------------------------------------------------------- checkpoints

@@ -259,6 +259,7 @@ def _judged(
             replace=True,
         )
     )
+    hosts.share(directory)
     predictions = judge_pairs(
         judge,
         read_pairs(directory),
