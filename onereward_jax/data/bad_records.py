@@ -4,12 +4,13 @@ import sys
 
 from onereward_jax.config.option import Option, conform
 from onereward_jax.errors import UserError, printable
+from onereward_jax.parallel import hosts
 
 _NAMED = 10  # bad records reported one by one; the rest are counted
 
 
 class Skipped:
-    """Counts bad records and reports them on stderr.
+    """Counts bad records and reports them on stderr, of several processes the primary alone.
 
     Args:
       noun, where: for messages: "records", and the path of the data.
@@ -25,7 +26,7 @@ class Skipped:
         """Skip one record; the sentence says what is wrong with it."""
         sentence = printable(sentence)
         self._bad.append(sentence)
-        if len(self._bad) <= _NAMED:
+        if len(self._bad) <= _NAMED and hosts.is_primary():
             print(f"skipped: {sentence}", file=sys.stderr)
 
     def end(self, total: int) -> None:
@@ -35,7 +36,7 @@ class Skipped:
           UserError: too large a share is bad.
         """
         count = len(self._bad)
-        if count > _NAMED:
+        if count > _NAMED and hosts.is_primary():
             print(f"skipped: {count - _NAMED} more {self._noun} in {self._where}", file=sys.stderr)
         if count > self._share * total:
             raise UserError(

@@ -4,6 +4,7 @@ import pytest
 
 from onereward_jax.data.bad_records import Skipped
 from onereward_jax.errors import UserError
+from onereward_jax.parallel import hosts
 
 
 @pytest.mark.parametrize("share", [float("nan"), -1, 1.5, float("inf"), None])
@@ -19,3 +20,12 @@ def test_more_than_the_share_is_an_error(capsys):
     with pytest.raises(UserError, match="1 of 1 records in here are bad, more than the allowed"):
         skipped.end(1)
     assert capsys.readouterr().err == "skipped: one is torn\n"
+
+
+def test_of_several_processes_the_primary_reports(monkeypatch, capsys):
+    monkeypatch.setattr(hosts, "is_primary", lambda: False)
+    skipped = Skipped("records", "here", 1.0)
+    for number in range(11):
+        skipped.add(f"{number} is torn")
+    skipped.end(11)
+    assert not capsys.readouterr().err
