@@ -41,8 +41,9 @@ def checked(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(check.FirstContact, "_gradient", lambda contact: ("not asked", True))
     (tmp_path / "plan.json").write_text(json.dumps(PLAN))
 
-    def run(*words, peak=9.0, workdir="w", **metrics):
+    def run(*words, before=1.0, peak=9.0, workdir="w", **metrics):
         def train(config, directory):
+            monkeypatch.setattr(jax, "local_devices", lambda: [Device(peak)])
             if metrics.get("fails"):
                 raise UserError("the weights do not fit: take others")
             file = directory / "metrics.jsonl"
@@ -55,7 +56,7 @@ def checked(tmp_path, monkeypatch, capsys):
                         lines.write(json.dumps({"step": step} | usual | metrics.get("values", {})) + "\n")
 
         monkeypatch.setattr(reward_feedback, "train", train)
-        monkeypatch.setattr(jax, "local_devices", lambda: [Device(peak)])
+        monkeypatch.setattr(jax, "local_devices", lambda: [Device(before)])
         plan = [f"--plan={tmp_path / 'plan.json'}"]
         code = main(["check", "--config=quick", f"--workdir={tmp_path / workdir}", "--updates=3", *plan, *words])
         told = capsys.readouterr()
@@ -105,6 +106,12 @@ def test_each_figure_can_be_a_no_go(checked, changes, refused):
     assert {name for name, (go, _) in found.items() if go is False} == refused
     if "fails" in changes:
         assert found["3 updates"][1] == "the weights do not fit: take others"
+
+
+def test_memory_that_other_checks_took_is_not_the_updates(checked):
+    code, found = checked(before=10.6, peak=10.6)
+    assert code == 0
+    assert "reached by the checks before the updates" in found["memory"][1]
 
 
 def test_answers_of_another_kind_of_model_are_a_no_go(checked):
