@@ -69,6 +69,7 @@ class Manifest:
         self._prefix = os.path.join(os.path.abspath(folder), "") if folder else None
         self._entries = _load(file) if file else {}
         self._writable, self._unsaved = file is not None, False
+        self._is_shared = True  # with the primary, until it shows that it is not
         self._saved_at, self._saving = time.monotonic(), threading.Lock()
 
     @classmethod
@@ -138,6 +139,7 @@ class Manifest:
             number = next(_passes)
             hosts.wait_for_all(f"manifest {number} is read")
             known = dict(self._entries)
+            self._is_shared = parts[0].exists()  # a bucket's data have a copy, and a manifest, on each host
             for part in parts:
                 self._entries |= _load(part)
             self._unsaved |= self._entries != known
@@ -163,8 +165,10 @@ class Manifest:
             self.save()
 
     def save(self) -> None:
-        """Write what is new; the file appears whole or not at all. Of several processes, the primary does."""
-        if self._file is None or not (self._unsaved and self._writable and hosts.is_primary()):
+        """Write what is new; the file appears whole or not at all. Of several processes, one per file does."""
+        if self._is_shared and not hosts.is_primary():
+            return
+        if self._file is None or not (self._unsaved and self._writable):
             return
         with self._saving:
             self._unsaved, self._saved_at = False, time.monotonic()

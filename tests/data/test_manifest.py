@@ -130,8 +130,10 @@ def test_data_that_cannot_be_written_leave_it_in_the_working_directory(folder, t
     assert "the next start reads all images again" in capsys.readouterr().err
 
 
-def test_several_processes_read_a_part_each(folder, monkeypatch):
-    """Two threads stand for them, each with its own view of the others."""
+@pytest.mark.parametrize("shared", [True, False])
+def test_several_processes_read_a_part_each(folder, monkeypatch, shared):
+    """Two threads stand for them, each with its own view of the others; all of it, where each has its own copy."""
+    folders = folder, folder if shared else shutil.copytree(folder, folder.with_name("copy"))
     own, barrier = threading.local(), threading.Barrier(2)
     process = SimpleNamespace(
         team=lambda: SimpleNamespace(index=own.index, count=2),
@@ -144,15 +146,17 @@ def test_several_processes_read_a_part_each(folder, monkeypatch):
 
     def run(index):
         own.index = index
-        return look_at_all(folder, readers[index])
+        return look_at_all(folders[index], readers[index])
 
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(run, range(2))
     assert first == second
-    assert [sorted(reader.read) for reader in readers] == [
-        ["0.png", "2.png", "4.png"],
-        ["1.png", "3.png", "\udcff.png"],
-    ]
-    assert [path.name for path in folder.iterdir() if path.suffix != ".png"] == [FILE]
+    if shared:
+        assert [sorted(reader.read) for reader in readers] == [
+            ["0.png", "2.png", "4.png"],
+            ["1.png", "3.png", "\udcff.png"],
+        ]
     own.index = 0
-    assert len(Manifest.of(folder)) == 6
+    for data in folders:
+        assert [path.name for path in data.iterdir() if path.suffix != ".png"] == [FILE]
+        assert len(Manifest.of(data)) == 6
