@@ -1,8 +1,9 @@
 """Directories in a bucket of an object store, gs://BUCKET/PATH.
 
 A checkpoint is written and read there. Everything else of a run's working directory is written into a local copy,
-which `push` brings to the bucket: at the start, every minute, before each checkpoint and at the end. What others wrote,
-such as preferences and models, is read from a local copy, too.
+which `push` brings to the bucket: at the start, every minute, before each checkpoint and at the end; but for encoded
+prompts, of which every process makes its own. What others wrote, such as preferences and models, is read from a local
+copy, too.
 
 An object appears whole or not at all, is there for everyone once it was written, and has an MD5 of the store. There are
 no directories, no renames and no locks. Credentials are found as Google's libraries find them; with
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
 _SCHEME = "gs://"
 _NATIVE = ("checkpoints", "programs")  # of a working directory: written to the bucket by Orbax and by JAX
+_OWN = ("prompts",)  # of a working directory: large, and made by every process alike
 _MARKS = {"config.json", OUTPUT_FILE}  # of a working directory, and of an output: none loses them
 _LOCAL = re.compile(r"\.lock|\.[0-9a-f]{16}\.tmp|\..*\.(partial|replaced)|\.onereward_manifest.*")  # names of files
 _RECORDS = (".json", ".jsonl")  # ends of names
@@ -83,17 +85,18 @@ class _Copy:
     Attributes:
       url: of that one.
       pushed: whether what changes here is for the bucket.
+      left: entries that are not copied.
     """
 
-    def __init__(self, local: Path, url: str, pushed: bool):
-        self.local, self.url, self.pushed = local, url, pushed
+    def __init__(self, local: Path, url: str, pushed: bool, left: tuple[str, ...]):
+        self.local, self.url, self.pushed, self.left = local, url, pushed, left
         self._lock = threading.Lock()
         self._same: dict[str, tuple[int, int]] = {}  # name -> (size, time) of the files that the bucket has, too
 
     def pull(self, below: str = "") -> None:
         with self._lock:
-            there = {name: about for name, about in listed(self.url).items() if _is_copied(name, below)}
-            here = {name for name in self._files() if _is_copied(name, below)}
+            there = {name: about for name, about in listed(self.url).items() if self._is_copied(name, below)}
+            here = {name for name in self._files() if self._is_copied(name, below)}
             for name in here - there.keys():
                 (self.local / name).unlink()
                 self._same.pop(name, None)
@@ -105,7 +108,7 @@ class _Copy:
             here = {}
             for name in self._files():
                 with contextlib.suppress(FileNotFoundError):  # it has just been removed
-                    if _is_copied(name):
+                    if self._is_copied(name):
                         here[name] = _stamp(self.local / name)
             marks_there = self._same.keys() & _MARKS
             if marks_there and not marks_there & here.keys():
@@ -124,6 +127,14 @@ class _Copy:
     def _files(self) -> Iterator[str]:
         for above, _, names in os.walk(self.local):
             yield from (Path(above, name).relative_to(self.local).as_posix() for name in names)
+
+    def _is_copied(self, name: str, below: str = "") -> bool:
+        parts = name.split("/")
+        return (
+            parts[0] not in self.left
+            and not any(_LOCAL.fullmatch(part) for part in parts)
+            and (not below or name == below or name.startswith(f"{below}/"))
+        )
 
     def _has(self, name: str, about: dict[str, Any]) -> bool:
         file = self.local / name
@@ -180,7 +191,8 @@ def local(name: str | os.PathLike, owner: str = "workdir", pushed: bool = True) 
         raise UserError(f"{name} is no path in a bucket: write gs://BUCKET/PATH")
     directory = Path(os.path.realpath(caches / "onereward_jax" / "gs" / owner)) / url.removeprefix(_SCHEME)
     if directory not in _copies:
-        _copies[directory] = _Copy(directory, url, pushed)
+        left = _NATIVE + _OWN if owner.startswith("workdir") else _NATIVE
+        _copies[directory] = _Copy(directory, url, pushed, left)
     return directory
 
 
@@ -272,15 +284,6 @@ def _pulled(place: Path) -> Path:
     finally:
         os.close(lock)
     return place
-
-
-def _is_copied(name: str, below: str = "") -> bool:
-    parts = name.split("/")
-    return (
-        parts[0] not in _NATIVE
-        and not any(_LOCAL.fullmatch(part) for part in parts)
-        and (not below or name == below or name.startswith(f"{below}/"))
-    )
 
 
 def _stamp(file: Path) -> tuple[int, int]:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from onereward_jax.atomic_files import fingerprint
+from onereward_jax.buckets import is_bucket, native
 from onereward_jax.errors import UserError
 from onereward_jax.fill import encoded_prompts
 from onereward_jax.fill.encoded_prompts import EncodedPrompts
@@ -130,7 +131,8 @@ class PromptEncoder:
 
         Args:
           prompts: in any order, repeated or not.
-          directory: for the files; of several processes, one that they share, or of a working directory.
+          directory: for the files; of several processes, one that they share, or of a working directory (of one in
+            a bucket each has its own).
           mesh: over which unread parameters are spread; None is one device.
         """
         texts = list(dict.fromkeys(prompts))
@@ -140,11 +142,11 @@ class PromptEncoder:
             "encoders": self.fingerprint,
             "prompts": texts,
         }
-        if not hosts.on_primary(lambda: encoded_prompts.is_there(directory, about)):
+        if not all(hosts.gather(encoded_prompts.is_there(directory, about))):
             self.read(mesh)
             starts = tqdm(range(0, len(texts), self.batch_size), desc="encoding prompts", disable=None)
             encoded = (self._compute(_same(texts[at : at + self.batch_size]), max_sequence_length) for at in starts)
-            if hosts.is_primary():
+            if hosts.is_primary() or is_bucket(native(directory)):
                 encoded_prompts.write(directory, about, encoded)
             else:
                 for _ in encoded:
