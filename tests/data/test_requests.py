@@ -311,14 +311,14 @@ def test_other_projects_names(folder, tmp_path):
         {"media": [{"role": "source", "path": "b.jpg"}, {"role": "mask", "path": "a_mask.png"}], "caption": "two"},
         {"media": [{"role": "source", "path": "b.jpg"}, {"role": "input", "path": "a.png"}], "caption": "two"},
         brush | {"image_id": "7_2", "segmentation": {"size": [20, 30], "counts": [1, 2]}},
-        brush | {"image_id": 73, "mask_path": "a_mask.png"},
+        brush | {"mask_path": "a_mask.png"},
     ]
     (folder / "list.json").write_text(json.dumps(lines))
     checked = check_requests(folder / "list.json")
     first, second, third = checked.requests
-    assert (first.id, first.prompt, first.target, first.tasks) == ("7_1", "one", folder / "a.png", ("image_fill",))
+    assert (first.id, first.prompt, first.target, first.tasks) == ("a.png", "one", folder / "a.png", ("image_fill",))
     np.testing.assert_array_equal(first.pictures()[1], marked)
-    assert third.id == "73"
+    assert (third.id, third.notes) == ("a.png#2", {"image_id": "7_1"})
     assert (second.image, second.mask, second.prompt) == (folder / "b.jpg", folder / "a_mask.png", "two")
     assert "record 2: media has two of role image: give one" in str(checked.bad[0])
     assert "record 3: segmentation is" in str(checked.bad[1])

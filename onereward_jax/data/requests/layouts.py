@@ -239,17 +239,19 @@ def _media(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _ground_truth(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """BrushData as Follow-Your-Preference lists it: an image, right under its segmentation as its caption says."""
+    """BrushData as Follow-Your-Preference lists it: an image, right under its segmentation as its caption says.
+
+    An image may have several; `image_id`, which they share, is kept in the notes.
+    """
     image = fields["gt_image_path"]
     segmentation, mask = fields.get("segmentation"), fields.get("mask_path")
-    name = fields.get("image_id")
     return {
-        "id": str(name) if type(name) is int else name,  # as COCO numbers images
         "task": fields.get("task"),
         "prompt": _first_text(fields, ("caption", "prompt", "text")),
         "image": image,
         "mask": mask if segmentation is None else run_lengths(segmentation),
         "target": image,
+        "notes": {"image_id": fields["image_id"]} if "image_id" in fields else None,
     }
 
 
