@@ -95,13 +95,23 @@ class _Copy:
 
     def pull(self, below: str = "") -> None:
         with self._lock:
-            there = {name: about for name, about in listed(self.url).items() if self._is_copied(name, below)}
-            here = {name for name in self._files() if self._is_copied(name, below)}
-            for name in here - there.keys():
+            there, gone, missing = self._behind(below)
+            for name in gone:
                 (self.local / name).unlink()
                 self._same.pop(name, None)
-            self._each(self._get, [name for name, about in there.items() if not self._has(name, about)])
+            self._each(self._get, missing)
             self._same |= {name: _stamp(self.local / name) for name in there}
+
+    def is_as_the_bucket(self, below: str) -> bool:
+        with self._lock:
+            _, gone, missing = self._behind(below)
+            return not gone and not missing
+
+    def _behind(self, below: str) -> tuple[dict[str, dict[str, Any]], set[str], list[str]]:
+        """What the bucket has, and of its names those that are only here, and those that are not here."""
+        there = {name: about for name, about in listed(self.url).items() if self._is_copied(name, below)}
+        here = {name for name in self._files() if self._is_copied(name, below)}
+        return there, here - there.keys(), [name for name, about in there.items() if not self._has(name, about)]
 
     def push(self) -> None:
         with self._lock:
@@ -218,10 +228,16 @@ def pull(directory: Path) -> None:
     """
     copy, below = _copy_of(directory)
     if copy is not None:
-        try:
+        with _readable(copy):
             copy.pull(below)
-        except OSError as error:
-            raise UserError(f"{copy.url} can't be read ({error.strerror}): check its name, and your access") from None
+
+
+@contextlib.contextmanager
+def _readable(copy: _Copy) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{copy.url} can't be read ({error.strerror}): check its name, and your access") from None
 
 
 def push(directory: Path) -> None:
@@ -255,8 +271,10 @@ def reading(name: str | os.PathLike) -> Path:
 
     A file of records names others beside it, so all of its directory is copied.
 
+    All processes of a machine share the copy, and none changes it while another reads it.
+
     Raises:
-      UserError: the bucket is not there, or can't be read.
+      UserError: the bucket is not there, can't be read, or has changed since a process that still runs has read it.
     """
     if not is_bucket(name):
         return Path(name)
@@ -279,11 +297,29 @@ def _pulled(place: Path) -> Path:
     make_directory(place.parent)
     lock = os.open(place.with_name(f".{place.name}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # other processes of this machine read it, too
-        pull(place)
-    finally:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:  # other processes of this machine read it
+            fcntl.flock(lock, fcntl.LOCK_SH)
+            _check_current(place)
+        else:
+            pull(place)
+            fcntl.flock(lock, fcntl.LOCK_SH)
+    except BaseException:  # or the lock would outlive what failed
         os.close(lock)
-    return place
+        raise
+    return place  # locked as long as the process lives
+
+
+def _check_current(place: Path) -> None:
+    copy, below = _copy_of(place)
+    assert copy is not None
+    with _readable(copy):
+        if not copy.is_as_the_bucket(below):
+            raise UserError(
+                f"{native(place)} has changed since another process of this machine has read it: wait for that one to"
+                " end, or set XDG_CACHE_HOME to another directory"
+            )
 
 
 def _stamp(file: Path) -> tuple[int, int]:

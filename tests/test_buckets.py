@@ -138,6 +138,20 @@ def test_what_is_read_is_copied_once(bucket, another_machine):
     assert files_in(f"{bucket}/model") == {"transformer/config.json": b"[]"}
 
 
+def test_nothing_changes_under_another_process_that_reads_it(bucket, another_machine, monkeypatch):
+    url = f"{bucket}/read"
+    buckets.path(f"{url}/config.json").write_text("{}")
+    buckets.reading(url)
+    as_another_process = lambda: [monkeypatch.setattr(buckets, name, {}) for name in ("_copies", "_read")]
+    as_another_process()
+    here = buckets.reading(url)
+    buckets.path(f"{url}/config.json").write_text("[]")
+    as_another_process()
+    with pytest.raises(UserError, match=f"^{url} has changed since another process of this machine has read it: wait"):
+        buckets.reading(url)
+    assert (here / "config.json").read_text() == "{}"
+
+
 def test_requests_are_read_and_written_there(bucket, another_machine, capsys):
     data, file = f"{bucket}/data", io.BytesIO()
     Image.new("RGB", (32, 32)).save(file, "png")
