@@ -356,7 +356,7 @@ class RewardLearning(Settings):
     keep_outside: bool = option(
         False,
         help="the judge sees the request's own pixels outside the mask, in both images, as a user gets them: what the"
-        " policy does there gains nothing; off is the paper",
+        " policy does there gains nothing, in training and evaluations; off is the paper",
     )
     judge_shift: int = option(
         0,

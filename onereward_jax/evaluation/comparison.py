@@ -34,7 +34,7 @@ from onereward_jax.evaluation.meters.meter import Meter
 from onereward_jax.evaluation.policies import Policy
 from onereward_jax.given_files import read_json
 from onereward_jax.images.grid import write_png
-from onereward_jax.images.reading import read_image
+from onereward_jax.images.reading import keep_outside, read_image
 from onereward_jax.judge.judge import Judge
 from onereward_jax.parallel import hosts
 from onereward_jax.parallel.mesh import batch_shards, mesh_of_all
@@ -167,10 +167,18 @@ class Comparison:
         """Read a policy's answers, uint8 (H, W, 3)."""
         return [read_image(self.directory / "images" / name / item.file) for item in items]
 
+    def shown(self, name: str, items: Sequence[Item]) -> list[np.ndarray]:
+        """A policy's answers as they are judged: with `rl.keep_outside`, the requests' own pixels outside the masks."""
+        images = self.images(name, items)
+        if not self.config.rl.keep_outside:
+            return images
+        samples = self._samples_of(items)
+        return [keep_outside(s.image, s.mask, image) for s, image in zip(samples, images, strict=True)]
+
     def sample(self, item: Item) -> Sample:
         return self.source.sample(item.number, item.task)
 
-    def _samples_of(self, batch: Batch) -> list[Sample]:
+    def _samples_of(self, batch: Sequence[Item]) -> list[Sample]:
         with ThreadPoolExecutor(_THREADS) as pool:
             return list(pool.map(self.sample, batch))
 
@@ -189,11 +197,12 @@ class Comparison:
         """
         length = question_length or longest_question(judge, [(item.task, item.prompt) for item in self.items])
         inputs = {"judge": about, "dtype": self.dtype, "policy": self._about("policy"), "base": self._about("base")}
-        kept = self._kept(f"judges/{name}", inputs | {"question_length": length})
+        inputs |= {"question_length": length, "keep_outside": self.config.rl.keep_outside}
+        kept = self._kept(f"judges/{name}", inputs)
         batches = {_name(batch): batch for batch in self.batches(self.items)}
         missing = [batches[file] for file in kept.missing(list(batches))]
         ask = compiled_ask(judge, self.mesh)
-        load = lambda batch: [np.stack(self.images(of, batch)) for of in ("policy", "base")]
+        load = lambda batch: [np.stack(self.shown(of, batch)) for of in ("policy", "base")]
         shown = tqdm(missing, desc=f"judge {name}", disable=None if hosts.is_primary() else True)
         for batch, (policy, base) in _ahead(load, shown):
             texts = [(item.task, item.prompt) for item in batch]

@@ -22,6 +22,7 @@ from onereward_jax.evaluation.kept import as_json
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.given_files import read_json
 from onereward_jax.images.grid import image_grid, write_png
+from onereward_jax.images.reading import keep_outside
 from onereward_jax.judge.judge import Judge
 from onereward_jax.parallel import hosts
 from onereward_jax.proving_ground import overall
@@ -80,7 +81,7 @@ class ComparisonWithBase:
           "evaluation/<task>/truth_gain": mean ground-truth score of policy − base, in [−1, 1]. Without a ground truth
           "evaluation/<task>/preference": the judge's P(policy better), mean over dimensions and both orders;
           "evaluation/<task>/other_preference": the other judge's, if there is one; and
-          "evaluation/<task>/drift": mean change of pixels outside the mask, in [0, 1].
+          "evaluation/<task>/drift": mean change of pixels outside the mask, in [0, 1], before any is put back.
         """
         made = [self._answers(params, samples) for samples in self._groups]
         values: dict[str, list[float]] = {}
@@ -109,8 +110,15 @@ class ComparisonWithBase:
         if self._base_truth is not None:
             scores = self._scores(samples, images)
             return {"truth_gain": [mine - base for mine, base in zip(scores, self._base_truth[number], strict=True)]}
-        found = {name: self._preferences(samples, images, self._base[number], *of) for name, of in asked.items()}
+        shown, base = (self._shown(samples, of) for of in (images, self._base[number]))
+        found = {name: self._preferences(samples, shown, base, *of) for name, of in asked.items()}
         return found | {"drift": _drift(samples, images)}
+
+    def _shown(self, samples: Sequence[Sample], images: np.ndarray) -> np.ndarray:
+        """Answers as they are judged: with `rl.keep_outside`, the samples' own pixels outside the masks."""
+        if not self._config.rl.keep_outside:
+            return images
+        return np.stack([keep_outside(s.image, s.mask, image) for s, image in zip(samples, images, strict=True)])
 
     def _answers(self, params: Any, samples: Sequence[Sample]) -> np.ndarray:
         size = min(len(samples), self._config.evaluation.batch_size)
@@ -150,7 +158,7 @@ class ComparisonWithBase:
 
     def _scores(self, samples: Sequence[Sample], images: np.ndarray) -> list[float]:
         assert self._truth is not None, "there is no ground truth"
-        return [overall(row[0]) for row in self._truth.score_images(samples, images[:, None])]
+        return [overall(row[0]) for row in self._truth.score_images(samples, self._shown(samples, images)[:, None])]
 
     def _preferences(
         self, samples: Sequence[Sample], images: np.ndarray, base: np.ndarray, judge: Judge, ask: Ask, params: Any
@@ -167,7 +175,8 @@ class ComparisonWithBase:
         """Rows of the first samples of each task and size: what the model sees, the base's answer, the policy's."""
         rows = []
         for (samples, images), base in zip(self._pairs(made), self._base, strict=True):
-            for sample, of_policy, of_base in zip(samples[:2], images, base, strict=False):
+            shown = (self._shown(samples[:2], of[:2]) for of in (images, base))
+            for sample, of_policy, of_base in zip(samples[:2], *shown, strict=True):
                 seen = np.where(sample.mask[..., None] == 1, np.uint8(128), sample.image)
                 rows.append([seen, of_base, of_policy])
         side = max(max(image.shape[:2]) for row in rows for image in row)

@@ -219,7 +219,7 @@ def evaluate(config: RewardFeedback, workdir: Path) -> dict[str, Any]:
     comparisons: list[good_same_bad.Comparison] = []
     for task in source.tasks:
         asked = {item: of_item for item, of_item in zip(comparison.items, answers, strict=True) if item.task == task}
-        images = zip(*(comparison.images(name, list(asked)) for name in ("base", "policy")), strict=True)
+        images = zip(*(comparison.shown(name, list(asked)) for name in ("base", "policy")), strict=True)
         scores = truth.score_images([comparison.sample(item) for item in asked], images)
         comparisons += [
             good_same_bad.Comparison(task, before, after, of_judge.policy_first, of_judge.baseline_first)
@@ -315,7 +315,7 @@ def _examples(
         if shown[item.task] > count:
             continue
         images = {
-            name: comparison.images(name, [item])[0]
+            name: comparison.shown(name, [item])[0]
             for name in ("base", "policy", *(("reference",) if reference else ()))
         }
         of_judge = None if answers is None else next(a for a in answers if (a.task, a.id) == (item.task, item.id))

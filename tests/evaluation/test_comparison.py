@@ -171,6 +171,38 @@ def test_base_images_are_those_of_the_same_inputs(with_base):
         assert len(read) == times
 
 
+def test_with_keep_outside_the_requests_own_pixels_are_judged(with_base, compare, monkeypatch):
+    """While training and after it; what a policy changed there is measured all the same."""
+    seen = []
+
+    def views(judge, texts, first, second, *_):
+        seen.extend((first, second))
+        p = [{"structure": 0.5} for _ in texts]
+        return p, p
+
+    for of in (during_training, module):
+        monkeypatch.setattr(of, "judge_views", views)
+    monkeypatch.setattr(module, "compiled_ask", lambda judge, mesh: None)
+    monkeypatch.setattr(
+        module, "generate_batch", lambda _, policy, samples, *__: np.stack([0 * s.image + 99 for s in samples])
+    )
+    grids = []
+    monkeypatch.setattr(during_training, "image_grid", lambda rows, *_: grids.append(rows[0]) or rows[0][0])
+    for kept in (False, True):
+        found = with_base(lambda: 10, **{"rl.keep_outside": kept}).measure(200, 1)
+        assert found["evaluation/image_fill/drift"] > 0.1
+        comparison = compare()
+        comparison.config = load_config("quick", {"evaluation.batch_size": 2, "rl.keep_outside": kept})
+        for name in ("base", "policy"):
+            comparison.answer(name, Paint(0))
+        comparison.ask(f"kept_{kept}", None, "1", 32)
+        source = TwoSizes()
+        own = {source.sample(index, "image_fill").image[0, 0].tobytes() for index in range(4)}
+        assert all((image[0, 0].tobytes() in own) == kept for batch in (*seen, grids[-1][1:]) for image in batch)
+        assert {int(image[6, 6, 0]) for batch in seen for image in batch} == {10, 200, 99}
+        seen.clear()
+
+
 def test_what_a_path_holds(tmp_path):
     (tmp_path / "run/export/policy").mkdir(parents=True)
     (tmp_path / "run/config.json").write_text('{"model.base": "owner/base"}')
