@@ -5,7 +5,7 @@ A new source is a class with the members of `Source`; `proving_ground.source.ope
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -33,6 +33,14 @@ class GroundTruth(Protocol):
           S rows of {dimension: score in [0, 1]} over the sample's dimensions, in the order of the images.
         """
         ...
+
+
+class Outline(NamedTuple):
+    """A sample without its images; `size` is (height, width)."""
+
+    id: str
+    prompt: str
+    size: Size
 
 
 class Source(Protocol):
@@ -68,6 +76,12 @@ class Source(Protocol):
           task: one of `self.tasks`.
         """
         ...
+
+    def outline(self, index: int, task: str) -> Outline:
+        """What is known of `sample(index, task)`; a source that knows it without decoding an image overrides this."""
+        sample = self.sample(index, task)
+        height, width = sample.mask.shape
+        return Outline(sample.id, sample.prompt, (height, width))
 
     def fingerprint(self) -> dict[str, Any]:
         """Return JSON values that identify these samples, together with the settings in `config.data`."""

@@ -109,7 +109,7 @@ class Comparison:
         self.items = self._listed(per_task)
 
     def _listed(self, per_task: int | None) -> list[Item]:
-        """The requests; images are read for their sizes by the first start alone."""
+        """The requests; images are read by the first start alone, where the source does not know their sizes."""
         file = self.directory / _REQUESTS
         about = as_json({"source": self.source.fingerprint(), "data": self._data(), "per_task": per_task})
 
@@ -120,9 +120,9 @@ class Comparison:
             for task in self.source.tasks:
                 count = self.source.count(task)
                 count = count if per_task is None else min(per_task, count)
-                read = lambda number, task=task: _item(self.source.sample(number, task), number)
+                outline = lambda number, task=task: Item(task, number, *self.source.outline(number, task))
                 with ThreadPoolExecutor(_THREADS) as pool:
-                    items += list(pool.map(read, range(count)))
+                    items += list(pool.map(outline, range(count)))
             make_directory(self.directory)
             write_json(file, {"about": about, "requests": [dataclasses.asdict(item) for item in items]})
 
@@ -282,10 +282,6 @@ class Comparison:
 
     def _kept(self, name: str, about: dict[str, Any]) -> Kept:
         return Kept(self.directory / name, about, self._replace)
-
-
-def _item(sample: Sample, number: int) -> Item:
-    return Item(sample.task, number, sample.id, sample.prompt, sample.mask.shape)  # type: ignore[arg-type]
 
 
 def _name(batch: Batch) -> str:

@@ -395,7 +395,7 @@ def test_tasks_are_drawn_by_their_weights_over_all_buckets():
     assert np.mean(fills[:10]) == pytest.approx(np.mean(fills[10:]), rel=0.15)  # in either bucket
 
 
-def test_held_out_requests_and_targets_have_the_sizes_of_the_training(folder):
+def test_held_out_requests_and_targets_have_the_sizes_of_the_training(folder, monkeypatch):
     requests = read(folder)
     config = RewardFeedback().replace(CONFIG | {"train.batch_size": 2})
     source = Requests(config, requests)
@@ -408,6 +408,11 @@ def test_held_out_requests_and_targets_have_the_sizes_of_the_training(folder):
             np.testing.assert_array_equal(one.mask, other.mask)
             np.testing.assert_array_equal(one.image, other.image)
             assert one.target is None
+    of_task = {task: samples_from(held_out, task, 0, 9) for task in held_out.tasks}
+    monkeypatch.setattr(Requests, "fixed_sample", None)  # no image is read for an outline
+    for task, samples in of_task.items():
+        outlines = [held_out.outline(index, task) for index in range(len(samples))]
+        assert outlines == [(sample.id, sample.prompt, sample.mask.shape) for sample in samples]
     learned = Targets(source, requests).sample(5)
     np.testing.assert_array_equal(learned.image, learned.target)
     assert learned.mask.shape == source.size_at(5)

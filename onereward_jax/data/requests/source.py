@@ -20,7 +20,7 @@ from onereward_jax.data.requests.read import check_there, fingerprint_of, prompt
 from onereward_jax.data.requests.record import ANY_TASK, Picture, Request, read_image, read_mask
 from onereward_jax.data.requests.run_lengths import RunLengths
 from onereward_jax.data.sample import Sample
-from onereward_jax.data.source import Source
+from onereward_jax.data.source import Outline, Source
 from onereward_jax.errors import UserError
 from onereward_jax.images import reading
 from onereward_jax.tasks import TASKS
@@ -171,6 +171,10 @@ class HeldOut(Source):
 
     def sample(self, index: int, task: str) -> Sample:
         return self._source.fixed_sample(self._requests[task][index], task=task)
+
+    def outline(self, index: int, task: str) -> Outline:
+        request = self._requests[task][index]
+        return Outline(request.id, request.text(task), self._source.size_of(request))
 
     def fingerprint(self) -> dict[str, Any]:
         return self._source.fingerprint() | {"held_out": {k: fingerprint_of(v) for k, v in self._requests.items()}}
