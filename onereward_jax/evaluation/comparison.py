@@ -197,8 +197,8 @@ class Comparison:
         """
         length = question_length or longest_question(judge, [(item.task, item.prompt) for item in self.items])
         inputs = {"judge": about, "dtype": self.dtype, "policy": self._about("policy"), "base": self._about("base")}
-        inputs |= {"question_length": length, "keep_outside": self.config.rl.keep_outside}
-        kept = self._kept(f"judges/{name}", inputs)
+        asked = {"question_length": length, "keep_outside": self.config.rl.keep_outside}
+        kept = self._kept(f"judges/{name}", inputs | asked)
         batches = {_name(batch): batch for batch in self.batches(self.items)}
         missing = [batches[file] for file in kept.missing(list(batches))]
         ask = compiled_ask(judge, self.mesh)
