@@ -1,5 +1,6 @@
 """Whether the generated part shows what the prompt says: the cosine of both in CLIP's space (Hessel et al. 2021)."""
 
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -21,7 +22,7 @@ _BATCH = 8  # images that are encoded at once
 
 
 def text_alignment(path: str) -> Meter:
-    """Make the meter of a CLIP model, which it reads onto one device.
+    """Make the meter of a CLIP model, which lies on one device from its first measurement on.
 
     "clip" is of the whole image; "clip_inside" of the part inside the mask's bounding box, made square.
 
@@ -35,7 +36,8 @@ def text_alignment(path: str) -> Meter:
     module, params = load_component(directory, "clip")
     tokenizer = load_tokenizer(directory, module.text_model.vocab_size)
     processor = _processor(directory, module.vision_model.image_size)
-    params = jax.tree.map(jnp.asarray, params)
+    # Not beside the policies and judges, which answer before anything is measured.
+    on_device = functools.cache(lambda: jax.tree.map(jnp.asarray, params))
     encode_text = jax.jit(lambda params, ids: module.apply({"params": params}, ids, method=CLIP.text_features))
     encode = jax.jit(lambda params, pixels: module.apply({"params": params}, pixels, method=CLIP.image_features))
 
@@ -44,11 +46,11 @@ def text_alignment(path: str) -> Meter:
         ids = tokenizer(list(prompts), padding="max_length", truncation=True, max_length=length, return_tensors="np")[
             "input_ids"
         ]
-        return _in_batches(lambda rows: encode_text(params, jnp.asarray(ids[rows])), len(ids))
+        return _in_batches(lambda rows: encode_text(on_device(), jnp.asarray(ids[rows])), len(ids))
 
     def images(pictures: Sequence[np.ndarray]) -> np.ndarray:
         pixels = np.concatenate([processor(picture) for picture in pictures])
-        return _in_batches(lambda rows: encode(params, jnp.asarray(pixels[rows])), len(pixels))
+        return _in_batches(lambda rows: encode(on_device(), jnp.asarray(pixels[rows])), len(pixels))
 
     def measure(samples: Sequence[Sample], pictures: Sequence[np.ndarray]) -> Measured:
         asked = ["text_alignment" in dimensions_of(sample.task, sample.prompt) for sample in samples]
