@@ -261,7 +261,7 @@ def test_files_of_bytes(tmp_path):
 # --------------------------------------------------------------------------------------------------- command lines
 
 # No output outside the test's own directory.
-_OUTPUTS = {"--workdir", "--out", "--docs", "--json", "--report", "--to"}
+_OUTPUTS = {"--workdir", "--out", "--docs", "--json", "--report", "--to", "--sheet", "--keep"}
 _NAMES = ("x", "x/y", "x.png", "images", "images/0.png", "run", "x" * 300, "é", "a b", "-x", "", " ")
 _RIGHT = {
     "--config": ("quick",),
@@ -278,9 +278,13 @@ _RIGHT = {
 _texts = st.sampled_from(TEXTS) | st.text(max_size=20)
 
 
+def name_of(action: Any) -> str:
+    return action.option_strings[0] if action.option_strings else action.dest
+
+
 def right_value(command: str, action: Any) -> st.SearchStrategy[str]:
     """Of an argument that is right by itself."""
-    if action.option_strings[0] == "--config" and command in CONFIGURED:
+    if name_of(action) == "--config" and command in CONFIGURED:
         return st.sampled_from(CONFIGURED[command][0])
     if action.choices:
         return st.sampled_from([str(choice) for choice in action.choices])
@@ -288,12 +292,12 @@ def right_value(command: str, action: Any) -> st.SearchStrategy[str]:
         limits = action.type.limits
         edges = [edge for edge in (limits.above, limits.at_least, limits.below, limits.at_most) if edge is not None]
         return st.sampled_from([str(edge) for edge in edges])
-    return st.sampled_from(_RIGHT.get(action.option_strings[0], ("x", "images", "miniature/base")))
+    return st.sampled_from(_RIGHT.get(name_of(action), ("x", "images", "miniature/base")))
 
 
 def wrong_value(command: str, action: Any) -> st.SearchStrategy[str]:
     names = st.sampled_from(_NAMES)
-    if action.option_strings[0] in _OUTPUTS:
+    if name_of(action) in _OUTPUTS:
         return names
     if isinstance(action.type, Number):
         return right_value(command, action).map(lambda edge: str(float(edge) + 1)) | _texts
@@ -310,10 +314,12 @@ def command_lines(draw: Any) -> list[str]:
     for action in parser._actions:
         if draw(st.integers(0, 19 if action.required else 1)) == 0:
             continue
-        option = action.option_strings[0]
+        option = name_of(action)
         value = right_value if draw(st.integers(0, 9)) else wrong_value
         if action.nargs == 0:
             argv.append(option)
+        elif not action.option_strings:
+            argv.append(draw(value(command, action)))
         elif draw(st.booleans()):
             argv += [option, draw(value(command, action))]
         else:
