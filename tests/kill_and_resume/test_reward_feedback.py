@@ -83,6 +83,7 @@ def test_two_processes_take_the_steps_of_one(whole, tmp_path):
     before = load_file(BASE)
     for name in ("policy", "ema"):
         one, two = (load_file(workdir / "export" / name / FILE) for workdir in (whole, tmp_path / "two"))
-        learnt = sum(np.sum((one[key] - before[key].astype(np.float32)) ** 2) for key in one) ** 0.5
-        apart = sum(np.sum((one[key] - two[key]) ** 2) for key in one) ** 0.5
+        # Of the base's bfloat16: what differs in the last digits of float32 is rounded to another value here and there.
+        learnt = sum(np.count_nonzero(one[key] != before[key]) for key in one)
+        apart = sum(np.count_nonzero(one[key] != two[key]) for key in one)
         assert apart < 1e-3 * learnt
