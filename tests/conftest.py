@@ -2,6 +2,7 @@
 compiled programs for all processes of a session: runs that are killed and started again compile once."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -62,3 +63,9 @@ def pytest_collection_modifyitems(items: list) -> None:
         if place(item) < len(SLOW):
             item.add_marker(pytest.mark.slow)
     items.sort(key=place)
+
+
+def pytest_collection_finish() -> None:
+    """Modules and tests stay to the end: no collection of garbage has to go through them."""
+    gc.collect()
+    gc.freeze()

@@ -123,6 +123,14 @@ def planned_bytes(config):
     return of_phase
 
 
+@pytest.fixture
+def _quick_collection():
+    """What is there before a test is not searched for garbage at each of its hundred looks: half of its time."""
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.mark.usefixtures("_quick_collection")
 @pytest.mark.parametrize(("name", "count", "settings"), RUNS.values(), ids=RUNS)
 def test_a_device_holds_its_part_and_nothing_else(name, count, settings, data, tmp_path, monkeypatch):
     """Beginning or resuming: at every moment from loading to export the same bytes on every device, and after each
