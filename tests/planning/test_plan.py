@@ -321,8 +321,9 @@ def test_a_search_is_not_overwritten(slice_of, tmp_path, capsys):
     assert "holds a search: name another file, or resume it with --search" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b"\xff\xff", b'{"fits": tr'])
-@pytest.mark.parametrize("search", [False, True])
+@pytest.mark.parametrize(
+    ("content", "search"), [*((content, False) for content in (b"", b"{", b"[1]", b"\xff\xff")), (b'{"fits": tr', True)]
+)
 def test_an_empty_or_damaged_file_is_replaced(slice_of, tmp_path, content, search):
     slice_of(compiled, traced=False)
     file = tmp_path / "plan.json"

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from onereward_jax.weights import load
-from onereward_jax.weights.names import clip, flux, qwen2_5_vl, t5, vae
+from onereward_jax.weights.names import clip, clip_with_images, flux, qwen2_5_vl, t5, vae
 
 FLUX = flux.module_from_config(
     {
@@ -74,7 +74,18 @@ QWEN_CONFIG = {
     },
 }
 QWEN = qwen2_5_vl.module_from_config(QWEN_CONFIG)
-MODULES = {"transformer": FLUX, "vae": VAE, "text_encoder": CLIP, "text_encoder_2": T5, "judge": QWEN}
+_WIDTHS = {"hidden_size": 8, "intermediate_size": 12, "num_attention_heads": 2, "num_hidden_layers": 1}
+CLIP_WITH_IMAGES = clip_with_images.module_from_config(
+    {"text_config": _WIDTHS, "vision_config": _WIDTHS | {"image_size": 16, "patch_size": 8}, "projection_dim": 4}
+)
+MODULES = {
+    "transformer": FLUX,
+    "vae": VAE,
+    "text_encoder": CLIP,
+    "text_encoder_2": T5,
+    "judge": QWEN,
+    "clip": CLIP_WITH_IMAGES,
+}
 
 
 def random_params(kind, module=None, dtype=np.float32, seed=0):
