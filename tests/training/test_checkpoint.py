@@ -311,7 +311,7 @@ LARGE = {f"a{number}": jnp.ones(1 << 18) for number in range(16)}
 
 
 # A failed save's threads outlive its event loop, and say so where nobody can catch it.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.filterwarnings("ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("remade", [False, True])
 def test_a_directory_that_vanishes_during_a_save_is_not_made_anew(tmp_path, monkeypatch, remade):
     directory = tmp_path / "mount" / "run" / "checkpoints"
@@ -336,7 +336,6 @@ def test_a_directory_that_vanishes_during_a_save_is_not_made_anew(tmp_path, monk
     )
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_directory_that_moves_during_a_save_gets_no_checkpoint_elsewhere(tmp_path, monkeypatch):
     checkpointer = Checkpointer(tmp_path / "a")
     checkpointer.save(1, LARGE)
