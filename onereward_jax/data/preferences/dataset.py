@@ -8,7 +8,7 @@ from typing import Protocol
 from onereward_jax.atomic_files import atomic_directory
 from onereward_jax.data.bad_records import Skipped
 from onereward_jax.data.manifest import Manifest
-from onereward_jax.data.preferences.folder import FILE, PATTERN, Folder, write_folder
+from onereward_jax.data.preferences.folder import CANDIDATES, FILE, PATTERN, Folder, write_folder
 from onereward_jax.data.preferences.record import Checked, Record, image_sizes
 from onereward_jax.data.preferences.tfds import TfdsRecords, write_tfds
 from onereward_jax.data.tfds_files import dataset_directory
@@ -16,8 +16,8 @@ from onereward_jax.errors import UserError, shown
 from onereward_jax.given_files import read_json
 
 FORMS = ("folder", "tfds")
-# Files that `onereward make-preferences` writes before its first and after its last part.
-MADE_OF, COMPLETE = "made_of.json", "complete.json"
+# Files that `onereward make-preferences`, and `onereward collect`, write before their first and after their last part.
+MADE_OF, COLLECTION, COMPLETE = "made_of.json", "collection.json", "complete.json"
 BAD_SHARE = 0.01  # share of a dataset's records that may be bad; with more, the dataset is refused
 
 
@@ -57,14 +57,13 @@ def open_records(directory: Path) -> Stored:
     if (directory / "train").is_dir():
         directory = directory / "train"
     parts = len(list(directory.glob(PATTERN)))
+    if not parts and any(directory.glob(CANDIDATES)):
+        raise UserError(
+            f"nobody has voted yet on the candidates in {directory}: have people choose with `onereward annotate`, then"
+            " give the preference data that `onereward preferences` makes of their votes"
+        )
     if (directory / MADE_OF).exists():
-        complete = directory / COMPLETE
-        again = "run `onereward make-preferences` again"
-        if not complete.exists() or read_json(complete, again).get("parts") != parts:
-            raise UserError(
-                f"{directory} holds incomplete preference data: run `onereward make-preferences` again,"
-                " which resumes where it stopped"
-            )
+        _check_complete(directory, parts, "preference data", "make-preferences")
     if parts:
         return Folder(directory)
     found = dataset_directory(directory)
@@ -74,6 +73,32 @@ def open_records(directory: Path) -> Stored:
             " `onereward make-preferences`"
         )
     return TfdsRecords(found)
+
+
+def open_candidates(directory: Path) -> Stored:
+    """Open candidates, which nobody need have voted on: files candidates*.jsonl, or else what `open_records` opens.
+
+    Raises:
+      FileNotFoundError: there is no such directory.
+      UserError: it holds neither, or `onereward collect` has not finished there.
+    """
+    if not directory.is_dir():
+        raise FileNotFoundError(2, "No such directory", str(directory))
+    files = list(directory.glob(CANDIDATES))
+    if (directory / COLLECTION).exists():
+        _check_complete(directory, len(files), "candidates", "collect")
+    return Folder(directory, files) if files else open_records(directory)
+
+
+def _check_complete(directory: Path, parts: int, what: str, command: str) -> None:
+    """Check that the command that makes the parts in a directory has finished.
+
+    Raises:
+      UserError: it has not.
+    """
+    complete, again = directory / COMPLETE, f"run `onereward {command}` again"
+    if not complete.exists() or read_json(complete, again).get("parts") != parts:
+        raise UserError(f"{directory} holds incomplete {what}: {again}, which resumes where it stopped")
 
 
 def good_records(

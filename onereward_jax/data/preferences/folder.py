@@ -15,6 +15,7 @@ from onereward_jax.given_files import json_lines, path_beside, read_bytes
 from onereward_jax.images.decoding import MAX_BYTES, suffix_of
 
 PATTERN = "preferences*.jsonl"
+CANDIDATES = "candidates*.jsonl"  # of records that nobody has voted on yet
 FILE = "preferences.jsonl"
 
 
