@@ -266,10 +266,13 @@ def remove(directory: Path) -> None:
 # -------------------------------------------------------------------------------------------------------- the lock
 
 
-def lock(directory: Path) -> None:
+def lock(directory: Path, argument: str = "--workdir") -> None:
     """Lock a working directory against other processes until this one ends, however it ends.
 
     What killed processes left in it is removed.
+
+    Args:
+      argument: of the command line, that names the directory.
 
     Raises:
       UserError: another process holds the lock.
@@ -284,7 +287,7 @@ def lock(directory: Path) -> None:
     except BlockingIOError:
         os.close(file)
         raise UserError(
-            f"another process is using {directory}: wait for it, stop it, or choose another --workdir"
+            f"another process is using {directory}: wait for it, stop it, or choose another {argument}"
         ) from None
     _held[directory] = file
     for path in (directory, *(entry for entry in directory.iterdir() if entry.is_dir() and not entry.is_symlink())):

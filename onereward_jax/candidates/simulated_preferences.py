@@ -23,6 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from onereward_jax.atomic_files import fingerprint, make_directory, sweep, write_json
+from onereward_jax.candidates.sampling import draw_settings, preference_ranges
 from onereward_jax.config.find import find_model
 from onereward_jax.config.load import names_with, renamed
 from onereward_jax.config.schema import JudgeTraining, Preferences, RewardFeedback
@@ -48,7 +49,6 @@ from onereward_jax.weights.load import load_component
 MakesPreferences = JudgeTraining | RewardFeedback  # recipes with a group `preferences`
 CANDIDATES = 4
 ANNOTATOR = "simulated"
-NEGATIVE_PROMPTS = ("", "nsfw", "blurry", "low quality")
 
 
 def make_preferences(
@@ -253,9 +253,9 @@ def _generated(
     images = np.stack([sample.image for sample in samples])
     masks = np.stack([sample.mask for sample in samples])
     prompts = [sample.prompt for sample in samples]
-    answers, notes = [], []
+    answers, notes, ranges = [], [], preference_ranges(config.preferences)
     for _ in range(CANDIDATES):
-        note = draw_settings(config.preferences, generator)
+        note = draw_settings(ranges, generator)
         by = str(generator.choice(list(policies))) if policies and generator.random() < _POLICY_SHARE else ""
         seed = int(generator.integers(2**31))
         noise = sample_noise(jax.random.key(seed), range(len(samples)), latent_shape(pipeline.vae, *images.shape[1:3]))
@@ -274,19 +274,3 @@ def _generated(
 
 
 _POLICY_SHARE = 0.5  # so that most scenes compare a policy's images with the base's
-
-
-def draw_settings(settings: Preferences, generator: np.random.Generator) -> dict[str, Any]:
-    """Draw random arguments of `FillPipeline.generate`, and the strength of the initial noise."""
-    num_steps = int(generator.integers(settings.min_steps, settings.max_steps + 1))
-    one_step = generator.random() < settings.one_step_share
-    stop = int(generator.integers(num_steps // 4, num_steps)) if one_step else None
-    guided = generator.random() < settings.guided_share
-    return {
-        "num_steps": num_steps,
-        "stop": stop,
-        "guidance_scale": 1.0,
-        "true_cfg_scale": float(generator.uniform(1.2, settings.max_true_cfg_scale)) if guided else 1.0,
-        "negative_prompt": str(generator.choice(NEGATIVE_PROMPTS)),
-        "noise_strength": float(generator.uniform(0.9, 1.1)),
-    }

@@ -31,7 +31,7 @@ from onereward_jax.evaluation.judge_predictions import compiled_ask, judge_views
 from onereward_jax.evaluation.judge_verdicts import Answers
 from onereward_jax.evaluation.kept import Kept, as_json
 from onereward_jax.evaluation.meters.meter import Meter
-from onereward_jax.evaluation.policies import Policy
+from onereward_jax.fill.policies import Policy
 from onereward_jax.given_files import read_json
 from onereward_jax.images.grid import write_png
 from onereward_jax.images.reading import keep_outside, read_image

@@ -29,10 +29,10 @@ from onereward_jax.evaluation.judge_predictions import judge_pairs
 from onereward_jax.evaluation.judge_verdicts import Answers
 from onereward_jax.evaluation.meters.all_meters import chosen_meters
 from onereward_jax.evaluation.meters.meter import Meter, compared
-from onereward_jax.evaluation.policies import Policy
 from onereward_jax.evaluation.report import plots
 from onereward_jax.evaluation.report.run_report import ExampleRow, Setting, write_examples, write_report
 from onereward_jax.evaluation.results import write_evaluation
+from onereward_jax.fill.policies import Policy
 from onereward_jax.given_files import read_json
 from onereward_jax.judge.ensemble import ensemble
 from onereward_jax.judge.judge import Judge

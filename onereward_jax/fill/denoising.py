@@ -25,8 +25,9 @@ _SCHEDULE_BUCKET = 64
 
 
 def padded(schedule: np.ndarray) -> np.ndarray:
-    """A schedule (n + 1,) as `denoise` and `fill` take it."""
-    return np.pad(schedule, (0, -len(schedule) % _SCHEDULE_BUCKET))
+    """A schedule (n + 1,), or one of each sample (n + 1, B), as `denoise` and `fill` take it."""
+    after = (0, -len(schedule) % _SCHEDULE_BUCKET)
+    return np.pad(schedule, (after, *[(0, 0)] * (schedule.ndim - 1)))
 
 
 @flax.struct.dataclass
@@ -101,7 +102,8 @@ def _denoised(params: Any, batch: Batch, schedule: Any, stop: Any, scales: Any, 
     velocity = _velocity(params["transformer"], condition, scales, setup)
     with jax.named_scope(DENOISING):
         tokens = sampler.denoise(velocity, batch.tokens, schedule, stop)
-    return sampler.predict_data(velocity, tokens, jnp.full(len(tokens), schedule[stop]))
+    last = schedule[stop] if schedule.ndim == 1 else schedule[stop, jnp.arange(len(tokens))]
+    return sampler.predict_data(velocity, tokens, jnp.full(len(tokens), last))
 
 
 @_program
@@ -113,6 +115,7 @@ def denoise(params: Any, batch: Batch, schedule: Any, stop: Any, scales: Any, se
     Args:
       params: {"transformer": tree, "vae": tree}.
       schedule: noise levels, `padded`.
+      stop: one index, or with a schedule of each sample (B,).
       scales: of guidance and of true guidance, see `sampler.velocity_of`.
     """
     return _denoised(params, batch, schedule, stop, scales, setup)

@@ -316,10 +316,10 @@ class FillPipeline:
         noise: jax.Array,
         *,
         transformer_params: Any = None,
-        num_steps: int = 50,
+        num_steps: int | Sequence[int] = 50,
         stop: int | None = None,
-        guidance_scale: float = 30.0,
-        true_cfg_scale: float = 1.0,
+        guidance_scale: float | Sequence[float] = 30.0,
+        true_cfg_scale: float | Sequence[float] = 1.0,
         negative_prompt: str | Sequence[str] = "",
         max_sequence_length: int = 512,
         posterior_noise: jax.Array | None = None,
@@ -330,27 +330,35 @@ class FillPipeline:
           images: uint8 (B, H, W, 3); masks: (B, H, W), 1 = generate; prompts: B of them.
           noise: standard normal (B, H/f, W/f, C).
           transformer_params: another parameter set for the same transformer; the pipeline's own if None.
-          num_steps: Euler steps of the schedule.
+          num_steps: Euler steps of the schedule, one number for all or B of them: the batch takes as long as the most.
           stop: index of the schedule at which to stop and predict the data in one step, as the policy
             does in training; None denoises fully.
-          guidance_scale, true_cfg_scale: see `sampler.velocity_of`; negative_prompt: one for all, or B of them.
+          guidance_scale, true_cfg_scale: see `sampler.velocity_of`; one for all, or B of them, as the negative_prompt.
+            A batch without any true guidance, all 1, takes half the work.
           posterior_noise: see `conditioning.encode_image`.
 
         Returns:
           float32 (B, H, W, 3) in [0, 1].
         """
         text, negative = TextStates(*self.prompts.encode(prompts, max_sequence_length)), None
-        if true_cfg_scale != 1.0:
+        if np.any(np.asarray(true_cfg_scale) != 1.0):
             negatives = [negative_prompt] if isinstance(negative_prompt, str) else list(negative_prompt)
             negatives = negatives * len(prompts) if len(negatives) == 1 else negatives
             negative = TextStates(*self.prompts.encode(negatives, max_sequence_length))
         size = images.shape[1], images.shape[2]
+        last: Any
+        if isinstance(num_steps, int):
+            schedule, last = self.family.schedule(num_steps, *size), num_steps - 1
+        else:
+            each = [self.family.schedule(number, *size) for number in num_steps]
+            schedule = np.stack([np.pad(one, (0, max(map(len, each)) - len(one))) for one in each], axis=1)
+            last = np.asarray(num_steps, np.int32) - 1
         return self._fill(
             Batch(conditioning.pack(noise), text, negative, images, masks, posterior_noise),
             size,
-            self.family.schedule(num_steps, *size),
-            (guidance_scale, true_cfg_scale),
-            stop=stop,
+            schedule,
+            (_scale(guidance_scale), _scale(true_cfg_scale)),
+            stop=last if stop is None else stop,
             transformer_params=transformer_params,
         )
 
@@ -372,9 +380,9 @@ class FillPipeline:
         batch: Batch,
         size: tuple[int, int],
         schedule: np.ndarray,
-        scales: tuple[float, float],
+        scales: tuple[Any, Any],
         *,
-        stop: int | None = None,
+        stop: Any = None,
         transformer_params: Any = None,
         decodes: bool = True,
     ) -> np.ndarray:
@@ -441,6 +449,11 @@ class FillPipeline:
         """A component's parameters, moved there by the first call that needs them."""
         self.params[name] = jax.tree.map(jnp.asarray, self.params[name])
         return self.params[name]
+
+
+def _scale(scale: float | Sequence[float]) -> Any:
+    """One scale for all samples, or float32 (B,) one for each."""
+    return scale if isinstance(scale, int | float) else np.asarray(scale, np.float32)
 
 
 def _mesh_of(params: Any) -> AbstractMesh | None:

@@ -123,6 +123,11 @@ class PromptEncoder:
         """Frees the encoders' parameters; prompts that were encoded before are still known."""
         self.text_encoder_params = self.text_encoder_2_params = None
 
+    def forget(self) -> None:
+        """Forget the encodings kept on the host, so that the next ones don't depend on what came before."""
+        with self._lock:
+            self._cache.clear()
+
     def encode_ahead(
         self, prompts: Iterable[str], max_sequence_length: int, directory: Path, mesh: Mesh | None = None
     ) -> None:

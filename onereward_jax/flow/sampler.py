@@ -31,9 +31,9 @@ def velocity_of(
     Args:
       transformer: `models.flux.FluxTransformer`.
       ids: rope positions of the image tokens, (N, 3).
-      guidance_scale: scale of the embedded (distilled) guidance.
-      true_cfg_scale: s in `v = v_neg + s·(v_pos − v_neg)`; the number 1 skips the negative branch, a traced scale never
-        does. Both branches run in one batch, with the same embedded guidance.
+      guidance_scale: scale of the embedded (distilled) guidance, one for all samples or (B,) one for each.
+      true_cfg_scale: s in `v = v_neg + s·(v_pos − v_neg)`, likewise; the number 1 skips the negative branch, a traced
+        scale never does. Both branches run in one batch, with the same embedded guidance.
 
     Raises:
       UserError: true guidance is on, but the condition has no negative prompt.
@@ -49,17 +49,18 @@ def velocity_of(
             sigma,
             ids,
             np.zeros((length, 3), np.float32),
-            jnp.full((batch,), guidance_scale, jnp.float32),
+            jnp.full((batch,), _of_rows(guidance_scale, batch), jnp.float32),
         ).astype(jnp.float32)
 
     if not isinstance(true_cfg_scale, jax.Array) and true_cfg_scale == 1.0:
         return lambda tokens, sigma: forward(tokens, sigma, condition)
     doubled = jax.tree.map(_interleave, *_negative_and_positive(condition))
+    scale = jnp.expand_dims(true_cfg_scale, (1, 2)) if jnp.ndim(true_cfg_scale) else true_cfg_scale
 
     def guided(tokens, sigma):
         both = forward(_interleave(tokens, tokens), _interleave(sigma, sigma), doubled)
         negative, positive = both[::2], both[1::2]
-        return negative + true_cfg_scale * (positive - negative)
+        return negative + scale * (positive - negative)
 
     return guided
 
@@ -91,6 +92,12 @@ def _negative_and_positive(condition: Condition) -> tuple[Condition, Condition]:
     return negative, positive
 
 
+def _of_rows(scale: float | jax.Array, rows: int) -> jax.Array:
+    """A scale of each sample for the rows of a batch, in which a sample's branches are neighbours."""
+    scale = jnp.asarray(scale, jnp.float32)
+    return jnp.repeat(scale, rows // len(scale)) if scale.ndim else scale
+
+
 def _interleave(first: jax.Array, second: jax.Array) -> jax.Array:
     """Interleave two batches, so that a sample's two branches are neighbours and stay on one device."""
     return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
@@ -101,7 +108,8 @@ def denoise(velocity: Velocity, tokens: jax.Array, sigmas: jax.Array, stop: int 
 
     Args:
       tokens: (B, N, 4C) at σ = sigmas[0].
-      sigmas: (n + 1,) decreasing to 0.
+      sigmas: (n + 1,) decreasing to 0, or (n + 1, B) a schedule for each sample, the shorter ones with any values
+        after their 0.
       stop: index at which to stop, one integer for all samples or (B,) one for each. It may be traced, so
         one compiled program serves every index; samples past their index stay unchanged.
     """

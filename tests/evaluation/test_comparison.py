@@ -15,7 +15,7 @@ from onereward_jax.evaluation import comparison as module
 from onereward_jax.evaluation import during_training
 from onereward_jax.evaluation.comparison import Comparison
 from onereward_jax.evaluation.meters.outside import OUTSIDE
-from onereward_jax.evaluation.policies import Policy, policies_at
+from onereward_jax.fill.policies import Policy, policies_at
 from onereward_jax.images.reading import read_image
 
 

@@ -80,8 +80,8 @@ def _evaluate_policy(args: argparse.Namespace) -> None:
     from onereward_jax.atomic_files import lock
     from onereward_jax.evaluation.evaluate import evaluate_policies, requests_at
     from onereward_jax.evaluation.meters.all_meters import chosen_meters
-    from onereward_jax.evaluation.policies import policies_at
     from onereward_jax.evaluation.report.run_report import summarize
+    from onereward_jax.fill.policies import policies_at
     from onereward_jax.parallel import hosts
 
     policy, baseline = policies_at(args.policy, args.baseline)

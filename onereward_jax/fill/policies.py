@@ -1,4 +1,4 @@
-"""Policies to compare, as they lie in files: a whole model, a run's export, an adapter, a repository."""
+"""Policies, as they lie in files: a whole model, a run's export, an adapter, a repository."""
 
 import dataclasses
 from pathlib import Path
@@ -39,7 +39,7 @@ class Policy:
     adapter: str | None = None
 
     @classmethod
-    def at(cls, path: str | Path, base: str | None = None) -> "Policy":
+    def at(cls, path: str | Path, base: str | None = None, argument: str = "--baseline") -> "Policy":
         """Find out what lies at a path.
 
         Args:
@@ -47,6 +47,7 @@ class Policy:
             for ComfyUI, a run's working directory (its policy), or a repository of the Hugging Face hub, of a
             transformer as "owner/name:subfolder".
           base: the whole model of a transformer or an adapter that no run exported: a run's is always its own.
+          argument: of the command line, by which `base` is given.
 
         Raises:
           UserError: that is not known.
@@ -64,7 +65,7 @@ class Policy:
         base = _base_of_run(found) or base
         if base is None:
             raise UserError(
-                f"{path} is a part of a model, and no run says of which: give --baseline, the whole model that it was"
+                f"{path} is a part of a model, and no run says of which: give {argument}, the whole model that it was"
                 " trained from"
             )
         if is_adapter(found) or (found.is_file() and not single_file(found)):
