@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from onereward_jax.errors import UserError
+from onereward_jax.fill import denoising
 from onereward_jax.fill.diffusers_io import read_shift
 from onereward_jax.fill.pipeline import FillPipeline, sample_noise
 from onereward_jax.flow import conditioning, sampler
@@ -43,6 +44,35 @@ def condition_of(pipeline, negative_prompt="a large blue square"):
     masked_image, mask = conditioning.encode_masked_image(pipeline.vae, pipeline.params["vae"], images, masks)
     encode = lambda texts: pipeline.prompts.encode(texts, tiny_fill.T5_LENGTH)
     return conditioning.Condition(masked_image, mask, *encode(prompts), *encode([negative_prompt] * 2))
+
+
+def test_samples_of_a_batch_have_settings_of_their_own(pipeline):
+    """Each is what it is in a batch of those settings, however many steps its neighbour takes; one program serves all.
+
+    The batch of those settings is given by rows, too, and that by one number for all of them.
+    """
+    each = [(2, 1.0, 1.5), (5, 3.0, 4.0)]
+
+    def made(rows):
+        steps, guidance, true_cfg = zip(*rows, strict=True)
+        scales = {"guidance_scale": guidance, "true_cfg_scale": true_cfg}
+        return generate(pipeline, num_steps=steps, negative_prompt=["", "a large blue square"], **scales)
+
+    programs = denoising.fill._cache_size()
+    mixed = made(each)
+    for row, own in enumerate(each):
+        np.testing.assert_allclose(mixed[row], made([own] * 2)[row], atol=1e-5)
+    assert denoising.fill._cache_size() == programs + 1
+    steps, guidance, true_cfg = each[1]
+    alike = generate(
+        pipeline,
+        num_steps=steps,
+        negative_prompt="a large blue square",
+        guidance_scale=guidance,
+        true_cfg_scale=true_cfg,
+    )
+    np.testing.assert_allclose(mixed[1], alike[1], atol=1e-5)
+    assert np.abs(mixed[0] - alike[0]).max() > 1e-3
 
 
 @pytest.mark.parametrize("traced", [False, True])
