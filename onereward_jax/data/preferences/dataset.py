@@ -44,6 +44,14 @@ class Stored(Records, Protocol):
         """Read some candidates' image files, and no others if each is a file."""
         ...
 
+    def outline(self, index: int) -> Record:
+        """Read a record for what it says; its images may be empty."""
+        ...
+
+    def image(self, index: int, name: str) -> bytes:
+        """Read one image's file: "image", "mask" or "candidates[2].image"."""
+        ...
+
 
 def open_records(directory: Path) -> Stored:
     """Open a dataset in either form, or a directory made by `onereward make-preferences`.

@@ -79,6 +79,32 @@ class Folder:
         record = self._record(index, lambda name, value: self._read(name, value) if name in wanted else b"")
         return [record.candidates[number].image for number in numbers]
 
+    def outline(self, index: int) -> Record:
+        """Read a record without opening its files: every image it names is empty.
+
+        Raises:
+          BadRecord: the line is not a record.
+        """
+        return self._record(index, lambda name, value: b"")
+
+    def image(self, index: int, name: str) -> bytes:
+        """Read the file of one image, and no other: "image", "mask" or "candidates[2].image".
+
+        Raises:
+          BadRecord: the record has no such image, or it can't be read any more.
+        """
+        found: list[bytes] = []
+
+        def read(field: str, value: Any) -> bytes:
+            if field == name:
+                found.append(self._read(field, value))
+            return b""
+
+        self._record(index, read)
+        if not found:
+            raise BadRecord(f"{self.name(index)}: {name} is missing: give it")
+        return found[0]
+
     def _record(self, index: int, read: Read) -> Record:
         where = self.name(index)
         try:

@@ -127,6 +127,28 @@ class TfdsRecords:
         record = record_of(found["fields"], self.name(index), lambda name, value: b"")
         return Checked(index, record, [(height, width) for height, width in found["sizes"]])
 
+    def outline(self, index: int) -> Record:
+        """Return a record with its images, of which a folder's outline has none.
+
+        Raises:
+          BadRecord: see `__getitem__`.
+        """
+        return self[index]
+
+    def image(self, index: int, name: str) -> bytes:
+        """Return the file of one image: "image", "mask" or "candidates[2].image".
+
+        Raises:
+          BadRecord: see `__getitem__`, or the record has no such image.
+        """
+        record = self[index]
+        images = {"image": record.image, "mask": record.mask}
+        images |= {f"candidates[{number}].image": one.image for number, one in enumerate(record.candidates)}
+        found = images.get(name)
+        if found is None:
+            raise BadRecord(f"{self.name(index)}: {name} is missing: give it")
+        return found
+
     def candidates(self, index: int, numbers: Sequence[int]) -> list[bytes]:
         """Return the image files of some candidates."""
         candidates = self[index].candidates

@@ -1,0 +1,128 @@
+"""Lets people compare or rate candidates in a browser; their votes go to DIR/votes.sqlite.
+
+    onereward annotate --data DIR                         choose best and worst: open http://127.0.0.1:8080
+    onereward annotate --data DIR --job good_same_bad     two models, blind
+    onereward annotate --data DIR --job rating            marks
+    onereward annotate --data DIR --add_annotator ANN     prints a token, once; with --host every annotator needs one
+    onereward annotate --data DIR --add_organiser         prints the organiser's token, for /organiser
+
+Stop it by Ctrl-C; the same command goes on. Needs the extra `annotate`.
+"""
+
+import argparse
+from pathlib import Path
+
+from onereward_jax.cli.arguments import like, local_path, number, path, text
+from onereward_jax.config.schema import RequestData
+
+JOBS = ("best_worst", "good_same_bad", "rating")
+ORGANISER = "organiser"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    share = number(float, at_least=0, at_most=0.5)
+    parser.add_argument("--data", type=path, metavar="DIR", required=True, help="candidates, or preference data")
+    parser.add_argument("--job", choices=JOBS, default=JOBS[0], help="what is asked, default best_worst")
+    parser.add_argument("--port", type=number(int, at_least=0, at_most=65535), default=8080, help="0: any free one")
+    parser.add_argument("--host", type=text, default="127.0.0.1", help="default 127.0.0.1, this machine alone")
+    parser.add_argument("--public", type=text, metavar="URL", default="", help="address that a proxy gives the server")
+    parser.add_argument("--votes", type=local_path, metavar="FILE", help="default DIR/votes.sqlite")
+    parser.add_argument("--overlap", type=number(float, at_least=0, at_most=1), default=0.15, help="default 0.15")
+    parser.add_argument(
+        "--overlap_votes",
+        type=number(int, at_least=1, at_most=100),
+        default=3,
+        help="annotators who judge each of that share of the records, default 3",
+    )
+    parser.add_argument("--repeats", type=share, default=0.03, help="share of hidden repeats, default 0.03")
+    parser.add_argument(
+        "--repeat_gap",
+        type=number(int, at_least=1, at_most=10_000),
+        default=20,
+        help="items between an item and its repeat, default 20",
+    )
+    parser.add_argument("--gold", type=local_path, metavar="FILE", help="right answers, JSON lines")
+    parser.add_argument("--gold_share", type=share, default=0.02, help="share of gold items, default 0.02")
+    parser.add_argument(
+        "--return_after",
+        type=number(float, at_least=1, at_most=1e6),
+        default=1800.0,
+        help="seconds after which an item without an answer goes to others, default 1800",
+    )
+    parser.add_argument("--bad_share", type=like(RequestData, "bad_share"), default=0.01, help="bad records to bear")
+    parser.add_argument(
+        "--cache_mib",
+        type=number(int, at_least=16, at_most=2**20),
+        default=1024,
+        help="of images in memory, default 1024",
+    )
+    parser.add_argument("--add_annotator", type=text, metavar="NAME", help="print a new token for an annotator")
+    parser.add_argument("--add_organiser", action="store_true", help="print a new token for the organiser")
+
+
+def run(args: argparse.Namespace) -> None:
+    from onereward_jax import buckets
+    from onereward_jax.annotation.store import FILE, Store
+
+    data = buckets.reading(args.data)
+    if not data.is_dir():
+        raise FileNotFoundError(2, "No such directory", str(data))
+    store = Store(Path(args.votes) if args.votes else data / FILE)
+    if args.add_annotator is not None or args.add_organiser:
+        _add(args, store)
+        return
+    _serve(args, data, store)
+
+
+def _add(args: argparse.Namespace, store) -> None:
+    """Print the tokens of new people; only their digests are kept."""
+    from onereward_jax.annotation.security import clean_name, digest, new_token
+    from onereward_jax.errors import UserError
+
+    wanted = [] if args.add_annotator is None else [(clean_name(args.add_annotator), False)]
+    for name, organiser in wanted + [(ORGANISER, True)] * args.add_organiser:
+        known, token = store.person(name), new_token()
+        if known is not None and known.organiser != organiser:
+            raise UserError(f"{name} is taken: choose another name")
+        store.add_person(name, digest(token), organiser)
+        print(f"{name}: {token}")
+
+
+def _serve(args: argparse.Namespace, data: Path, store) -> None:
+    from onereward_jax.annotation.assign import Desk, Rules
+    from onereward_jax.annotation.gold import read_gold
+    from onereward_jax.annotation.images import ImageCache
+    from onereward_jax.annotation.items import Items
+    from onereward_jax.annotation.security import Site
+    from onereward_jax.data.preferences.dataset import open_records
+    from onereward_jax.errors import UserError
+
+    try:
+        from onereward_jax.annotation.app import create_app
+        from onereward_jax.annotation.serve import bind, serve
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "anyio", "h11"):
+            raise
+        raise UserError("annotating needs a web server: pip install 'onereward-jax[annotate]'") from None
+    items = Items(open_records(data), args.job, args.bad_share)
+    gold = read_gold(Path(args.gold), items) if args.gold else {}
+    rules = Rules(
+        overlap=args.overlap,
+        overlap_votes=args.overlap_votes,
+        repeats=args.repeats,
+        gold=args.gold_share,
+        repeat_gap=args.repeat_gap,
+        return_after=args.return_after,
+    )
+    desk = Desk(store, items, rules, gold)
+    opened = bind(args.host, args.port)
+    site = Site(args.host, opened.getsockname()[1], args.public.rstrip("/"))
+    cache = ImageCache(args.cache_mib << 20)
+    host = f"[{args.host}]" if ":" in args.host else args.host
+    print(f"{len(items)} records; open {site.public or f'http://{host}:{site.port}'} in a browser", flush=True)
+    try:
+        serve(create_app(desk, cache, site), opened)
+    finally:
+        cache.close()
+        desk.close()
+        store.close()
