@@ -104,6 +104,15 @@ def image_grid(rows: Sequence[Sequence[np.ndarray]], columns: Sequence[str] = ()
     return grid
 
 
+def text_cell(lines: Sequence[str], width: int) -> np.ndarray:
+    """Draw lines of text, as the first cell of a row; uint8 (H, W, 3)."""
+    canvas = Image.new("RGB", (width, max(1, len(lines)) * LABEL_HEIGHT), (BACKGROUND,) * 3)
+    draw = ImageDraw.Draw(canvas)
+    for number, line in enumerate(lines):
+        draw.text((0, number * LABEL_HEIGHT), line, fill=LABEL_COLOUR)
+    return np.asarray(canvas)
+
+
 def png(image: np.ndarray) -> bytes:
     """Encode an image as PNG."""
     buffer = io.BytesIO()

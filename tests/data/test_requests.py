@@ -20,7 +20,7 @@ from onereward_jax.data.requests.write import write_requests
 from onereward_jax.data.source import samples_from
 from onereward_jax.errors import UserError
 from onereward_jax.images.reading import read_image
-from onereward_jax.tasks import REMOVAL_PROMPT, TASKS
+from onereward_jax.tasks import EXTEND_PROMPT, REMOVAL_PROMPT, TASKS
 
 HOLE = (0.2, 0.7)
 
@@ -82,6 +82,7 @@ def test_metadata(folder, name):
 
 def test_bad_images_are_reported_and_skipped(folder, capsys):
     (folder / "c.txt").unlink()
+    mask(folder / "c_mask.png", (2, 8, 3, 9))
     (folder / "b.jpg").write_bytes((folder / "b.jpg").read_bytes()[:200])
     mask(folder / "a_mask.png", (2, 8, 3, 9), height=10)
     (only,) = read(folder, bad_share=0.75)
@@ -115,10 +116,24 @@ def test_missing_data_and_captions_are_errors(tmp_path):
     with pytest.raises(UserError):
         read(tmp_path)
     image(tmp_path / "a.png")
-    with pytest.raises(UserError, match=r"NAME\.txt"):
-        read(tmp_path)
     with pytest.raises(UserError):
         read(tmp_path / "a.png")
+
+
+def test_an_image_alone_is_for_extension(folder, capsys):
+    (folder / "c.txt").unlink()
+    a, b, c, d = read(folder)
+    assert [p.tasks for p in (b, c)] == [("image_fill", "image_extend"), ("image_extend",)]
+    assert capsys.readouterr().err == ""
+    sample = draw_sample(c, (16, 16), c.tasks[0], np.random.default_rng(0), HOLE)
+    assert (sample.prompt, sample.task) == (EXTEND_PROMPT, "image_extend")
+    assert read(folder, prompt="all")[2].tasks == ("image_fill", "image_extend")
+    for text in folder.rglob("*.txt"):
+        text.unlink()
+    for mask in (folder / "a_mask.png", folder / "deep" / "masks" / "d.png"):
+        mask.unlink()
+    assert {p.tasks for p in read(folder)} == {("image_extend",)}
+    assert "NAME.txt" in capsys.readouterr().err
 
 
 def test_a_sample_is_cut_to_its_bucket_with_its_mask(folder):

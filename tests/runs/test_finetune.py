@@ -130,7 +130,6 @@ def test_an_adapter_its_samples_and_every_export(runs, tmp_path, capsys, monkeyp
         ("no path", "data.source is empty: give a folder of images"),
         ("no folder", "there are no requests at"),
         ("no picture", "holds no requests"),
-        ("no captions", "has a prompt: write NAME.txt beside each"),
         ("mask of another size", "1 of 1 requests in"),
         ("no model", "there is no directory nowhere"),
         ("no Fill model", "has in_channels 64, but it is 384 for a Fill model"),
@@ -144,8 +143,7 @@ def test_what_can_not_be_is_one_sentence_and_nothing_is_made(case, words, tmp_pa
     folder.mkdir()
     if case not in ("no picture", "no folder"):
         picture(folder / "a.png")
-    if case != "no captions":
-        (folder / "a.txt").write_text("a thing")
+    (folder / "a.txt").write_text("a thing")
     if case == "mask of another size":
         Image.new("L", (8, 8), 255).save(folder / "a_mask.png")
     given = {"data.source": folder, "model.base": ROOT / "miniature" / "base"}

@@ -174,7 +174,7 @@ def _made(where: str, values: Mapping[str, Any], defaults: Defaults) -> Request:
         prompt = defaults.prompt
     task = task or defaults.task
     if task is None:
-        tasks = ("image_extend",) if extend else ANY_TASK if mask is None else ("image_fill",)
+        tasks = _unnamed_tasks(bool(prompt), mask is not None, extend is not None)
     else:
         tasks = (task,)
     negative = values.get("negative_prompt")
@@ -191,6 +191,13 @@ def _made(where: str, values: Mapping[str, Any], defaults: Defaults) -> Request:
         group=values.get("group") or values.get("id") or "",
         where=where,
     )
+
+
+def _unnamed_tasks(has_prompt: bool, has_mask: bool, has_sides: bool) -> tuple[str, ...]:
+    """Tasks of a request that names none. Without prompt and mask only an extension is left, whose prompt is fixed."""
+    if has_mask:
+        return ("image_fill",)
+    return ("image_extend",) if has_sides or not has_prompt else ANY_TASK
 
 
 # ------------------------------------------------------------------------------------------------ other projects' names

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from onereward_jax.errors import UserError, shown_name
 from onereward_jax.given_files import BAD_PATHS, read_bytes
 from onereward_jax.images import reading
 from onereward_jax.images.decoding import MAX_BYTES
+from onereward_jax.parallel import hosts
 
 
 def check_there(path: Path) -> None:
@@ -73,7 +75,18 @@ def read_requests(
         raise UserError(
             f"no request in {native(path)} can be used, see above: correct them, or give another data.source"
         )
+    if hosts.is_primary() and all(_is_bare(request) for request in checked.requests):
+        print(
+            f"no image in {native(path)} has a prompt, so all are for image_extend: for other tasks write NAME.txt"
+            f" beside each, or {METADATA}, or one for all in data.caption",
+            file=sys.stderr,
+        )
     return checked.requests
+
+
+def _is_bare(request: Request) -> bool:
+    """Whether it is an image alone."""
+    return request.tasks == ("image_extend",) and not request.prompt and not request.has_mask
 
 
 def check_requests(
@@ -95,20 +108,19 @@ def check_requests(
         raise UserError(
             f"{native(path)} holds no requests: give a folder of images ({', '.join(reading.SUFFIXES)}) or {REQUESTS}"
         )
-    if all(isinstance(item, Request) and not item.prompt and item.tasks == ANY_TASK for item in found):
-        raise UserError(
-            f"no image in {native(path)} has a prompt: write NAME.txt beside each, or {METADATA}, or one for all in"
-            " data.caption"
-        )
-    results = manifest.map(lambda item: _checked(item, drawn, manifest), found, "reading requests")
+    results = manifest.map(lambda item: checked_request(item, drawn, manifest), found, "reading requests")
     checked = Checked([], [])
     for result in results:
         (checked.requests if isinstance(result, Request) else checked.bad).append(result)  # type: ignore[arg-type]
     return checked
 
 
-def _checked(item: Found, drawn: tuple[str, ...], manifest: Manifest) -> Found:
-    """Read a request's images, or what the manifest knows of them; fill in size and digest."""
+def checked_request(item: Found, drawn: tuple[str, ...], manifest: Manifest) -> Found:
+    """Read a request's images, or what the manifest knows of them; fill in size and digest.
+
+    Args:
+      drawn: tasks whose masks may be drawn.
+    """
     if isinstance(item, BadRequest):
         return item
     try:
