@@ -5,6 +5,7 @@ Source: OneReward (arXiv 2508.21066), section 3.
 """
 
 import importlib
+import re
 import warnings
 from typing import Any
 
@@ -19,6 +20,8 @@ EXTEND_PROMPT = "high-definition, perfect composition"
 NEGATIVE_PROMPT = "nsfw"
 # Prompts of the tasks that the user describes no content for.
 FIXED_PROMPTS = {"object_removal": REMOVAL_PROMPT, "image_extend": EXTEND_PROMPT}
+
+_QUOTED = re.compile(r"[\"“”„«»「」『』]([^\"“”„«»「」『』]+)[\"“”„«»「」『』]|(?<!\w)['‘]([^'‘’]+)['’](?!\w)")
 
 _CREATIVE_DIMENSIONS = ("text_alignment", "consistency", "structure", "aesthetics")
 _TASK_DIMENSIONS = {
@@ -49,6 +52,11 @@ def dimensions_of(task: str, prompt: str | None = None) -> tuple[str, ...]:
     if task == "image_extend" and prompt is not None and prompt in ("", EXTEND_PROMPT):
         return tuple(d for d in dimensions if d != "text_alignment")
     return dimensions
+
+
+def quoted_texts(prompt: str) -> list[str]:
+    """Return what a prompt has in quotation marks, such as the text that is to be rendered."""
+    return [first or second for first, second in _QUOTED.findall(prompt)]
 
 
 def __getattr__(name: str) -> Any:

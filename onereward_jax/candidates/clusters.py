@@ -17,7 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits
 
 _SAMPLE = 2**18  # vectors that centres are fitted to: 256 a centre suffice (as in FAISS) for a thousand centres
-_BATCH = 4096  # of them, in a step of k-means
+_BATCH = 8192  # of them, in a step of k-means
 _BLOCK = 8192  # vectors that are read and compared at once
 _CELL = 1024  # vectors of a cell in which duplicates are looked for, about
 _CELL_PASSES, _PASSES = 2, 10  # of k-means over the sample
@@ -55,6 +55,7 @@ def fit_centres(vectors: Vectors, count: int, seed: int, passes: int = _PASSES) 
         count,
         random_state=seed,
         batch_size=min(_BATCH, len(sample)),
+        init_size=min(max(_BATCH, 3 * count), len(sample)),
         max_iter=passes,
         max_no_improvement=None,  # the sum it looks at is rounded as the number of threads will have it
         n_init=1,

@@ -18,6 +18,7 @@ from onereward_jax.candidates.clusters import (
     nearest_centres,
 )
 from onereward_jax.candidates.embeddings import Image, KeptEmbeddings
+from onereward_jax.candidates.prompts import FILE_NOTE
 from onereward_jax.data.bad_records import Skipped
 from onereward_jax.data.manifest import Manifest
 from onereward_jax.data.requests.layouts import Defaults, listed
@@ -29,7 +30,7 @@ from onereward_jax.images.grid import image_grid, text_cell, write_png
 from onereward_jax.tasks import TASKS
 from onereward_jax.weights.clip_encoder import ClipEncoder
 
-FILE_NOTE, CLUSTER_NOTE = "file", "cluster"  # of a written request: the name of its image in the source; a number
+CLUSTER_NOTE = "cluster"  # in the notes of a written request: its number
 _BATCH = 32  # images that are encoded at once
 _SIDE, _COLUMNS, _MOST_ROWS = 96, 10, 100  # of the sheet: pixels, images of a cluster, clusters
 

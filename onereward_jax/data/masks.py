@@ -6,7 +6,7 @@ Every function returns uint8 (height, width) with 1 = generate. All randomness c
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -17,6 +17,7 @@ Box = tuple[float, float, float, float]
 
 SIDES = ("left", "right", "top", "bottom")
 COVERING_KINDS = ("box", "strokes", "blob")
+LEAST_SIDE = 8  # pixels of an image in which a mask is drawn: it has at least four, and leaves something
 
 
 def box(height: int, width: int, bounds: Box) -> np.ndarray:
@@ -117,17 +118,23 @@ def cover(kind: str, height: int, width: int, bounds: Box, generator: np.random.
 
 
 def random_cover(
-    height: int, width: int, generator: np.random.Generator, least: float = 0.2, most: float = 0.7
+    height: int,
+    width: int,
+    generator: np.random.Generator,
+    least: float = 0.2,
+    most: float = 0.7,
+    kinds: Sequence[str] = COVERING_KINDS,
 ) -> np.ndarray:
-    """Draw a mask of a random kind of `COVERING_KINDS` at a random place.
+    """Draw a mask of a random kind at a random place.
 
     Args:
       least, most: range of the sides of its bounds, as shares of the image's sides.
+      kinds: of `COVERING_KINDS`.
     """
     # At least four pixels, or the mask could be empty.
     extent = np.maximum(generator.uniform(least, most, 2) * (width, height), 4)
     left, top = generator.uniform(0, 1, 2) * ((width, height) - extent)
-    kind = COVERING_KINDS[generator.integers(len(COVERING_KINDS))]
+    kind = kinds[int(generator.integers(len(kinds)))]
     return cover(kind, height, width, (left, top, left + extent[0], top + extent[1]), generator)
 
 

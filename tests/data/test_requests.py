@@ -15,7 +15,7 @@ from onereward_jax.data.requests.layouts import Defaults
 from onereward_jax.data.requests.read import check_requests, read_requests
 from onereward_jax.data.requests.record import Request
 from onereward_jax.data.requests.run_lengths import run_lengths
-from onereward_jax.data.requests.source import HeldOut, Requests, Targets, draw_sample, hold_out
+from onereward_jax.data.requests.source import HeldOut, Requests, Targets, draw_sample, hold_out, read_split
 from onereward_jax.data.requests.write import write_requests
 from onereward_jax.data.source import samples_from
 from onereward_jax.errors import UserError
@@ -122,7 +122,7 @@ def test_missing_data_and_captions_are_errors(tmp_path):
 
 def test_an_image_alone_is_for_extension(folder, capsys):
     (folder / "c.txt").unlink()
-    a, b, c, d = read(folder)
+    _, b, c, _ = read(folder)
     assert [p.tasks for p in (b, c)] == [("image_fill", "image_extend"), ("image_extend",)]
     assert capsys.readouterr().err == ""
     sample = draw_sample(c, (16, 16), c.tasks[0], np.random.default_rng(0), HOLE)
@@ -132,7 +132,8 @@ def test_an_image_alone_is_for_extension(folder, capsys):
         text.unlink()
     for mask in (folder / "a_mask.png", folder / "deep" / "masks" / "d.png"):
         mask.unlink()
-    assert {p.tasks for p in read(folder)} == {("image_extend",)}
+    config = RewardFeedback().replace({"data.source": str(folder)})
+    assert {p.tasks for p in read_split(config).trained_on} == {("image_extend",)}
     assert "NAME.txt" in capsys.readouterr().err
 
 

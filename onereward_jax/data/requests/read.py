@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,13 @@ from onereward_jax.buckets import native
 from onereward_jax.data.bad_records import Skipped
 from onereward_jax.data.buckets import Size
 from onereward_jax.data.manifest import Manifest
-from onereward_jax.data.requests.layouts import METADATA, REQUESTS, Defaults, Found, listed
+from onereward_jax.data.requests.layouts import REQUESTS, Defaults, Found, listed
 from onereward_jax.data.requests.record import ANY_TASK, BadRequest, Picture, Request, Stored, name_of
 from onereward_jax.data.requests.run_lengths import RunLengths
 from onereward_jax.errors import UserError, shown_name
 from onereward_jax.given_files import BAD_PATHS, read_bytes
 from onereward_jax.images import reading
 from onereward_jax.images.decoding import MAX_BYTES
-from onereward_jax.parallel import hosts
 
 
 def check_there(path: Path) -> None:
@@ -75,18 +73,7 @@ def read_requests(
         raise UserError(
             f"no request in {native(path)} can be used, see above: correct them, or give another data.source"
         )
-    if hosts.is_primary() and all(_is_bare(request) for request in checked.requests):
-        print(
-            f"no image in {native(path)} has a prompt, so all are for image_extend: for other tasks write NAME.txt"
-            f" beside each, or {METADATA}, or one for all in data.caption",
-            file=sys.stderr,
-        )
     return checked.requests
-
-
-def _is_bare(request: Request) -> bool:
-    """Whether it is an image alone."""
-    return request.tasks == ("image_extend",) and not request.prompt and not request.has_mask
 
 
 def check_requests(

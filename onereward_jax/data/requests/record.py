@@ -14,8 +14,8 @@ from onereward_jax.errors import UserError, shown
 from onereward_jax.images import reading
 from onereward_jax.tasks import FIXED_PROMPTS, NEGATIVE_PROMPT, TASKS
 
-# Tasks of a request that names none and brings a prompt and no mask. Their masks may be drawn; what is to be removed, or where to
-# write, only a mask says.
+# Tasks of a request that names none and brings a prompt and no mask. Their masks may be drawn; what is to be removed,
+# or where to write, only a mask says.
 ANY_TASK = ("image_fill", "image_extend")
 
 

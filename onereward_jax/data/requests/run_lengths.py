@@ -25,6 +25,14 @@ class RunLengths:
 
     name = "the run lengths"
 
+    @classmethod
+    def of(cls, mask: np.ndarray) -> "RunLengths":
+        """Encode a mask, (H, W), nonzero = generate."""
+        pixels = np.concatenate([[False], np.asarray(mask).T.ravel() != 0])
+        ends = np.flatnonzero(np.diff(pixels))
+        height, width = mask.shape
+        return cls(height, width, tuple(np.diff(ends, prepend=0, append=mask.size).tolist()))
+
     def mask(self) -> np.ndarray:
         """Decode to uint8 (height, width), 1 = generate.
 

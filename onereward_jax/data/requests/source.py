@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import sys
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from onereward_jax import buckets
 from onereward_jax.config.schema import Finetuning, Recipe, RequestData, RewardFeedback
 from onereward_jax.data import masks
 from onereward_jax.data.buckets import BucketDraw, Size, aspect_distance, bucket_sizes, common_shapes
-from onereward_jax.data.requests.layouts import Defaults
+from onereward_jax.data.requests.layouts import METADATA, Defaults
 from onereward_jax.data.requests.read import check_there, fingerprint_of, prompts_of, read_requests
 from onereward_jax.data.requests.record import ANY_TASK, Picture, Request, read_image, read_mask
 from onereward_jax.data.requests.run_lengths import RunLengths
@@ -23,6 +24,7 @@ from onereward_jax.data.sample import Sample
 from onereward_jax.data.source import Outline, Source
 from onereward_jax.errors import UserError
 from onereward_jax.images import reading
+from onereward_jax.parallel import hosts
 from onereward_jax.tasks import TASKS
 
 _CACHED = 256  # resized images
@@ -279,7 +281,19 @@ def read_targets(config: RewardFeedback, workdir: Path | None = None) -> list[Re
 
 def _read(data: RequestData, path: str, drawn: tuple[str, ...], workdir: Path | None) -> list[Request]:
     defaults = Defaults(prompt=data.caption)
-    return read_requests(buckets.reading(path), defaults, data.bad_share, data.inside_only, drawn, workdir)
+    found = read_requests(buckets.reading(path), defaults, data.bad_share, data.inside_only, drawn, workdir)
+    if hosts.is_primary() and all(map(_is_bare, found)):
+        print(
+            f"no image in {path} has a prompt, so all are for image_extend: for other tasks write NAME.txt beside each,"
+            f" or {METADATA}, or one for all in data.caption",
+            file=sys.stderr,
+        )
+    return found
+
+
+def _is_bare(request: Request) -> bool:
+    """Whether it is an image alone."""
+    return request.tasks == ("image_extend",) and not request.prompt and not request.has_mask
 
 
 def read_split(config: Recipe, workdir: Path | None = None) -> Split:

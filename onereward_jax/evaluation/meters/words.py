@@ -12,15 +12,14 @@ import numpy as np
 from onereward_jax.data.sample import Sample
 from onereward_jax.errors import UserError
 from onereward_jax.evaluation.meters.meter import Measured, Meter
+from onereward_jax.tasks import quoted_texts
 
-_QUOTED = re.compile(r"[\"“”„«»「」『』]([^\"“”„«»「」『』]+)[\"“”„«»「」『』]|(?<!\w)['‘]([^'‘’]+)['’](?!\w)")
 _MIN_SIDE = 320  # pixels: smaller images are enlarged for the reader, which was made for photographs
 
 
 def asked_text(prompt: str) -> str:
     """Return the words that a prompt asks to be written: what it has in quotation marks, or else all of it."""
-    quoted = [first or second for first, second in _QUOTED.findall(prompt)]
-    return " ".join(quoted) if quoted else prompt
+    return " ".join(quoted_texts(prompt)) or prompt
 
 
 def accuracies(asked: str, read: str) -> dict[str, float]:
