@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from onereward_jax.errors import UserError
-from onereward_jax.evaluation.statistics import paired_difference_interval, wilson_interval
+from onereward_jax.intervals import paired_difference_interval, wilson_interval
 from onereward_jax.tasks import CELLS
 
 # A judge's answers about an annotated pair: task, dimension, P(Yes | winner, loser), P(Yes | loser, winner), and

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from onereward_jax.errors import UserError
-from onereward_jax.evaluation.statistics import good_minus_bad_interval, mean_interval
+from onereward_jax.intervals import good_minus_bad_interval, mean_interval
 from onereward_jax.proving_ground import scorer
 from onereward_jax.tasks import CELLS, TASKS
 

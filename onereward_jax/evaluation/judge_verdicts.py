@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from onereward_jax.evaluation.good_same_bad import VERDICTS, shares
-from onereward_jax.evaluation.statistics import paired_difference_interval
+from onereward_jax.intervals import paired_difference_interval
 from onereward_jax.tasks import CELLS, TASKS
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from onereward_jax.data.sample import Sample
-from onereward_jax.evaluation.statistics import mean_interval
+from onereward_jax.intervals import mean_interval
 from onereward_jax.tasks import TASKS
 
 # {name of a value: number}, for each image; a value that an image has not is left out.

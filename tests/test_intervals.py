@@ -2,10 +2,13 @@ import numpy as np
 import pytest
 
 from onereward_jax.errors import UserError
-from onereward_jax.evaluation.statistics import (
+from onereward_jax.intervals import (
+    bootstrap_sums,
     good_minus_bad_interval,
     mean_interval,
     paired_difference_interval,
+    percentile_interval,
+    share_interval,
     wilson_interval,
 )
 
@@ -82,3 +85,28 @@ def test_mean_interval_is_students():
     assert mean_interval([1, 2, 3, 4, 5], (-100, 100)) == pytest.approx((3 - half_width, 3 + half_width), abs=1e-3)
     assert mean_interval([0.5], (0, 1)) == (0, 1)
     assert mean_interval([0, 1], (0, 1)) == (0, 1)
+
+
+def test_a_bootstrap_over_groups_has_the_spread_of_their_mean():
+    values = np.random.default_rng(0).normal(size=(400, 1))
+    means = bootstrap_sums(values, 2000, seed=1)[:, 0] / 400
+    assert means.std() == pytest.approx(values.std() / 20, rel=0.06)
+    assert means.mean() == pytest.approx(values.mean(), abs=0.005)
+    low, high = percentile_interval(means)
+    assert (high - low) / 2 == pytest.approx(1.96 * means.std(), rel=0.06)
+    assert np.array_equal(bootstrap_sums(values, 3, seed=1), bootstrap_sums(values, 3, seed=1))
+
+
+def test_a_bootstrap_without_data_knows_nothing():
+    assert percentile_interval([]) is None
+    assert percentile_interval([np.nan, np.nan, 0.5]) is None
+    assert bootstrap_sums(np.zeros((0, 2)), 4).shape == (4, 2)
+
+
+def test_a_share_of_correlated_values_is_wider_and_never_leaves_its_range():
+    values = [1.0, 1.0, 1.0, 0.0] * 20
+    apart, together = share_interval(values, range(80)), share_interval(values, [n // 8 for n in range(80)])
+    assert 0 < apart[0] < 0.75 < apart[1] < 1
+    grouped = share_interval([1.0] * 60 + [0.0] * 20, [n // 8 for n in range(80)])
+    assert grouped[1] - grouped[0] > together[1] - together[0]
+    assert share_interval([1.0] * 4, range(4))[1] == 1.0

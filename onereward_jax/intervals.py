@@ -9,6 +9,7 @@ from scipy import special
 from onereward_jax.errors import UserError
 
 CONFIDENCE = 0.95
+_BLOCK = 1 << 22  # numbers of a bootstrap's weights
 
 
 def wilson_interval(successes: float, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
@@ -100,3 +101,50 @@ def _normal_quantile(confidence: float) -> float:
     if not 0 < confidence < 1:
         raise UserError(f"a confidence of {confidence} is impossible: give a number between 0 and 1, such as 0.95")
     return float(special.ndtri((1 + confidence) / 2))
+
+
+def share_interval(
+    values: Sequence[float] | np.ndarray, groups: Sequence[Hashable], confidence: float = CONFIDENCE
+) -> tuple[float, float]:
+    """Return the interval of the mean of values in [0, 1] that are correlated within a group.
+
+    As `paired_difference_interval` of 2·value − 1: it has a width even when all values agree.
+
+    Raises:
+      UserError: a value is not in [0, 1], or there are not as many groups as values.
+    """
+    low, high = paired_difference_interval(2 * np.asarray(values, np.float64) - 1, groups, confidence)
+    return (low + 1) / 2, (high + 1) / 2
+
+
+def bootstrap_sums(values: np.ndarray, draws: int, seed: int = 0) -> np.ndarray:
+    """Sum per-group values over resamples of the groups, each with as many groups as there are, with replacement.
+
+    Statistics of sums, such as ratios of two of them, are then bootstrapped over groups that are correlated within.
+
+    Args:
+      values: (groups, K), what each group adds to each of K sums.
+
+    Returns:
+      (draws, K), float64; the same for the same values, draws and seed.
+    """
+    values = np.asarray(values, np.float64)
+    groups, generator = len(values), np.random.default_rng(seed)
+    sums = np.zeros((draws, values.shape[1]))
+    block = max(1, _BLOCK // max(groups, 1))  # resamples whose weights are in memory at once
+    for start in range(0, draws if groups else 0, block):
+        weights = generator.multinomial(groups, np.full(groups, 1 / groups), size=min(block, draws - start))
+        sums[start : start + block] = weights @ values
+    return sums
+
+
+def percentile_interval(draws: Sequence[float] | np.ndarray, confidence: float = CONFIDENCE) -> list[float] | None:
+    """Return the interval between the percentiles of a bootstrap's draws; NaNs, of resamples without data, don't count.
+
+    None where fewer than half of the draws are numbers: then nothing is known.
+    """
+    values = np.asarray(draws, np.float64)
+    known = values[np.isfinite(values)]
+    if not known.size or 2 * known.size < values.size:
+        return None
+    return [float(x) for x in np.quantile(known, [(1 - confidence) / 2, (1 + confidence) / 2])]
