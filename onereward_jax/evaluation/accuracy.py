@@ -7,12 +7,16 @@ from typing import Any
 import numpy as np
 
 from onereward_jax.errors import UserError
-from onereward_jax.intervals import paired_difference_interval, wilson_interval
+from onereward_jax.intervals import paired_difference_interval, share_interval, wilson_interval
 from onereward_jax.tasks import CELLS
 
 # A judge's answers about an annotated pair: task, dimension, P(Yes | winner, loser), P(Yes | loser, winner), and
 # whether the annotator's winner is better by ground truth (None: unknown).
 Prediction = tuple[str, str, float, float, bool | None]
+
+# Votes of several annotators on a pair: task, dimension, how many chose the first, the second, neither; and the group
+# of correlated ballots that it belongs to, such as its record.
+Ballot = tuple[str, str, int, int, int, Hashable]
 
 CALIBRATION_BINS = 10
 
@@ -95,6 +99,41 @@ def accuracy_difference(
         "tasks": {task: summary(rows) for task, rows in by_task.items()},
         "overall": summary(range(len(predictions))) if predictions else None,
     }
+
+
+def human_accuracy(ballots: Iterable[Ballot]) -> dict[str, Any] | None:
+    """Measure how often a single annotator agrees with the majority of the others: what a judge can hope to reach.
+
+    Each annotator of a pair is asked in turn for the label that the others' votes give, as data are labelled: a draw of
+    the others is no label. "No difference" counts half, as a judge's P(Yes) of exactly ½ does.
+
+    Returns:
+      {"cells": {task: {dimension: summary}}, "overall": summary}, with summary = {"n" (annotators asked), "accuracy",
+      "ci95" (ballots of one group are correlated)}; None if no two annotators have voted on a pair.
+
+    Raises:
+      UserError: a cell does not exist.
+    """
+    by_cell: dict[tuple[str, str], list[tuple[float, Hashable]]] = defaultdict(list)
+    for task, dimension, first, second, neither, group in ballots:
+        if (task, dimension) not in CELLS:
+            raise UserError(f"{task} × {dimension} is no cell of onereward_jax.tasks.CELLS")
+        shares = [0.5] * (neither if first != second else 0)
+        for lead, asked in ((first - 1 - second, first), (second - 1 - first, second)):  # of the others' votes
+            shares += [float(lead > 0)] * (asked if lead else 0)
+        if shares:
+            by_cell[task, dimension] += [(share, group) for share in shares]
+
+    def summary(asked: Sequence[tuple[float, Hashable]]) -> dict[str, Any]:
+        shares, groups = zip(*asked, strict=True)
+        return {"n": len(asked), "accuracy": float(np.mean(shares)), "ci95": list(share_interval(shares, groups))}
+
+    cells: dict[str, dict[str, Any]] = {}
+    for task, dimension in CELLS:
+        if of_cell := by_cell.get((task, dimension)):
+            cells.setdefault(task, {})[dimension] = summary(of_cell)
+    everything = [answer for of_cell in by_cell.values() for answer in of_cell]
+    return {"cells": cells, "overall": summary(everything)} if everything else None
 
 
 def table(accuracy: dict[str, Any], key: str = "accuracy") -> dict[str, dict[str, float]]:

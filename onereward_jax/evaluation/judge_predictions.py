@@ -12,7 +12,7 @@ from onereward_jax import tasks
 from onereward_jax.config.schema import JudgeTraining
 from onereward_jax.data.source import Source, ground_truth_of
 from onereward_jax.errors import UserError
-from onereward_jax.evaluation.accuracy import Prediction, judge_accuracy, table
+from onereward_jax.evaluation.accuracy import Ballot, Prediction, human_accuracy, judge_accuracy, table
 from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.pairs import Pairs, Shape, seen_shape
 from onereward_jax.judge.question_batches import question_batch
@@ -188,6 +188,15 @@ def records_of(pairs: Pairs) -> list[tuple[int, int]]:
     return [(pairs[number].part, pairs[number].row) for number, _, _ in _annotated(pairs)]
 
 
+def ballots_of(pairs: Pairs) -> list[Ballot]:
+    """Return the votes on all pairs, those included of which none won, for `human_accuracy`."""
+    return [
+        (pair.task, dimension, *votes, (pair.part, pair.row))
+        for pair in (*pairs, *pairs.drawn)
+        for dimension, votes in pair.ballots.items()
+    ]
+
+
 def judge_pairs_by_task(judge_of: Callable[[str], Judge], pairs: Pairs, **options: Any) -> list[Prediction]:
     """Ask about each pair with the judge of its task, in the order of the pairs, with one judge in memory at a time."""
 
@@ -199,7 +208,12 @@ def judge_pairs_by_task(judge_of: Callable[[str], Judge], pairs: Pairs, **option
 
 
 def held_out_accuracy(config: JudgeTraining, judge: Judge, pairs: Pairs) -> Callable[[Any], dict[str, float]]:
-    """Make a function from parameters to held-out accuracy: overall ("accuracy") and per "<task>/<dimension>"."""
+    """Make a function from parameters to held-out accuracy: overall ("accuracy") and per "<task>/<dimension>".
+
+    Where several annotators voted on a pair, "one_annotator" is `human_accuracy` over all.
+    """
+    humans = human_accuracy(ballots_of(pairs))
+    beside = {"one_annotator": humans["overall"]["accuracy"]} if humans else {}
     ask = compiled_ask(judge, check_devices(config))
 
     def measure(params: Any) -> dict[str, float]:
@@ -214,6 +228,6 @@ def held_out_accuracy(config: JudgeTraining, judge: Judge, pairs: Pairs) -> Call
         )
         found = judge_accuracy(predictions)
         cells = {f"{task}/{name}": x for task, row in table(found).items() for name, x in row.items()}
-        return {"accuracy": found["overall"]["accuracy"], **cells}
+        return {"accuracy": found["overall"]["accuracy"], **beside, **cells}
 
     return measure

@@ -16,7 +16,7 @@ import PIL.Image
 from onereward_jax.data.buckets import BucketDraw, Size, common_shapes
 from onereward_jax.data.manifest import Manifest
 from onereward_jax.data.preferences.dataset import BAD_SHARE, Stored, known_records, open_records
-from onereward_jax.data.preferences.record import Checked, Record
+from onereward_jax.data.preferences.record import Checked, Record, ballots_of_votes
 from onereward_jax.errors import UserError
 from onereward_jax.images.reading import read_image
 from onereward_jax.judge.judge import Judge
@@ -37,6 +37,7 @@ class Pair(NamedTuple):
       first, second: indices of the candidates.
       sizes: sizes of both images.
       labels: {dimension: +1 if the first is the winner, −1 if the second}.
+      ballots: {dimension: how many annotators chose the first, the second, neither}, where there are votes.
     """
 
     part: int
@@ -49,13 +50,18 @@ class Pair(NamedTuple):
     second: int
     sizes: Shape
     labels: dict[str, int]
+    ballots: dict[str, tuple[int, int, int]]
 
 
 class Pairs(Sequence[Pair]):
-    """Pairs, and the datasets that hold their images."""
+    """Pairs, and the datasets that hold their images.
 
-    def __init__(self, datasets: Sequence[Stored], pairs: Sequence[Pair]):
-        self._datasets, self._pairs = datasets, pairs
+    Attributes:
+      drawn: pairs on which annotators voted and of which none won in any dimension: they have no labels.
+    """
+
+    def __init__(self, datasets: Sequence[Stored], pairs: Sequence[Pair], drawn: Sequence[Pair] = ()):
+        self._datasets, self._pairs, self.drawn = datasets, pairs, drawn
 
     def __len__(self) -> int:
         return len(self._pairs)
@@ -65,7 +71,8 @@ class Pairs(Sequence[Pair]):
 
     def where(self, condition: Callable[[Pair], bool]) -> "Pairs":
         """Return the pairs for which the condition holds."""
-        return Pairs(self._datasets, [pair for pair in self._pairs if condition(pair)])
+        chosen = lambda pairs: [pair for pair in pairs if condition(pair)]
+        return Pairs(self._datasets, chosen(self._pairs), chosen(self.drawn))
 
     def images(self, pair: Pair, shape: Shape | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Read both images, uint8 (H, W, 3), resized to `shape` if it is given."""
@@ -101,18 +108,21 @@ def read_pairs(
     """
     datasets = [open_records(directory) for directory in directories]
     pairs: list[Pair] = []
+    drawn: list[Pair] = []
     for part, records in enumerate(datasets):
         before = len(pairs)
         for found in known_records(records, Manifest.of(records.directory, workdir), check, bad_share):
             if not source or found.record.notes.get("source") == source:
-                pairs += _pairs_of(part, found.index, found.record, found.sizes)
+                of_record = _pairs_of(part, found.index, found.record, found.sizes)
+                pairs += [pair for pair in of_record if pair.labels]
+                drawn += [pair for pair in of_record if not pair.labels]
         if len(pairs) == before:
             raise UserError(
                 f"{records.directory} holds no annotated {source + ' ' if source else ''}pair:"
                 " give other data, or make some"
             )
     hosts.check_same(lambda: hashlib.sha256(repr(pairs).encode()).hexdigest(), "preferences")
-    return Pairs(datasets, pairs)
+    return Pairs(datasets, pairs, drawn)
 
 
 def check_record(judge: Judge, question_length: int | None, found: Checked) -> None:
@@ -132,11 +142,14 @@ def check_record(judge: Judge, question_length: int | None, found: Checked) -> N
 
 
 def _pairs_of(part: int, row: int, record: Record, sizes: Sequence[Size]) -> list[Pair]:
-    """Make one pair, with the labels of all dimensions, for every two candidates with a preference."""
+    """Make one pair, with the labels of all dimensions, for every two candidates with a preference or a vote."""
     labels: dict[tuple[int, int], dict[str, int]] = {}
     for preference in record.pairs:
         first, second = sorted((preference.winner, preference.loser))
         labels.setdefault((first, second), {})[preference.dimension] = 1 if preference.winner == first else -1
+    ballots: dict[tuple[int, int], dict[str, tuple[int, int, int]]] = {}
+    for (dimension, *two), count in ballots_of_votes(record.votes).items():
+        ballots.setdefault((two[0], two[1]), {})[dimension] = count
     return [
         Pair(
             part,
@@ -148,9 +161,10 @@ def _pairs_of(part: int, row: int, record: Record, sizes: Sequence[Size]) -> lis
             first,
             second,
             (sizes[first], sizes[second]),
-            given,
+            labels.get((first, second), {}),
+            ballots.get((first, second), {}),
         )
-        for (first, second), given in labels.items()
+        for first, second in dict.fromkeys([*labels, *ballots])
     ]
 
 

@@ -12,14 +12,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 from onereward_jax.atomic_files import write_json
 from onereward_jax.buckets import reading
 from onereward_jax.config.schema import JudgeModel, JudgeTraining
 from onereward_jax.data.mixture import SamplesOf
 from onereward_jax.data.preferences.dataset import open_records
+from onereward_jax.data.preferences.record import SOURCE
 from onereward_jax.errors import UserError
-from onereward_jax.evaluation.judge_predictions import held_out_accuracy
+from onereward_jax.evaluation.accuracy import human_accuracy
+from onereward_jax.evaluation.judge_predictions import ballots_of, held_out_accuracy
 from onereward_jax.given_files import read_json
 from onereward_jax.judge.augment import flip_together, retone_together
 from onereward_jax.judge.judge import Judge
@@ -106,6 +109,9 @@ def judge_training(config: JudgeTraining, workdir: Path) -> Experiment:
         def measure(state: TrainState) -> dict[str, float]:
             averaged = state.averaged
             found = accuracy(full_params(averaged))
+            if "one_annotator" in found and hosts.is_primary():
+                shown = f"accuracy {found['accuracy']:.3f}, one annotator {found['one_annotator']:.3f}"
+                tqdm.write(f"held out, step {int(state.step)}: {shown}", file=sys.stderr)
             if settings.keep_best:
                 best.see(int(state.step), found, averaged)
             return {f"judge/held_out/{name}": value for name, value in found.items()}
@@ -308,7 +314,7 @@ def image_settings(config: JudgeTraining, settings: ImageSettings) -> ImageSetti
 
 def _split(config: JudgeTraining, judge: Judge, workdir: Path) -> tuple[Pairs, Pairs]:
     """Pairs to train on and held-out ones; a record is held out or not, whatever else the data holds, as long as
-    `judge.held_out_records` leaves room."""
+    `judge.held_out_records` leaves room. Records whose notes name one source image are not split."""
     settings = config.judge
     check = functools.partial(check_record, judge, config.question_length)
     directories = (reading(directory) for directory in settings.data)
@@ -319,10 +325,12 @@ def _split(config: JudgeTraining, judge: Judge, workdir: Path) -> tuple[Pairs, P
     def rank(name: str) -> int:
         return int.from_bytes(hashlib.sha256(f"{config.seed} {name}".encode()).digest()[:8], "big")
 
-    ranks = sorted((rank(name), name) for name in {pair.id for pair in pairs})
+    unsplit = lambda pair: str(pair.notes.get(SOURCE) or pair.id)
+    ranks = sorted((rank(name), name) for name in {unsplit(pair) for pair in pairs})
     share = [name for at, name in ranks if at < settings.held_out_share * 2**64]
     names = frozenset(share[: settings.held_out_records])
-    trained, held_out = pairs.where(lambda pair: pair.id not in names), pairs.where(lambda pair: pair.id in names)
+    trained = pairs.where(lambda pair: unsplit(pair) not in names)
+    held_out = pairs.where(lambda pair: unsplit(pair) in names)
     there = {pair.task for pair in trained}
     if missing := [task for task, weight in weights.items() if weight and task not in there]:
         raise UserError(
@@ -332,17 +340,26 @@ def _split(config: JudgeTraining, judge: Judge, workdir: Path) -> tuple[Pairs, P
 
 
 def _report_balance(path: Path, pairs: Pairs, held_out: Pairs) -> None:
-    """Writes and shows how many pairs each cell has: what has few is learnt little."""
-    balance = {"train": class_balance(pairs), "held_out": class_balance(held_out)}
+    """Writes and shows how many pairs each cell has: what has few is learnt little.
+
+    Where several annotators voted on a held-out pair, it says how often one agrees with the majority of the others.
+    """
+    balance: dict[str, Any] = {"train": class_balance(pairs), "held_out": class_balance(held_out)}
+    humans = human_accuracy(ballots_of(held_out))
+    if humans:
+        balance["held_out_annotators"] = humans
     if not hosts.is_primary():
         return
     write_json(path, balance)
     total = sum(count for cells in balance["train"].values() for count in cells.values())
-    print(f"{'task':<16}{'dimension':<18}pairs   share  held out", file=sys.stderr)
+    print(f"{'task':<16}{'dimension':<18}pairs   share  held out{'  one annotator' if humans else ''}", file=sys.stderr)
     for task, cells in balance["train"].items():
         for dimension, count in cells.items():
             kept = balance["held_out"][task][dimension]
-            print(f"{task:<16}{dimension:<18}{count:<8}{count / total:<7.3f}{kept}", file=sys.stderr)
+            line = f"{task:<16}{dimension:<18}{count:<8}{count / total:<7.3f}{kept:<8}"
+            human = humans["cells"].get(task, {}).get(dimension) if humans else None
+            beside = f"  {human['accuracy']:.2f} (n = {human['n']})" if human else ""
+            print((line + beside).rstrip(), file=sys.stderr)
 
 
 def new_judge(config: JudgeTraining, directory: Path, fields: Mapping[str, Any] | None = None) -> Judge:

@@ -3,9 +3,15 @@ import json
 import numpy as np
 import pytest
 
+from onereward_jax.cli.commands import evaluate_judge
+from onereward_jax.data.preferences.dataset import write_records
+from onereward_jax.data.preferences.record import Candidate, Record, Vote, pairs_of_votes
 from onereward_jax.errors import UserError
-from onereward_jax.evaluation.accuracy import accuracy_difference, judge_accuracy, table
+from onereward_jax.evaluation.accuracy import accuracy_difference, human_accuracy, judge_accuracy, table
+from onereward_jax.evaluation.judge_predictions import ballots_of
+from onereward_jax.judge.pairs import read_pairs
 from onereward_jax.tasks import CELLS
+from tests.support.preference_examples import picture
 
 
 def test_a_cell_by_hand():
@@ -82,3 +88,62 @@ def test_no_records_and_wrong_records():
         judge_accuracy([("object_removal", "structure", 0.5, 0.5, None)])
     with pytest.raises(UserError):
         judge_accuracy([("image_fill", "structure", float("nan"), 0.5, None)])
+
+
+def ballot(first, second, neither=0, group=0, dimension="structure"):
+    return ("image_fill", dimension, first, second, neither, group)
+
+
+@pytest.mark.parametrize(
+    ("votes", "accuracy", "n"),
+    [
+        ((3, 0), 1.0, 3),
+        ((2, 1), 0.0, 1),  # of the two others who chose the first, each sees a draw of the rest: no label
+        ((1, 1), 0.0, 2),
+        ((3, 1), 0.75, 4),
+        ((2, 0, 1), 2.5 / 3, 3),
+    ],
+)
+def test_one_annotator_against_the_majority_of_the_others(votes, accuracy, n):
+    found = human_accuracy([ballot(*votes)])
+    assert found["overall"] == found["cells"]["image_fill"]["structure"]
+    assert (found["overall"]["accuracy"], found["overall"]["n"]) == (pytest.approx(accuracy), n)
+
+
+def test_without_overlapping_votes_nothing_is_known_of_annotators():
+    assert human_accuracy([]) is None
+    assert human_accuracy([ballot(1, 0), ballot(0, 1, group=1)]) is None
+    with pytest.raises(UserError):
+        human_accuracy([("image_fill", "removal_quality", 1, 1, 0, 0)])
+
+
+def test_annotators_of_known_skill_agree_as_they_should():
+    draw = np.random.default_rng(0)
+    skill = 0.8
+    ballots = [ballot(right, 3 - right, group=n) for n, right in enumerate(draw.binomial(3, skill, 4000))]
+    # Two others who agree are both right, or both wrong.
+    expected = (skill**3 + (1 - skill) ** 3) / (skill**2 + (1 - skill) ** 2)
+    found = human_accuracy(ballots)["overall"]
+    assert found["accuracy"] == pytest.approx(expected, abs=0.02)
+    assert found["ci95"][0] < expected < found["ci95"][1]
+
+
+def test_votes_of_a_dataset_stand_beside_the_judge(tmp_path):
+    votes = [Vote("structure", name, *ends) for name, ends in (("ann", (0, 1)), ("bob", (0, 1)), ("cai", (1, 0)))]
+    candidates = tuple(Candidate(picture(n, 8, 8)) for n in range(2))
+    records = [
+        Record(str(n), "image_fill", "a cat", candidates, tuple(given), pairs_of_votes(given))
+        for n, given in enumerate(
+            (votes, [votes[0], votes[2]], votes[:2], [votes[0], Vote("structure", "dan", None, None)])
+        )
+    ]
+    write_records(tmp_path / "voted", iter(records), "folder")
+    pairs = read_pairs(tmp_path / "voted")
+    assert (len(pairs), len(pairs.drawn)) == (3, 1)
+    # The one of three who sees the others agree is wrong, two who differ are wrong, two who agree are right, and who
+    # sees no difference is half right.
+    found = human_accuracy(ballots_of(pairs))
+    assert (found["overall"]["n"], found["overall"]["accuracy"]) == (6, pytest.approx(2.5 / 6))
+    shown = evaluate_judge._table("judge", judge_accuracy([("image_fill", "structure", 0.9, 0.1, None)]), found)
+    assert "0.42" in shown.splitlines()[2]
+    assert len(pairs.where(lambda pair: pair.id == "1").drawn) == 1

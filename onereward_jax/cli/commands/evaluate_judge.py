@@ -3,8 +3,9 @@
 DATA is preference data in either form (docs/reference/preference_data.md), such as a directory of
 `onereward make-preferences`. Images may have any size. The judge sees every pair in both orders; invalid records are
 named and left out. Another judge (--untuned), or one judge per task (--one_a_task), is asked about the same pairs, and
-the differences get paired intervals. A judge is spread over all devices, of one host or of several that all run this
-command.
+the differences get paired intervals. Where several annotators voted on a pair, how often one of them agrees with the
+majority of the others stands beside the judges. A judge is spread over all devices, of one host or of several that all
+run this command.
 """
 
 import argparse
@@ -76,8 +77,8 @@ def run(args: argparse.Namespace) -> None:
     from onereward_jax.atomic_files import check_writable, write_json
     from onereward_jax.data.preferences.dataset import open_records
     from onereward_jax.errors import UserError
-    from onereward_jax.evaluation.accuracy import accuracy_difference, judge_accuracy
-    from onereward_jax.evaluation.judge_predictions import judge_pairs, judge_pairs_by_task, records_of
+    from onereward_jax.evaluation.accuracy import accuracy_difference, human_accuracy, judge_accuracy
+    from onereward_jax.evaluation.judge_predictions import ballots_of, judge_pairs, judge_pairs_by_task, records_of
     from onereward_jax.evaluation.report.judge_report import write_judge_report
     from onereward_jax.judge.judge import Judge
     from onereward_jax.judge.pairs import check_record, read_pairs
@@ -99,11 +100,12 @@ def run(args: argparse.Namespace) -> None:
     how = {"batch_size": args.batch_size, "image_step": args.image_step, "mesh": mesh}
     predictions: dict = {}
     found: dict = {}
+    humans = human_accuracy(ballots_of(pairs))
 
     def measure(name: str, shown: str, answers: list) -> None:
         predictions[name], found[name] = answers, judge_accuracy(answers)
         if hosts.is_primary():
-            print(_table(shown, found[name]))
+            print(_table(shown, found[name], humans))
 
     measure("model", args.model, judge_pairs(judge, pairs, **how))
     del judge, check  # before another one is loaded
@@ -117,6 +119,8 @@ def run(args: argparse.Namespace) -> None:
     records = records_of(pairs)
     others = {name: answers for name, answers in predictions.items() if name != "model"}
     found["differences"] = {name: accuracy_difference(predictions["model"], x, records) for name, x in others.items()}
+    if humans:
+        found["annotators"] = humans
     if not hosts.is_primary():
         return
     for name, difference in found["differences"].items():
@@ -147,19 +151,27 @@ def _specialists(given: list[str]) -> dict[str, str]:
     return found
 
 
-def _table(title: str, found: dict) -> str:
-    lines = [title, f"{'task':<16}{'dimension':<18}accuracy  95 %          both orders  pairs"]
+def _table(title: str, found: dict, humans: dict | None) -> str:
+    of_people = "  one annotator  95 %          asked" if humans else ""
+    lines = [title, f"{'task':<16}{'dimension':<18}accuracy  95 %          both orders  pairs{of_people}"]
     for task, cells in found["cells"].items():
-        lines += [_line(task, dimension, cell) for dimension, cell in cells.items()]
+        for dimension, cell in cells.items():
+            human = humans["cells"].get(task, {}).get(dimension) if humans else None
+            lines.append(_line(task, dimension, cell, human))
     overall = found["overall"]
-    lines.append(_line("all", "", overall))
+    lines.append(_line("all", "", overall, humans and humans["overall"]))
     lines.append(f"position bias {overall['position_bias']:+.3f}, calibration error {overall['calibration_error']:.3f}")
     return "\n".join(lines)
 
 
-def _line(task: str, dimension: str, cell: dict) -> str:
+def _line(task: str, dimension: str, cell: dict, human: dict | None) -> str:
+    """Show a cell's accuracy and, where several annotators voted, that of one of them against the others."""
     low, high = cell["ci95"]
-    return (
+    line = (
         f"{task:<16}{dimension:<18}{cell['accuracy']:.2f}      {low:.2f} to {high:.2f}  "
         f"{cell['both_orders']:.2f}         {cell['n']}"
     )
+    if not human:
+        return line
+    low, high = human["ci95"]
+    return f"{line:<78}{human['accuracy']:.2f}           {low:.2f} to {high:.2f}  {human['n']}"

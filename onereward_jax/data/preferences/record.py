@@ -15,6 +15,8 @@ from onereward_jax.images.reading import read_image
 from onereward_jax.tasks import TASKS, dimensions_of
 
 MAX_CANDIDATES = 256
+# The note that identifies the source image: records that share it are never split into trained and held-out ones.
+SOURCE = "source_image"
 
 
 class BadRecord(UserError):
@@ -122,6 +124,21 @@ def pairs_of_votes(votes: Iterable[Vote]) -> tuple[Preference, ...]:
         for (dimension, first, second), lead in leads.items()
         if lead
     )
+
+
+def ballots_of_votes(votes: Iterable[Vote]) -> dict[tuple[str, int, int], tuple[int, int, int]]:
+    """Count votes: {(dimension, lower, higher index): votes for the lower one, for the higher one, for neither}.
+
+    Only pairs that some vote orders are there; "no difference" is a vote for neither of any of them.
+    """
+    votes = tuple(votes)
+    counts: dict[tuple[str, int, int], list[int]] = {}
+    neither = Counter(vote.dimension for vote in votes if vote.best is None)
+    for vote in votes:
+        if vote.best is not None and vote.worst is not None:
+            first, second = sorted((vote.best, vote.worst))
+            counts.setdefault((vote.dimension, first, second), [0, 0])[vote.best != first] += 1
+    return {pair: (count[0], count[1], neither[pair[0]]) for pair, count in counts.items()}
 
 
 # ------------------------------------------------------------------------------------------------ to and from fields

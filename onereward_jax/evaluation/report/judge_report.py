@@ -17,15 +17,16 @@ def write_judge_report(directory: Path, found: Mapping[str, Any], facts: Sequenc
 
     Args:
       found: results of `accuracy.judge_accuracy` under "model" and, where evaluated, "untuned" and "one_a_task";
-        "differences": {name of another judge: `accuracy.accuracy_difference` of the model and that judge}.
+        "differences": {name of another judge: `accuracy.accuracy_difference` of the model and that judge}; and, where
+        several annotators voted on a pair, "annotators": result of `accuracy.human_accuracy`.
       facts: further rows of the table of settings, name and value.
     """
     judges = {_name(key, found): found[key] for key in NAMES if key in found}
     differences = {NAMES[key]: difference for key, difference in found.get("differences", {}).items()}
     first = next(iter(judges))
-    cells = [*plots.cells_of(judges), None]
+    cells, humans = [*plots.cells_of(judges), None], found.get("annotators")
     reliability = partial(plots.draw_reliability, judges=judges)
-    accuracy = partial(plots.draw_judges, judges=judges)
+    accuracy = partial(plots.draw_judges, judges=judges, humans=humans)
     compared = {
         f"{first} − {name}": partial(plots.draw_judge_difference, difference=difference)
         for name, difference in differences.items()
@@ -35,7 +36,8 @@ def write_judge_report(directory: Path, found: Mapping[str, Any], facts: Sequenc
         "result": " ".join([_sentence(judges), *(_difference(first, name, d) for name, d in differences.items())]),
         "names": list(judges),
         "compared": list(compared),
-        "rows": [_row(cell, judges, differences) for cell in cells],
+        "humans": bool(humans),
+        "rows": [_row(cell, judges, differences) | _human(cell, humans) for cell in cells],
         "accuracy": svg(accuracy, "accuracy of every cell", (5.4, 5.2)),
         "differences": [(name, svg(draw, name, (5.4, 4.2))) for name, draw in compared.items()],
         "calibration": svg(reliability, "calibration", (3.8, 3.4)),
@@ -82,6 +84,13 @@ def _row(cell: Any, judges: Mapping[str, Any], differences: Mapping[str, Any]) -
             for x in apart
         ],
     }
+
+
+def _human(cell: Any, humans: Mapping[str, Any] | None) -> dict[str, Any]:
+    found = None
+    if humans:
+        found = humans["overall"] if cell is None else humans["cells"].get(cell[0], {}).get(cell[1])
+    return {"human": (f"{100 * found['accuracy']:.1f}", _interval(found, ".0f"), found["n"]) if found else None}
 
 
 def _interval(summary: Mapping[str, Any], form: str) -> str:

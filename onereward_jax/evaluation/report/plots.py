@@ -293,11 +293,17 @@ def _draw_reliability(
 JUDGE_STYLES = (("good", "o", "-"), ("bad", "D", (0, (5, 1.5))), ("structure", "s", (0, (1.5, 1.5))))
 
 
-def draw_judges(axes: Axes, judges: Mapping[str, Mapping[str, Any]], theme: Mapping[str, str]) -> None:
+def draw_judges(
+    axes: Axes,
+    judges: Mapping[str, Mapping[str, Any]],
+    theme: Mapping[str, str],
+    humans: Mapping[str, Any] | None = None,
+) -> None:
     """Draw the accuracy of several judges in every cell, side by side, with intervals.
 
     Args:
       judges: name -> result of `accuracy.judge_accuracy`.
+      humans: result of `accuracy.human_accuracy`, drawn as a line across each cell.
     """
     cells = cells_of(judges)
     axes.axvline(50, color=theme["muted"], linewidth=0.9, dashes=(2, 2))
@@ -311,10 +317,17 @@ def draw_judges(axes: Axes, judges: Mapping[str, Mapping[str, Any]], theme: Mapp
             text = None if row else name
             axes.plot([100 * cell["accuracy"]], [y], mark, color=theme[colour], markersize=5, label=text)
             least = min(least, 100 * cell["ci95"][0] - 2)
+    text = "one annotator"
+    for row, (task, dimension) in enumerate(cells):
+        if human := (humans or {"cells": {}})["cells"].get(task, {}).get(dimension):
+            axes.plot(
+                [100 * human["accuracy"]] * 2, [row - 0.4, row + 0.4], color=theme["ink"], linewidth=1, label=text
+            )
+            least, text = min(least, 100 * human["accuracy"] - 2), ""
     _cell_rows(axes, cells)
     axes.set_xlim(least, 100)
     axes.set_xlabel("% of held-out pairs")
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(judges))
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(judges) + bool(humans))
 
 
 def draw_judge_difference(axes: Axes, difference: Mapping[str, Any], theme: Mapping[str, str]) -> None:
