@@ -1,7 +1,8 @@
-"""Converts preference data between a folder and TFDS, or from a public set's layout; checks every record.
+"""Converts preference data between a folder and TFDS, from a public set's layout, or to and from Label Studio.
 
---from is a folder with preferences.jsonl, a TFDS directory, or, with --layout, an annotation file of a public set whose
-images are under --images. Invalid records are named and left out: see docs/how-to/preferences.md.
+--from is a folder with preferences.jsonl, a TFDS directory, or, with --layout, an annotation file of a public set, or
+an export of Label Studio, whose images are under --images. Every record is checked; invalid ones are named and left
+out: see docs/how-to/preferences.md.
 """
 
 import argparse
@@ -13,12 +14,18 @@ from onereward_jax.tasks import DIMENSIONS, TASKS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from onereward_jax.data.preferences.dataset import BAD_SHARE, FORMS
+    from onereward_jax.data.preferences.dataset import BAD_SHARE, FORMS, LABEL_STUDIO
     from onereward_jax.data.preferences.importers import LAYOUTS
 
     parser.add_argument("--from", dest="source", type=path, metavar="PATH", required=True, help="data to convert")
     parser.add_argument("--to", dest="target", type=path, metavar="DIR", required=True, help="a new directory")
-    parser.add_argument("--form", choices=FORMS, default="folder", help="form of the new directory (default: folder)")
+    parser.add_argument(
+        "--form",
+        choices=(*FORMS, LABEL_STUDIO),
+        default="folder",
+        help="form of the new directory (default: folder); label_studio: tasks of a project, also of candidates that"
+        " nobody has voted on",
+    )
     parser.add_argument("--layout", choices=tuple(LAYOUTS), help="public set of the annotation file --from")
     parser.add_argument(
         "--images", type=path, metavar="DIR", help="with --layout: directory of the images (default: that of --from)"
@@ -44,7 +51,7 @@ def run(args: argparse.Namespace) -> None:
     records = (
         importers.Imported(args.layout, source, args.images, args.task, args.dimension, args.inside_only)
         if args.layout
-        else dataset.open_records(source)
+        else (dataset.open_candidates if args.form == dataset.LABEL_STUDIO else dataset.open_records)(source)
     )
     good = 0
 

@@ -9,6 +9,7 @@ from onereward_jax.atomic_files import atomic_directory
 from onereward_jax.data.bad_records import Skipped
 from onereward_jax.data.manifest import Manifest
 from onereward_jax.data.preferences.folder import CANDIDATES, FILE, PATTERN, Folder, write_folder
+from onereward_jax.data.preferences.label_studio import write_tasks
 from onereward_jax.data.preferences.record import Checked, Record, image_sizes
 from onereward_jax.data.preferences.tfds import TfdsRecords, write_tfds
 from onereward_jax.data.tfds_files import dataset_directory
@@ -16,6 +17,7 @@ from onereward_jax.errors import UserError, shown
 from onereward_jax.given_files import read_json
 
 FORMS = ("folder", "tfds")
+LABEL_STUDIO = "label_studio"
 # Files that `onereward make-preferences`, and `onereward collect`, write before their first and after their last part.
 MADE_OF, COLLECTION, COMPLETE = "made_of.json", "collection.json", "complete.json"
 BAD_SHARE = 0.01  # share of a dataset's records that may be bad; with more, the dataset is refused
@@ -175,7 +177,7 @@ def _good(
 
 
 def write_records(directory: Path, records: Iterator[Record], form: str) -> None:
-    """Write a dataset in one of `FORMS`, atomically.
+    """Write a dataset in one of `FORMS`, or as tasks of `LABEL_STUDIO`, atomically.
 
     Raises:
       UserError: the directory is not empty.
@@ -186,4 +188,4 @@ def write_records(directory: Path, records: Iterator[Record], form: str) -> None
         write_tfds(directory, records)
         return
     with atomic_directory(directory) as partial:
-        write_folder(partial, records)
+        (write_tasks if form == LABEL_STUDIO else write_folder)(partial, records)

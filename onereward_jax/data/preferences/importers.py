@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from onereward_jax.data.preferences.label_studio import fields_of_task
 from onereward_jax.data.preferences.record import MAX_CANDIDATES, BadRecord, Record, record_of
 from onereward_jax.errors import UserError, one_line, shown
 from onereward_jax.given_files import json_lines, open_file, parse_json, path_beside, read_bytes
@@ -28,10 +29,12 @@ class Layout(NamedTuple):
       fields: (entry or entries of one record, dimension of an overall preference) -> fields of a record; `task`, and
         `id` if missing, are added.
       group: the field that entries of one record share; None if each entry is a record.
+      listed: makes a list of entries of a JSON object; None if the file holds a list.
     """
 
     fields: Callable[[Any, str], Fields]
     group: str | None = None
+    listed: Callable[[Mapping[str, Any]], list[Entry]] | None = None
 
 
 class Imported:
@@ -64,7 +67,7 @@ class Imported:
         self.directory = file
         self._layout, self._task, self._dimension = LAYOUTS[layout], task, dimension
         self._images, self._inside_only = Path(images) if images else file.parent, inside_only
-        entries = _entries(file)
+        entries = _entries(file, self._layout.listed)
         group = self._layout.group
         if group is not None and (not entries or any(group in entry for entry in entries if isinstance(entry, dict))):
             groups: dict[Any, list[tuple[int, Any]]] = {}
@@ -104,14 +107,17 @@ class Imported:
         # The functions of the layouts read an entry as it should be; one that isn't raises these.
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise BadRecord(f"{where}: does not have this layout ({error!r}): choose another --layout") from None
-        fields["votes"] = [vote for vote in fields["votes"] if vote["dimension"] in dimensions_of(self._task)]
-        return record_of({"id": str(number), "task": self._task} | fields, where, self._read)
+        fields = {"id": str(number), "task": self._task, **fields}
+        fields["votes"] = [vote for vote in fields["votes"] if vote["dimension"] in dimensions_of(fields["task"])]
+        return record_of(fields, where, self._read)
 
     def _read(self, name: str, value: Any) -> bytes:
+        if isinstance(value, Mapping) and isinstance(value.get("bytes"), bytes):  # in parquet, beside its path
+            return value["bytes"]
         return read_bytes(path_beside(self._images, value, self._inside_only), MAX_BYTES)
 
 
-def _entries(file: Path) -> list[Entry | UserError]:
+def _entries(file: Path, listed: Callable[[Mapping[str, Any]], list[Entry]] | None = None) -> list[Entry | UserError]:
     """Read the objects of an annotation file; what is none is an error in its place."""
     if file.suffix == ".parquet":
         try:
@@ -133,6 +139,11 @@ def _entries(file: Path) -> list[Entry | UserError]:
         raise (
             error if str(file) in str(error) else UserError(f"{file} can't be read, {error}: download it again")
         ) from None
+    if isinstance(entries, Mapping) and listed is not None:
+        try:
+            entries = listed(entries)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"{file} does not have this layout ({error!r}): choose another --layout") from None
     if not isinstance(entries, list):
         raise UserError(f"{file} is not a list of objects: give the set's annotation file")
     no_object = UserError("it is no object: download the file again")
@@ -271,9 +282,63 @@ def _edit_reward(entry: Entry, dimension: str) -> Fields:
     }
 
 
+def _edit_reward_bench(entry: Entry, dimension: str) -> Fields:
+    """Read EditReward-Bench (huggingface.co/datasets/TIGER-Lab/EditReward-Bench), whose parquet files hold the images.
+
+    As EditReward/evaluate/inference_*pair_hf.py of github.com/TIGER-AI-Lab/EditReward read it: a row compares
+    `candidate_1` and `candidate_2`, edits of `source_image` by `instruction`; `comparison_type`, such as "BvsC", says
+    which letters of `ranking`, such as "C>B" or, of two, "A=B", they are.
+    """
+    first, _, second = str(entry.get("comparison_type") or "AvsB").partition("vs")
+    ranking = entry["ranking"]
+    best = [f"{first}>{second}", f"{second}>{first}", f"{first}={second}"].index(ranking)
+    ends = (None, None) if best == 2 else (best, 1 - best)
+    known = ("id", "instruction", "source_image", "candidate_1", "candidate_2", "model_1", "model_2")
+    return {
+        "id": f"{entry['dataset']}/{entry['id']}/{first}vs{second}",
+        "prompt": entry["instruction"],
+        "image": entry["source_image"],
+        "candidates": [
+            {"image": entry[f"candidate_{n}"], "sampling": _notes({"model": entry.get(f"model_{n}")}, ())}
+            for n in (1, 2)
+        ],
+        "votes": [{"dimension": dimension, "annotator": "EditReward-Bench", "best": ends[0], "worst": ends[1]}],
+        "notes": _notes(entry, known),
+    }
+
+
+def _pref_paint(entries: Sequence[Entry], dimension: str) -> Fields:
+    """Read PrefPaint, as InpaintRewardDataset.py of github.com/Kenkenzaii/PrefPaint reads its annotation files.
+
+    The JSON object has {name of an image: [score, rank]}, or these objects by the name of the source image; lower ranks
+    are better. Images are inpaint/<name>.png, and the sources, their masks painted over,
+    masks_color/<source>_mask_color.png. Nothing says what the images should show.
+    """
+    source = entries[0]["source"]
+    return {
+        "id": source,
+        "prompt": "",
+        "image": f"masks_color/{source}_mask_color.png",
+        "candidates": [{"image": f"inpaint/{entry['name']}.png"} for entry in entries],
+        "votes": _votes([entry["rank"] for entry in entries], len(entries), dimension, "PrefPaint"),
+        "notes": {"scores": [entry["score"] for entry in entries]},
+    }
+
+
+def _pref_paint_entries(annotations: Mapping[str, Any]) -> list[Entry]:
+    entries: list[Entry] = []
+    for key, value in annotations.items():
+        for name, (score, rank, *_) in value.items() if isinstance(value, Mapping) else [(key, value)]:
+            entries.append({"source": name.rsplit("_", 1)[0], "name": name, "score": score, "rank": rank})
+    return entries
+
+
 LAYOUTS: Mapping[str, Layout] = {
     "image_reward": Layout(_image_reward, group="prompt_id"),
     "hpd_v2": Layout(_hpd_v2),
     "hpd_v3": Layout(_hpd_v3),
     "edit_reward": Layout(_edit_reward),
+    "edit_reward_bench": Layout(_edit_reward_bench),
+    "pref_paint": Layout(_pref_paint, group="source", listed=_pref_paint_entries),
+    "label_studio": Layout(fields_of_task),
 }

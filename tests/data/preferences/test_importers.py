@@ -8,6 +8,7 @@ from onereward_jax.cli import main as cli
 from onereward_jax.data.preferences.dataset import open_records
 from onereward_jax.data.preferences.importers import Imported
 from onereward_jax.data.preferences.record import BadRecord, Candidate, Preference, Vote
+from onereward_jax.errors import UserError
 from tests.support.preference_examples import picture, records, write_lines
 
 NAMES = ("a.webp", "b.webp", "c.webp", "d.webp")
@@ -141,6 +142,64 @@ def test_edit_reward(write):
     assert {pair.dimension for pair in record.pairs} == {"text_alignment", "structure"}
     (record,) = Imported("edit_reward", write(EDIT_REWARD), task="object_removal")
     assert record.pairs == (Preference("removal_quality", 0, 1),)
+
+
+def bench(number: int, ranking: str, compared: str = "AvsB") -> dict:
+    """A row of EditReward-Bench, with its images in it."""
+    image = lambda seed: {"bytes": picture(seed, kind="WEBP"), "path": f"{seed}.webp"}
+    return {
+        "id": f"{number}_0",
+        "dataset": "3pair",
+        "instruction": "Make it a hot dog.",
+        "source_image": image(3),
+        "candidate_1": image(0),
+        "candidate_2": image(1),
+        "ranking": ranking,
+        "comparison_type": compared,
+        "model_1": "ovis_u1",
+        "model_2": "qwen_edit",
+        "score_1": "7",
+        "score_2": None,
+    }
+
+
+def test_edit_reward_bench(write):
+    rows = [bench(1, "A>B"), bench(1, "C>A", "AvsC"), bench(1, "B=C", "BvsC"), bench(2, "A>B", "BvsC")]
+    found = Imported("edit_reward_bench", write(rows, "train.parquet"))
+    won, lost, tied = (found[index] for index in range(3))
+    assert [one.pairs for one in (won, lost, tied)] == [
+        (Preference("aesthetics", 0, 1),),
+        (Preference("aesthetics", 1, 0),),
+        (),
+    ]
+    assert len({one.id for one in (won, lost, tied)}) == 3
+    assert (won.image, won.prompt) == (picture(3, kind="WEBP"), "Make it a hot dog.")
+    assert won.candidates[1] == Candidate(picture(1, kind="WEBP"), {"model": "qwen_edit"})
+    assert won.notes == {"dataset": "3pair", "ranking": "A>B", "comparison_type": "AvsB", "score_1": "7"}
+    with pytest.raises(BadRecord, match="layout"):
+        found[3]
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_pref_paint(write, tmp_path, grouped):
+    ranks = {"img_1_0": [5.5, 1], "img_1_1": [2.0, 3], "img_1_2": [3.5, 2], "img_2_0": [4, 1], "img_2_1": [4, 1]}
+    for folder, names in (("inpaint", ranks), ("masks_color", ("img_1_mask_color", "img_2_mask_color"))):
+        (tmp_path / folder).mkdir()
+        for seed, name in enumerate(names):
+            (tmp_path / folder / f"{name}.png").write_bytes(picture(seed))
+    by_source = {source: {k: v for k, v in ranks.items() if k.startswith(source)} for source in ("img_1", "img_2")}
+    file = write(by_source if grouped else ranks)
+    first, second = Imported("pref_paint", file, task="image_extend")
+    assert (first.id, first.prompt, first.image) == ("img_1", "", picture(0))
+    assert [candidate.image for candidate in first.candidates] == [picture(seed) for seed in range(3)]
+    won = {(pair.winner, pair.loser) for pair in first.pairs}
+    assert won == {(0, 1), (0, 2), (2, 1)}
+    assert first.notes == {"scores": [5.5, 2.0, 3.5]}
+    assert second.pairs == ()
+    with pytest.raises(BadRecord, match="prompt"):
+        Imported("pref_paint", file)[0]
+    with pytest.raises(UserError, match="layout"):
+        Imported("pref_paint", write({"img_1_0": 5}))
 
 
 def convert(*arguments) -> int:
