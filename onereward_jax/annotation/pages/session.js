@@ -1,0 +1,167 @@
+/** An annotator at work: items in, answers out, one ahead always loaded. */
+
+import { ApiError, call, Outbox } from "./api.js";
+import { draftName, Item } from "./item.js";
+import { forget, write } from "./storage.js";
+
+const AHEAD = 2; // assignments held: the one on the page and the next
+const MOST = 5; // that may be asked for at once
+const RETRY = 3_000; // milliseconds
+const POLL = 10_000;
+
+export class Session {
+  /**
+   * @param {string} annotator
+   * @param {object} events show(item), empty(waiting), loading(), saving(count), saved(answer), problem(text),
+   *   fine(), refused(text), signedOut().
+   */
+  constructor(annotator, events) {
+    this.annotator = annotator;
+    this.events = events;
+    this.items = [];
+    this.shown = null;
+    this.sent = new Map(); // what was answered, by id: a list of assignments that was on its way may still name it
+    this.taken = []; // ids of the answers that are saved, in order
+    this.outbox = new Outbox(annotator, {
+      saved: (entry, answer) => this.saved(entry, answer),
+      refused: (entry, error) => this.refused(entry, error),
+      waiting: (count) => this.events.problem(waiting(count)),
+      signedOut: () => this.events.signedOut(),
+    });
+  }
+
+  async start() {
+    this.outbox.drain();
+    await this.refill(true);
+  }
+
+  /** Stop asking: somebody else signs in. */
+  close() {
+    this.closed = true;
+    clearTimeout(this.timer);
+  }
+
+  /** Ask for assignments until the item on the page and the next are here. */
+  async refill(first = false) {
+    if (this.closed) return;
+    this.again = true;
+    if (this.filling) return;
+    this.filling = true;
+    while (this.again) {
+      this.again = false;
+      await this.fill(first);
+    }
+    this.filling = false;
+  }
+
+  async fill(first) {
+    clearTimeout(this.timer);
+    let answer;
+    try {
+      answer = await call("/api/assignments", { count: Math.min(MOST, AHEAD + this.outbox.count) });
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+      if (error.status === 401) return this.events.signedOut();
+      if (!this.outbox.count) this.events.problem(error.passing ? unreachable(error) : error.message);
+      this.timer = setTimeout(() => this.refill(first), RETRY);
+      return;
+    }
+    if (!this.outbox.count) this.events.fine();
+    if (this.closed) return;
+    const open = answer.assignments.filter(({ id }) => !this.outbox.holds(id) && !this.sent.has(id));
+    if (first) forget(draftName(this.annotator, ""), new Set(answer.assignments.map(({ id }) => draftName(this.annotator, id))));
+    const known = new Map(this.items.map((item) => [item.id, item]));
+    this.waiting = answer.waiting;
+    // What is on the page stays there: the server's order is for the rest.
+    const rest = open.map((assignment) => known.get(assignment.id) ?? new Item(assignment, this.annotator));
+    this.items = this.shown ? [this.shown, ...rest.filter((item) => item !== this.shown)] : rest;
+    this.advance();
+  }
+
+  /** Show the first item, at once where it is loaded. */
+  advance() {
+    const [item] = this.items;
+    if (item && item === this.shown) return;
+    if (!item) {
+      this.events.empty(this.waiting || this.outbox.count > 0);
+      if (this.waiting) this.timer = setTimeout(() => this.refill(), POLL);
+      return;
+    }
+    if (!item.loaded) {
+      this.events.loading();
+      item.ready.then(() => item === this.items[0] && this.advance());
+      return;
+    }
+    this.shown = item;
+    this.events.show(item);
+  }
+
+  /** Send the answers of the item on the page and go on to the next one. */
+  submit() {
+    const item = this.shown;
+    item.keep();
+    this.shown = null;
+    this.items.shift();
+    this.sent.set(item.id, item.answers);
+    const sent = this.outbox.add(item.answers.vote(item.assignment));
+    this.events.saving(this.outbox.count);
+    if (this.items.length) this.advance();
+    else this.events.loading();
+    return sent;
+  }
+
+  saved(entry, answer) {
+    this.forgetDraft(entry);
+    this.taken.push(entry.assignment);
+    this.events.saved(answer, this.outbox.count);
+    this.refill();
+  }
+
+  refused(entry, error) {
+    if (error.status === 400) this.sent.delete(entry.assignment); // comes back with its draft
+    else this.forgetDraft(entry); // answered elsewhere, or no longer this annotator's
+    this.events.refused(error.message);
+    this.refill();
+  }
+
+  forgetDraft(entry) {
+    write(draftName(this.annotator, entry.assignment), null);
+  }
+
+  /** Take back the last answer, and put its item on the page. */
+  async undo() {
+    if (this.outbox.count) return this.events.problem("The last answer isn't saved yet: undo it in a moment.");
+    const last = this.taken.at(-1);
+    const { assignment, ...progress } = await call("/api/undo", last ? { assignment: last } : {});
+    this.taken.pop();
+    this.shown?.keep();
+    const answers = this.sent.get(assignment.id);
+    if (answers) write(draftName(this.annotator, assignment.id), answers.kept());
+    this.sent.delete(assignment.id);
+    const item = new Item(assignment, this.annotator);
+    this.shown = null;
+    this.items = [item, ...this.items.filter((other) => other.id !== item.id)];
+    this.advance();
+    return progress;
+  }
+
+  async skip() {
+    const item = this.shown;
+    await call("/api/skip", { assignment: item.id });
+    item.drop();
+    this.sent.set(item.id, null);
+    this.items = this.items.filter((other) => other !== item);
+    this.shown = null;
+    if (this.items.length) this.advance();
+    else this.events.loading();
+    await this.refill();
+  }
+}
+
+const waiting = (count) =>
+  `The server doesn't answer. ${count === 1 ? "Your answer is" : `${count} answers are`} kept here and sent again until saved.`;
+
+const unreachable = (error) =>
+  error.status === 503 || error.status === 507
+    ? `The server is busy (${error.message}) Trying again.`
+    : "The server doesn't answer. Trying again; nothing is lost.";
