@@ -39,6 +39,11 @@ def who(pixel: tuple[int, ...]) -> tuple[int, int | None]:
     return red + 256 * green, round(blue / STEP) - 1 if blue else None
 
 
+def request(number: int) -> dict[str, str]:
+    """Task and prompt of a record, by its number."""
+    return {"task": TASKS[number % len(TASKS)], "prompt": PROMPTS[number % len(PROMPTS)]}
+
+
 def records(
     count: int = 6, candidates: int = 4, models: tuple[str, ...] = (), size: tuple[int, int] = (48, 64)
 ) -> list[Record]:
@@ -58,8 +63,7 @@ def records(
         made.append(
             Record(
                 id=f"record-{number}",
-                task=TASKS[number % len(TASKS)],
-                prompt=PROMPTS[number % len(PROMPTS)],
+                **request(number),
                 candidates=tuple(
                     Candidate(picture(number, which, *size), sampling[which]) for which in range(candidates)
                 ),

@@ -68,8 +68,11 @@ export class Answers {
     return this.history.length > 0;
   }
 
+  /** @returns {number} the question whose answer was taken back, or -1. */
   undo() {
+    const after = this.state;
     this.state = this.history.pop();
+    return this.questions.findIndex(({ name }) => !same(after.values[name], this.state.values[name]));
   }
 
   /** `role` is "best" or "worst"; nothing is both. */

@@ -101,6 +101,7 @@ class Page {
     this.item = item;
     byId("empty").hidden = true;
     byId("item").hidden = false;
+    byId("item").dataset.item = item.id;
     const { task, prompt } = item.assignment;
     setText(byId("task"), TASKS[task] ?? task);
     setText(byId("prompt"), prompt || "(no prompt)");
@@ -189,9 +190,11 @@ class Page {
 
   async undo() {
     if (this.item?.answers.undoable) {
-      this.item.answers.undo();
+      const question = this.item.answers.undo();
+      if (question >= 0) this.item.question = question;
       byId("reason").value = this.item.answers.state.reason;
-      return this.changed();
+      this.changed();
+      return this.questions.focus();
     }
     if (this.asking) return;
     this.asking = true;

@@ -1,0 +1,342 @@
+"""The annotator's page in a browser, by mouse, touch and keyboard: what is in the database is what people meant."""
+
+import random
+
+import pytest
+
+from onereward_jax.annotation.questions import BEST_WORST, GOOD_SAME_BAD, RATING
+from tests.support.annotation_browser import Annotator, Server, find_browser, open_browser
+from tests.support.annotation_data import PROMPTS, write_candidates
+
+pytest.importorskip("playwright", reason="needs playwright")
+pytestmark = pytest.mark.skipif(find_browser() is None, reason="needs Chromium, such as Debian's package chromium")
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with open_browser() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def servers(tmp_path_factory):
+    """The server of each job, started when a test first asks for it."""
+    started = {}
+
+    def get(job: str) -> Server:
+        if job not in started:
+            folder = tmp_path_factory.mktemp(job)
+            two = job == GOOD_SAME_BAD
+            write_candidates(folder, 80, 2 if two else 4, ("base", "policy") if two else ())
+            started[job] = Server(folder, job)
+        return started[job]
+
+    yield get
+    for server in started.values():
+        server.stop()
+
+
+@pytest.fixture
+def arrive(browser, servers):
+    """Somebody signs in; at the end the database is compared with what all have meant."""
+    people = []
+
+    def sign_in(name: str, job: str = BEST_WORST, **context) -> Annotator:
+        people.append(Annotator(browser, servers(job), name, **context))
+        return people[-1].sign_in()
+
+    yield sign_in
+    for person in people:
+        person.check()
+        person.close()
+
+
+def answer_best_worst(person: Annotator, rng: random.Random, note: bool = True) -> None:
+    """Answer all questions of the item by keys."""
+    for question in person.questions(BEST_WORST):
+        best, worst = rng.sample(range(4), 2)
+        if rng.random() < 0.25:
+            person.press("0")
+            best = worst = None
+        else:
+            person.press(f"{best + 1}", f"Shift+{worst + 1}")
+        if note:
+            person.mean_best_worst(question, best, worst)
+
+
+# --------------------------------------------------------------------------------------------------------------- jobs
+
+
+def test_an_hour_of_best_and_worst_by_keys_alone(arrive):
+    """Choices are changed, undone, and answers taken back after they were saved."""
+    person, rng = arrive("Ann"), random.Random(0)
+    for number in range(25):
+        if number % 5 == 1:  # a slip, undone at once
+            person.press("3", "z")
+        if number % 5 == 2:  # the second question half answered, before the first turns out to be wrong
+            person.press("Shift+2", "1", "4", "z", "z", "z")
+        if number % 6 == 3:  # a wrong answer, seen when it was sent
+            before = person.item
+            answer_best_worst(person, rng, note=False)
+            person.next()
+            person.other_item()
+            person.press("z")
+            person.other_item()
+            assert person.item == before
+            for question in person.questions(BEST_WORST):
+                best, worst = rng.sample(range(4), 2)
+                person.press(f"{best + 1}", f"Shift+{worst + 1}", "PageDown")
+                person.mean_best_worst(question, best, worst)
+        else:
+            answer_best_worst(person, rng)
+        person.next()
+        person.other_item()
+
+
+@pytest.mark.parametrize("touch", [False, True], ids=["mouse", "touch"])
+def test_best_and_worst_by_pointer(arrive, touch):
+    size = {"viewport": {"width": 768, "height": 1024}, "has_touch": True} if touch else {}
+    person, rng = arrive("Ben" if touch else "Cas", **size), random.Random(1)
+    for _ in range(3):
+        for number, question in enumerate(person.questions(BEST_WORST)):
+            best, worst = rng.sample(range(4), 2)
+            names = [".same"]
+            if number % 3 == 2:
+                best = worst = None
+            else:
+                names = [f'[aria-label="Candidate {best + 1}: best"]', f'[aria-label="Candidate {worst + 1}: worst"]']
+            for name in names:
+                button = person.page.locator(name)
+                assert min(button.bounding_box()[side] for side in ("width", "height")) >= 44
+                button.tap() if touch else button.click()
+            person.mean_best_worst(question, best, worst)
+        person.next(key=False)
+        person.other_item()
+
+
+@pytest.mark.parametrize("by", ["keys", "mouse"])
+def test_good_same_bad(arrive, by):
+    person = arrive(f"Dee by {by}", GOOD_SAME_BAD)
+    buttons = {"left": "Left is better", "same": "No difference 0", "right": "Right is better"}
+    for verdict, key in (("left", "1"), ("same", "0"), ("right", "2"), ("left", "1")):
+        person.press(key) if by == "keys" else person.button(buttons[verdict]).click()
+        person.mean_verdict(*person.questions(GOOD_SAME_BAD), verdict)
+        person.next(key=by == "keys")
+        person.other_item()
+
+
+@pytest.mark.parametrize("by", ["keys", "mouse"])
+def test_rating(arrive, by):
+    person, rng = arrive(f"Eve by {by}", RATING), random.Random(2)
+    for _ in range(2):
+        for question in person.questions(RATING):
+            lowest, highest = question.scale
+            for place in range(4):
+                mark = rng.randint(lowest, highest)
+                text = ("No", "Yes")[mark] if highest == 1 else f"{mark}"
+                if by == "keys":
+                    person.press(text[0].lower())
+                else:
+                    person.button(f"Candidate {place + 1}, {question.label}: {text}").click()
+                person.mean_mark(question, place, mark)
+        person.next(key=by == "keys")
+        person.other_item()
+
+
+def test_two_at_once_get_no_item_twice(arrive):
+    rng = random.Random(3)
+    people = [arrive("Fay"), arrive("Gus")]
+    for _ in range(4):
+        for person in people:
+            answer_best_worst(person, rng)
+            person.next()
+            person.other_item()
+    first, second = ({record for _, record, *_ in person.meant} for person in people)
+    assert len(first) == len(second) == 4
+    assert not first & second
+
+
+# ------------------------------------------------------------------------------------------------ what may go wrong
+
+
+def test_a_reload_in_the_middle_loses_nothing(arrive):
+    person = arrive("Hal")
+    questions = person.questions(BEST_WORST)
+    while len(questions) < 2:
+        person.press("0")
+        person.mean_best_worst(questions[0], None, None)
+        person.next()
+        person.other_item()
+        questions = person.questions(BEST_WORST)
+    person.press("2", "Shift+3", "4", "r")
+    person.page.keyboard.type("the hand has 6 fingers: 1–0?")
+    person.press("Enter", "d", "3", "ArrowRight", "ArrowDown", "Enter", "Escape")
+    item = person.item
+    person.page.reload()
+    person.look()
+    assert person.item == item
+    person.press("Shift+1")
+    person.mean_best_worst(questions[0], 1, 2)
+    person.mean_best_worst(questions[1], 3, 0)
+    for question in questions[2:]:
+        person.press("0")
+        person.mean_best_worst(question, None, None)
+    person.next()
+    last = person.server.answers("Hal")[-1]
+    assert last.reason == "the hand has 6 fingers: 1–0?"
+    assert last.points == ((person.order[2], 0.52, 0.52),)
+
+
+def test_the_server_is_killed_and_no_vote_is_lost_or_doubled(browser, tmp_path):
+    server, rng = Server(write_candidates(tmp_path, 12)), random.Random(4)
+    person = Annotator(browser, server, "Ida").sign_in()
+    try:
+        answer_best_worst(person, rng)
+        person.next()
+        person.other_item()
+        server.kill()
+        for _ in range(2):  # the next item is on the page already
+            answer_best_worst(person, rng)
+            person.press("Enter")
+            person.page.locator("#alert:visible").wait_for()
+            if _ == 0:
+                person.other_item()
+        assert person.page.locator("#status.good").count() == 0
+        person.page.close()  # not even the page has to stay
+        server.start()
+        person.page = person.context.new_page()
+        person.page.goto(server.url)
+        person.saved()
+        assert person.page.locator("#alert").is_hidden()
+        person.other_item()
+        answer_best_worst(person, rng)
+        # Saved, but the page never heard of it.
+        lost = []
+        person.page.route("**/api/votes", lambda route: (lost.append(route.fetch().status), route.abort()), times=1)
+        person.press("Enter")
+        person.saved()
+        assert lost == [200]
+        person.check()
+    finally:
+        person.close()
+        server.stop()
+
+
+def test_while_the_server_cannot_store_the_page_says_so(arrive):
+    person, rng = arrive("Jan"), random.Random(5)
+    busy = {"status": 503, "json": {"error": "the disk is full"}}
+    person.page.route("**/api/votes", lambda route: route.fulfill(**busy), times=1)
+    answer_best_worst(person, rng)
+    person.press("Enter")
+    person.page.locator("#alert:visible").wait_for()
+    person.saved()
+    assert person.page.locator("#alert").is_hidden()
+
+
+def test_prompts_are_text(arrive):
+    person, rng = arrive("<b>Kim</b>"), random.Random(6)
+    seen = set()
+    while len(seen) < len(PROMPTS):
+        prompt = person.page.locator("#prompt")
+        assert prompt.inner_text() == PROMPTS[person.record % len(PROMPTS)].strip()
+        assert prompt.locator("*").count() == 0
+        assert prompt.bounding_box()["height"] < 60
+        seen.add(prompt.inner_text())
+        answer_best_worst(person, rng)
+        person.next()
+        person.other_item()
+    assert person.page.title() == "Annotation"
+
+
+# ------------------------------------------------------------------------------------------------------- looking at it
+
+
+def test_all_images_move_in_step(arrive):
+    person = arrive("Lea")
+    page = person.page
+    boxes = lambda: [
+        node.evaluate("(node) => [node.style.transform, node.style.width, node.style.height]")
+        for node in page.locator(".view > img").all()
+    ]
+    view = page.locator(".view").nth(2).bounding_box()
+    middle = (view["x"] + view["width"] / 2, view["y"] + view["height"] / 2)
+    fitted = boxes()
+    page.mouse.move(*middle)
+    page.mouse.wheel(0, -1000)
+    page.locator(".stage.enlarged").wait_for()
+    assert boxes() != fitted
+    before = boxes()
+    page.mouse.down()
+    page.mouse.move(middle[0] - 40, middle[1] - 20, steps=4)
+    page.mouse.up()
+    page.wait_for_timeout(50)
+    assert boxes() != before
+    assert len({width for _, width, _ in boxes()}) == 1
+    page.keyboard.press("p")
+    page.locator("#zoom", has_text="100 %").wait_for()
+    assert {tuple(box[1:]) for box in boxes()} == {("64px", "48px")}
+    page.keyboard.press("f")
+    page.wait_for_timeout(50)
+    assert boxes() == fitted
+    page.keyboard.down("Space")
+    assert page.locator(".view > img.flipped").first.is_visible()
+    page.keyboard.up("Space")
+    assert page.locator(".view > img.flipped").first.is_hidden()
+
+
+def test_defects_are_marked_and_removed(arrive):
+    person = arrive("Max")
+    view = person.page.locator(".pane", has_text="▲ Best").nth(1).locator(".view").bounding_box()
+    person.button("Defect").click()
+    for part in (0.4, 0.6):
+        person.page.mouse.click(view["x"] + part * view["width"], view["y"] + view["height"] / 2)
+    person.button("Defect 1 on Candidate 2: remove").click()
+    person.button("Defect").click()
+    for question in person.questions(BEST_WORST):
+        person.press("0")
+        person.mean_best_worst(question, None, None)
+    person.next()
+    [(candidate, x, y)] = person.server.answers("Max")[0].points
+    assert candidate == person.order[1]
+    assert x > 0.5
+    assert y == pytest.approx(0.5, abs=0.02)
+
+
+def test_nothing_is_cut_off_or_scrolls(arrive):
+    for number, (width, height) in enumerate(((1280, 720), (768, 1024), (1024, 768))):
+        for job in (BEST_WORST, GOOD_SAME_BAD, RATING):
+            person = arrive(f"Nan {number}", job, viewport={"width": width, "height": height})
+            for selector in (".choice", "#next", "#reason", ".chip", ".view", ".tools button"):
+                for node in person.page.locator(selector).all():
+                    box = node.bounding_box()
+                    assert box["x"] >= 0, selector
+                    assert box["y"] >= 0, selector
+                    assert box["x"] + box["width"] <= width, selector
+                    assert box["y"] + box["height"] <= height, selector
+            scrolled = "(node) => node.scrollHeight - node.clientHeight"
+            assert person.page.locator("#stage").evaluate(scrolled) <= 0
+
+
+def test_axe_finds_nothing_serious(arrive, browser, servers):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+
+    def check(page) -> None:
+        found = axe.run(page).response["violations"]
+        serious = [(one["id"], [node["html"][:200] for node in one["nodes"]]) for one in found]
+        assert serious == []
+
+    for job in (BEST_WORST, GOOD_SAME_BAD, RATING):
+        person = arrive("Oda", job)
+        person.press("1", "2")
+        check(person.page)
+    person.press("?")
+    person.page.locator("#help:visible").wait_for()
+    check(person.page)
+    person.page.goto(f"{person.server.url}/organiser")
+    person.page.locator("#annotators tr").first.wait_for()
+    check(person.page)
+    stranger = Annotator(browser, servers(BEST_WORST), "nobody")
+    stranger.page.goto(stranger.server.url)
+    stranger.page.locator("#sign-in-value").wait_for()
+    check(stranger.page)
+    stranger.close()
