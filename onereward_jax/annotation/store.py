@@ -138,6 +138,8 @@ class Store:
           Unavailable: it can't be opened for writing.
         """
         self.path = path
+        if path.exists() and not path.is_file():  # a device would take anything
+            raise UserError(f"{path} is no file: give another by --votes")
         if not create and not path.exists():
             raise UserError(f"{path} does not exist: annotate first, or give another file by --votes")
         self._lock, self._reading = threading.RLock(), threading.RLock()

@@ -209,9 +209,9 @@ def test_files_that_are_no_images(tmp_path):
     desk = open_desk(tmp_path / "votes.sqlite", [bad, good])
     client = client_of(application(desk))
     given = {one["prompt"]: one for one in drawn(client, 2)}
-    refused = client.get(given["beetle 0"]["source"])
+    refused = client.get(given["a beetle, number 0"]["source"])
     assert (refused.status_code, refused.headers["content-type"]) == (404, "application/json")
-    content = client.get(given["beetle 1"]["source"]).content
+    content = client.get(given["a beetle, number 1"]["source"]).content
     assert b"script" not in content
     assert colour_of(content) == 7
     assert drawn(client_of(application(desk), "bob"), 2) == []  # the bad one is left out

@@ -103,6 +103,7 @@ MODELS = (
     ("runs.miniature", "load_component"),
     ("runs.miniature", "init_params"),
     ("planning.topology", "open_topology"),
+    ("annotation.serve", "bind"),  # of a server, which would not end
 )
 
 
@@ -261,7 +262,7 @@ def test_files_of_bytes(tmp_path):
 # --------------------------------------------------------------------------------------------------- command lines
 
 # No output outside the test's own directory.
-_OUTPUTS = {"--workdir", "--out", "--docs", "--json", "--report", "--to", "--sheet", "--keep"}
+_OUTPUTS = {"--workdir", "--out", "--docs", "--json", "--report", "--to", "--sheet", "--keep", "--votes"}
 _NAMES = ("x", "x/y", "x.png", "images", "images/0.png", "run", "x" * 300, "é", "a b", "-x", "", " ")
 _RIGHT = {
     "--config": ("quick",),

@@ -1,6 +1,10 @@
 """A small annotation: records in memory, a desk that gives them out, and the application with a client."""
 
 import io
+import re
+import signal
+import subprocess
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,7 @@ from onereward_jax.annotation.store import Assignment, Person, Store
 from onereward_jax.data.preferences.record import BadRecord, Candidate, Record
 
 PLAIN = Rules(overlap=0.0, repeats=0.0, gold=0.0)  # every record once, and nothing else
+ROOT = Path(__file__).resolve().parents[2]
 ADDRESS = "http://127.0.0.1:8080"
 
 
@@ -118,3 +123,25 @@ def client_of(app: Any, name: str | None = "ann", address: str = ADDRESS) -> Tes
 def filled(given: dict[str, Any], best: int = 0, worst: int = 1) -> list[dict[str, Any]]:
     """Answers to an assignment as a page has it."""
     return [{"question": question["name"], "best": best, "worst": worst} for question in given["questions"]]
+
+
+class Running:
+    """`onereward annotate` in a process of its own."""
+
+    def __init__(self, data: Path, *arguments: str):
+        command = [sys.executable, "-m", "onereward_jax.cli.main", "annotate", "--data", str(data), "--port=0"]
+        self.log = (data / "server.log").open("ab")
+        self.process = subprocess.Popen(
+            [*command, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=self.log, text=True
+        )
+        line = self.process.stdout.readline()
+        found = re.search(r"http://([\d.]+):(\d+)", line)
+        assert found, (data / "server.log").read_text()[-2000:]
+        self.host, self.port = found[1], int(found[2])
+        self.address = f"http://{self.host}:{self.port}"
+
+    def end(self, number: int = signal.SIGKILL) -> int:
+        self.process.send_signal(number)
+        self.process.stdout.close()
+        self.log.close()
+        return self.process.wait(30)

@@ -10,6 +10,7 @@ Stop it by Ctrl-C; the same command goes on. Needs the extra `annotate`.
 """
 
 import argparse
+import re
 from pathlib import Path
 
 from onereward_jax.cli.arguments import like, local_path, number, path, text
@@ -62,39 +63,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from onereward_jax import buckets
-    from onereward_jax.annotation.store import FILE, Store
+    from onereward_jax.annotation.store import FILE
+    from onereward_jax.errors import UserError
 
     data = buckets.reading(args.data)
     if not data.is_dir():
         raise FileNotFoundError(2, "No such directory", str(data))
-    store = Store(Path(args.votes) if args.votes else data / FILE)
+    if buckets.is_bucket(args.data) and not args.votes:
+        raise UserError(f"votes can't lie in a bucket, as {args.data}: give a file of this machine by --votes")
+    votes = Path(args.votes) if args.votes else data / FILE
     if args.add_annotator is not None or args.add_organiser:
-        _add(args, store)
-        return
-    _serve(args, data, store)
+        _add(args, votes)
+    else:
+        _serve(args, data, votes)
 
 
-def _add(args: argparse.Namespace, store) -> None:
+def _add(args: argparse.Namespace, votes: Path) -> None:
     """Print the tokens of new people; only their digests are kept."""
     from onereward_jax.annotation.security import clean_name, digest, new_token
+    from onereward_jax.annotation.store import Store
     from onereward_jax.errors import UserError
 
     wanted = [] if args.add_annotator is None else [(clean_name(args.add_annotator), False)]
+    store = Store(votes)
     for name, organiser in wanted + [(ORGANISER, True)] * args.add_organiser:
         known, token = store.person(name), new_token()
         if known is not None and known.organiser != organiser:
             raise UserError(f"{name} is taken: choose another name")
         store.add_person(name, digest(token), organiser)
         print(f"{name}: {token}")
+    store.close()
 
 
-def _serve(args: argparse.Namespace, data: Path, store) -> None:
+def _serve(args: argparse.Namespace, data: Path, votes: Path) -> None:
     from onereward_jax.annotation.assign import Desk, Rules
     from onereward_jax.annotation.gold import read_gold
     from onereward_jax.annotation.images import ImageCache
     from onereward_jax.annotation.items import Items
     from onereward_jax.annotation.security import Site
-    from onereward_jax.data.preferences.dataset import open_records
+    from onereward_jax.annotation.store import Store
+    from onereward_jax.data.preferences.dataset import open_candidates
     from onereward_jax.errors import UserError
 
     try:
@@ -104,7 +112,9 @@ def _serve(args: argparse.Namespace, data: Path, store) -> None:
         if (error.name or "").partition(".")[0] not in ("starlette", "uvicorn", "anyio", "h11"):
             raise
         raise UserError("annotating needs a web server: pip install 'onereward-jax[annotate]'") from None
-    items = Items(open_records(data), args.job, args.bad_share)
+    if args.public and not re.fullmatch(r"https?://[^/?#@\s]+/?", args.public):
+        raise UserError(f"--public {args.public} is no address: write https://NAME, without a path")
+    items = Items(open_candidates(data), args.job, args.bad_share)
     gold = read_gold(Path(args.gold), items) if args.gold else {}
     rules = Rules(
         overlap=args.overlap,
@@ -114,8 +124,9 @@ def _serve(args: argparse.Namespace, data: Path, store) -> None:
         repeat_gap=args.repeat_gap,
         return_after=args.return_after,
     )
-    desk = Desk(store, items, rules, gold)
     opened = bind(args.host, args.port)
+    store = Store(votes)
+    desk = Desk(store, items, rules, gold)
     site = Site(args.host, opened.getsockname()[1], args.public.rstrip("/"))
     cache = ImageCache(args.cache_mib << 20)
     host = f"[{args.host}]" if ":" in args.host else args.host
