@@ -34,7 +34,7 @@ from onereward_jax.data.preferences.folder import write_folder
 from onereward_jax.data.preferences.record import Candidate, Record
 from onereward_jax.data.sample import Sample
 from onereward_jax.errors import UserError, in_memory, shown
-from onereward_jax.fill.pipeline import sample_noise
+from onereward_jax.fill.pipeline import FillPipeline, sample_noise
 from onereward_jax.fill.policies import Policy
 from onereward_jax.flow.conditioning import latent_shape
 from onereward_jax.given_files import read_json
@@ -123,41 +123,56 @@ def collect(asked: Asked, models: Mapping[str, Policy], collecting: Collecting, 
         )
     if collecting.candidates < 2:
         raise UserError("there is nothing to compare a single candidate with: give more candidates, or models")
-    for policy in models.values():
-        policy.check()
-    about = {
-        "source": asked.about,
-        "models": {name: policy.fingerprint() for name, policy in models.items()},
-        **collecting.about(),
-    }
-    hosts.on_primary(lambda: _claim(directory, about))
-    return _Collection(asked, models, collecting, directory).make()
+    weights = {name: policy.fingerprint() for name, policy in models.items()}
+    about = json.loads(json.dumps({"source": asked.about, "models": weights, **collecting.about()}))
+    there = hosts.on_primary(lambda: _records_there(directory, about))
+    if there is not None:
+        return there
+    mesh = mesh_of_all()
+    pipelines = {
+        name: policy.open(collecting.dtype, mesh) for name, policy in models.items()
+    }  # before the first is read
+    hosts.on_primary(lambda: write_json(directory / COLLECTION, about))
+    return _Collection(asked, models, pipelines, collecting, directory).make()
 
 
-def _claim(directory: Path, about: dict[str, Any]) -> None:
-    """Record what the candidates depend on, or refuse a directory with something else."""
+def _records_there(directory: Path, about: dict[str, Any]) -> int | None:
+    """The number of records in a directory where all are made, or else None.
+
+    Raises:
+      UserError: it holds something else.
+    """
     make_directory(directory)
     sweep(directory)
-    file, about = directory / COLLECTION, json.loads(json.dumps(about))
-    if not file.is_file():
+    again = f"delete {directory}"
+    if not (directory / COLLECTION).is_file():
         if foreign := [path.name for path in sorted(directory.iterdir()) if not path.name.startswith(".")]:
             raise UserError(f"{directory} holds {shown(foreign[0])} and no candidates: choose a new directory")
-        write_json(file, about)
-        return
-    earlier = read_json(file, f"delete {directory}")
+        return None
+    earlier = read_json(directory / COLLECTION, again)
     if earlier != about:
         name = next(name for name in {**about, **earlier} if about.get(name) != earlier.get(name))
         raise UserError(
             f"{directory} holds candidates of another {name} ({shown(earlier.get(name), 60)} there,"
             f" {shown(about.get(name), 60)} now): choose another directory, or delete it"
         )
+    complete = directory / COMPLETE
+    return int(read_json(complete, again).get("records", 0)) if complete.is_file() else None
 
 
 class _Collection:
     """Parts of candidates, as they are made."""
 
-    def __init__(self, asked: Asked, models: Mapping[str, Policy], how: Collecting, directory: Path):
+    def __init__(
+        self,
+        asked: Asked,
+        models: Mapping[str, Policy],
+        pipelines: Mapping[str, FillPipeline],
+        how: Collecting,
+        directory: Path,
+    ):
         self._asked, self._models, self._how, self._directory = asked, models, how, directory
+        self._pipelines = dict(pipelines)  # unread
         self._names = list(models)
         self._parts = list(_parts(asked.items, how.part_size))
         self._reported: set[str] = set()
@@ -174,7 +189,7 @@ class _Collection:
                 if drawn and (maker is None or maker.name != name):
                     maker = None
                     gc.collect()  # of several models, one lies on the devices
-                    maker = _Maker(name, self._models[name], self._how)
+                    maker = _Maker(name, self._models[name], self._pipelines.pop(name), self._how)
                 samples = self._samples(number)
                 drawn = [one for one in drawn if one.place in samples]
                 made = maker.images(drawn, samples, bar) if maker is not None and drawn else {}
@@ -281,14 +296,13 @@ class _Maker:
       name: of the model.
     """
 
-    def __init__(self, name: str, policy: Policy, how: Collecting):
-        self.name, self._how, mesh = name, how, mesh_of_all()
-        shards = batch_shards(mesh)
+    def __init__(self, name: str, policy: Policy, pipeline: FillPipeline, how: Collecting):
+        self.name, self._how, self._pipeline = name, how, pipeline
+        shards = batch_shards(pipeline.mesh)
         self._rows = -(-how.batch_size // shards) * shards
         with in_memory(f"the model {name}", "take more devices, or larger ones"):
-            self._pipeline = policy.open(how.dtype, mesh)
-            self._pipeline.prompts.read(mesh)
-            self._params = policy.read(self._pipeline, how.dtype, mesh)
+            pipeline.prompts.read(pipeline.mesh)
+            self._params = policy.read(pipeline, how.dtype, pipeline.mesh)
 
     def images(self, drawn: Sequence[Drawn], samples: Mapping[int, Sample], bar: tqdm) -> Images:
         """Make candidates of a part.

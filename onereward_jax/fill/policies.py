@@ -78,13 +78,20 @@ class Policy:
         Raises:
           FileNotFoundError, UserError: something is missing or does not fit.
         """
-        pipeline = self.open("bfloat16", None)
-        if self.adapter is not None:
-            load_adapters("transformer", pipeline.params["transformer"].shapes, [(self.adapter, 1.0)])
+        self.open("bfloat16", None)
 
     def open(self, dtype: str, mesh: Mesh | None) -> FillPipeline:
-        """Open the model; `params["transformer"]` and the text encoders are unread `StoredParams`."""
-        return FillPipeline.from_pretrained(self.base, dtype=dtype, mesh=mesh, transformer=self.transformer, read=False)
+        """Open the model; `params["transformer"]` and the text encoders are unread `StoredParams`.
+
+        Raises:
+          FileNotFoundError, UserError: something is missing or does not fit.
+        """
+        pipeline = FillPipeline.from_pretrained(
+            self.base, dtype=dtype, mesh=mesh, transformer=self.transformer, read=False
+        )
+        if self.adapter is not None:
+            load_adapters("transformer", pipeline.params["transformer"].shapes, [(self.adapter, 1.0)])
+        return pipeline
 
     def read(self, pipeline: FillPipeline, dtype: str, mesh: Mesh | None) -> Any:
         """Read the transformer's parameters straight into their places on the mesh, or onto one device.

@@ -92,8 +92,10 @@ class Processes:
 
 def serve() -> None:
     """Run commands as they come in, one after the other."""
+    from transformers import AutoTokenizer, CLIPTokenizer, T5Tokenizer  # noqa: F401 (for the processes)
+
     import onereward_jax.candidates.collect
-    import onereward_jax.proving_ground.source  # noqa: F401 (imported for the processes)
+    import onereward_jax.proving_ground.source  # noqa: F401
     from onereward_jax.cli.main import main
 
     for line in sys.stdin:
