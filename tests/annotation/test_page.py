@@ -194,12 +194,13 @@ def test_the_server_is_killed_and_no_vote_is_lost_or_doubled(browser, tmp_path):
         answer_best_worst(person, rng)
         person.next()
         person.other_item()
+        person.next_is_loaded()
         server.kill()
-        for _ in range(2):  # the next item is on the page already
+        for _ in range(2):  # the next item is in the browser already
             answer_best_worst(person, rng)
             person.press("Enter")
             person.page.locator("#alert:visible").wait_for()
-            if _ == 0:
+            if len({record for _, record, *_ in person.meant}) == 2:
                 person.other_item()
         assert person.page.locator("#status.good").count() == 0
         person.page.close()  # not even the page has to stay
@@ -302,19 +303,18 @@ def test_defects_are_marked_and_removed(arrive):
     assert y == pytest.approx(0.5, abs=0.02)
 
 
-def test_nothing_is_cut_off_or_scrolls(arrive):
-    for number, (width, height) in enumerate(((1280, 720), (768, 1024), (1024, 768))):
-        for job in (BEST_WORST, GOOD_SAME_BAD, RATING):
-            person = arrive(f"Nan {number}", job, viewport={"width": width, "height": height})
-            for selector in (".choice", "#next", "#reason", ".chip", ".view", ".tools button"):
-                for node in person.page.locator(selector).all():
-                    box = node.bounding_box()
-                    assert box["x"] >= 0, selector
-                    assert box["y"] >= 0, selector
-                    assert box["x"] + box["width"] <= width, selector
-                    assert box["y"] + box["height"] <= height, selector
-            scrolled = "(node) => node.scrollHeight - node.clientHeight"
-            assert person.page.locator("#stage").evaluate(scrolled) <= 0
+@pytest.mark.parametrize("job", [BEST_WORST, GOOD_SAME_BAD, RATING])
+def test_nothing_is_cut_off_or_scrolls(arrive, job):
+    page = arrive("Nan", job).page
+    outside = """([width, height]) => [...document.querySelectorAll("#work button, .view, #reason")].filter((node) => {
+      const { left, top, right, bottom } = node.getBoundingClientRect();
+      return node.checkVisibility() && (left < 0 || top < 0 || right > width || bottom > height);
+    }).length"""
+    for size in ((1280, 720), (768, 1024), (1024, 768)):
+        page.set_viewport_size(dict(zip(("width", "height"), size, strict=True)))
+        page.wait_for_timeout(50)
+        assert page.evaluate(outside, size) == 0, size
+        assert page.locator("#stage").evaluate("(node) => node.scrollHeight - node.clientHeight") <= 0, size
 
 
 def test_axe_finds_nothing_serious(arrive, browser, servers):

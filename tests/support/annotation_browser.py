@@ -147,6 +147,9 @@ class Annotator:
         self.page.locator(f'#item[data-item]:not([data-item="{self.item}"])').wait_for()
         self.look()
 
+    def next_is_loaded(self) -> None:
+        self.page.locator('#item[data-ahead="ready"]').wait_for()
+
     # ------------------------------------------------------------------------------------------------- what is meant
 
     def questions(self, job: str) -> Sequence[Question]:

@@ -49,6 +49,7 @@ class Page {
     this.session?.close();
     this.session = new Session(me.annotator, {
       show: (item) => this.show(item),
+      ahead: (ready) => (byId("item").dataset.ahead = ready ? "ready" : ""),
       empty: (waiting) => this.empty(waiting),
       loading: () => this.blank("Loading the next item…", ""),
       saving: (count) => this.say(count > 1 ? `Saving ${count}…` : "Saving…"),

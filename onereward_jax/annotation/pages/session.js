@@ -12,7 +12,7 @@ const POLL = 10_000;
 export class Session {
   /**
    * @param {string} annotator
-   * @param {object} events show(item), empty(waiting), loading(), saving(count), saved(answer), problem(text),
+   * @param {object} events show(item), ahead(ready) for the item after it, empty(waiting), loading(), saving(count), saved(answer), problem(text),
    *   fine(), refused(text), signedOut().
    */
   constructor(annotator, events) {
@@ -20,14 +20,15 @@ export class Session {
     this.events = events;
     this.items = [];
     this.shown = null;
-    this.sent = new Map(); // what was answered, by id: a list of assignments that was on its way may still name it
-    this.taken = []; // ids of the answers that are saved, in order
     this.outbox = new Outbox(annotator, {
       saved: (entry, answer) => this.saved(entry, answer),
       refused: (entry, error) => this.refused(entry, error),
       waiting: (count) => this.events.problem(waiting(count)),
       signedOut: () => this.events.signedOut(),
     });
+    this.sent = new Map(); // what was answered, by id: a list of assignments that was on its way may still name it
+    for (const { assignment } of this.outbox.entries) this.sent.set(assignment, null);
+    this.taken = []; // ids of the answers that are saved, in order
   }
 
   async start() {
@@ -81,7 +82,7 @@ export class Session {
   /** Show the first item, at once where it is loaded. */
   advance() {
     const [item] = this.items;
-    if (item && item === this.shown) return;
+    if (item && item === this.shown) return this.lookAhead();
     if (!item) {
       this.events.empty(this.waiting || this.outbox.count > 0);
       if (this.waiting) this.timer = setTimeout(() => this.refill(), POLL);
@@ -94,6 +95,13 @@ export class Session {
     }
     this.shown = item;
     this.events.show(item);
+    this.lookAhead();
+  }
+
+  lookAhead() {
+    const next = this.items[1];
+    this.events.ahead(Boolean(next?.loaded));
+    if (next && !next.loaded) next.ready.then(() => next === this.items[1] && this.events.ahead(true));
   }
 
   /** Send the answers of the item on the page and go on to the next one. */

@@ -34,8 +34,15 @@ export class Viewer {
 
   // ------------------------------------------------------------------------------------------------------------ state
 
+  /** The scale at which a pane's image fits; the same for all images of its size, exactly. */
+  fitOf(pane) {
+    const { width, height } = pane.natural;
+    const alike = this.panes.filter(({ natural }) => natural.width === width && natural.height === height);
+    return Math.min(...alike.map((other) => other.fitScale()));
+  }
+
   scale(pane) {
-    const fit = pane.fitScale();
+    const fit = this.fitOf(pane);
     const actual = 1 / window.devicePixelRatio;
     const wanted = (this.base === "fit" ? fit : actual) * this.zoom;
     return Math.min(LARGEST, Math.max(Math.min(fit, actual), wanted));
@@ -43,7 +50,7 @@ export class Viewer {
 
   get enlarged() {
     const pane = this.panes[0];
-    return Boolean(pane) && this.scale(pane) > pane.fitScale() * 1.001;
+    return Boolean(pane) && this.scale(pane) > this.fitOf(pane) * 1.001;
   }
 
   fit() {
@@ -62,7 +69,7 @@ export class Viewer {
   zoomBy(factor, pane = this.panes[0], x = this.x, y = this.y) {
     this.keeping(pane, x, y, () => {
       // From the limits on, so that as many steps lead back as led there.
-      const base = this.base === "fit" ? pane.fitScale() : 1 / window.devicePixelRatio;
+      const base = this.base === "fit" ? this.fitOf(pane) : 1 / window.devicePixelRatio;
       this.zoom = this.scale(pane) / base;
       this.zoom *= factor;
       this.zoom = this.scale(pane) / base;
