@@ -199,7 +199,7 @@ def _places(records: Stored, by_record: Mapping[str, Sequence[Answer]]) -> list[
     missing, at = set(by_record), []
     for index in range(len(records)):
         try:
-            name = getattr(records, "outline", records.__getitem__)(index).id
+            name = records.outline(index).id
         except UserError:
             continue  # nobody can have voted on it
         if name in missing:

@@ -5,8 +5,9 @@ import json
 
 import pytest
 
+from onereward_jax.annotation.agreement import measure
 from onereward_jax.annotation.answer import Answer
-from onereward_jax.annotation.votes import answer_of, lines_of, read_answers
+from onereward_jax.annotation.votes import answer_of, lines_of, read_answers, read_right_answers
 from onereward_jax.errors import UserError
 
 CHOICE = Answer(
@@ -71,3 +72,34 @@ def test_bad_lines_are_skipped_up_to_a_share(tmp_path, capsys):
         read_answers(file)
     with pytest.raises(FileNotFoundError):
         read_answers(tmp_path / "none.jsonl")
+
+
+def test_right_answers_are_those_of_the_gold_file_of_annotate(tmp_path):
+    file = tmp_path / "gold.jsonl"
+    gold = [dataclasses.replace(answer, kind="gold") for answer in ANSWERS]
+    lines = [
+        {"record": "a", "answers": [{"question": "structure", "best": 0, "worst": 1}]},
+        {"record": "b", "answers": [{"question": "overall", "verdict": "good"}]},
+        {"record": "c", "answers": [{"question": "structure", "marks": [1, 2, 5]}]},
+        {"record": "not given to anybody", "answers": [{"question": "structure"}]},
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    right = read_right_answers(file, gold)
+    assert [(one.record, one.best, one.verdict, one.candidate, one.mark) for one in right] == [
+        ("a", 0, None, None, None),
+        ("b", None, "good", None, None),
+        *(("c", None, None, candidate, mark) for candidate, mark in enumerate((1, 2, 5))),
+    ]
+    people = measure(gold, right, draws=0)["annotators"]
+    assert (people["ann"]["gold_right"], people["bob"]["gold_right"]) == (0, 0.5)
+    assert read_right_answers(file, ANSWERS[:1]) == []
+
+
+@pytest.mark.parametrize(
+    "line", ['{"record": 1}', '{"record": "a", "answers": [{"question": "structure", "best": 0}]}', "[]", "{"]
+)
+def test_a_wrong_line_of_right_answers_is_named(tmp_path, line):
+    file = tmp_path / "gold.jsonl"
+    file.write_text(line)
+    with pytest.raises(UserError, match="line 1"):
+        read_right_answers(file, [dataclasses.replace(CHOICE, kind="gold")])

@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="database of votes, the directory that holds votes.sqlite, or exported answers (.jsonl)",
     )
     parser.add_argument(
-        "--gold", type=path, metavar="FILE", help="right answers to gold items, as exported answers (.jsonl)"
+        "--gold", type=path, metavar="FILE", help="right answers to gold items, as `onereward annotate` takes them"
     )
     parser.add_argument(
         "--draws",
@@ -34,14 +34,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from onereward_jax.annotation.agreement import measure
-    from onereward_jax.annotation.votes import read_answers
+    from onereward_jax.annotation.votes import read_answers, read_right_answers
     from onereward_jax.atomic_files import check_writable, write_json
     from onereward_jax.evaluation.report.agreement_report import table, write_agreement_report
 
     for output in filter(None, (args.report, args.json and Path(args.json).parent)):
         check_writable(Path(output))
-    right = read_answers(Path(args.gold)) if args.gold else []
-    found = measure(read_answers(Path(args.votes)), right, args.draws)
+    answers = read_answers(Path(args.votes))
+    right = read_right_answers(Path(args.gold), answers) if args.gold else []
+    found = measure(answers, right, args.draws)
     print(table(found))
     if args.json:
         Path(args.json).parent.mkdir(parents=True, exist_ok=True)

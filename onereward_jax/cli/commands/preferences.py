@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--leave_out", type=text, metavar="NAME", nargs="+", default=[], help="annotators whose votes don't count"
     )
     parser.add_argument(
-        "--gold", type=path, metavar="FILE", help="right answers to gold items, as exported answers (.jsonl)"
+        "--gold", type=path, metavar="FILE", help="right answers to gold items, as `onereward annotate` takes them"
     )
     parser.add_argument(
         "--min_gold", type=share, default=0.0, metavar="SHARE", help="leave out who has fewer gold items right"
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     from onereward_jax import buckets
     from onereward_jax.annotation.pairs import Rules, counted, write_preferences
     from onereward_jax.annotation.ratings import comparisons_of, write_table
-    from onereward_jax.annotation.votes import read_answers
+    from onereward_jax.annotation.votes import read_answers, read_right_answers
     from onereward_jax.atomic_files import check_writable
     from onereward_jax.data.preferences.dataset import open_candidates
     from onereward_jax.errors import UserError
@@ -80,8 +80,9 @@ def run(args: argparse.Namespace) -> None:
         check_writable(output)
     rules = Rules(args.pairs, args.votes_by, frozenset(args.leave_out), args.min_gold, args.min_self)
     data = buckets.reading(args.data)
-    right = read_answers(Path(args.gold)) if args.gold else []
-    answers = counted(read_answers(Path(args.votes) if args.votes else data, args.bad_share), rules, right)
+    answers = read_answers(Path(args.votes) if args.votes else data, args.bad_share)
+    right = read_right_answers(Path(args.gold), answers) if args.gold else []
+    answers = counted(answers, rules, right)
     if args.table:
         comparisons = comparisons_of(answers)
         if not comparisons:
