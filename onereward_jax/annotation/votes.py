@@ -9,14 +9,14 @@ from typing import Any, NoReturn
 
 from onereward_jax.annotation.answer import Answer
 from onereward_jax.annotation.questions import BEST_WORST, GOOD_SAME_BAD, JOBS, RATING
+from onereward_jax.annotation.store import FILE, Store
 from onereward_jax.data.bad_records import Skipped
 from onereward_jax.data.preferences.dataset import BAD_SHARE
 from onereward_jax.data.preferences.record import MAX_CANDIDATES
 from onereward_jax.errors import UserError, shown
-from onereward_jax.given_files import json_lines, open_file
+from onereward_jax.given_files import json_lines
 from onereward_jax.tasks import TASKS
 
-FILE = "votes.sqlite"
 _KINDS = ("plain", "repeat", "gold")
 _VERDICTS = ("good", "same", "bad")
 _NAMES = tuple(field.name for field in dataclasses.fields(Answer))
@@ -37,10 +37,7 @@ def read_answers(path: Path, bad_share: float = BAD_SHARE) -> list[Answer]:
     if path.suffix == ".jsonl":
         answers = _of_lines(path, bad_share)
     else:
-        from onereward_jax.annotation.store import Store
-
-        open_file(path).close()  # Store would make a file that is not there
-        store = Store(path)
+        store = Store(path, create=False)
         try:
             answers = store.answers()
         finally:

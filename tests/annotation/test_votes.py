@@ -9,6 +9,7 @@ from onereward_jax.annotation.agreement import measure
 from onereward_jax.annotation.answer import Answer
 from onereward_jax.annotation.votes import answer_of, lines_of, read_answers, read_right_answers
 from onereward_jax.errors import UserError
+from tests.support.annotating import answer, close, open_desk
 
 CHOICE = Answer(
     "a", "image_fill", "a “cat”", "best_worst", "structure", "ann", seconds=3.5, at=2.0, best=1, worst=0,
@@ -26,6 +27,19 @@ def test_answers_are_read_as_they_were_written(tmp_path):
     file = tmp_path / "answers.jsonl"
     file.write_text(lines_of(reversed(ANSWERS)))
     assert read_answers(file) == ANSWERS
+
+
+def test_a_database_is_read_while_people_vote(tmp_path):
+    desk = open_desk(tmp_path / "votes.sqlite")
+    ann = desk.store.add_person("ann")
+    for given in desk.draw(ann, 2)[0]:
+        answer(desk, ann, given)
+    found = read_answers(tmp_path)
+    assert found == desk.store.answers()
+    assert {one.annotator for one in found} == {"ann"}
+    (tmp_path / "answers.jsonl").write_text(lines_of(found))
+    assert read_answers(tmp_path / "answers.jsonl") == found
+    close(desk)
 
 
 @pytest.mark.parametrize(
@@ -72,6 +86,11 @@ def test_bad_lines_are_skipped_up_to_a_share(tmp_path, capsys):
         read_answers(file)
     with pytest.raises(FileNotFoundError):
         read_answers(tmp_path / "none.jsonl")
+    with pytest.raises(UserError, match=r"votes\.sqlite"):
+        read_answers(tmp_path)
+    (tmp_path / "votes.sqlite").write_bytes(b"no database, and longer than a header" * 9)
+    with pytest.raises(UserError, match=r"votes\.sqlite"):
+        read_answers(tmp_path)
 
 
 def test_right_answers_are_those_of_the_gold_file_of_annotate(tmp_path):
