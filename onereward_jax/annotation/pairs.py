@@ -115,7 +115,8 @@ def voted_records(record: Record, answers: Sequence[Answer], rules: Rules) -> li
         votes = tuple(votes_of(group, rules.pairs, len(record.candidates)))
         if all(vote.best is None for vote in votes):
             continue
-        notes = dict(record.notes) | {SOURCE: source, "pairs": rules.pairs} | _remarks(group)
+        # A record of `collect` names its source: its image may be one of several crops.
+        notes = {SOURCE: source} | dict(record.notes) | {"pairs": rules.pairs} | _remarks(group)
         name = f"{record.id}/{group[0].annotator}" if rules.votes_by == "all" else record.id
         found.append(dataclasses.replace(record, id=name, votes=votes, pairs=pairs_of_votes(votes), notes=notes))
     return found

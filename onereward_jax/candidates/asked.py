@@ -7,6 +7,7 @@ from typing import Any
 
 from onereward_jax.config.schema import RewardFeedback
 from onereward_jax.data.buckets import Size
+from onereward_jax.data.preferences.record import SOURCE
 from onereward_jax.data.requests.read import fingerprint_of
 from onereward_jax.data.requests.record import Request
 from onereward_jax.data.requests.source import Requests
@@ -68,7 +69,7 @@ def own_requests(requests: Sequence[Request], where: str, settings: Mapping[str,
 
 def _notes(request: Request) -> Mapping[str, Any]:
     """The request's notes, and the name of its image: two crops of one image have no bytes in common."""
-    return {"source_image": request.group, **request.notes}
+    return {SOURCE: request.group, **request.notes}
 
 
 def scenes(ground: ProvingGround, tasks: Sequence[str], first: int, count: int) -> Asked:

@@ -101,6 +101,12 @@ def test_reasons_and_points_are_kept_once():
     assert notes["source_image"] == digest(0)
 
 
+def test_crops_of_one_image_have_one_source():
+    crops = [dataclasses.replace(record(n, n), notes={"source_image": "a.png"}) for n in range(2)]
+    found = [voted_records(crop, [vote(n, "ann", 0, 1)], Rules())[0] for n, crop in enumerate(crops)]
+    assert [one.notes["source_image"] for one in found] == ["a.png", "a.png"]
+
+
 @pytest.mark.parametrize("wrong", [{"best": 7}, {"question": "removal_quality"}, {"source": "0" * 64}])
 def test_votes_on_other_data_are_refused(wrong):
     with pytest.raises(BadRecord, match="r0"):
