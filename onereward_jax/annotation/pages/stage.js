@@ -43,7 +43,7 @@ export class Stage {
       const label = sides[candidate] ?? `Candidate ${candidate + 1}`;
       return new Pane(image, { candidate, label, source, outline });
     });
-    this.source?.bar.append(element("span", { class: "number" }, "Source"));
+    this.source?.bar.append(element("span", { class: "number name" }, "Source"));
     this.panes = this.source ? [this.source, ...this.candidates] : this.candidates;
     const figures = this.candidates.map((pane) => pane.figure);
     if (this.source) figures.splice(sides.length ? 1 : 0, 0, this.source.figure);
