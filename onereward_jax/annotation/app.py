@@ -21,8 +21,8 @@ numbered by the places at which they are shown, from 0. Who is signed in is in a
     POST /api/skip         {assignment} -> {done, total}: can't be judged; not asked again of this annotator
     GET  /images/...       PNG; 404 also if the file is damaged: offer to skip
     GET  /api/organiser    -> {job, annotators: [{name, done, per_hour, seconds_median, self_agreement, gold_right}],
-                           done, total, per_hour, agreement: {question: alpha} (left out if it isn't known yet)};
-                           null where there is nothing to measure
+                           done, total, per_hour, agreement: {question: alpha}}; null where there is nothing to
+                           measure yet; agreement and attention are those of the latest 20,000 votes
     GET  /api/export       -> all answers, one JSON object a line, as `annotation.answer.Answer`
     GET  /  /organiser  /static/NAME    the pages
 
@@ -41,39 +41,35 @@ The kind of an item (plain, repeat, gold) is in no answer.
 
 import asyncio
 import dataclasses
-import functools
 import json
 import logging
 import mimetypes
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from onereward_jax.annotation import images, security
-from onereward_jax.annotation.assign import Ballot, Conflict, Desk, Unknown
+from onereward_jax.annotation.assign import Ballot, Desk
 from onereward_jax.annotation.organiser import Organiser
 from onereward_jax.annotation.pace import per_hour
-from onereward_jax.annotation.security import Guard, Refused, Site, log_refusal
-from onereward_jax.annotation.store import Assignment, Person, Unavailable
+from onereward_jax.annotation.requests import fields_of, in_thread, told, unknown
+from onereward_jax.annotation.security import Guard, Refused, Site
+from onereward_jax.annotation.store import Assignment, Person
 from onereward_jax.errors import UserError
-from onereward_jax.given_files import parse_json
 
 PAGES = Path(__file__).with_name("pages")
-AHEAD = 1  # assignments more than asked for whose images are made before anybody asks
+AHEAD = 1  # assignments more than asked for: their images are made before anybody asks,
+_PLENTY = 50  # while so many records are left that others do without them
 _CODE = re.compile(r"([\w-]{22})\.([sm]|\d)", re.ASCII)
 _LOG = logging.getLogger("onereward.annotate")
 _IMAGE_HEADERS = {"cache-control": f"private, max-age={86_400}, immutable"}
-
-Result = TypeVar("Result")
-Handler = Callable[[Request], Awaitable[Response]]
 
 
 class Server:
@@ -106,7 +102,7 @@ class Server:
         return person
 
     async def sign_in(self, request: Request) -> Response:
-        given = await _fields(request, "name", "token")
+        given = await fields_of(request, "name", "token")
 
         def work() -> tuple[Person, str]:
             if given.get("token") is not None:
@@ -123,7 +119,7 @@ class Server:
             self.store.add_session(security.digest(secret), person.id, security.SESSION_SECONDS)
             return person, secret
 
-        person, secret = await _in_thread(work)
+        person, secret = await in_thread(work)
         response = JSONResponse({"annotator": person.name, "job": self.desk.job, "organiser": person.organiser})
         response.set_cookie(
             self.cookie,
@@ -137,7 +133,7 @@ class Server:
 
     async def sign_out(self, request: Request) -> Response:
         secret = request.cookies.get(self.cookie, "")
-        await _in_thread(lambda: self.store.end_session(security.digest(secret)))
+        await in_thread(lambda: self.store.end_session(security.digest(secret)))
         response = JSONResponse({})
         response.delete_cookie(self.cookie, httponly=True, samesite="strict", secure=self.site.is_secure)
         return response
@@ -160,7 +156,7 @@ class Server:
             }
 
         try:
-            return JSONResponse(await _in_thread(work))
+            return JSONResponse(await in_thread(work))
         except Refused as refused:  # what the page asks first: nothing to log
             known = {"error": refused.reason, "needs_token": not self.site.is_loopback, "job": self.desk.job}
             return JSONResponse(known, refused.status)
@@ -168,23 +164,26 @@ class Server:
     # --------------------------------------------------------------------------------------------------- assignments
 
     async def assignments(self, request: Request) -> Response:
-        given = await _fields(request, "count")
+        given = await fields_of(request, "count")
         count = given.get("count", 1)
         if type(count) is not int or not 1 <= count <= 5:
             raise UserError("count must be a whole number from 1 to 5")
 
         def work() -> dict[str, Any]:
             person = self.annotator(request)
-            drawn, waiting = self.desk.draw(person, count)
-            described = [self._described(one) for one in drawn]
+            ahead = AHEAD if self.desk.left(person) > _PLENTY else 0
+            drawn, waiting = self.desk.draw(person, count + ahead)
             for one in drawn:
                 self._prepare(one)
+            given = drawn[:count]
+            waiting = waiting and len(given) < count
+            described = [self._described(one) for one in given]
             return {"assignments": described, "waiting": waiting, **self._progress(person)}
 
-        return JSONResponse(await _in_thread(work))
+        return JSONResponse(await in_thread(work))
 
     async def votes(self, request: Request) -> Response:
-        given = await _fields(request, "assignment", "key", "answers", "reason", "points", "seconds")
+        given = await fields_of(request, "assignment", "key", "answers", "reason", "points", "seconds")
         ballot = Ballot(
             given.get("assignment"),
             given.get("key"),
@@ -199,27 +198,27 @@ class Server:
             self.desk.vote(person, ballot)
             return {"saved": True, **self._progress(person)}
 
-        return JSONResponse(await _in_thread(work))
+        return JSONResponse(await in_thread(work))
 
     async def undo(self, request: Request) -> Response:
-        given = await _fields(request, "assignment")
+        given = await fields_of(request, "assignment")
 
         def work() -> dict[str, Any]:
             person = self.annotator(request)
             again = self.desk.undo(person, given.get("assignment"))
             return {"assignment": self._described(again), **self._progress(person)}
 
-        return JSONResponse(await _in_thread(work))
+        return JSONResponse(await in_thread(work))
 
     async def skip(self, request: Request) -> Response:
-        given = await _fields(request, "assignment")
+        given = await fields_of(request, "assignment")
 
         def work() -> dict[str, Any]:
             person = self.annotator(request)
             self.desk.skip(person, given.get("assignment"))
             return self._progress(person)
 
-        return JSONResponse(await _in_thread(work))
+        return JSONResponse(await in_thread(work))
 
     async def image(self, request: Request) -> Response:
         found = _CODE.fullmatch(request.path_params["code"])
@@ -231,7 +230,7 @@ class Server:
                 raise Refused(404, "there is no such image")
             return given
 
-        given = await _in_thread(assignment)
+        given = await in_thread(assignment)
         assert found is not None
         name = _name_of(found[2], given)
         place = self.desk.items.place(given.record)
@@ -295,10 +294,10 @@ class Server:
             self._check_organiser(request)
             return self.organiser.overview()
 
-        return JSONResponse(await _in_thread(work))
+        return JSONResponse(await in_thread(work))
 
     async def export(self, request: Request) -> Response:
-        await _in_thread(lambda: self._check_organiser(request))
+        await in_thread(lambda: self._check_organiser(request))
 
         def lines() -> Iterator[str]:
             for answer in self.store.iter_answers():
@@ -327,67 +326,21 @@ def create_app(desk: Desk, cache: images.ImageCache, site: Site) -> security.App
     """Make the ASGI application; what it is given stays open when it ends."""
     server = Server(desk, cache, site)
     routes = [
-        Route("/api/sign-in", _told(server.sign_in), methods=["POST"]),
-        Route("/api/sign-out", _told(server.sign_out), methods=["POST"]),
-        Route("/api/me", _told(server.me)),
-        Route("/api/assignments", _told(server.assignments), methods=["POST"]),
-        Route("/api/votes", _told(server.votes), methods=["POST"]),
-        Route("/api/undo", _told(server.undo), methods=["POST"]),
-        Route("/api/skip", _told(server.skip), methods=["POST"]),
-        Route("/api/organiser", _told(server.overview)),
-        Route("/api/export", _told(server.export)),
-        Route("/images/{code}", _told(server.image)),
-        Route("/static/{name:path}", _told(server.static)),
-        Route("/", _told(server.page)),
-        Route("/organiser", _told(server.page)),
+        Route("/api/sign-in", told(server.sign_in), methods=["POST"]),
+        Route("/api/sign-out", told(server.sign_out), methods=["POST"]),
+        Route("/api/me", told(server.me)),
+        Route("/api/assignments", told(server.assignments), methods=["POST"]),
+        Route("/api/votes", told(server.votes), methods=["POST"]),
+        Route("/api/undo", told(server.undo), methods=["POST"]),
+        Route("/api/skip", told(server.skip), methods=["POST"]),
+        Route("/api/organiser", told(server.overview)),
+        Route("/api/export", told(server.export)),
+        Route("/images/{code}", told(server.image)),
+        Route("/static/{name:path}", told(server.static)),
+        Route("/", told(server.page)),
+        Route("/organiser", told(server.page)),
     ]
-    return Guard(Starlette(routes=routes, exception_handlers={404: _unknown, 405: _unknown}), site)
-
-
-def _told(handler: Handler) -> Handler:
-    """Turn what goes wrong into a status and one sentence, and log it."""
-
-    @functools.wraps(handler)
-    async def answer(request: Request) -> Response:
-        try:
-            return await handler(request)
-        except Refused as error:
-            status, reason = error.status, error.reason
-        except (Unknown, Conflict, Unavailable) as error:
-            status, reason = {Unknown: 404, Conflict: 409}.get(type(error), 503), str(error)
-        except UserError as error:
-            status, reason = 400, str(error)
-        log_refusal(request.scope, status, reason)
-        return JSONResponse({"error": reason}, status)
-
-    return answer
-
-
-async def _unknown(request: Request, error: Exception) -> Response:
-    status = getattr(error, "status_code", 404)
-    reason = "there is no such page" if status == 404 else "this method is not answered here"
-    log_refusal(request.scope, status, reason)
-    return JSONResponse({"error": reason}, status)
-
-
-async def _in_thread(work: Callable[[], Result]) -> Result:
-    """Run what may wait for the disk, or another vote, off the event loop."""
-    return await anyio.to_thread.run_sync(work)
-
-
-async def _fields(request: Request, *known: str) -> dict[str, Any]:
-    """Read a request's body.
-
-    Raises:
-      UserError: it is no JSON object, or holds other fields than those that are known.
-    """
-    value = parse_json(await request.body())
-    if not isinstance(value, dict):
-        raise UserError("the body must be a JSON object")
-    for name in value:
-        if name not in known:
-            raise UserError(f"{name!r} is unknown: leave it out")
-    return value
+    return Guard(Starlette(routes=routes, exception_handlers={404: unknown, 405: unknown}), site)
 
 
 def _name_of(slot: str, given: Assignment) -> str | None:

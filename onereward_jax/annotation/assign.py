@@ -10,7 +10,6 @@ goes to others, but an answer that comes late counts all the same.
 """
 
 import dataclasses
-import fcntl
 import heapq
 import os
 import random
@@ -22,14 +21,15 @@ from typing import Any
 
 from onereward_jax.annotation import ballot
 from onereward_jax.annotation.answer import Kind
-from onereward_jax.annotation.ballot import Choice
+from onereward_jax.annotation.ballot import Ballot, Choice
+from onereward_jax.annotation.database import Unavailable
 from onereward_jax.annotation.items import Items
 from onereward_jax.annotation.pool import RECENT, Pool, Tally
 from onereward_jax.annotation.questions import questions_of
-from onereward_jax.annotation.store import OPEN, PASSED_ON, SKIPPED, Assignment, Person, Store, Unavailable, Vote
+from onereward_jax.annotation.store import OPEN, PASSED_ON, SKIPPED, Assignment, Person, Store, StoredRecord, Vote
 from onereward_jax.errors import UserError, shown
 
-MAX_OPEN = 5  # assignments that an annotator may have at once
+MAX_OPEN = 6  # assignments that an annotator may have at once
 _EAGER = 0.1  # how fast repeats and gold items make up for what was due earlier and could not be given
 _UNREADABLE = 20  # records in a row: then it is the disk, and not they
 
@@ -60,24 +60,6 @@ class Unknown(UserError):
 
 class Conflict(UserError):
     """The assignment is answered already, or nothing is to be undone."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Ballot:
-    """What an annotator's page sends; candidates are numbered by the places at which they were shown.
-
-    Attributes:
-      code: of the assignment.
-      key: the page's own name for this vote: sent again, it is not counted again.
-      answers, reason, points, seconds: see `annotation.ballot`.
-    """
-
-    code: Any
-    key: Any
-    answers: Any
-    reason: Any = None
-    points: Any = None
-    seconds: Any = 0.0
 
 
 @dataclasses.dataclass
@@ -116,7 +98,7 @@ class Desk:
         self.store, self.items, self.rules, self.job = store, items, rules, items.job
         self._rng = rng or random.SystemRandom()
         self._lock = threading.RLock()
-        self._held = _lock_file(store)
+        self._held = store.lock()
         self._records = store.records()
         self._check_records()
         places = {items.place(name): list(right) for name, right in (gold or {}).items()}
@@ -197,9 +179,9 @@ class Desk:
                 raise Conflict("this answer was taken back: answer the item again")
             if assignment.state not in (OPEN, PASSED_ON):
                 raise Conflict("this item is answered or skipped already: go on with the next")
-            task, prompt, _ = self._records[assignment.record]
-            shown_order = assignment.shown
-            choices = ballot.choices_of(self.job, questions_of(self.job, task, prompt), shown_order, given.answers)
+            record, shown_order = self._records[assignment.record], assignment.shown
+            questions = questions_of(self.job, record.task, record.prompt)
+            choices = ballot.choices_of(self.job, questions, shown_order, given.answers)
             reason, points = ballot.reason_of(given.reason), ballot.points_of(given.points, shown_order)
             seconds = ballot.seconds_of(given.seconds)
             at = self.store.add_vote(Vote(assignment.id, person.id, key, choices, reason, points, seconds))
@@ -246,6 +228,11 @@ class Desk:
         with self._lock:
             return self._tallies[person.id].done
 
+    def left(self, person: Person) -> int:
+        """Count the records that an annotator can still get now."""
+        with self._lock:
+            return self._pool.left(self._tallies[person.id])
+
     def expected(self, person: Person) -> int:
         """Estimate how many items an annotator will have answered when nothing is left: it tells no item's kind."""
         with self._lock:
@@ -272,7 +259,7 @@ class Desk:
             place = self.items.place(name)
             if place is not None:
                 item = self.items[place]
-                if (item.task, item.prompt, len(item.models)) != known:
+                if (item.task, item.prompt, len(item.models)) != (known.task, known.prompt, len(known.models)):
                     raise UserError(
                         f"{self.store.path} has votes on another record {shown(name)} than {self.items.directory}:"
                         " give other votes by --votes"
@@ -367,14 +354,13 @@ class Desk:
             except (OSError, UserError):
                 self._pool.broken.add(place)
                 return False
-            self.store.add_record(item.name, item.task, item.prompt, item.models, source)
-            self._records[item.name] = (item.task, item.prompt, len(item.models))
+            self._records[item.name] = StoredRecord(item.task, item.prompt, item.models, source)
         order = list(range(len(item.models)))
         self._rng.shuffle(order)
         now, code = self.store.now(), secrets.token_urlsafe(16)
         due = now + self.rules.return_after
         new = Assignment(0, code, person.id, item.name, self.job, kind, tuple(order), OPEN, now, due)
-        [given] = self.store.add_assignments([new])
+        given = self.store.add_assignment(new, self._records[item.name])
         tally = self._tallies[person.id]
         tally.drawn += 1
         tally.note(place, kind)
@@ -414,15 +400,3 @@ class Desk:
         if given.kind == "plain":
             self._pool.voted[place] -= 1
             tally.forget_answer(place)
-
-
-def _lock_file(store: Store) -> int:
-    """Keep other processes from giving out assignments of the same database, as long as this one lives."""
-    path = store.path.with_name(f"{store.path.name}.lock")
-    held = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(held)
-        raise UserError(f"another process uses {store.path}: stop it, or give another file by --votes") from None
-    return held

@@ -1,5 +1,6 @@
 """An annotator's answers as the page sends them: checked, and numbered as in the record instead of as shown."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NoReturn, TypeGuard
 
@@ -14,6 +15,24 @@ VERDICTS = ("left", "same", "right")
 _GOOD, _SAME, _BAD = "good", "same", "bad"
 
 Choice = dict[str, Any]  # one question's answer, as stored: {"question", "best", "worst"}, ... "verdict", ... "marks"
+
+
+@dataclasses.dataclass(frozen=True)
+class Ballot:
+    """What an annotator's page sends; candidates are numbered by the places at which they were shown.
+
+    Attributes:
+      code: of the assignment.
+      key: the page's own name for this vote: sent again, it is not counted again.
+      answers, reason, points, seconds: see the functions below.
+    """
+
+    code: Any
+    key: Any
+    answers: Any
+    reason: Any = None
+    points: Any = None
+    seconds: Any = 0.0
 
 
 class BadBallot(UserError):

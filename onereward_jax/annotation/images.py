@@ -3,7 +3,6 @@
 What a client gets was never a file of the data: whatever hides in one (metadata, a script, a second image) stays there.
 """
 
-import contextlib
 import os
 import struct
 import threading
@@ -17,6 +16,7 @@ import numpy as np
 from onereward_jax.images.decoding import decode
 
 CACHE_BYTES = 2**30
+_SERVED = 8  # images that were served are kept while all take less than one such part of the limit
 _UP = 2  # PNG's filter: the difference from the row above
 
 
@@ -82,8 +82,7 @@ class ImageCache:
         self._idle: set[Hashable] = set()  # of those, which nobody has asked for yet
         self._lock = threading.Lock()
         count = threads or max(2, os.cpu_count() or 1)
-        self._now = ThreadPoolExecutor(count, "images")
-        self._ahead = ThreadPoolExecutor(1, "images-ahead", initializer=_yield_to_others)
+        self._now, self._ahead = (ThreadPoolExecutor(count, name) for name in ("images", "images-ahead"))
 
     def close(self) -> None:
         """Make no more images."""
@@ -99,7 +98,7 @@ class ImageCache:
         with self._lock:
             kept = self._kept.get(key)
             if kept is not None:
-                self._kept.move_to_end(key, last=False)  # browsers keep what they were given: it is the first to go
+                self._served(key)
                 there: Future[bytes] = Future()
                 there.set_result(kept)
                 return there
@@ -128,15 +127,20 @@ class ImageCache:
         finally:
             with self._lock:
                 self._making.pop(key, None)
-                self._idle.discard(key)
                 if content is not None:
                     self._kept[key] = content
                     self._size += len(content)
+                    if key not in self._idle:
+                        self._served(key)
                     while self._size > self._limit:
-                        self._size -= len(self._kept.popitem(last=False)[1])
+                        self._drop(next(iter(self._kept)))
+                self._idle.discard(key)
 
+    def _served(self, key: Hashable) -> None:
+        """Let an image go first: browsers keep what they were given. Few of these are kept."""
+        self._kept.move_to_end(key, last=False)
+        if self._size > self._limit // _SERVED:
+            self._drop(key)
 
-def _yield_to_others() -> None:
-    """Let a thread run when no other wants to, where the system knows threads' priorities."""
-    with contextlib.suppress(AttributeError, OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+    def _drop(self, key: Hashable) -> None:
+        self._size -= len(self._kept.pop(key))

@@ -7,25 +7,18 @@ it while one, `onereward annotate`, writes. Nothing is removed: an answer that w
     for answer in store.answers(): ...
 """
 
-import contextlib
 import json
-import sqlite3
-import threading
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from onereward_jax.annotation.answer import Answer, Kind
 from onereward_jax.annotation.ballot import Choice
-from onereward_jax.errors import UserError
+from onereward_jax.annotation.database import Clock, Database
 
-APPLICATION = 0x4F52564F  # "ORVO", in the file's header: other programs' databases are refused
-VERSION = 1
 FILE = "votes.sqlite"  # in the data's directory, unless another is given
 KINDS: tuple[Kind, ...] = ("plain", "repeat", "gold")
 OPEN, ANSWERED, SKIPPED, PASSED_ON = range(4)  # states of an assignment; the last: it came back and others have it
-_BUSY = 2.0  # seconds to wait for another process's write
 _CHUNK = 1000  # rows
 
 _SCHEMA = """
@@ -41,7 +34,6 @@ CREATE TABLE assignment (
   record INTEGER NOT NULL REFERENCES record, job TEXT NOT NULL, kind INTEGER NOT NULL, shown TEXT NOT NULL,
   state INTEGER NOT NULL, at REAL NOT NULL, due REAL NOT NULL);
 CREATE UNIQUE INDEX assignment_once ON assignment (annotator, record, job, kind);
-CREATE INDEX assignment_checked ON assignment (job, kind) WHERE kind > 0;
 CREATE TABLE vote (
   id INTEGER PRIMARY KEY, assignment INTEGER NOT NULL REFERENCES assignment,
   annotator INTEGER NOT NULL REFERENCES annotator, key TEXT NOT NULL, answers TEXT NOT NULL, reason TEXT NOT NULL,
@@ -57,15 +49,6 @@ FROM vote v JOIN assignment a ON a.id = v.assignment JOIN record r ON r.id = a.r
   JOIN annotator p ON p.id = v.annotator
 WHERE NOT v.undone AND v.id > ? {} ORDER BY v.id LIMIT ?
 """
-# Repeats and gold items, and what the repeats repeat.
-_CHECKED = """
-SELECT b.id FROM assignment b WHERE b.kind > 0 UNION ALL SELECT c.id FROM assignment b JOIN assignment c
-  ON c.annotator = b.annotator AND c.record = b.record AND c.job = b.job AND c.kind = 0 WHERE b.kind = 1
-"""
-
-
-class Unavailable(UserError):
-    """The database can't be written or read now; the message is one sentence, and nothing was half-saved."""
 
 
 class Person(NamedTuple):
@@ -74,6 +57,15 @@ class Person(NamedTuple):
     id: int
     name: str
     organiser: bool
+
+
+class StoredRecord(NamedTuple):
+    """What answers say about a record; see `Answer`."""
+
+    task: str
+    prompt: str
+    models: tuple[str, ...]
+    source: str
 
 
 class Assignment(NamedTuple):
@@ -112,21 +104,11 @@ class Vote(NamedTuple):
     seconds: float = 0.0
 
 
-class Clock:
-    """Seconds since the epoch that never go back, whatever is done to the machine's clock.
+class Store(Database):
+    """A database of votes; calls may come from any thread.
 
-    Differences are those of the monotonic clock; at a start, time is at least the latest that was stored.
+    What can't be stored or read now is `database.Unavailable`, and nothing was half-saved.
     """
-
-    def __init__(self, at_least: float):
-        self._offset = max(time.time(), at_least) - time.monotonic()
-
-    def now(self) -> float:
-        return time.monotonic() + self._offset
-
-
-class Store:
-    """A database of votes; calls may come from any thread."""
 
     def __init__(self, path: Path, create: bool = True):
         """
@@ -137,85 +119,13 @@ class Store:
           UserError: it is no database of votes, or one of a newer release, or not there.
           Unavailable: it can't be opened for writing.
         """
-        self.path = path
-        if path.exists() and not path.is_file():  # a device would take anything
-            raise UserError(f"{path} is no file: give another by --votes")
-        if not create and not path.exists():
-            raise UserError(f"{path} does not exist: annotate first, or give another file by --votes")
-        self._lock, self._reading = threading.RLock(), threading.RLock()
-        with self._told():
-            self._writer = self._connect()
-            self._prepare()
-            self._reader = self._connect()
-            self._reader.execute("PRAGMA query_only=ON")
-            latest = self._reader.execute(
-                "SELECT max(coalesce((SELECT max(at) FROM assignment), 0), coalesce((SELECT max(at) FROM vote), 0))"
-            ).fetchone()[0]
-        self._clock = Clock(latest)
-
-    def close(self) -> None:
-        with self._lock, self._reading:
-            self._reader.close()
-            self._writer.close()
+        super().__init__(path, _SCHEMA, create)
+        latest = "SELECT max(coalesce((SELECT max(at) FROM assignment), 0), coalesce((SELECT max(at) FROM vote), 0))"
+        self._clock = Clock(self._read(latest)[0][0])
 
     def now(self) -> float:
         """The time, in seconds since the epoch; it never goes back."""
         return self._clock.now()
-
-    def _connect(self) -> sqlite3.Connection:
-        if not self.path.parent.is_dir():
-            raise UserError(f"{self.path.parent} is no directory: give the votes a file in one that is there")
-        return sqlite3.connect(self.path, timeout=_BUSY, isolation_level=None, check_same_thread=False)
-
-    def _prepare(self) -> None:
-        """Check whose database it is, and make the tables in an empty one."""
-        self._writer.execute("PRAGMA trusted_schema=OFF")
-        application = self._writer.execute("PRAGMA application_id").fetchone()[0]
-        version = self._writer.execute("PRAGMA user_version").fetchone()[0]
-        empty = self._writer.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0
-        if not empty and application != APPLICATION:
-            raise UserError(f"{self.path} is another program's database: give another file by --votes")
-        if version > VERSION:
-            raise UserError(
-                f"{self.path} was written by a newer release: install that, or give another file by --votes"
-            )
-        if self._writer.execute("PRAGMA journal_mode=WAL").fetchone()[0] != "wal":
-            raise UserError(f"{self.path} is on a file system without shared memory: put the votes on a local disk")
-        self._writer.execute("PRAGMA synchronous=FULL")
-        self._writer.execute("PRAGMA foreign_keys=ON")
-        if empty:
-            with self._writing():
-                for statement in _SCHEMA.split(";"):
-                    self._writer.execute(statement)
-                self._writer.execute(f"PRAGMA application_id={APPLICATION}")
-                self._writer.execute(f"PRAGMA user_version={VERSION}")
-
-    @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """Turn SQLite's errors into one sentence."""
-        try:
-            yield
-        except sqlite3.IntegrityError:
-            raise
-        except sqlite3.DatabaseError as error:
-            raise _sentence(error, self.path) from error
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """A transaction, which is on the disk at its end or, after an error, has changed nothing."""
-        with self._lock, self._told():
-            self._writer.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._writer
-                self._writer.execute("COMMIT")
-            except BaseException:  # whatever ends it, nothing of it may stay
-                if self._writer.in_transaction:  # of a full disk, SQLite may have ended it itself
-                    self._writer.execute("ROLLBACK")
-                raise
-
-    def _read(self, query: str, *values: Any) -> list[tuple]:
-        with self._reading, self._told():
-            return self._reader.execute(query, values).fetchall()
 
     # -------------------------------------------------------------------------------------------------- annotators
 
@@ -273,32 +183,34 @@ class Store:
 
     # -------------------------------------------------------------------------------------------------- assignments
 
-    def add_record(self, name: str, task: str, prompt: str, models: Sequence[str], source: str) -> None:
-        """Keep what answers say about a record; that of an earlier call stays."""
-        with self._writing() as writer:
+    def records(self) -> dict[str, StoredRecord]:
+        """{name: record} of all that were given to somebody."""
+        found = self._read("SELECT name, task, prompt, models, source FROM record")
+        return {
+            name: StoredRecord(task, prompt, tuple(json.loads(models)), source)
+            for name, task, prompt, models, source in found
+        }
+
+    def add_assignment(self, new: Assignment, record: StoredRecord) -> Assignment:
+        """Store what was given to an annotator, and what answers say about its record, if that is not known.
+
+        A power cut, unlike a kill, may take it back: the annotator then gets another.
+
+        Returns:
+          the assignment, with its id.
+        """
+        with self._writing(durable=False) as writer:
             writer.execute(
                 "INSERT OR IGNORE INTO record (name, task, prompt, models, source) VALUES (?, ?, ?, ?, ?)",
-                (name, task, prompt, json.dumps(models), source),
+                (new.record, record.task, record.prompt, json.dumps(record.models), record.source),
             )
-
-    def records(self) -> dict[str, tuple[str, str, int]]:
-        """{name: (task, prompt, number of candidates)} of all records that were given to somebody."""
-        found = self._read("SELECT name, task, prompt, models FROM record")
-        return {name: (task, prompt, len(json.loads(models))) for name, task, prompt, models in found}
-
-    def add_assignments(self, assignments: Iterable[Assignment]) -> list[Assignment]:
-        """Store what was given to annotators; their records are known. Return them with their ids."""
-        stored = []
-        with self._writing() as writer:
-            for one in assignments:
-                cursor = writer.execute(
-                    "INSERT INTO assignment (code, annotator, record, job, kind, shown, state, at, due)"
-                    " SELECT ?, ?, id, ?, ?, ?, ?, ?, ? FROM record WHERE name = ?",
-                    (one.code, one.annotator, one.job, KINDS.index(one.kind), json.dumps(one.shown), one.state, one.at)
-                    + (one.due, one.record),
-                )
-                stored.append(one._replace(id=int(cursor.lastrowid or 0)))
-        return stored
+            cursor = writer.execute(
+                "INSERT INTO assignment (code, annotator, record, job, kind, shown, state, at, due)"
+                " SELECT ?, ?, id, ?, ?, ?, ?, ?, ? FROM record WHERE name = ?",
+                (new.code, new.annotator, new.job, KINDS.index(new.kind), json.dumps(new.shown), new.state, new.at)
+                + (new.due, new.record),
+            )
+        return new._replace(id=int(cursor.lastrowid or 0))
 
     def change_assignment(self, assignment: int, state: int, due: float) -> None:
         with self._writing() as writer:
@@ -383,18 +295,16 @@ class Store:
         """Return all answers in the order of time; those that were taken back are left out."""
         return list(self.iter_answers(job))
 
-    def iter_answers(self, job: str | None = None, checked: bool = False) -> Iterator[Answer]:
+    def iter_answers(self, job: str | None = None, latest: int | None = None) -> Iterator[Answer]:
         """Yield all answers in the order of time, without keeping them in memory.
 
         Args:
           job: only those of a job.
-          checked: only those to repeats, to what was repeated, and to gold items.
+          latest: only those of so many votes, the latest ones.
         """
-        where, values = "", []
-        if job is not None:
-            where, values = " AND a.job = ?", [job]
-        where += f" AND a.id IN ({_CHECKED})" if checked else ""
-        query, last = _VOTES.format(where), 0
+        last = 0 if latest is None else (self._read("SELECT max(id) FROM vote")[0][0] or 0) - latest
+        where, values = ("", ()) if job is None else (" AND a.job = ?", (job,))
+        query = _VOTES.format(where)
         while rows := self._read(query, last, *values, _CHUNK):
             for row in rows:
                 yield from _answers(row)
@@ -417,7 +327,16 @@ def _answers(row: tuple) -> Iterator[Answer]:
     common: dict[str, Any] = {"record": record, "task": task, "prompt": prompt, "job": job, "annotator": annotator}
     common |= {"kind": KINDS[kind], "seconds": seconds, "at": at, "reason": reason, "source": source}
     common |= {"models": tuple(json.loads(models)), "points": tuple(map(tuple, json.loads(points)))}
-    for choice in json.loads(choices):
+    return answers_of(json.loads(choices), **common)
+
+
+def answers_of(choices: Iterable[Choice], **common: Any) -> Iterator[Answer]:
+    """Yield the answers that an item's choices are.
+
+    Args:
+      common: the fields of `Answer` that don't depend on the question.
+    """
+    for choice in choices:
         if "marks" in choice:
             for candidate, mark in enumerate(choice["marks"]):
                 yield Answer(**common, question=choice["question"], candidate=candidate, mark=mark)
@@ -427,19 +346,3 @@ def _answers(row: tuple) -> Iterator[Answer]:
 
 def _json(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"))
-
-
-def _sentence(error: sqlite3.DatabaseError, path: Path) -> UserError | Unavailable:
-    """Say what is wrong with a database, and what to do."""
-    name = getattr(error, "sqlite_errorname", "") or ""
-    if name.startswith("SQLITE_FULL"):
-        return Unavailable(f"the disk is full at {path}: make room, then try again")
-    if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return Unavailable(f"{path} is in use by another program: close it, then try again")
-    if name.startswith(("SQLITE_READONLY", "SQLITE_PERM", "SQLITE_CANTOPEN", "SQLITE_AUTH")):
-        return Unavailable(f"{path} can't be written: check its permissions and its disk, then try again")
-    if name.startswith("SQLITE_IOERR"):
-        return Unavailable(f"{path} can't be read or written ({name}): check its disk, then try again")
-    if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT")):
-        return UserError(f"{path} is no database, or is damaged: give another file by --votes")
-    return Unavailable(f"{path} can't be used ({error}): try again")

@@ -12,8 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from onereward_jax.annotation.assign import Conflict, Rules, Unknown
 from onereward_jax.annotation.ballot import as_shown, choices_of
+from onereward_jax.annotation.database import Clock
 from onereward_jax.annotation.questions import JOBS, questions_of
-from onereward_jax.annotation.store import Clock
 from tests.support.annotating import PLAIN, answer, answers_to, close, items_of, open_desk, record
 
 RULES = Rules(overlap=0.5, overlap_votes=2, repeats=0.2, gold=0.2, repeat_gap=2, return_after=100.0)

@@ -7,11 +7,12 @@ import time
 
 import pytest
 
-from onereward_jax.annotation import store as store_module
+from onereward_jax.annotation import database
 from onereward_jax.annotation.assign import Ballot
 from onereward_jax.annotation.ballot import BadBallot
+from onereward_jax.annotation.database import Unavailable
 from onereward_jax.annotation.questions import JOBS
-from onereward_jax.annotation.store import Store, Unavailable
+from onereward_jax.annotation.store import Store
 from onereward_jax.errors import UserError
 from tests.support.annotating import PLAIN, answer, answers_to, close, open_desk, record
 
@@ -66,8 +67,8 @@ def test_databases_that_are_not_ours(tmp_path, content):
         with contextlib.closing(sqlite3.connect(path)) as other:
             other.execute("CREATE TABLE t (x)")
             if content == "newer":
-                other.execute(f"PRAGMA application_id={store_module.APPLICATION}")
-                other.execute(f"PRAGMA user_version={store_module.VERSION + 1}")
+                other.execute(f"PRAGMA application_id={database.APPLICATION}")
+                other.execute(f"PRAGMA user_version={database.VERSION + 1}")
     else:
         path.write_text(content)
     before = path.read_bytes()
@@ -114,7 +115,7 @@ def test_a_full_disk(tmp_path):
 
 
 def test_a_database_that_another_program_holds(tmp_path, monkeypatch):
-    monkeypatch.setattr(store_module, "_BUSY", 0.05)
+    monkeypatch.setattr(database, "BUSY", 0.05)
     desk = open_desk(tmp_path / "votes.sqlite")
     ann = desk.store.add_person("ann")
     [given], _ = desk.draw(ann)

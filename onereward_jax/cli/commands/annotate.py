@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--overlap", type=number(float, at_least=0, at_most=1), default=0.15, help="default 0.15")
     parser.add_argument(
         "--overlap_votes",
-        type=number(int, at_least=1, at_most=100),
+        type=number(int, at_least=1, at_most=1000),
         default=3,
         help="annotators who judge each of that share of the records, default 3",
     )
