@@ -11,7 +11,6 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt
-from skimage.draw import polygon
 
 from onereward_jax.data.bad_records import Skipped
 from onereward_jax.data.buckets import Size
@@ -24,6 +23,7 @@ from onereward_jax.images.decoding import decode
 
 _MAX_BYTES = 2**31  # of an annotation file; COCO's own of 118,000 images has 450 MB
 _FARTHEST = 1e6  # pixels from the origin that a corner may be
+_EDGES = 256  # of a polygon that are looked at together
 _MOST_COLOURS = 1024  # of a label image; a photograph has more
 _VOC_BORDER = 0xE0E0C0  # the colour of PASCAL VOC's index 255, a frame around objects that is none itself
 
@@ -226,9 +226,23 @@ def _filled(polygons: Any, size: Size) -> np.ndarray:
     for corners in polygons:
         if not isinstance(corners, list) or len(corners) < 6 or len(corners) % 2 or not all(map(_is_place, corners)):
             raise UserError(f"segmentation holds {shown(corners)}: give x and y of at least three corners")
-        x, y = (np.array(corners[first::2], np.float64) - 0.5 for first in (0, 1))  # pixel 0 reaches from 0 to 1
-        mask[polygon(y, x, size)] = 1
+        mask |= _inside(np.array(corners[0::2], np.float64), np.array(corners[1::2], np.float64), size)
     return mask
+
+
+def _inside(x: np.ndarray, y: np.ndarray, size: Size) -> np.ndarray:
+    """Mark the pixels whose centre is inside a polygon, by the parity of its crossings to their left."""
+    height, width = size
+    centres = np.arange(height)[:, None] + 0.5  # pixel 0 reaches from 0 to 1
+    crossings = np.zeros((height, width + 1), np.int32)
+    for first in range(0, len(x), _EDGES):
+        ends = np.arange(first, min(first + _EDGES, len(x)))
+        x0, y0, x1, y1 = x[ends - 1], y[ends - 1], x[ends], y[ends]
+        rows, edges = np.nonzero((y0 <= centres) != (y1 <= centres))
+        slope = (x1 - x0)[edges] / (y1 - y0)[edges]
+        at = x0[edges] + slope * (rows + 0.5 - y0[edges])
+        np.add.at(crossings, (rows, np.clip(np.ceil(at - 0.5), 0, width).astype(np.int32)), 1)
+    return (np.cumsum(crossings[:, :width], axis=1) % 2).astype(np.uint8)
 
 
 def _is_place(value: Any) -> bool:

@@ -123,17 +123,31 @@ def test_without_shares_a_request_keeps_its_tasks_and_its_mask(folder, tmp_path)
     assert all(found[f"{n}.png"].tasks == ("image_extend",) for n in range(2, 8))
 
 
+def test_ids_that_are_there_twice(tmp_path, capsys):
+    Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "x.png")
+    Image.new("L", (WIDTH, HEIGHT), 255).save(tmp_path / "y.png")
+    lines = [{"id": "a", "image": "x.png"}, {"id": "a", "image": "x.png"}]
+    lines += [{"id": "a/mask-1", "image": "x.png", "mask": "y.png", "task": "object_removal"}]
+    (tmp_path / "requests.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert run(tmp_path, tmp_path / "out", "--per_image", 2) == 2
+    assert run(tmp_path / "requests.jsonl", tmp_path / "out", "--per_image", 2, "--bad_share", 0.5) == 0
+    error = capsys.readouterr().err
+    assert "line 2" in error
+    assert "line 3" in error
+    assert [request.id for request in read_requests(tmp_path / "out")] == ["a/mask-1", "a/mask-2"]
+
+
 def test_what_select_wrote_is_known_by_the_names_in_its_source(folder, tmp_path):
     Image.new("RGB", (WIDTH, HEIGHT)).save(tmp_path / "x.png")
     fields = {"id": "a", "image": "x.png", "task": "image_extend", "notes": {"file": "deep/3.png", "cluster": 1}}
     (tmp_path / "requests.jsonl").write_text(json.dumps(fields))
     shares = ("--tasks", "object_removal=1", "--coco", coco(tmp_path), "--categories", "box")
-    assert run(tmp_path, tmp_path / "out", *shares) == 0
+    assert run(tmp_path / "requests.jsonl", tmp_path / "out", *shares) == 0
     (request,) = read_requests(tmp_path / "out")
     expected = np.zeros((HEIGHT, WIDTH))
     expected[10:20, 5:15] = 1  # pixels whose centre the polygon holds
     np.testing.assert_array_equal(read_mask(request.mask), expected)
-    assert run(tmp_path, tmp_path / "out", *shares, "--dilate", 3) == 0
+    assert run(tmp_path / "requests.jsonl", tmp_path / "out", *shares, "--dilate", 3) == 0
     (request,) = read_requests(tmp_path / "out")
     grown = read_mask(request.mask)
     assert grown[10:20, 2:18].all()
@@ -293,12 +307,13 @@ def test_what_is_malformed_is_left_out_up_to_a_share(folder, tmp_path, capsys):
         (("--prompts", "BAD"), "line 1"),
         (("--tasks", "image_fill=1"), "image_fill"),  # nothing has a prompt
         (("--source", "EMPTY"), "no requests"),
+        (("--out", "INSIDE"), "inside"),
     ],
 )
 def test_what_can_not_be_is_one_sentence(more, word, folder, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "bad.jsonl").write_text('{"id": "0.png", "image": "0.png", "prompt": "x"}\n')
-    places = {"EMPTY": tmp_path / "empty", "BAD": tmp_path / "bad.jsonl"}
+    places = {"EMPTY": tmp_path / "empty", "INSIDE": folder / "out", "BAD": tmp_path / "bad.jsonl"}
     assert run(folder, tmp_path / "out", *(places.get(value, value) for value in more)) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("onereward: ")]
     assert len(said) == 1

@@ -136,9 +136,14 @@ def test_vectors_are_those_of_the_model(clip, folder):
     np.testing.assert_allclose(encoder.texts(["red"])[0], texts[2], atol=1e-6)
 
 
-@pytest.mark.parametrize("case", ["empty", "nothing", "no model", "all bad", "other model", "foreign", "output"])
-def test_what_can_not_be_is_one_sentence(case, folder, clip, tmp_path, capsys):
-    out, keep = tmp_path / "out", tmp_path / "out.embeddings"
+CASES = ["empty", "nothing", "no model", "all bad", "other model", "foreign", "output", "inside", "NaN"]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_can_not_be_is_one_sentence(case, folder, clip, tmp_path, capsys, monkeypatch):
+    out, keep = folder / "out" if case == "inside" else tmp_path / "out", tmp_path / "out.embeddings"
+    if case == "NaN":
+        monkeypatch.setattr(ClipEncoder, "prepared", lambda self, pixels: np.full((len(pixels), 12), np.nan))
     if case in ("empty", "all bad"):
         shutil.rmtree(folder)
         folder.mkdir()

@@ -12,11 +12,12 @@ pytest.importorskip("diffusers")
 import safetensors.numpy  # noqa: E402
 
 from onereward_jax.models.clip import CLIP  # noqa: E402
+from onereward_jax.weights.clip_encoder import ClipEncoder  # noqa: E402
 from onereward_jax.weights.load import load_component  # noqa: E402
 from onereward_jax.weights.names import clip as weights  # noqa: E402
 from onereward_jax.weights.names import clip_with_images  # noqa: E402
 from onereward_jax.weights.names.name_rules import to_official  # noqa: E402
-from tests.support import parity  # noqa: E402
+from tests.support import parity, tiny_clip  # noqa: E402
 
 LENGTH = 11
 CONFIG = {
@@ -140,3 +141,18 @@ def test_clip_with_images(tmp_path):
     opened, info = transformers.CLIPModel.from_pretrained(tmp_path, output_loading_info=True)
     assert not any(info.values()), info
     assert all(torch.equal(tensor, theirs.state_dict()[name]) for name, tensor in opened.state_dict().items())
+
+
+def test_clip_encoder(tmp_path):
+    """Vectors of images of any size, as transformers prepares and encodes them."""
+    directory = tiny_clip.write(tmp_path / "clip")
+    encoder = ClipEncoder(str(directory), batch_size=2)
+    theirs = transformers.CLIPModel.from_pretrained(directory).eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(directory, backend="pil")
+    draw = np.random.default_rng(0)
+    images = [draw.integers(0, 256, (*size, 3), np.uint8) for size in ((20, 30), (16, 16), (70, 33))]
+    with torch.no_grad(), parity.one_thread():
+        pixels = processor(images=images, return_tensors="pt")["pixel_values"]
+        expected = theirs.get_image_features(pixels).pooler_output
+    expected = expected / expected.norm(dim=-1, keepdim=True)
+    assert parity.relative_error(encoder.images(images), expected) < parity.TOLERANCE

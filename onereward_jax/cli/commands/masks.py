@@ -65,6 +65,7 @@ def run(args: argparse.Namespace) -> None:
     from onereward_jax.data.bad_records import Skipped
     from onereward_jax.data.requests.layouts import Defaults
     from onereward_jax.data.requests.read import read_requests
+    from onereward_jax.data.requests.write import check_apart
     from onereward_jax.tasks import TASKS
 
     drawing = draw_masks.Drawing(
@@ -83,6 +84,7 @@ def run(args: argparse.Namespace) -> None:
     out = buckets.local(args.out, "output")
     buckets.pull(out)  # what is there is replaced, or refused
     check_output(out)
+    check_apart(source, out)
     categories = [word.strip() for word in args.categories.split(",") if word.strip()]
     opened = open_segmentations(coco, segments, categories, args.bad_share)
     drawer = draw_masks.Drawer(drawing, Prompts(prompts, args.bad_share), opened)

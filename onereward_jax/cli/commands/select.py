@@ -51,14 +51,18 @@ def run(args: argparse.Namespace) -> None:
     from pathlib import Path
 
     from onereward_jax import buckets
-    from onereward_jax.atomic_files import check_output
+    from onereward_jax.atomic_files import check_output, check_writable
     from onereward_jax.candidates.select import Selection, select
+    from onereward_jax.data.requests.write import check_apart
 
     source = buckets.reading(args.source)
     out = buckets.local(args.out, "output")
     buckets.pull(out)  # what is there is replaced, or refused
     check_output(out)
-    keep = Path(args.keep) if args.keep else out.with_name(f"{out.name}.embeddings")
+    check_apart(source, out)
+    keep = Path(args.keep) if args.keep else out.absolute().with_name(f"{out.absolute().name}.embeddings")
+    for directory in (keep, *([Path(args.sheet).parent] if args.sheet else [])):  # now, and not after hours
+        check_writable(directory)
     selection = Selection(args.count, args.clusters, args.duplicates, args.seed, args.bad_share, args.inside_only)
     sheet = Path(args.sheet) if args.sheet else None
     print(f"{args.out}: {select(source, args.clip, keep, out, selection, sheet)}")

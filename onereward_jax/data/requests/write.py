@@ -15,12 +15,23 @@ from onereward_jax.data.requests.layouts import REQUESTS
 from onereward_jax.data.requests.record import Picture, Request
 from onereward_jax.data.requests.run_lengths import RunLengths
 from onereward_jax.data.requests.tfds import write_tfds
+from onereward_jax.errors import UserError
 from onereward_jax.given_files import read_bytes
 from onereward_jax.images.decoding import suffix_of
 from onereward_jax.tasks import NEGATIVE_PROMPT
 
 FORMS = ("folder", "tfds")
 _PICTURES = ("image", "mask", "target")
+
+
+def check_apart(source: Path, out: Path) -> None:
+    """Check that an output is not written among the images of its source, which would have them, too, the next time.
+
+    Raises:
+      UserError: it is inside.
+    """
+    if source.is_dir() and out.resolve().is_relative_to(inside := source.resolve()) and out.resolve() != inside:
+        raise UserError(f"{out} is inside the source {source}: choose a directory outside")
 
 
 def write_requests(directory: Path, requests: Iterable[Request], form: str) -> None:
