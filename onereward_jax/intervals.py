@@ -64,10 +64,17 @@ def paired_difference_interval(
     Raises:
       UserError: a difference is not in [−1, 1], or there are not as many groups as differences.
     """
+    groups = range(len(differences)) if groups is None else groups
+    mean, error = _mean_of_clusters(differences, groups)
+    half_width = _normal_quantile(confidence) * error
+    return max(-1.0, mean - half_width), min(1.0, mean + half_width)
+
+
+def _mean_of_clusters(differences: Sequence[float] | np.ndarray, groups: Sequence[Hashable]) -> tuple[float, float]:
+    """Return mean and standard error of differences in [−1, 1], to which one of 1 and one of −1 are added."""
     values = np.asarray(differences, np.float64)
     if not np.all(np.abs(values) <= 1):
         raise UserError("a difference of shares is not in [-1, 1]")
-    groups = range(len(values)) if groups is None else groups
     if len(groups) != len(values):
         raise UserError(f"{len(values)} differences, but {len(groups)} groups: give each difference its group")
     numbers: dict[Hashable, int] = {}
@@ -75,9 +82,7 @@ def paired_difference_interval(
     n = len(values) + 2
     mean = float(values.sum()) / n
     sums = np.bincount(np.asarray(index, np.int64), values - mean)
-    variance = (float((sums**2).sum()) + (1 - mean) ** 2 + (1 + mean) ** 2) / n**2
-    half_width = _normal_quantile(confidence) * math.sqrt(variance)
-    return max(-1.0, mean - half_width), min(1.0, mean + half_width)
+    return mean, math.sqrt(float((sums**2).sum()) + (1 - mean) ** 2 + (1 + mean) ** 2) / n
 
 
 def mean_interval(
@@ -108,13 +113,19 @@ def share_interval(
 ) -> tuple[float, float]:
     """Return the interval of the mean of values in [0, 1] that are correlated within a group.
 
-    As `paired_difference_interval` of 2·value − 1: it has a width even when all values agree.
+    As `paired_difference_interval`, but with Student's quantile for the number of groups: of few groups nobody knows
+    how they vary, and of a single one, nothing is known.
 
     Raises:
       UserError: a value is not in [0, 1], or there are not as many groups as values.
     """
-    low, high = paired_difference_interval(2 * np.asarray(values, np.float64) - 1, groups, confidence)
-    return (low + 1) / 2, (high + 1) / 2
+    values = np.asarray(values, np.float64)
+    mean, error = ((x + shift) / 2 for x, shift in zip(_mean_of_clusters(2 * values - 1, groups), (1, 0), strict=True))
+    count = len(set(groups))
+    if count < 2:
+        return 0.0, 1.0
+    half_width, share = float(special.stdtrit(count - 1, (1 + confidence) / 2)) * error, float(values.mean())
+    return max(0.0, min(mean - half_width, share)), min(1.0, max(mean + half_width, share))
 
 
 def bootstrap_sums(values: np.ndarray, draws: int, seed: int = 0) -> np.ndarray:

@@ -110,3 +110,8 @@ def test_a_share_of_correlated_values_is_wider_and_never_leaves_its_range():
     grouped = share_interval([1.0] * 60 + [0.0] * 20, [n // 8 for n in range(80)])
     assert grouped[1] - grouped[0] > together[1] - together[0]
     assert share_interval([1.0] * 4, range(4))[1] == 1.0
+    assert share_interval([1.0, 0.0, 1.0], "aaa") == (0.0, 1.0)
+    low, high = share_interval([1.0] * 8 + [0.0] * 8, "a" * 8 + "b" * 8)
+    assert high - low > 0.95
+    with pytest.raises(UserError):
+        share_interval([1.5], "a")

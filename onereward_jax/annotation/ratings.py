@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from onereward_jax.annotation.answer import Answer
-from onereward_jax.annotation.questions import GOOD_SAME_BAD, RATING, YES_NO, questions_of
+from onereward_jax.annotation.questions import BEST_WORST, GOOD_SAME_BAD, RATING, YES_NO, questions_of
 from onereward_jax.atomic_files import write_text
 from onereward_jax.data.bad_records import Skipped
 from onereward_jax.data.preferences.dataset import BAD_SHARE
@@ -64,6 +64,26 @@ def comparisons_of(answers: Iterable[Answer]) -> list[Comparison]:
         winner = _WINNER_OF[str(answer.verdict)]
         found.append(Comparison(*answer.models, winner, answer.task, source, answer.record, answer.annotator))
     return found
+
+
+def comparisons_of_choices(answers: Iterable[Answer]) -> dict[str, list[Comparison]]:
+    """Return the comparisons in votes for the best and the worst, by dimension: the best's model won over the worst's.
+
+    Two candidates of one model, or of one that the record doesn't name, compare nothing; "no difference" is a tie of
+    two candidates, and of more says nothing of two models.
+    """
+    found: dict[str, list[Comparison]] = defaultdict(list)
+    for answer in answers:
+        if answer.job != BEST_WORST or answer.kind != "plain":
+            continue
+        ends = [end for end in (answer.best, answer.worst) if end is not None and end < len(answer.models)]
+        models = [answer.models[end] for end in ends] if ends else list(answer.models)
+        if len(models) == 2 and all(models) and models[0] != models[1]:
+            first, second = models
+            winner, source = "model_a" if ends else "tie", answer.source or f"record {answer.record}"
+            one = Comparison(first, second, winner, answer.task, source, answer.record, answer.annotator)
+            found[answer.question].append(one)
+    return dict(found)
 
 
 # ------------------------------------------------------------------------------------------------ tables of comparisons

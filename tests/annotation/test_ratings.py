@@ -10,6 +10,7 @@ from onereward_jax.annotation.ratings import (
     Comparison,
     bradley_terry,
     comparisons_of,
+    comparisons_of_choices,
     good_same_bad,
     marks,
     read_table,
@@ -114,6 +115,25 @@ def test_verdicts_become_comparisons():
     assert found[0].source != found[1].source
     with pytest.raises(UserError, match=r"sampling\.model"):
         comparisons_of([verdict("r", "good", models=("x", ""))])
+
+
+def test_the_best_candidates_model_won_over_the_worsts():
+    def choice(best, worst, models, question="structure"):
+        return Answer(
+            "r", "image_fill", "p", "best_worst", question, "ann", best=best, worst=worst, models=models, source="s"
+        )
+
+    answers = [
+        choice(2, 0, ("x", "x", "y", "")),
+        choice(2, 0, ("x", "x", "x")),
+        choice(1, 0, ("", "y")),
+        choice(None, None, ("x", "y")),
+        choice(None, None, ("x", "y", "y")),
+        choice(0, 1, ("x", "y"), "aesthetics"),
+    ]
+    found = comparisons_of_choices(answers)
+    assert [one[:3] for one in found["structure"]] == [("y", "x", "model_a"), ("x", "y", "tie")]
+    assert [one[:3] for one in found["aesthetics"]] == [("x", "y", "model_a")]
 
 
 def test_marks_are_averaged_by_task_model_and_criterion():

@@ -23,7 +23,7 @@ def test_the_command_prints_and_reports(tmp_path, capsys):
             worst=worst,
         )
         for n in range(12)
-        for name in ("ann", "<b>$o$b")
+        for name in ("ann", "<b>$o$b", "李\x1b[31m")
         for question in ("structure", "aesthetics")
         for best, worst in [tuple(int(x) for x in generator.permutation(3)[:2])]
     ]
@@ -34,6 +34,7 @@ def test_the_command_prints_and_reports(tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "structure" in shown
     assert "ann" in shown
+    assert "\x1b" not in shown
     page = (out / "report" / "report.html").read_text()
     assert "aesthetics" in page
     assert "&lt;b&gt;$o$b" in page

@@ -1,11 +1,14 @@
 """Rates models by people's verdicts: Bradley–Terry ratings, Good–Same–Bad counts, and marks as in the paper's Table 2.
 
 Reads a table of model_a, model_b and winner (CSV or JSON lines; winner is model_a, model_b, tie or both_bad), or votes.
-Intervals are of 95 %; verdicts on one source image count as one draw.
+Votes for the best and the worst rate models in each dimension. Intervals are of 95 %; verdicts on one source image
+count as one draw.
 """
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from onereward_jax.cli.arguments import local_path, path
 
@@ -23,7 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    from onereward_jax.annotation.ratings import bradley_terry, comparisons_of, good_same_bad, marks, read_table
+    from onereward_jax.annotation.ratings import (
+        bradley_terry,
+        comparisons_of,
+        comparisons_of_choices,
+        good_same_bad,
+        marks,
+        read_table,
+    )
     from onereward_jax.annotation.votes import read_answers
     from onereward_jax.atomic_files import check_writable, write_json
     from onereward_jax.errors import UserError
@@ -34,15 +44,27 @@ def run(args: argparse.Namespace) -> None:
     comparisons = read_table(Path(args.table)) if args.table else comparisons_of(answers)
     found = {
         "ratings": bradley_terry(comparisons) if comparisons else [],
+        "ratings_by_dimension": {
+            dimension: bradley_terry(chosen) for dimension, chosen in comparisons_of_choices(answers).items()
+        },
         "good_same_bad": good_same_bad(comparisons),
         "marks": marks(answers),
     }
     if not any(found.values()):
-        raise UserError(f"{args.votes} holds neither Good-Same-Bad verdicts nor marks: have people give some")
+        raise UserError(
+            f"{args.votes} holds no Good-Same-Bad verdicts, no marks, and no choices between models: have people"
+            " give some"
+        )
     print("\n\n".join(show(found[name]) for name, show in _TABLES.items() if found[name]))
     if args.json:
         Path(args.json).parent.mkdir(parents=True, exist_ok=True)
         write_json(Path(args.json), found)
+
+
+def _name(model: str) -> str:
+    from onereward_jax.errors import printable
+
+    return printable(model, 60)
 
 
 def _ratings(rows: list) -> str:
@@ -50,15 +72,19 @@ def _ratings(rows: list) -> str:
     for row in rows:
         low, high = row["ci95"]
         interval = f"{low:.0f} to {high:.0f}"
-        lines.append(f"{row['model']:<28}{row['rating']:<8.0f}{interval:<16}{row['wins']:<7.2f}{row['n']}")
+        lines.append(f"{_name(row['model']):<28}{row['rating']:<8.0f}{interval:<16}{row['wins']:<7.2f}{row['n']}")
     return "\n".join(lines)
+
+
+def _by_dimension(found: dict) -> str:
+    return "\n\n".join(f"{dimension}, best over worst\n{_ratings(rows)}" for dimension, rows in found.items())
 
 
 def _good_same_bad(rows: list) -> str:
     lines = [f"{'models':<40}{'task':<16}good   same   bad    good - bad  95 %"]
     for row in rows:
         low, high = row["ci95"]
-        models = f"{row['model_a']} vs {row['model_b']}"
+        models = f"{_name(row['model_a'])} vs {_name(row['model_b'])}"
         lines.append(
             f"{models:<40}{row['task']:<16}{row['good']:<7}{row['same']:<7}{row['bad']:<7}{row['difference']:+.3f}"
             f"      {low:+.2f} to {high:+.2f}"
@@ -72,8 +98,15 @@ def _marks(rows: list) -> str:
         share = row["scale"] == [0, 1]
         mean, low, high = (f"{100 * x:.1f} %" if share else f"{x:.2f}" for x in (row["mean"], *row["ci95"]))
         interval = f"{low} to {high}"
-        lines.append(f"{row['task']:<16}{row['model']:<28}{row['criterion']:<22}{mean:<8}{interval:<18}{row['n']}")
+        lines.append(
+            f"{row['task']:<16}{_name(row['model']):<28}{row['criterion']:<22}{mean:<8}{interval:<18}{row['n']}"
+        )
     return "\n".join(lines)
 
 
-_TABLES = {"ratings": _ratings, "good_same_bad": _good_same_bad, "marks": _marks}
+_TABLES: dict[str, Callable[[Any], str]] = {
+    "ratings": _ratings,
+    "ratings_by_dimension": _by_dimension,
+    "good_same_bad": _good_same_bad,
+    "marks": _marks,
+}

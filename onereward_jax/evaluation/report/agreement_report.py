@@ -1,5 +1,6 @@
 """Report of `onereward agreement`: how far annotators agree on every question, and each of them with the rest."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -7,11 +8,13 @@ from typing import Any
 
 from matplotlib.axes import Axes
 
+from onereward_jax.errors import printable
 from onereward_jax.evaluation.report import plots
 from onereward_jax.evaluation.report.plots import label
 from onereward_jax.evaluation.report.run_report import SPACE, svg, write_page
 
 _NOTHING = "–"
+_MAX_SHOWN = 40  # annotators in the figure, those with the most items; the tables have all
 
 
 def table(found: Mapping[str, Any]) -> str:
@@ -23,11 +26,11 @@ def table(found: Mapping[str, Any]) -> str:
             f"{_name(row, found):<{width}}{_number(row['alpha']):<7}{_interval(row['alpha_ci95']):<16}"
             f"{_number(row['agreement']):<11}{_interval(row['agreement_ci95']):<16}{row['units']:<7}{row['annotators']}"
         )
-    width = max([len(name) for name in found["annotators"]] + [9]) + 2
+    width = max([len(printable(name)) for name in found["annotators"]] + [9]) + 2
     lines += ["", f"{'annotator':<{width}}items  with the rest  with themselves  gold  seconds, quartiles  defects"]
     for name, person in found["annotators"].items():
         lines.append(
-            f"{name:<{width}}{person['items']:<7}{_number(person['with_rest']):<15}"
+            f"{printable(name):<{width}}{person['items']:<7}{_number(person['with_rest']):<15}"
             f"{_number(person['self_agreement']):<17}{_number(person['gold_right']):<6}{_seconds(person):<20}"
             f"{person['points']}"
         )
@@ -41,14 +44,20 @@ def write_agreement_report(directory: Path, found: Mapping[str, Any], facts: Seq
       found: result of `agreement.measure` with intervals.
       facts: further rows of the table of settings, name and value.
     """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph")  # of a name, that the font doesn't have
+        _write(directory, found, facts)
+
+
+def _write(directory: Path, found: Mapping[str, Any], facts: Sequence[tuple[str, str]]) -> None:
     panels = [("alpha", partial(draw_questions, found=found, key="alpha"))]
     panels.append(("two annotators", partial(draw_questions, found=found, key="agreement")))
     panels.append(("each with the rest", partial(draw_annotators, found=found)))
-    rows = max(len(found["questions"]), len(found["annotators"]), 3)
+    size = (4.6, 1.3 + 0.3 * max(len(found["questions"]), min(len(found["annotators"]), _MAX_SHOWN), 3))
     context = {
         "title": "Agreement of annotators",
         "result": _sentence(found),
-        "panels": [(title, svg(draw, title, (4.6, 1.2 + 0.32 * rows))) for title, draw in panels],
+        "panels": [(title, svg(draw, title, size)) for title, draw in panels],
         "questions": [
             (
                 _name(row, found),
@@ -76,7 +85,7 @@ def write_agreement_report(directory: Path, found: Mapping[str, Any], facts: Seq
     write_page(directory / "report.html", "agreement_report.html.jinja", context)
     (directory / "figures").mkdir(parents=True, exist_ok=True)
     themed = [(title, partial(draw, theme=plots.PRINT)) for title, draw in panels]
-    plots.save_png(directory / "figures" / "agreement.png", themed, plots.PRINT, columns=3)
+    plots.save_png(directory / "figures" / "agreement.png", themed, plots.PRINT, columns=3, size=size)
 
 
 def draw_questions(axes: Axes, found: Mapping[str, Any], key: str, theme: Mapping[str, str]) -> None:
@@ -99,7 +108,8 @@ def draw_questions(axes: Axes, found: Mapping[str, Any], key: str, theme: Mappin
 
 def draw_annotators(axes: Axes, found: Mapping[str, Any], theme: Mapping[str, str]) -> None:
     """Draw each annotator's agreement with the rest, and with themselves."""
-    people = found["annotators"]
+    most = sorted(found["annotators"].items(), key=lambda item: -item[1]["items"])[:_MAX_SHOWN]
+    people = {name: person for name, person in found["annotators"].items() if name in dict(most)}
     marks = (("with_rest", "o", "judge", "with the rest"), ("self_agreement", "s", "good", "with themselves"))
     for key, mark, colour, text in (*marks, ("gold_right", "^", "bad", "gold items right")):
         known = [(person[key], place) for place, person in enumerate(people.values()) if person[key] is not None]
@@ -114,7 +124,7 @@ def draw_annotators(axes: Axes, found: Mapping[str, Any], theme: Mapping[str, st
 
 
 def _rows(axes: Axes, names: Sequence[str]) -> None:
-    cut = [name if len(name) <= 24 else f"{name[:23]}…" for name in names]
+    cut = [name if len(name) <= 24 else f"{name[:23]}…" for name in map(printable, names)]
     axes.set_yticks(range(len(cut)), [name.replace("$", r"\$") for name in cut])
     axes.set_ylim(max(len(cut), 1) - 0.4, -0.6)
     axes.grid(visible=False, axis="y")
@@ -123,7 +133,7 @@ def _rows(axes: Axes, names: Sequence[str]) -> None:
 def _name(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """Call a question by its name, and by its job where several jobs ask it."""
     jobs = {other["job"] for other in found["questions"]}
-    return label(row["question"]) + (f" ({label(row['job'])})" if len(jobs) > 1 else "")
+    return printable(label(row["question"])) + (f" ({label(row['job'])})" if len(jobs) > 1 else "")
 
 
 def _number(value: float | None) -> str:

@@ -320,9 +320,8 @@ def draw_judges(
     text = "one annotator"
     for row, (task, dimension) in enumerate(cells):
         if human := (humans or {"cells": {}})["cells"].get(task, {}).get(dimension):
-            axes.plot(
-                [100 * human["accuracy"]] * 2, [row - 0.4, row + 0.4], color=theme["ink"], linewidth=1, label=text
-            )
+            at = [100 * human["accuracy"]] * 2
+            axes.plot(at, [row - 0.4, row + 0.4], color=theme["ink"], linewidth=1, label=text, clip_on=False)
             least, text = min(least, 100 * human["accuracy"] - 2), ""
     _cell_rows(axes, cells)
     axes.set_xlim(least, 100)
@@ -455,12 +454,20 @@ PANEL_SIZES = {
 
 
 def save_png(
-    path: Path, panels: Sequence[tuple[str, Callable[[Axes], None]]], theme: Mapping[str, str], columns: int
+    path: Path,
+    panels: Sequence[tuple[str, Callable[[Axes], None]]],
+    theme: Mapping[str, str],
+    columns: int,
+    size: tuple[float, float] | None = None,
 ) -> Path:
-    """Write panels, each a title and a drawing function, into one PNG with `columns` columns."""
+    """Write panels, each a title and a drawing function, into one PNG with `columns` columns.
+
+    Args:
+      size: of a panel, inches; by default that of figures with the path's name.
+    """
     columns = min(columns, len(panels))
     rows = -(-len(panels) // columns)
-    width, height = PANEL_SIZES.get(path.stem, PANEL)
+    width, height = size or PANEL_SIZES.get(path.stem, PANEL)
     with mpl.rc_context(_style(theme)):
         image = Figure(figsize=(width * columns, height * rows), layout="constrained", facecolor="white")
         grid = image.subplots(rows, columns, squeeze=False).ravel()
