@@ -1,6 +1,6 @@
 """Measures the annotation server under 50 scripted annotators: votes, next pages, memory; again with a million votes.
 
-    python benchmarks/annotation_load.py --workdir runs/annotation_load [--items 30] [--pace 10] [--json FILE]
+    python benchmarks/annotation_load.py --workdir runs/annotation_load [--items 30] [--pace 12] [--json FILE]
 
 10,000 requests of four 1024 x 1024 candidates beside a source and a mask: hard links to a few files under many names,
 each opened by its own path and written anew for its own record, so that nothing is kept from one to the next but the
@@ -157,7 +157,7 @@ class Annotator:
         assert content.startswith(b"\x89PNG")
 
     async def work(self, items: int) -> None:
-        await asyncio.sleep(self._rng.random() * self._pace)
+        await asyncio.sleep(3 * self._rng.random() * self._pace)  # they don't come all at once
         await self._ask("/api/sign-in", {"name": self._name})
         given = await self._page()
         for _ in range(items):
@@ -227,7 +227,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=10_000)
     parser.add_argument("--annotators", type=int, default=50)
     parser.add_argument("--items", type=int, default=30, help="votes of each annotator")
-    parser.add_argument("--pace", type=float, default=10.0, help="seconds that an annotator thinks about an item")
+    parser.add_argument("--pace", type=float, default=12.0, help="seconds that an annotator thinks about an item")
     parser.add_argument("--json", type=Path, help="file for the figures")
     args = parser.parse_args()
     data = args.workdir / "data"

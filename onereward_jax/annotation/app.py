@@ -41,7 +41,7 @@ The kind of an item (plain, repeat, gold) is in no answer.
 
 import asyncio
 import dataclasses
-import json
+import itertools
 import logging
 import mimetypes
 import re
@@ -62,10 +62,12 @@ from onereward_jax.annotation.pace import per_hour
 from onereward_jax.annotation.requests import fields_of, in_thread, told, unknown
 from onereward_jax.annotation.security import Guard, Refused, Site
 from onereward_jax.annotation.store import Assignment, Person
+from onereward_jax.annotation.votes import lines_of
 from onereward_jax.errors import UserError
 
 PAGES = Path(__file__).with_name("pages")
 AHEAD = 1  # assignments more than asked for: their images are made before anybody asks,
+_LINES = 1000  # answers in one piece of an export
 _PLENTY = 50  # while so many records are left that others do without them
 _CODE = re.compile(r"([\w-]{22})\.([sm]|\d)", re.ASCII)
 _LOG = logging.getLogger("onereward.annotate")
@@ -300,8 +302,9 @@ class Server:
         await in_thread(lambda: self._check_organiser(request))
 
         def lines() -> Iterator[str]:
-            for answer in self.store.iter_answers():
-                yield json.dumps(dataclasses.asdict(answer), ensure_ascii=False) + "\n"
+            answers = self.store.iter_answers()
+            while some := list(itertools.islice(answers, _LINES)):
+                yield lines_of(some)
 
         headers = {"content-disposition": 'attachment; filename="answers.jsonl"'}
         return StreamingResponse(lines(), media_type="application/x-ndjson", headers=headers)

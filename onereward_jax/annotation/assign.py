@@ -98,8 +98,6 @@ class Desk:
         self.store, self.items, self.rules, self.job = store, items, rules, items.job
         self._rng = rng or random.SystemRandom()
         self._lock = threading.RLock()
-        self._held = store.lock()
-        self._records = store.records()
         self._check_records()
         places = {items.place(name): list(right) for name, right in (gold or {}).items()}
         self.gold = {place: right for place, right in places.items() if place is not None}
@@ -108,6 +106,8 @@ class Desk:
         self._tallies: dict[int, Tally] = defaultdict(lambda: Tally(len(items)))
         self._open: dict[int, list[_Open]] = defaultdict(list)  # annotator -> in the order in which they were given
         self._due: list[tuple[float, int, int]] = []  # (due, annotator, assignment), a heap
+        self._held = store.lock()
+        self._records = store.records()
         self._load()
 
     def close(self) -> None:
@@ -255,7 +255,7 @@ class Desk:
     # -------------------------------------------------------------------------------------------------------- inside
 
     def _check_records(self) -> None:
-        for name, known in self._records.items():
+        for name, known in self.store.records().items():
             place = self.items.place(name)
             if place is not None:
                 item = self.items[place]
