@@ -5,7 +5,7 @@ import random
 import pytest
 
 from onereward_jax.annotation.questions import BEST_WORST, GOOD_SAME_BAD, RATING
-from tests.support.annotation_browser import Annotator, Server, find_browser, open_browser
+from tests.support.annotation_browser import Annotator, Server, answer_best_worst, find_browser, open_browser, work
 from tests.support.annotation_data import PROMPTS, write_candidates
 
 pytest.importorskip("playwright", reason="needs playwright")
@@ -51,46 +51,12 @@ def arrive(browser, servers):
         person.close()
 
 
-def answer_best_worst(person: Annotator, rng: random.Random, note: bool = True) -> None:
-    """Answer all questions of the item by keys."""
-    for question in person.questions(BEST_WORST):
-        best, worst = rng.sample(range(4), 2)
-        if rng.random() < 0.25:
-            person.press("0")
-            best = worst = None
-        else:
-            person.press(f"{best + 1}", f"Shift+{worst + 1}")
-        if note:
-            person.mean_best_worst(question, best, worst)
-
-
 # --------------------------------------------------------------------------------------------------------------- jobs
 
 
 def test_an_hour_of_best_and_worst_by_keys_alone(arrive):
     """Choices are changed, undone, and answers taken back after they were saved."""
-    person, rng = arrive("Ann"), random.Random(0)
-    for number in range(25):
-        if number % 5 == 1:  # a slip, undone at once
-            person.press("3", "z")
-        if number % 5 == 2:  # the second question half answered, before the first turns out to be wrong
-            person.press("Shift+2", "1", "4", "z", "z", "z")
-        if number % 6 == 3:  # a wrong answer, seen when it was sent
-            before = person.item
-            answer_best_worst(person, rng, note=False)
-            person.next()
-            person.other_item()
-            person.press("z")
-            person.other_item()
-            assert person.item == before
-            for question in person.questions(BEST_WORST):
-                best, worst = rng.sample(range(4), 2)
-                person.press(f"{best + 1}", f"Shift+{worst + 1}", "PageDown")
-                person.mean_best_worst(question, best, worst)
-        else:
-            answer_best_worst(person, rng)
-        person.next()
-        person.other_item()
+    work(arrive("Ann"), 25, random.Random(0))
 
 
 @pytest.mark.parametrize("touch", [False, True], ids=["mouse", "touch"])
@@ -128,19 +94,18 @@ def test_good_same_bad(arrive, by):
 @pytest.mark.parametrize("by", ["keys", "mouse"])
 def test_rating(arrive, by):
     person, rng = arrive(f"Eve by {by}", RATING), random.Random(2)
-    for _ in range(2):
-        for question in person.questions(RATING):
-            lowest, highest = question.scale
-            for place in range(4):
-                mark = rng.randint(lowest, highest)
-                text = ("No", "Yes")[mark] if highest == 1 else f"{mark}"
-                if by == "keys":
-                    person.press(text[0].lower())
-                else:
-                    person.button(f"Candidate {place + 1}, {question.label}: {text}").click()
-                person.mean_mark(question, place, mark)
-        person.next(key=by == "keys")
-        person.other_item()
+    for question in person.questions(RATING):
+        lowest, highest = question.scale
+        for place in range(4):
+            mark = rng.randint(lowest, highest)
+            text = ("No", "Yes")[mark] if highest == 1 else f"{mark}"
+            if by == "keys":
+                person.press(text[0].lower())
+            else:
+                person.page.locator(f'[aria-label="Candidate {place + 1}, {question.label}: {text}"]').click()
+            person.mean_mark(question, place, mark)
+    person.next(key=by == "keys")
+    person.other_item()
 
 
 def test_two_at_once_get_no_item_twice(arrive):

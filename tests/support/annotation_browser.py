@@ -1,6 +1,7 @@
 """The annotation server as its users start it, and people who work on its page by real input events of a browser."""
 
 import os
+import random
 import re
 import shutil
 import signal
@@ -109,6 +110,7 @@ class Annotator:
         self.errors: list[str] = []
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.meant: list[tuple] = []
+        self.pace = 0.0  # seconds before a key
 
     def sign_in(self) -> "Annotator":
         self.page.goto(self.server.url)
@@ -129,6 +131,8 @@ class Annotator:
 
     def press(self, *keys: str) -> None:
         for key in keys:
+            if self.pace:
+                self.page.wait_for_timeout(1000 * self.pace)
             self.page.keyboard.press(key)
 
     def button(self, name: str) -> Any:
@@ -179,3 +183,46 @@ class Annotator:
 
     def close(self) -> None:
         self.context.close()
+
+
+def answer_best_worst(person: Annotator, rng: random.Random) -> None:
+    """Answer all questions of the item by keys."""
+    for question in person.questions(BEST_WORST):
+        best, worst = rng.sample(range(4), 2)
+        if rng.random() < 0.25:
+            person.press("0")
+            person.mean_best_worst(question, None, None)
+        else:
+            person.press(f"{best + 1}", f"Shift+{worst + 1}")
+            person.mean_best_worst(question, best, worst)
+
+
+def work(person: Annotator, items: int, rng: random.Random) -> None:
+    """Answer `items` items by keys alone, with slips that are undone, and answers that are taken back when sent."""
+    for number in range(items):
+        if number % 5 == 1:  # a slip, undone at once
+            person.press("3", "z")
+        if number % 5 == 2:  # the second question half answered, before the first turns out to be wrong
+            person.press("Shift+2", "1", "4", "z", "z", "z")
+        if number % 6 == 3:
+            _answer_wrongly_first(person, rng)
+        else:
+            answer_best_worst(person, rng)
+        person.next()
+        person.other_item()
+
+
+def _answer_wrongly_first(person: Annotator, rng: random.Random) -> None:
+    """Send a wrong answer, take it back, and correct it."""
+    wrong, meant = person.item, len(person.meant)
+    answer_best_worst(person, rng)
+    del person.meant[meant:]
+    person.next()
+    person.other_item()
+    person.press("z")
+    person.other_item()
+    assert person.item == wrong
+    for question in person.questions(BEST_WORST):  # answered questions are not left by themselves
+        best, worst = rng.sample(range(4), 2)
+        person.press(f"{best + 1}", f"Shift+{worst + 1}", "PageDown")
+        person.mean_best_worst(question, best, worst)

@@ -24,15 +24,17 @@ export class Item {
   /**
    * @param {object} assignment as the server gave it.
    * @param {string} annotator whose drafts are kept.
+   * @param {Item|null} before the same item, whose images are loaded already.
    */
-  constructor(assignment, annotator) {
+  constructor(assignment, annotator, before = null) {
     this.assignment = assignment;
     this.draft = draftName(annotator, assignment.id);
     this.answers = new Answers(assignment, read(this.draft));
     this.question = Math.max(0, this.answers.questions.findIndex((question) => !this.answers.complete(question)));
     this.candidate = 0;
-    this.loaded = false;
-    this.ready = this.load();
+    this.loaded = before !== null;
+    if (before) Object.assign(this, { source: before.source, outline: before.outline, candidates: before.candidates });
+    else this.ready = this.load();
   }
 
   get id() {

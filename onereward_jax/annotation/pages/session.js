@@ -12,8 +12,8 @@ const POLL = 10_000;
 export class Session {
   /**
    * @param {string} annotator
-   * @param {object} events show(item), ahead(ready) for the item after it, empty(waiting), loading(), saving(count), saved(answer), problem(text),
-   *   fine(), refused(text), signedOut().
+   * @param {object} events show(item), ahead(ready) for the item after it, empty(waiting), loading(), saving(count),
+   *   saved(answer, left), problem(text), fine(), refused(text), signedOut().
    */
   constructor(annotator, events) {
     this.annotator = annotator;
@@ -111,6 +111,7 @@ export class Session {
     this.shown = null;
     this.items.shift();
     this.sent.set(item.id, item.answers);
+    this.last = item;
     const sent = this.outbox.add(item.answers.vote(item.assignment));
     this.events.saving(this.outbox.count);
     if (this.items.length) this.advance();
@@ -144,9 +145,9 @@ export class Session {
     this.taken.pop();
     this.shown?.keep();
     const answers = this.sent.get(assignment.id);
-    if (answers) write(draftName(this.annotator, assignment.id), answers.kept());
+    if (answers) write(draftName(this.annotator, assignment.id), answers.kept()); // reason and marks, too
     this.sent.delete(assignment.id);
-    const item = new Item(assignment, this.annotator);
+    const item = new Item(assignment, this.annotator, this.last?.id === assignment.id ? this.last : null);
     this.shown = null;
     this.items = [item, ...this.items.filter((other) => other.id !== item.id)];
     this.advance();
