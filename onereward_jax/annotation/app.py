@@ -6,7 +6,7 @@ numbered by the places at which they are shown, from 0. Who is signed in is in a
     POST /api/sign-in      {"name"} on loopback, else {"token"} -> {annotator, job, organiser}, and the cookie
     POST /api/sign-out     {} -> {}; the cookie is worth nothing then
     GET  /api/me           -> {annotator, job, organiser, needs_token, done, total, per_hour, seconds_per_item, today};
-                           401 with {error, needs_token, job} if nobody is signed in
+                           {error, needs_token, job} with 401 if nobody is signed in, 403 for the organiser
     POST /api/assignments  {"count": 2} -> {assignments: [A, ...], waiting, done, total}: the annotator's open ones in
                            order, new ones drawn up to count (at most 5); the same after a reload. If there are fewer,
                            `waiting` says whether more may come, when others give theirs back; if not, that was all

@@ -103,10 +103,10 @@ class ImageCache:
                 there: Future[bytes] = Future()
                 there.set_result(kept)
                 return there
-            making = self._making.get(key)
-            if making is not None and not (key in self._idle and making.cancel()):
-                return making
+            making, was_idle = self._making.get(key), key in self._idle
             self._idle.discard(key)
+            if making is not None and not (was_idle and making.cancel()):
+                return making
             return self._start(self._now, key, make)
 
     def prepare(self, key: Hashable, make: Callable[[], bytes]) -> None:
