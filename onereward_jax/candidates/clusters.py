@@ -20,6 +20,7 @@ _SAMPLE = 2**18  # vectors that centres are fitted to: 256 a centre suffice (as 
 _BATCH = 8192  # of them, in a step of k-means
 _BLOCK = 8192  # vectors that are read and compared at once
 _CELL = 1024  # vectors of a cell in which duplicates are looked for, about
+_DEPTH = 4  # of splits: what no split divides is alike, and then few are left to compare with
 _CELL_PASSES, _PASSES = 2, 10  # of k-means over the sample
 
 
@@ -89,14 +90,9 @@ def duplicates(vectors: Vectors, cosine: float, seed: int) -> np.ndarray:
     """
     left = np.arange(len(vectors))
     for number in range(2):
-        if len(left) <= 4 * _CELL:  # one cell: exact
-            cells = np.zeros(len(left), np.int32)
-        else:
-            of_left = Rows(vectors, left)
-            centres = fit_centres(of_left, len(left) // _CELL, seed + number, _CELL_PASSES)
-            cells = nearest_centres(of_left, centres)
+        cells = _cells(Rows(vectors, left), seed + number)
         left = left[~_repeated_in_cells(Rows(vectors, left), cells, cosine)]
-        if len(left) <= 1 or not cells.any():
+        if len(cells) <= 1:  # all were compared with all
             break
     found = np.ones(len(vectors), bool)
     found[left] = False
@@ -109,13 +105,27 @@ def members_of(labels: np.ndarray) -> list[np.ndarray]:
     return np.split(order, np.flatnonzero(np.diff(labels[order])) + 1) if len(order) else []
 
 
-def _repeated_in_cells(vectors: Vectors, cells: np.ndarray, cosine: float) -> np.ndarray:
+def _cells(vectors: Vectors, seed: int, depth: int = 0) -> list[np.ndarray]:
+    """Split vectors into cells of neighbours: the rows of each.
+
+    A cell that is too large is split again, since comparing takes the square of its size. Centres have length 1: a mean
+    of much that is unlike is short, and would be the nearest to all that no other centre is close to.
+    """
+    if len(vectors) <= 4 * _CELL or depth == _DEPTH:
+        return [np.arange(len(vectors))] if len(vectors) else []
+    centres = fit_centres(vectors, max(2, len(vectors) // _CELL), seed, _CELL_PASSES)
+    centres /= np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-6)
+    cells = members_of(nearest_centres(vectors, centres))
+    return [rows[inner] for rows in cells for inner in _cells(Rows(vectors, rows), seed, depth + 1)]
+
+
+def _repeated_in_cells(vectors: Vectors, cells: list[np.ndarray], cosine: float) -> np.ndarray:
     found = np.zeros(len(vectors), bool)
 
     def mark(members: np.ndarray) -> None:
         found[members] = _repeated(Rows(vectors, members), cosine)
 
-    _in_threads(mark, members_of(cells))
+    _in_threads(mark, cells)
     return found
 
 

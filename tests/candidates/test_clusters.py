@@ -60,6 +60,18 @@ def test_blocks_and_cells_find_what_the_matrix_does(monkeypatch):
     np.testing.assert_array_equal(clusters.duplicates(found, 0.95, 0), expected)
 
 
+def test_cells_stay_small_where_there_are_more_groups_than_cells(monkeypatch):
+    monkeypatch.setattr(clusters, "_CELL", 50)
+    draw = np.random.default_rng(0)
+    groups = unit(draw.standard_normal((400, 64)))
+    found = unit(groups[draw.integers(400, size=4000)] + 0.9 * draw.standard_normal((4000, 64)) / 8)
+    cells = clusters._cells(found, 0)
+    assert sorted(np.concatenate(cells).tolist()) == list(range(4000))
+    assert max(map(len, cells)) <= 200
+    alike = np.repeat(found[:1], 1000, axis=0)
+    assert clusters.duplicates(alike, 0.95, 0).sum() == 999
+
+
 def test_a_hundred_thousand_within_memory_whatever_the_threads(monkeypatch, tmp_path):
     count, dimension = 100_000, 32
     np.save(tmp_path / "vectors.npy", vectors(count, dimension))
