@@ -10,7 +10,7 @@ from onereward_jax.data.preferences.folder import write_folder
 from onereward_jax.data.preferences.record import Candidate, Record
 from onereward_jax.tasks import TASKS
 
-FILE = "preferences.jsonl"
+FILE = "candidates-0000.jsonl"
 STEP = 40  # levels of blue between candidates
 
 # One of every kind that a page could get wrong: markup, right to left, several scripts, longer than any box, none.
@@ -77,7 +77,7 @@ def records(
 def write_candidates(
     directory: Path, count: int = 6, candidates: int = 4, models: tuple[str, ...] = (), **options
 ) -> Path:
-    """Write `records` into a folder, and return it."""
+    """Write `records` as `onereward collect` leaves them, and return the directory."""
     write_folder(directory, records(count, candidates, models, **options), file=FILE)
     return directory
 
