@@ -92,10 +92,9 @@ def _negative_and_positive(condition: Condition) -> tuple[Condition, Condition]:
     return negative, positive
 
 
-def _of_rows(scale: float | jax.Array, rows: int) -> jax.Array:
+def _of_rows(scale: float | jax.Array, rows: int) -> float | jax.Array:
     """A scale of each sample for the rows of a batch, in which a sample's branches are neighbours."""
-    scale = jnp.asarray(scale, jnp.float32)
-    return jnp.repeat(scale, rows // len(scale)) if scale.ndim else scale
+    return jnp.repeat(jnp.asarray(scale), rows // jnp.size(scale)) if jnp.ndim(scale) else scale
 
 
 def _interleave(first: jax.Array, second: jax.Array) -> jax.Array:
