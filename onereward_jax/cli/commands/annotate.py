@@ -5,6 +5,7 @@
     onereward annotate --data DIR --job rating            marks
     onereward annotate --data DIR --add_annotator ANN     prints a token, once; with --host every annotator needs one
     onereward annotate --data DIR --add_organiser         prints the organiser's token, for /organiser
+    onereward annotate --data DIR --simulated 3           of scenes of the proving ground: votes by their truth
 
 Stop it by Ctrl-C; the same command goes on. Needs the extra `annotate`.
 """
@@ -12,9 +13,13 @@ Stop it by Ctrl-C; the same command goes on. Needs the extra `annotate`.
 import argparse
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from onereward_jax.cli.arguments import like, local_path, number, path, text
-from onereward_jax.config.schema import RequestData
+from onereward_jax.config.schema import RequestData, RewardFeedback
+
+if TYPE_CHECKING:
+    from onereward_jax.annotation.assign import Desk
 
 JOBS = ("best_worst", "good_same_bad", "rating")
 ORGANISER = "organiser"
@@ -57,6 +62,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=1024,
         help="of images in memory, default 1024",
     )
+    parser.add_argument(
+        "--simulated",
+        type=number(int, at_least=1, at_most=1000),
+        metavar="N",
+        help="simulated annotators, who answer all and end; no server",
+    )
+    parser.add_argument("--seed", type=like(RewardFeedback, "seed"), default=0, help="of their errors, default 0")
     parser.add_argument("--add_annotator", type=text, metavar="NAME", help="print a new token for an annotator")
     parser.add_argument("--add_organiser", action="store_true", help="print a new token for the organiser")
 
@@ -74,6 +86,8 @@ def run(args: argparse.Namespace) -> None:
     votes = Path(args.votes) if args.votes else data / FILE
     if args.add_annotator is not None or args.add_organiser:
         _add(args, votes)
+    elif args.simulated is not None:
+        _simulate(args, data, votes)
     else:
         _serve(args, data, votes)
 
@@ -95,14 +109,42 @@ def _add(args: argparse.Namespace, votes: Path) -> None:
     store.close()
 
 
-def _serve(args: argparse.Namespace, data: Path, votes: Path) -> None:
+def _open_desk(args: argparse.Namespace, data: Path, votes: Path) -> "Desk":
+    """Read the data and the right answers, then open or make the database."""
     from onereward_jax.annotation.assign import Desk, Rules
     from onereward_jax.annotation.gold import read_gold
-    from onereward_jax.annotation.images import ImageCache
     from onereward_jax.annotation.items import Items
-    from onereward_jax.annotation.security import Site
     from onereward_jax.annotation.store import Store
     from onereward_jax.data.preferences.dataset import open_candidates
+
+    items = Items(open_candidates(data), args.job, args.bad_share)
+    gold = read_gold(Path(args.gold), items) if args.gold else {}
+    rules = Rules(
+        overlap=args.overlap,
+        overlap_votes=args.overlap_votes,
+        repeats=args.repeats,
+        gold=args.gold_share,
+        repeat_gap=args.repeat_gap,
+        return_after=args.return_after,
+    )
+    return Desk(Store(votes), items, rules, gold)
+
+
+def _simulate(args: argparse.Namespace, data: Path, votes: Path) -> None:
+    from onereward_jax.annotation import simulated
+
+    desk = _open_desk(args, data, votes)
+    try:
+        count = simulated.vote(desk, args.simulated, args.seed)
+    finally:
+        desk.close()
+        desk.store.close()
+    print(f"{votes}: {count} votes of {args.simulated} simulated annotators on {len(desk.items)} records")
+
+
+def _serve(args: argparse.Namespace, data: Path, votes: Path) -> None:
+    from onereward_jax.annotation.images import ImageCache
+    from onereward_jax.annotation.security import Site
     from onereward_jax.errors import UserError
 
     try:
@@ -114,26 +156,15 @@ def _serve(args: argparse.Namespace, data: Path, votes: Path) -> None:
         raise UserError("annotating needs a web server: pip install 'onereward-jax[annotate]'") from None
     if args.public and not re.fullmatch(r"https?://[^/?#@\s]+/?", args.public):
         raise UserError(f"--public {args.public} is no address: write https://NAME, without a path")
-    items = Items(open_candidates(data), args.job, args.bad_share)
-    gold = read_gold(Path(args.gold), items) if args.gold else {}
-    rules = Rules(
-        overlap=args.overlap,
-        overlap_votes=args.overlap_votes,
-        repeats=args.repeats,
-        gold=args.gold_share,
-        repeat_gap=args.repeat_gap,
-        return_after=args.return_after,
-    )
     opened = bind(args.host, args.port)
-    store = Store(votes)
-    desk = Desk(store, items, rules, gold)
+    desk = _open_desk(args, data, votes)
     site = Site(args.host, opened.getsockname()[1], args.public.rstrip("/"))
     cache = ImageCache(args.cache_mib << 20)
     host = f"[{args.host}]" if ":" in args.host else args.host
-    print(f"{len(items)} records; open {site.public or f'http://{host}:{site.port}'} in a browser", flush=True)
+    print(f"{len(desk.items)} records; open {site.public or f'http://{host}:{site.port}'} in a browser", flush=True)
     try:
         serve(create_app(desk, cache, site), opened)
     finally:
         cache.close()
         desk.close()
-        store.close()
+        desk.store.close()
