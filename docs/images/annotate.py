@@ -60,12 +60,20 @@ def best_worst(data: Path, page: Page) -> None:
     write_folder(data, [record("image_fill", 6, ("", "seam", "wrong_colour", "smear"))])
     with served(data, "best_worst") as address:
         sign_in(page, address)
-        page.keyboard.press("2")
-        page.keyboard.press("Shift+4")
-        page.keyboard.press("1")
-        page.keyboard.press("d")
-        page.keyboard.press("3")
-        for key in ("ArrowRight",) * 4 + ("ArrowUp",) * 2 + ("Enter", "Escape"):
+        store = Store(data / "votes.sqlite")
+        order = next(one.shown for one in store.assignments("best_worst"))
+        store.close()
+        right, seam, colour, _ = (order.index(candidate) + 1 for candidate in range(4))
+        for key in (
+            f"{right}",
+            f"Shift+{colour}",
+            f"{right}",
+            "d",
+            f"{seam}",
+            *("ArrowRight",) * 11,
+            "Enter",
+            "Escape",
+        ):
             page.keyboard.press(key)
 
 
