@@ -37,6 +37,7 @@ from onereward_jax.cli.exit_codes import guarded
 from onereward_jax.proving_ground.photos import bundled
 
 SIDE, CANDIDATES, PAST = 1024, 4, 100  # PAST: annotators whose votes are there in the second run
+CASES = ("empty database", "a million votes")
 QUESTIONS = ("text_alignment", "consistency", "structure", "aesthetics")
 
 
@@ -229,24 +230,26 @@ def main() -> None:
     parser.add_argument("--annotators", type=int, default=50)
     parser.add_argument("--items", type=int, default=6, help="votes of each annotator")
     parser.add_argument("--pace", type=float, default=36.0, help="seconds that an annotator thinks about an item")
-    parser.add_argument("--json", type=Path, help="file for the figures")
+    parser.add_argument("--case", choices=CASES, nargs="+", default=CASES)
+    parser.add_argument("--json", type=Path, help="file for the figures; those of other cases in it stay")
     args = parser.parse_args()
     data = args.workdir / "data"
     make_data(data, args.requests)
     found: dict[str, Any] = {"cores": os.cpu_count(), "requests": args.requests, "annotators": args.annotators}
     found |= {"pace_seconds": args.pace, "candidates": CANDIDATES, "side": SIDE}
-    for name in ("empty database", "a million votes"):
+    for name in args.case:
         votes = args.workdir / FILE
         for path in args.workdir.glob(f"{FILE}*"):
             path.unlink()
         options: list[str] = []
-        if name == "a million votes":
+        if name == CASES[1]:
             add_past(votes, args.requests)
             options = ["--overlap=1", f"--overlap_votes={PAST + 1}"]  # every request wants one more
         found[name] = measure(data, votes, options, args)
         print(name, json.dumps(found[name], indent=1), flush=True)
     if args.json:
-        args.json.write_text(json.dumps(found, indent=2) + "\n")
+        before = json.loads(args.json.read_text()) if args.json.exists() else {}
+        args.json.write_text(json.dumps(before | found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

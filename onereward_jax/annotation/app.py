@@ -80,6 +80,7 @@ class Server:
     def __init__(self, desk: Desk, cache: images.ImageCache, site: Site):
         self.desk, self.store, self.cache, self.site = desk, desk.store, cache, site
         self.organiser = Organiser(desk)
+        self._prepared: dict[int, int] = {}  # annotator -> the latest assignment whose images were made ahead
         self.cookie = f"{'__Host-' if site.is_secure else ''}onereward-{site.port}"
         self.pages = {path.relative_to(PAGES).as_posix(): path.read_bytes() for path in _files(PAGES)}
 
@@ -176,7 +177,9 @@ class Server:
             ahead = AHEAD if self.desk.left(person) > _PLENTY else 0
             drawn, waiting = self.desk.draw(person, count + ahead)
             for one in drawn:
-                self._prepare(one)
+                if one.id > self._prepared.get(person.id, 0):  # what was shown before is in the browser
+                    self._prepared[person.id] = one.id
+                    self._prepare(one)
             given = drawn[:count]
             waiting = waiting and len(given) < count
             described = [self._described(one) for one in given]
