@@ -11,6 +11,7 @@ Stop it by Ctrl-C; the same command goes on. Needs the extra `annotate`.
 """
 
 import argparse
+import contextlib
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -156,15 +157,15 @@ def _serve(args: argparse.Namespace, data: Path, votes: Path) -> None:
         raise UserError("annotating needs a web server: pip install 'onereward-jax[annotate]'") from None
     if args.public and not re.fullmatch(r"https?://[^/?#@\s]+/?", args.public):
         raise UserError(f"--public {args.public} is no address: write https://NAME, without a path")
-    opened = bind(args.host, args.port)
-    desk = _open_desk(args, data, votes)
-    site = Site(args.host, opened.getsockname()[1], args.public.rstrip("/"))
-    cache = ImageCache(args.cache_mib << 20)
-    host = f"[{args.host}]" if ":" in args.host else args.host
-    print(f"{len(desk.items)} records; open {site.public or f'http://{host}:{site.port}'} in a browser", flush=True)
-    try:
-        serve(create_app(desk, cache, site), opened)
-    finally:
-        cache.close()
-        desk.close()
-        desk.store.close()
+    with contextlib.closing(bind(args.host, args.port)) as opened:  # before the data are read, which may take long
+        desk = _open_desk(args, data, votes)
+        site = Site(args.host, opened.getsockname()[1], args.public.rstrip("/"))
+        cache = ImageCache(args.cache_mib << 20)
+        host = f"[{args.host}]" if ":" in args.host else args.host
+        print(f"{len(desk.items)} records; open {site.public or f'http://{host}:{site.port}'} in a browser", flush=True)
+        try:
+            serve(create_app(desk, cache, site), opened)
+        finally:
+            cache.close()
+            desk.close()
+            desk.store.close()
