@@ -68,26 +68,28 @@ def own_requests(requests: Sequence[Request], where: str, settings: Mapping[str,
 
 
 def _notes(request: Request) -> Mapping[str, Any]:
-    """The request's notes, and the name of its image: two crops of one image have no bytes in common."""
-    return {SOURCE: request.group, **request.notes}
+    """The request's notes, and the digest of its image file.
+
+    Two crops of one image have no bytes in common, and its name is another one after every step and in every folder.
+    """
+    return {SOURCE: request.image_digest, **request.notes}
 
 
 def scenes(ground: ProvingGround, tasks: Sequence[str], first: int, count: int) -> Asked:
     """Scenes of the proving ground; a record's notes name its scene, so that its ground truth can be found.
 
+    A scene is the same source image at every resolution, and another one for each task.
+
     Args:
       first, count: of the scenes of each task.
     """
     size = ground.resolution, ground.resolution
-    items = [
-        Item(
-            f"{ground.split}/{ground.seed}/{task}/{index}",
-            size,
-            functools.partial(ground.sample, index, task),
-            {"scene": index, "split": ground.split},
-        )
-        for index in range(first, first + count)
-        for task in tasks
-    ]
+
+    def item(index: int, task: str) -> Item:
+        name = f"{ground.split}/{ground.seed}/{task}/{index}"
+        notes = {SOURCE: f"proving_ground/{name}", "scene": index, "split": ground.split}
+        return Item(name, size, functools.partial(ground.sample, index, task), notes)
+
+    items = [item(index, task) for index in range(first, first + count) for task in tasks]
     about = {**ground.fingerprint(), "split": ground.split, "size": size, "seed": ground.seed}
     return Asked(items, {**about, "tasks": tasks, "first": first, "count": count}, "the proving ground")

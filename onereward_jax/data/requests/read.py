@@ -103,7 +103,7 @@ def check_requests(
 
 
 def checked_request(item: Found, drawn: tuple[str, ...], manifest: Manifest) -> Found:
-    """Read a request's images, or what the manifest knows of them; fill in size and digest.
+    """Read a request's images, or what the manifest knows of them; fill in size and digests.
 
     Args:
       drawn: tasks whose masks may be drawn.
@@ -112,7 +112,8 @@ def checked_request(item: Found, drawn: tuple[str, ...], manifest: Manifest) -> 
         return item
     try:
         item.check(drawn)
-        size, *digests = _facts(item.image, "image", manifest)
+        size, image_digest = _facts(item.image, "image", manifest)
+        digests = [image_digest]
         if item.extend is not None:
             size = reading.extended_size(size, reading.parse_sides(item.extend))
         for other, noun in ((item.mask, "mask"), (item.target, "target")):
@@ -126,7 +127,8 @@ def checked_request(item: Found, drawn: tuple[str, ...], manifest: Manifest) -> 
     except UserError as error:
         return BadRequest(item.where, str(error))
     described = (item.id, digests, item.prompt, item.negative_prompt, item.tasks, item.extend, size)
-    return dataclasses.replace(item, size=size, digest=hashlib.sha256(repr(described).encode()).hexdigest())
+    digest = hashlib.sha256(repr(described).encode()).hexdigest()
+    return dataclasses.replace(item, size=size, digest=digest, image_digest=image_digest)
 
 
 def _facts(picture: Picture | RunLengths, kind: str, manifest: Manifest) -> tuple[Size, str]:

@@ -66,6 +66,8 @@ class Request:
       where: its place in the source, for messages.
       size: (height, width), upright and extended; (0, 0) before the image is read.
       digest: of all its files and texts; empty before they are read.
+      image_digest: SHA-256 of the image file's bytes, by which an image is known under any name; empty before it is
+        read.
     """
 
     id: str
@@ -81,6 +83,7 @@ class Request:
     where: str = ""
     size: Size = (0, 0)
     digest: str = ""
+    image_digest: str = ""
 
     @property
     def has_mask(self) -> bool:
