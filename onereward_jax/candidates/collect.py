@@ -5,7 +5,7 @@ directory/
   candidates-00000.jsonl    records of preference data without votes, and
   images/candidates-00000/  their images
   complete.json             written after the last
-  .work/                    images by all models but the last, until the last one's turn
+  .work/                    of several models, images by all but the last, each part's until its last model's turn
 
 A part is a few requests of one size. Each model makes its candidates of all parts before the next one is read, and what
 one model makes of one part is kept or lost as a whole: it is the same whenever, and however often, the command was
@@ -16,6 +16,7 @@ import dataclasses
 import gc
 import io
 import json
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -96,6 +97,7 @@ class Drawn(NamedTuple):
 
 
 Images = dict[tuple[int, int], np.ndarray]  # {(place of a request, number of a candidate): uint8 (H, W, 3)}
+Files = dict[tuple[int, int], bytes]  # the same as PNG files
 
 
 def collect(asked: Asked, models: Mapping[str, Policy], collecting: Collecting, directory: Path) -> int:
@@ -234,13 +236,15 @@ class _Collection:
         """Keep what a model has made of a part; with the last model's, the part is complete."""
         if self._how.keep_outside:
             made = {at: keep_outside(samples[at[0]].image, samples[at[0]].mask, image) for at, image in made.items()}
+        with ThreadPoolExecutor(_THREADS) as pool:
+            files: Files = dict(zip(made, pool.map(png, made.values()), strict=True))
         if name != self._names[-1]:
             kept = self._kept(name, number)
             make_directory(kept.parent)
-            write_bytes(kept, _packed(made))
+            write_bytes(kept, _packed(files))
             return
         for earlier in self._names[:-1]:
-            made |= _unpacked(self._kept(earlier, number))
+            files |= _unpacked(self._kept(earlier, number))
         settings = {
             (one.place, one.number): {"model": name, **one.settings}
             for name in self._names
@@ -248,7 +252,7 @@ class _Collection:
         }
 
         def record(place: int) -> Record | None:
-            sample, images = samples[place], [made.get((place, n)) for n in range(self._how.candidates)]
+            sample, images = samples[place], [files.get((place, n)) for n in range(self._how.candidates)]
             item = self._parts[number][place]
             if any(image is None for image in images):  # it could not be read at an earlier model's turn
                 return None
@@ -257,7 +261,7 @@ class _Collection:
                 task=sample.task,
                 prompt=sample.prompt,
                 candidates=tuple(
-                    Candidate(png(image), settings[place, n]) for n, image in enumerate(images) if image is not None
+                    Candidate(image, settings[place, n]) for n, image in enumerate(images) if image is not None
                 ),
                 image=png(sample.image),
                 mask=png(sample.mask * 255),
@@ -267,6 +271,8 @@ class _Collection:
         with ThreadPoolExecutor(_THREADS) as pool:
             records = [found for found in pool.map(record, sorted(samples)) if found is not None]
         write_folder(self._directory, records, file=self._file(number).name)
+        for earlier in self._names[:-1]:
+            remove(self._kept(earlier, number))
 
     def _end(self) -> int:
         """Mark the candidates as complete; the number of records."""
@@ -286,7 +292,7 @@ class _Collection:
         return self._directory / f"candidates-{number:05d}.jsonl"
 
     def _kept(self, name: str, number: int) -> Path:
-        return self._directory / _WORK / str(self._names.index(name)) / f"{number:05d}.npz"
+        return self._directory / _WORK / str(self._names.index(name)) / f"{number:05d}.zip"
 
 
 class _Maker:
@@ -367,12 +373,16 @@ def _sample_or_fault(item: Item) -> Sample | str:
         return f"{error.filename} can't be read ({error.strerror})"
 
 
-def _packed(made: Images) -> bytes:
+def _packed(files: Files) -> bytes:
+    """Pack PNG files, which no compression makes smaller, into one."""
     buffer = io.BytesIO()
-    np.savez(buffer, at=np.array(list(made), np.int64).reshape(-1, 2), images=np.array(list(made.values()), np.uint8))
+    with zipfile.ZipFile(buffer, "w") as packed:
+        for (place, number), content in files.items():
+            packed.writestr(f"{place}-{number}.png", content)
     return buffer.getvalue()
 
 
-def _unpacked(file: Path) -> Images:
-    with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as found:
-        return {(int(place), int(n)): image for (place, n), image in zip(found["at"], found["images"], strict=True)}
+def _unpacked(file: Path) -> Files:
+    with zipfile.ZipFile(file) as packed:
+        at = {name: tuple(map(int, name.removesuffix(".png").split("-"))) for name in packed.namelist()}
+        return {(place, number): packed.read(name) for name, (place, number) in at.items()}

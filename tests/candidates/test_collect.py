@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import time
+from hashlib import sha256
 
 import jax
 import numpy as np
@@ -59,7 +60,10 @@ def test_candidates_of_two_models(root, uninterrupted):
     records = list(open_candidates(root / "whole"))
     assert [record.id for record in records] == ["r0", "r1", "r2", "r3"]
     assert not any(record.votes or record.pairs for record in records)
-    assert [record.notes for record in records] == [{"source_image": f"{n}.png", "photographer": n} for n in range(4)]
+    images = [sha256((root / "requests" / f"{n}.png").read_bytes()).hexdigest() for n in range(4)]
+    assert [record.notes for record in records] == [
+        {"source_image": image, "photographer": n} for n, image in enumerate(images)
+    ]
     for record in records:
         models = [candidate.sampling["model"] for candidate in record.candidates]
         assert models.count(str(root / "base")) == models.count(str(root / "second")) == 2
@@ -68,7 +72,7 @@ def test_candidates_of_two_models(root, uninterrupted):
 def test_a_killed_command_loses_a_part_at_most(root, processes, uninterrupted, tmp_path):
     """Killed again and again, as one file or the other appears, it ends with what one makes that was never killed."""
     last = "images/candidates-00001/000000-1.png"
-    for name in (".work/0/00000.npz", "candidates-00000.jsonl", last):
+    for name in (".work/0/00000.zip", "candidates-00000.jsonl", last):
         process = processes.start(arguments(root, tmp_path / "out", *TWO(root)))
         deadline = time.monotonic() + 300
         while not (tmp_path / "out" / name).exists() and time.monotonic() < deadline:
@@ -125,7 +129,7 @@ def test_models_answer_with_the_same_settings(root, tmp_path):
 
 
 def test_a_full_disk_and_a_damaged_request(root, tmp_path, monkeypatch, capsys):
-    """Nothing half-written is taken for whole; the same command goes on, without the damaged one."""
+    """Nothing half-written is taken for whole; the same command resumes, without the damaged one."""
     shutil.copytree(root / "requests", tmp_path / "requests")
     (tmp_path / "requests" / "2.png").write_bytes(b"no image")
     command = [*arguments(tmp_path, tmp_path / "out", "--guided_share=0"), f"--model={root / 'base'}"]
