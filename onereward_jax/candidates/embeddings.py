@@ -36,11 +36,11 @@ class Image(NamedTuple):
 
     Attributes:
       name: unique in its source.
-      picture: where it is.
+      file: where it is.
     """
 
     name: str
-    picture: Picture
+    file: Picture
 
 
 class KeptEmbeddings:
@@ -182,18 +182,17 @@ def _key(image: Image) -> bytes:
     Raises:
       OSError, ValueError: there is no such file.
     """
-    picture = image.picture
-    stamp = Stamp.of(picture) if isinstance(picture, Path) else picture.stamp
+    stamp = Stamp.of(image.file) if isinstance(image.file, Path) else image.file.stamp
     return hashlib.blake2b(f"{image.name}\0{stamp}".encode(errors="surrogateescape"), digest_size=_KEY).digest()
 
 
 def _prepared(image: Image, encoder: ClipEncoder) -> np.ndarray | str:
     """What the model sees of an image, or a sentence of why it can't be read."""
     try:
-        pixels = read_image(image.picture)
+        pixels = read_image(image.file)
         shorter, longer = sorted(pixels.shape[:2])
         if longer > _LONGEST * shorter:
-            return f"{name_of(image.picture)} is more than {_LONGEST} times as long as it is wide: leave it out"
+            return f"{name_of(image.file)} is more than {_LONGEST} times as long as it is wide: leave it out"
         return encoder.prepare(pixels)
     except (OSError, UserError) as error:
         return _sentence(error, image)
@@ -202,5 +201,5 @@ def _prepared(image: Image, encoder: ClipEncoder) -> np.ndarray | str:
 def _sentence(error: Exception, image: Image) -> str:
     if isinstance(error, OSError):
         why = BAD_PATHS.get(error.errno or 0, f"can't be opened ({error.strerror}): check the path")
-        return printable(f"{os.fspath(error.filename or name_of(image.picture))} {why}")
+        return printable(f"{os.fspath(error.filename or name_of(image.file))} {why}")
     return str(error)

@@ -193,6 +193,6 @@ def _sheet(
 
 
 def _small(image: Image) -> np.ndarray:
-    picture = PillowImage.fromarray(read_image(image.picture))
-    picture.thumbnail((_SIDE, _SIDE), PillowImage.Resampling.LANCZOS)
-    return np.asarray(picture)
+    small = PillowImage.fromarray(read_image(image.file))
+    small.thumbnail((_SIDE, _SIDE), PillowImage.Resampling.LANCZOS)
+    return np.asarray(small)
