@@ -21,7 +21,7 @@ MAX_CONNECTIONS = 1000
 _LOG = logging.getLogger("onereward.annotate")
 
 
-class Impatient(H11Protocol):
+class TimeoutProtocol(H11Protocol):
     """HTTP/1.1 that cuts the connection of a client that doesn't finish its request, or doesn't take the answer."""
 
     _asking: asyncio.TimerHandle | None = None
@@ -47,7 +47,7 @@ class Impatient(H11Protocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._listening is None:
-            self._listening = self.loop.call_later(LISTEN_SECONDS, self._cut, "does not take the answer")
+            self._await_listener()
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -59,6 +59,18 @@ class Impatient(H11Protocol):
             self._stop(request=True)
         elif self._asking is None and not self.transport.is_closing():
             self._asking = self.loop.call_later(REQUEST_SECONDS, self._cut, "does not finish its request")
+
+    def _await_listener(self, before: float = float("inf")) -> None:
+        """Cut the connection unless some of the answer leaves in time, again and again until it is nearly through.
+
+        Args:
+          before: bytes that waited when the time began; asyncio says nothing when some of them have left.
+        """
+        waiting = self.transport.get_write_buffer_size()
+        if waiting < before:
+            self._listening = self.loop.call_later(LISTEN_SECONDS, self._await_listener, waiting)
+        else:
+            self._cut("does not take the answer")
 
     def _stop(self, request: bool = False, answer: bool = False) -> None:
         if request and self._asking is not None:
@@ -109,7 +121,7 @@ def serve(app: App, opened: socket.socket) -> None:
         logging.getLogger(name).propagate = False
     config = uvicorn.Config(
         app,  # type: ignore[arg-type]
-        http=Impatient,
+        http=TimeoutProtocol,
         ws="none",
         lifespan="off",
         log_config=None,

@@ -134,7 +134,7 @@ def test_slow_clients_are_cut(data, tmp_path, monkeypatch):
 
     monkeypatch.setattr(serve, "LISTEN_SECONDS", 0.3)
     opened = serve.bind("127.0.0.1", 0)
-    config = uvicorn.Config(app, http=serve.Impatient, lifespan="off", log_config=None, ws="none")
+    config = uvicorn.Config(app, http=serve.TimeoutProtocol, lifespan="off", log_config=None, ws="none")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[opened])))
     thread.start()
@@ -151,6 +151,39 @@ def test_slow_clients_are_cut(data, tmp_path, monkeypatch):
                     while client.recv(2**20):
                         pass
                 assert 0.2 < time.monotonic() - started < 5
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def test_a_client_on_a_slow_line_gets_all_of_it(monkeypatch):
+    """The whole answer takes several times as long as a client may take nothing."""
+    monkeypatch.setattr(serve, "LISTEN_SECONDS", 0.25)
+    content = b"x" * 3_000_000
+
+    async def app(scope, receive, send):
+        headers = [(b"content-length", str(len(content)).encode())]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": content})
+
+    opened = serve.bind("127.0.0.1", 0)
+    opened.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2**17)  # so that it is the server that waits
+    config = uvicorn.Config(app, http=serve.TimeoutProtocol, lifespan="off", log_config=None, ws="none")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[opened])))
+    thread.start()
+    try:
+        with socket.socket() as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**17)
+            client.settimeout(10)
+            client.connect(opened.getsockname())
+            client.sendall(b"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")
+            started, had = time.monotonic(), 0
+            while piece := client.recv(2**17):
+                had += len(piece)
+                time.sleep(0.04)
+        assert had > len(content)
+        assert time.monotonic() - started > 0.6
     finally:
         server.should_exit = True
         thread.join()
