@@ -5,6 +5,7 @@ Their votes go the way of people's: through the desk, into the same database. Th
 """
 
 import functools
+import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
 
@@ -43,7 +44,7 @@ def vote(
     Args:
       desk: its records are scenes of the proving ground, as `onereward collect --source proving_ground` writes them.
       annotators: their names are "simulated-1", "simulated-2", ...
-      seed: of the annotators' errors.
+      seed: of the annotators' errors, which are the same in whatever order and however many runs records are judged.
       noise, margin: see `proving_ground.annotator.annotate`.
 
     Raises:
@@ -52,7 +53,6 @@ def vote(
     for place in range(len(desk.items)):
         _ground(desk.items[place], 64)  # before the first vote
     people = [desk.store.add_person(f"simulated-{number + 1}") for number in range(annotators)]
-    generators = {person.id: np.random.default_rng((seed, number)) for number, person in enumerate(people)}
     before, wanted = desk.progress()
     votes, turn = 0, list(people)
     with tqdm(total=wanted, initial=before, desc="simulated votes", mininterval=5) as bar:
@@ -62,15 +62,21 @@ def vote(
                 if not given:
                     turn.remove(person)
                     continue
-                desk.vote(person, _ballot(desk, person, given[0], generators[person.id], noise, margin))
+                desk.vote(person, _ballot(desk, given[0], generator_of(seed, person, given[0]), noise, margin))
                 votes += 1
-                bar.update(desk.progress()[0] - bar.n)
+                done, bar.total = desk.progress()
+                bar.update(done - bar.n)
     return votes
+
+
+def generator_of(seed: int, person: Person, given: Assignment) -> np.random.Generator:
+    """Make the generator of an annotator's errors on one item."""
+    named = f"{seed} {person.name} {given.kind} {given.record}"
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(named.encode()).digest()))
 
 
 def _ballot(
     desk: Desk,
-    person: Person,
     given: Assignment,
     generator: np.random.Generator,
     noise: float | Mapping[str, float],

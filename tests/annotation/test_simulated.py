@@ -61,6 +61,27 @@ def test_they_see_what_is_better_and_agree(scenes, tmp_path, job):
         assert sum(leads) > 3 * sum(behind)
 
 
+def test_errors_depend_on_nothing_but_annotator_and_item(scenes, tmp_path):
+    """Not on the order in which records are given, nor on where a run stopped and another resumed."""
+    found = []
+    for number, seed in enumerate((7, 7, 8)):
+        desk = Desk(
+            Store(tmp_path / f"{number}.sqlite"),
+            Items(open_candidates(scenes), "best_worst"),
+            Rules(overlap=1.0, overlap_votes=2, repeats=0.0),
+            rng=random.Random(number),
+        )
+        if number == 1:  # another order: annotator 2 begins, and leaves some open
+            desk.draw(desk.store.add_person("simulated-2"), 4)
+            simulated.vote(desk, annotators=1, seed=seed)
+        simulated.vote(desk, annotators=2, seed=seed)
+        found.append({(a.annotator, a.record, a.question): (a.best, a.worst) for a in desk.store.answers()})
+        desk.close()
+        desk.store.close()
+    assert found[0] == found[1]
+    assert found[0] != found[2]
+
+
 def test_answers_follow_the_scores():
     questions = questions_of("best_worst", "image_fill", "a red circle")
     scores = [{q.name: value for q in questions} for value in (0.2, 0.9, 0.5)]

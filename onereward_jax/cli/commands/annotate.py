@@ -7,12 +7,14 @@
     onereward annotate --data DIR --add_organiser         prints the organiser's token, for /organiser
     onereward annotate --data DIR --simulated 3           of scenes of the proving ground: votes by their truth
 
-Stop it by Ctrl-C; the same command goes on. Needs the extra `annotate`.
+Stop it by Ctrl-C; the same command resumes. Needs the extra `annotate`.
 """
 
 import argparse
 import contextlib
+import random
 import re
+import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -69,7 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="simulated annotators, who answer all and end; no server",
     )
-    parser.add_argument("--seed", type=like(RewardFeedback, "seed"), default=0, help="of their errors, default 0")
+    parser.add_argument(
+        "--seed", type=like(RewardFeedback, "seed"), default=0, help="of who gets what, and their errors, default 0"
+    )
     parser.add_argument("--add_annotator", type=text, metavar="NAME", help="print a new token for an annotator")
     parser.add_argument("--add_organiser", action="store_true", help="print a new token for the organiser")
 
@@ -110,8 +114,12 @@ def _add(args: argparse.Namespace, votes: Path) -> None:
     store.close()
 
 
-def _open_desk(args: argparse.Namespace, data: Path, votes: Path) -> "Desk":
-    """Read the data and the right answers, then open or make the database."""
+def _open_desk(args: argparse.Namespace, data: Path, votes: Path, rng: random.Random | None = None) -> "Desk":
+    """Read the data and the right answers, then open or make the database.
+
+    Args:
+      rng: draws who gets what; by default nobody can tell what comes next.
+    """
     from onereward_jax.annotation.assign import Desk, Rules
     from onereward_jax.annotation.gold import read_gold
     from onereward_jax.annotation.items import Items
@@ -128,13 +136,13 @@ def _open_desk(args: argparse.Namespace, data: Path, votes: Path) -> "Desk":
         repeat_gap=args.repeat_gap,
         return_after=args.return_after,
     )
-    return Desk(Store(votes), items, rules, gold)
+    return Desk(Store(votes), items, rules, gold, rng)
 
 
 def _simulate(args: argparse.Namespace, data: Path, votes: Path) -> None:
     from onereward_jax.annotation import simulated
 
-    desk = _open_desk(args, data, votes)
+    desk = _open_desk(args, data, votes, random.Random(args.seed))
     try:
         count = simulated.vote(desk, args.simulated, args.seed)
     finally:
@@ -161,7 +169,8 @@ def _serve(args: argparse.Namespace, data: Path, votes: Path) -> None:
         desk = _open_desk(args, data, votes)
         site = Site(args.host, opened.getsockname()[1], args.public.rstrip("/"))
         cache = ImageCache(args.cache_mib << 20)
-        host = f"[{args.host}]" if ":" in args.host else args.host
+        host = socket.gethostname() if args.host in ("0.0.0.0", "::") else args.host  # no browser opens these
+        host = f"[{host}]" if ":" in host else host
         print(f"{len(desk.items)} records; open {site.public or f'http://{host}:{site.port}'} in a browser", flush=True)
         try:
             serve(create_app(desk, cache, site), opened)
