@@ -9,6 +9,7 @@ Needs the package tensorflow-datasets (the extra `tfds`).
 
 import functools
 import json
+from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from onereward_jax.data.preferences.record import BadRecord, Checked, Record, fi
 from onereward_jax.given_files import parse_json
 
 NAME, VERSION = "preferences", "1.0.0"
+_RECENT = 8  # records that are kept, since their images are asked for one by one
 _NONE = -1  # best and worst of "no difference"
 
 
@@ -86,6 +88,7 @@ class TfdsRecords:
         again = "make it again with `onereward convert-preferences`"
         self._source = tfds_files.open_dataset(directory, NAME, again)
         self._count = len(self._source)
+        self._recent: deque[tuple[int, Record]] = deque(maxlen=_RECENT)
         self._stamp = Stamp.of(*sorted(path for path in directory.iterdir() if path.name != FILE))
 
     def __len__(self) -> int:
@@ -141,7 +144,10 @@ class TfdsRecords:
         Raises:
           BadRecord: see `__getitem__`, or the record has no such image.
         """
-        record = self[index]
+        record = next((known for number, known in list(self._recent) if number == index), None)
+        if record is None:
+            record = self[index]
+            self._recent.append((index, record))
         images = {"image": record.image, "mask": record.mask}
         images |= {f"candidates[{number}].image": one.image for number, one in enumerate(record.candidates)}
         found = images.get(name)
