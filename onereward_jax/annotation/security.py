@@ -29,6 +29,8 @@ SESSION_SECONDS = 30 * 86_400.0
 PAGES = ("/", "/organiser")  # a link on another site may lead here, and nowhere else
 
 _LOG = logging.getLogger("onereward.annotate")
+_PROXY = "if that is a proxy of yours, start onereward annotate with --public and its address"
+_TUNNEL = f"{_PROXY}; through an SSH tunnel, open localhost and the same port"
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
     " frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
@@ -204,12 +206,15 @@ class Guard:
         headers = _headers(scope)
         hosts = headers.get("host", [])
         if len(hosts) != 1 or not self._site.knows(hosts[0]):
-            raise Refused(421, f"Host {shown(hosts[0] if hosts else '')} is not this server's name")
+            name = shown(hosts[0] if hosts else "")
+            raise Refused(421, f"Host {name} is not this server's name: {_TUNNEL}")
+        if self._site.is_loopback and any(name == "forwarded" or name.startswith("x-forwarded-") for name in headers):
+            raise Refused(403, f"the request came through a proxy, so from who knows where: {_TUNNEL}")
         if scope["method"] not in ("GET", "HEAD", "POST"):
             raise Refused(405, "only GET and POST are answered")
         origins = headers.get("origin", [])
         if any(not self._site.is_own_origin(origin, hosts[0]) for origin in origins):
-            raise Refused(403, f"the request comes from another site, {shown(origins[0])}")
+            raise Refused(403, f"the request comes from another site, {shown(origins[0])}: {_PROXY}")
         [came] = headers.get("sec-fetch-site", ["none"])[:1]
         is_link = scope["method"] == "GET" and scope["path"] in PAGES
         if came not in ("none", "same-origin") and not is_link:

@@ -151,6 +151,15 @@ def test_a_name_that_was_turned_to_this_address(served, unchanged, host):
     refused(client.post("/api/undo", json={}, headers={"host": host}), 421)
 
 
+@pytest.mark.parametrize("header", ["x-forwarded-for", "x-forwarded-host", "forwarded"])
+def test_a_proxy_that_nobody_told_the_server_of(served, unchanged, header):
+    """It would let everybody in: on loopback a name is enough."""
+    _, client, _ = served
+    answer = client.get("/api/me", headers={header: "203.0.113.7"})
+    refused(answer, 403)
+    assert "--public" in answer.json()["error"]
+
+
 def test_names_of_the_server():
     loopback, network = Site("127.0.0.1", 8080), Site("0.0.0.0", 8080)
     proxied = Site("127.0.0.1", 8080, "https://annotate.example")
