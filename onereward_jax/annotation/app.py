@@ -19,22 +19,23 @@ numbered by the places at which they are shown, from 0. Who is signed in is in a
     POST /api/undo         {} or {"assignment": the one answered last} -> {assignment: A, done, total}; with the
                            assignment, the same request sent twice takes back one answer. 409: nothing to take back
     POST /api/skip         {assignment} -> {done, total}: can't be judged; not asked again of this annotator
-    GET  /images/...       PNG; 404 also if the file is damaged: offer to skip
+    GET  /images/...       PNG; 404 also if the file is damaged: offer to skip; 503 if the disk fails: ask again later
     GET  /api/organiser    -> {job, annotators: [{name, done, per_hour, seconds_median, self_agreement, gold_right}],
                            done, total, per_hour, agreement: {question: alpha}}; null where there is nothing to
-                           measure yet; agreement and attention are those of the latest 20,000 votes
+                           measure yet. per_hour: in the last hour, or since the first vote in it; total: wanted of
+                           the annotators so far; agreement and attention are those of the latest 20,000 votes
     GET  /api/export       -> all answers, one JSON object a line, as `annotation.answer.Answer`
     GET  /  /organiser  /static/NAME    the pages
 
     A = {id, job, task, prompt, source: url | null, mask: url | null, candidates: [url, ...], questions: [Q, ...],
-         previous: answers | null}; the mask is white where the candidates were generated, as large as the source;
-         previous: what was answered before it was taken back
+         previous: {answers, reason, points} | null}; the mask is white where the candidates were generated, as large
+         as the source; previous: what was answered before it was taken back, in the form of a vote
     Q = {name, label, help, scale: [lowest, highest] | null}
 
-    400 malformed; 401 not signed in; 403 from another site, or not for you; 404 unknown; 408 too slow; 409 answered
-    already (by another key), skipped or taken back: go on with the next; 413 too long; 415 no JSON; 421 a name that is
-    not the server's; 503 can't be stored now (`error` says why): nothing was half-saved, the same request may be sent
-    again.
+    400 malformed; 401 not signed in; 403 from another site or a proxy, or not for you; 404 unknown; 408 too slow; 409
+    answered already (by another key), skipped or taken back: go on with the next; 413 too long; 415 no JSON; 421 a name
+    that is not the server's; 503 can't be stored or read now (`error` says why): nothing was half-saved, the same
+    request may be sent again.
 
 The kind of an item (plain, repeat, gold) is in no answer.
 """
@@ -57,9 +58,10 @@ from starlette.routing import Route
 
 from onereward_jax.annotation import images, security
 from onereward_jax.annotation.assign import Ballot, Desk
+from onereward_jax.annotation.database import Unavailable
 from onereward_jax.annotation.organiser import Organiser
 from onereward_jax.annotation.pace import per_hour
-from onereward_jax.annotation.requests import fields_of, in_thread, told, unknown
+from onereward_jax.annotation.requests import fields_of, in_thread, json_errors, unknown
 from onereward_jax.annotation.security import Guard, Refused, Site
 from onereward_jax.annotation.store import Assignment, Person
 from onereward_jax.annotation.votes import lines_of
@@ -153,7 +155,7 @@ class Server:
                 "organiser": False,
                 "needs_token": not self.site.is_loopback,
                 **self._progress(person),
-                "per_hour": per_hour(recent),
+                "per_hour": per_hour(recent, recent[-1][0]) if recent else None,
                 "seconds_per_item": seconds[len(seconds) // 2] if seconds else None,
                 "today": self.store.votes_since(person.id, midnight),
             }
@@ -243,6 +245,8 @@ class Server:
             raise Refused(404, "there is no such image")
         try:
             content = await asyncio.wrap_future(self.cache.get((place, name), self._making(place, name)))
+        except Unavailable:
+            raise
         except (OSError, UserError) as error:
             self.desk.leave_out(given.record)
             _LOG.warning("record %r is left out: %s", given.record, error)
@@ -332,19 +336,19 @@ def create_app(desk: Desk, cache: images.ImageCache, site: Site) -> security.App
     """Make the ASGI application; what it is given stays open when it ends."""
     server = Server(desk, cache, site)
     routes = [
-        Route("/api/sign-in", told(server.sign_in), methods=["POST"]),
-        Route("/api/sign-out", told(server.sign_out), methods=["POST"]),
-        Route("/api/me", told(server.me)),
-        Route("/api/assignments", told(server.assignments), methods=["POST"]),
-        Route("/api/votes", told(server.votes), methods=["POST"]),
-        Route("/api/undo", told(server.undo), methods=["POST"]),
-        Route("/api/skip", told(server.skip), methods=["POST"]),
-        Route("/api/organiser", told(server.overview)),
-        Route("/api/export", told(server.export)),
-        Route("/images/{code}", told(server.image)),
-        Route("/static/{name:path}", told(server.static)),
-        Route("/", told(server.page)),
-        Route("/organiser", told(server.page)),
+        Route("/api/sign-in", json_errors(server.sign_in), methods=["POST"]),
+        Route("/api/sign-out", json_errors(server.sign_out), methods=["POST"]),
+        Route("/api/me", json_errors(server.me)),
+        Route("/api/assignments", json_errors(server.assignments), methods=["POST"]),
+        Route("/api/votes", json_errors(server.votes), methods=["POST"]),
+        Route("/api/undo", json_errors(server.undo), methods=["POST"]),
+        Route("/api/skip", json_errors(server.skip), methods=["POST"]),
+        Route("/api/organiser", json_errors(server.overview)),
+        Route("/api/export", json_errors(server.export)),
+        Route("/images/{code}", json_errors(server.image)),
+        Route("/static/{name:path}", json_errors(server.static)),
+        Route("/", json_errors(server.page)),
+        Route("/organiser", json_errors(server.page)),
     ]
     return Guard(Starlette(routes=routes, exception_handlers={404: unknown, 405: unknown}), site)
 

@@ -22,36 +22,17 @@ from typing import Any
 from onereward_jax.annotation import ballot
 from onereward_jax.annotation.answer import Kind
 from onereward_jax.annotation.ballot import Ballot, Choice
+from onereward_jax.annotation.choosing import Choosing, Rules
 from onereward_jax.annotation.database import Unavailable
 from onereward_jax.annotation.items import Items
 from onereward_jax.annotation.pool import RECENT, Pool, Tally
 from onereward_jax.annotation.questions import questions_of
-from onereward_jax.annotation.store import OPEN, PASSED_ON, SKIPPED, Assignment, Person, Store, StoredRecord, Vote
+from onereward_jax.annotation.store import OPEN, PASSED_ON, SKIPPED, Assignment, Person, Store, Vote
 from onereward_jax.errors import UserError, shown
 
 MAX_OPEN = 6  # assignments that an annotator may have at once
-_EAGER = 0.1  # how fast repeats and gold items make up for what was due earlier and could not be given
 _UNREADABLE = 20  # records in a row: then it is the disk, and not they
-
-
-@dataclasses.dataclass(frozen=True)
-class Rules:
-    """Who gets what.
-
-    Attributes:
-      overlap: share of the records that `overlap_votes` annotators judge; the others are judged by one.
-      repeats: share of hidden repeats among what an annotator gets.
-      gold: share of gold items, where there are any.
-      repeat_gap: items that lie between an item and its repeat, at least.
-      return_after: seconds after which an assignment without an answer goes to others.
-    """
-
-    overlap: float = 0.15
-    overlap_votes: int = 3
-    repeats: float = 0.03
-    gold: float = 0.02
-    repeat_gap: int = 20
-    return_after: float = 1800.0
+_REST = 60.0  # seconds until a record is tried again that the disk failed to read
 
 
 class Unknown(UserError):
@@ -103,6 +84,7 @@ class Desk:
         self.gold = {place: right for place, right in places.items() if place is not None}
         names = [items[place].name for place in range(len(items))]
         self._pool = Pool(names, rules.overlap, rules.overlap_votes, self.gold)
+        self._choosing = Choosing(rules, self._pool, self.gold, self._rng)
         self._tallies: dict[int, Tally] = defaultdict(lambda: Tally(len(items)))
         self._open: dict[int, list[_Open]] = defaultdict(list)  # annotator -> in the order in which they were given
         self._due: list[tuple[float, int, int]] = []  # (due, annotator, assignment), a heap
@@ -126,16 +108,25 @@ class Desk:
           Unavailable: the database can't be written, or the data can't be read.
         """
         count = max(1, min(count, MAX_OPEN))
-        with self._lock:
-            self._expire()
-            self._renew(person)
-            mine, unreadable = self._open[person.id], 0
-            while len(mine) < count and (chosen := self._choose(person)) is not None:
-                unreadable += not self._give(person, *chosen)
-                if unreadable == _UNREADABLE:
-                    raise Unavailable(f"{self.items.directory} can't be read: check its disk, then try again")
-            given = [one.given for one in mine[:count]]
-            return given, len(given) < count and self._pool.may_come_back(self._tallies[person.id])
+        chosen: tuple[int, Kind] | None = None
+        unreadable: list[int] = []  # in a row
+        while True:
+            with self._lock:
+                self._expire()
+                self._renew(person)
+                chosen = self._fill(person, count, chosen)
+                if chosen is None:
+                    given = [one.given for one in self._open[person.id][:count]]
+                    return given, len(given) < count and self._pool.may_come_back(self._tallies[person.id])
+            if self._learn(chosen[0]):  # without the lock: others need not wait for the disk
+                unreadable = []
+                continue
+            unreadable.append(chosen[0])
+            if len(unreadable) == _UNREADABLE:
+                with self._lock:
+                    for place in unreadable:
+                        self._pool.mend(place)
+                raise Unavailable(f"{self.items.directory} can't be read: check its disk, then try again")
 
     def skip(self, person: Person, code: Any) -> None:
         """Close an assignment that the annotator can't judge; they are not asked again.
@@ -200,7 +191,7 @@ class Desk:
         with self._lock:
             if code is not None:
                 for one in self._open[person.id]:
-                    if one.given.code == code and self.store.undone_choices(one.given.id) is not None:
+                    if one.given.code == code and self.store.undone_vote(one.given.id) is not None:
                         return one.given
             latest = self.store.latest_vote(person.id, self.job)
             if latest is None:
@@ -216,10 +207,13 @@ class Desk:
             self._reopen(person, given)
             return given
 
-    def previous(self, given: Assignment) -> list[Choice] | None:
-        """Return what was answered to an open assignment and taken back, numbered as shown."""
-        choices = self.store.undone_choices(given.id) if given.state == OPEN else None
-        return None if choices is None else ballot.as_shown(choices, given.shown)
+    def previous(self, given: Assignment) -> dict[str, Any] | None:
+        """Return what was answered to an open assignment and taken back, as shown: {answers, reason, points}."""
+        vote = self.store.undone_vote(given.id) if given.state == OPEN else None
+        if vote is None:
+            return None
+        points = [{"candidate": given.shown.index(candidate), "x": x, "y": y} for candidate, x, y in vote.points]
+        return {"answers": ballot.as_shown(vote.choices, given.shown), "reason": vote.reason, "points": points}
 
     # ----------------------------------------------------------------------------------------------------- progress
 
@@ -248,9 +242,9 @@ class Desk:
             return list(self._tallies[person.id].recent)
 
     def progress(self) -> tuple[int, int]:
-        """Count the votes that are there, of those that are wanted."""
+        """Count the votes that are there, of those that are wanted and can be had of the annotators so far."""
         with self._lock:
-            return int(self._pool.voted.clip(max=self._pool.wanted).sum()), int(self._pool.wanted.sum())
+            return self._pool.progress(sum(tally.drawn > 0 for tally in self._tallies.values()))
 
     # -------------------------------------------------------------------------------------------------------- inside
 
@@ -300,8 +294,9 @@ class Desk:
             heapq.heappush(self._due, (one.given.due, one.given.annotator, one.given.id))
 
     def _expire(self) -> None:
-        """Free the places of assignments whose time is over."""
+        """Free the places of assignments whose time is over, and of records that the disk failed to read."""
         now = self.store.now()
+        self._pool.wake(now)
         while self._due and self._due[0][0] <= now:
             _, annotator, number = heapq.heappop(self._due)
             for one in self._open[annotator]:
@@ -325,36 +320,44 @@ class Desk:
             if plain:
                 self._pool.take(one.place)
 
-    def _choose(self, person: Person) -> tuple[int, Kind] | None:
-        """Choose what an annotator gets next: (place among the items, kind)."""
+    def _fill(self, person: Person, count: int, chosen: tuple[int, Kind] | None) -> tuple[int, Kind] | None:
+        """Give an annotator what is missing from `count` assignments, if there is so much.
+
+        Args:
+          chosen: what this returned before, and was read since; it is given if nobody was quicker.
+
+        Returns:
+          what was chosen next but has to be read first, by `_learn`; None when all is given.
+        """
         tally = self._tallies[person.id]
-        if self._is_due(self.rules.gold, tally.drawn, len(tally.had["gold"])):
-            gold = self.gold.keys() - tally.had["gold"] - self._pool.broken
-            if gold:
-                return self._rng.choice(sorted(gold)), "gold"
-        if self._is_due(self.rules.repeats, tally.drawn, len(tally.had["repeat"])):
-            old = len(tally.answered) + len(self._open[person.id]) - self.rules.repeat_gap
-            never = tally.had["repeat"] | self._pool.broken
-            again = [place for place in tally.answered[: max(0, old)] if place not in never]
-            if again:
-                return self._rng.choice(again), "repeat"
-        place = self._pool.next(tally)
-        return None if place is None else (place, "plain")
+        while len(self._open[person.id]) < count:
+            if chosen is None or not self._pool.may_have(tally, *chosen):
+                chosen = self._choosing.next(tally, len(self._open[person.id]))
+            if chosen is None or self.items[chosen[0]].name not in self._records:
+                return chosen
+            self._give(person, *chosen)
+            chosen = None
+        return None
 
-    def _is_due(self, share: float, drawn: int, given: int) -> bool:
-        """Draw whether a repeat or a gold item comes now: in the long run a share, at moments nobody can foresee."""
-        return share > 0 and self._rng.random() < share + _EAGER * (share * drawn - given)
-
-    def _give(self, person: Person, place: int, kind: Kind) -> bool:
-        """Store a new assignment; a record whose source can't be read is left out instead, and False returned."""
-        item = self.items[place]
-        if item.name not in self._records:
-            try:
-                source = self.items.source_digest(place)
-            except (OSError, UserError):
+    def _learn(self, place: int) -> bool:
+        """Read what answers say about a record; one that can't be read is left out instead, and False returned."""
+        try:
+            known = self.items.stored(place)
+        except Unavailable:
+            with self._lock:
+                self._pool.rest(place, self.store.now() + _REST)
+            return False
+        except (OSError, UserError):
+            with self._lock:
                 self._pool.broken.add(place)
-                return False
-            self._records[item.name] = StoredRecord(item.task, item.prompt, item.models, source)
+            return False
+        with self._lock:
+            self._records[self.items[place].name] = known
+        return True
+
+    def _give(self, person: Person, place: int, kind: Kind) -> None:
+        """Store a new assignment."""
+        item = self.items[place]
         order = list(range(len(item.models)))
         self._rng.shuffle(order)
         now, code = self.store.now(), secrets.token_urlsafe(16)
@@ -367,7 +370,6 @@ class Desk:
         self._add_open(_Open(given, place))
         if kind == "plain":
             self._pool.take(place)
-        return True
 
     def _close(self, person: Person, given: Assignment) -> _Open | None:
         """Forget an open assignment, and return it."""

@@ -58,7 +58,7 @@ class Database:
         if not path.parent.is_dir():
             raise UserError(f"{path.parent} is no directory: give the votes a file in one that is there")
         self._lock, self._reading = threading.RLock(), threading.RLock()
-        with self._told():
+        with self._sqlite_errors():
             self._writer = self._connect()
             self._prepare(schema)
             self._reader = self._connect()
@@ -112,7 +112,7 @@ class Database:
                 self._writer.execute(f"PRAGMA user_version={VERSION}")
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _sqlite_errors(self) -> Iterator[None]:
         """Turn SQLite's errors into one sentence."""
         try:
             yield
@@ -128,7 +128,7 @@ class Database:
         Args:
           durable: False spares the wait for the disk: a power cut may take it back as a whole, a kill may not.
         """
-        with self._lock, self._told():
+        with self._lock, self._sqlite_errors():
             if not durable:
                 self._writer.execute("PRAGMA synchronous=NORMAL")
             try:
@@ -144,7 +144,7 @@ class Database:
                     self._writer.execute("PRAGMA synchronous=FULL")
 
     def _read(self, query: str, *values: Any) -> list[tuple]:
-        with self._reading, self._told():
+        with self._reading, self._sqlite_errors():
             return self._reader.execute(query, values).fetchall()
 
 

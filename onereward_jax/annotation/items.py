@@ -1,17 +1,23 @@
 """The records that annotators judge: what each says, and its images' bytes, read when they are shown."""
 
 import dataclasses
+import errno
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from onereward_jax.annotation.database import Unavailable
 from onereward_jax.annotation.questions import GOOD_SAME_BAD, Question, questions_of
+from onereward_jax.annotation.store import StoredRecord
 from onereward_jax.data.bad_records import Skipped
 from onereward_jax.data.preferences.dataset import BAD_SHARE, Stored
-from onereward_jax.data.preferences.record import Record
+from onereward_jax.data.preferences.record import SOURCE, Record
 from onereward_jax.errors import UserError, shown
+from onereward_jax.given_files import BAD_PATHS
 
 MAX_SHOWN = 9  # candidates side by side, each with a key of its own
+# What the system says of a file that is not there; whatever else it says of one may be over in a moment.
+_LASTING = {errno.ENOENT, errno.ENOTDIR, errno.EISDIR, *BAD_PATHS}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -78,19 +84,30 @@ class Items:
         """Read an image's file: "image", "mask" or "candidates[2].image".
 
         Raises:
+          Unavailable: it can't be read now, but may be later: the disk fails, or too many files are open.
           OSError, UserError: it can't be read.
         """
-        return self._records.image(self._items[place].index, name)
+        try:
+            return self._records.image(self._items[place].index, name)
+        except (OSError, UserError) as error:
+            if _may_pass(error):
+                raise Unavailable(f"{self.directory} can't be read now: check its disk, then try again") from error
+            raise
 
-    def source_digest(self, place: int) -> str:
-        """Digest the source image's bytes; "" without one.
+    def stored(self, place: int) -> StoredRecord:
+        """Return what answers say about a record, after reading its source image.
+
+        The source is what the record's notes name, as of several crops of one photograph, or else its image's digest.
 
         Raises:
-          OSError, UserError: it can't be read.
+          Unavailable, OSError, UserError: see `image`.
         """
-        if not self._items[place].has_source:
-            return ""
-        return hashlib.sha256(self.image(place, "image")).hexdigest()
+        item = self._items[place]
+        content = self.image(place, "image") if item.has_source else b""
+        source = self._records.outline(item.index).notes.get(SOURCE)
+        if not isinstance(source, str) or not source:
+            source = hashlib.sha256(content).hexdigest() if item.has_source else ""
+        return StoredRecord(item.task, item.prompt, item.models, source)
 
     def _usable(self, bad_share: float) -> Iterator[Item]:
         records, seen = self._records, set()
@@ -108,6 +125,13 @@ class Items:
             seen.add(item.name)
             yield item
         skipped.end(len(records))
+
+
+def _may_pass(error: BaseException | None) -> bool:
+    """Whether the operating system failed to read a file that is there, however the error was worded since."""
+    while error is not None and (not isinstance(error, OSError) or error.errno is None):
+        error = error.__context__
+    return isinstance(error, OSError) and error.errno not in _LASTING
 
 
 def _item_of(index: int, record: Record, job: str) -> Item:

@@ -41,11 +41,12 @@ class Organiser:
         found = agreement.summary(desk.store.iter_answers(desk.job, _LATEST), self._right_answers())
         attention = {one["name"]: {key: one[key] for key in _NOTHING} for one in found["annotators"]}
         annotators: list[dict[str, Any]] = []
+        now = desk.store.now()  # who has stopped adds nothing to the pace
         for person in desk.store.people():
             if person.organiser:
                 continue
             recent = desk.recent(person)
-            known = {"name": person.name, "done": desk.done(person), "per_hour": per_hour(recent)}
+            known = {"name": person.name, "done": desk.done(person), "per_hour": per_hour(recent, now)}
             annotators.append(known | {"seconds_median": median_seconds(recent)} | attention.get(person.name, _NOTHING))
         done, total = desk.progress()
         paces = [one["per_hour"] for one in annotators if one["per_hour"] is not None]

@@ -8,13 +8,12 @@ _HOUR = 3600.0
 Votes = Sequence[tuple[float, float]]  # (at, seconds), in order
 
 
-def per_hour(votes: Votes) -> float | None:
-    """Return items an hour, over the last hour of votes; None if there are fewer than two."""
-    if len(votes) < 2:
+def per_hour(votes: Votes, now: float) -> float | None:
+    """Return items an hour, from the first vote of the last hour until now; None if it has fewer than two."""
+    times = [at for at, _ in votes if at > now - _HOUR]
+    if len(times) < 2:
         return None
-    last = votes[-1][0]
-    times = [at for at, _ in votes if at > last - _HOUR]
-    spent = last - times[0]
+    spent = now - times[0]
     return round(_HOUR * (len(times) - 1) / spent, 1) if spent > 0 else None
 
 

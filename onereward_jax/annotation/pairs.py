@@ -101,7 +101,7 @@ def voted_records(record: Record, answers: Sequence[Answer], rules: Rules) -> li
         ends = [end for end in (answer.best, answer.worst) if end is not None]
         if any(end >= len(record.candidates) for end in ends) or answer.question not in known:
             raise BadRecord(f"record {record.id} is not the one that was voted on: give the data that was")
-        if record.image is not None and answer.source and answer.source != source:
+        if record.image is not None and answer.source and answer.source not in (source, record.notes.get(SOURCE)):
             raise BadRecord(f"image of record {record.id} is not the one that was voted on: give the data that was")
         last[answer.annotator, answer.question] = answer
     by_annotator: dict[str, list[Answer]] = defaultdict(list)

@@ -61,7 +61,8 @@ class Pool:
         self.wanted[list(gold)] = 0
         self.taken = np.zeros(len(names), np.uint16)
         self.voted = np.zeros(len(names), np.uint16)
-        self.broken: set[int] = set()  # can't be shown
+        self.broken: set[int] = set()  # can't be shown, or not now
+        self._resting: deque[tuple[float, int]] = deque()  # of those: (until, place), in this order
         self._returned: dict[int, None] = {}  # in this order: places that came free behind the cursors
         self._full_to = 0  # no record before it is left for anybody, except returned ones
 
@@ -73,8 +74,29 @@ class Pool:
         self.taken[place] -= 1
         self._returned[place] = None
 
+    def rest(self, place: int, until: float) -> None:
+        """Give a place to nobody before a time, which is later than those given before."""
+        self.broken.add(place)
+        self._resting.append((until, place))
+
+    def wake(self, now: float) -> None:
+        """Give what rested long enough to anybody again."""
+        while self._resting and self._resting[0][0] <= now:
+            self.mend(self._resting.popleft()[1])
+
+    def mend(self, place: int) -> None:
+        """Give a place that was broken to anybody again."""
+        self.broken.discard(place)
+        self._returned[place] = None
+
     def is_wanted(self, place: int) -> bool:
         return place not in self.broken and bool(self.taken[place] < self.wanted[place])
+
+    def may_have(self, tally: Tally, place: int, kind: str) -> bool:
+        """Whether an annotator may be given a record now as an item of a kind."""
+        if kind == "plain":
+            return self.is_wanted(place) and not tally.seen[place]
+        return place not in self.broken and place not in tally.had[kind]
 
     def next(self, tally: Tally) -> int | None:
         """Return the record that an annotator gets next, or None: what came back first, then in order."""
@@ -90,6 +112,12 @@ class Pool:
         while tally.cursor < count and (tally.seen[tally.cursor] or not self.is_wanted(tally.cursor)):
             tally.cursor += 1
         return tally.cursor if tally.cursor < count else None
+
+    def progress(self, annotators: int) -> tuple[int, int]:
+        """Count the votes that are there, of those that so many annotators, each once a record, are wanted to give."""
+        wanted = self.wanted.clip(max=max(1, annotators))
+        wanted[[place for place in self.broken if not self.voted[place]]] = 0
+        return int(self.voted.clip(max=wanted).sum()), int(wanted.sum())
 
     def left(self, tally: Tally) -> int:
         """Count the records that an annotator can still get now."""

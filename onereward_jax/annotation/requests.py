@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-def told(handler: Handler) -> Handler:
+def json_errors(handler: Handler) -> Handler:
     """Turn what goes wrong into a status and one sentence, and log it."""
 
     @functools.wraps(handler)

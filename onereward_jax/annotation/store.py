@@ -268,12 +268,17 @@ class Store(Database):
             writer.execute("UPDATE vote SET undone = 1 WHERE assignment = ? AND NOT undone", (assignment,))
             writer.execute("UPDATE assignment SET state = ?, due = ? WHERE id = ?", (OPEN, due, assignment))
 
-    def undone_choices(self, assignment: int) -> list[Choice] | None:
+    def undone_vote(self, assignment: int) -> Vote | None:
         """Return what was last answered to an assignment and taken back."""
         found = self._read(
-            "SELECT answers FROM vote WHERE assignment = ? AND undone ORDER BY id DESC LIMIT 1", assignment
+            "SELECT annotator, key, answers, reason, points, seconds FROM vote WHERE assignment = ? AND undone"
+            " ORDER BY id DESC LIMIT 1",
+            assignment,
         )
-        return json.loads(found[0][0]) if found else None
+        if not found:
+            return None
+        annotator, key, choices, reason, points, seconds = found[0]
+        return Vote(assignment, annotator, key, json.loads(choices), reason, json.loads(points), seconds)
 
     def votes_since(self, annotator: int, at: float) -> int:
         """Count an annotator's votes from a time on."""

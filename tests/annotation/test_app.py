@@ -1,5 +1,6 @@
 """The server as the page sees it: assignments, images, votes, undo, and what it says when the disk fails."""
 
+import errno
 import json
 import sqlite3
 
@@ -74,7 +75,10 @@ def test_an_annotators_day(desk):
     assert (me["annotator"], me["done"], me["total"], me["today"], me["seconds_per_item"]) == ("Ann", 1, 8, 1, 3.5)
     again = client.post("/api/undo", json={"assignment": first["id"]}).json()["assignment"]
     assert again["id"] == first["id"]
-    assert again["previous"][0] == {"question": "text_alignment", "best": 0, "worst": 1}
+    previous = drawn(client)[0]["previous"]  # as after a reload
+    assert previous == again["previous"]
+    assert previous["answers"][0] == {"question": "text_alignment", "best": 0, "worst": 1}
+    assert (previous["reason"], previous["points"]) == ("blurred", points)
     assert desk.store.answers() == []
     assert vote(client, first).status_code == 409  # an old request that comes late
     assert vote(client, first, key="new").json()["done"] == 1
@@ -218,6 +222,23 @@ def test_files_that_are_no_images(tmp_path):
     assert colour_of(content) == 7
     assert drawn(client_of(application(desk), "bob"), 2) == []  # the bad one is left out
     close(desk)
+
+
+def test_a_disk_that_fails_for_a_while(desk):
+    client, stored = client_of(application(desk)), desk.items._records
+    [given], read = drawn(client), stored.image
+
+    def broken(index, name):
+        raise OSError(errno.EIO, "Input/output error")
+
+    stored.image = broken
+    assert client.get(given["candidates"][0]).status_code in (200, 503)  # it may have been made ahead
+    app = application(desk)
+    again = client_of(app)
+    assert again.get(given["candidates"][0]).status_code == 503
+    stored.image = read
+    assert again.get(given["candidates"][0]).status_code == 200
+    assert drawn(client_of(app, "bob"), 5)
 
 
 def test_pages_and_methods(desk):

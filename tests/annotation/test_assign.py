@@ -1,7 +1,10 @@
 """Who gets what: nobody a record twice, everyone their share of repeats and gold items, every record its votes."""
 
+import errno
+import hashlib
 import random
 import tempfile
+import threading
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -12,9 +15,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from onereward_jax.annotation.assign import Conflict, Rules, Unknown
 from onereward_jax.annotation.ballot import as_shown, choices_of
-from onereward_jax.annotation.database import Clock
+from onereward_jax.annotation.database import Clock, Unavailable
 from onereward_jax.annotation.questions import JOBS, questions_of
-from tests.support.annotating import PLAIN, answer, answers_to, close, items_of, open_desk, record
+from onereward_jax.data.preferences.record import BadRecord
+from tests.support.annotating import PLAIN, answer, answers_to, close, items_of, open_desk, picture, record
 
 RULES = Rules(overlap=0.5, overlap_votes=2, repeats=0.2, gold=0.2, repeat_gap=2, return_after=100.0)
 
@@ -77,7 +81,7 @@ class Annotating(RuleBasedStateMachine):
         if twice:
             assert self.desk.undo(person, latest) == again
         best, worst = self.meant.pop((person.name, again.record, again.kind))
-        shown = {(again.shown[one["best"]], again.shown[one["worst"]]) for one in self.desk.previous(again)}
+        shown = {(again.shown[one["best"]], again.shown[one["worst"]]) for one in self.desk.previous(again)["answers"]}
         assert shown == {(best, worst)}
 
     @rule(who=st.integers(0, 2))
@@ -212,4 +216,101 @@ def test_a_record_whose_source_is_gone_is_given_to_nobody(tmp_path):
     ann = desk.store.add_person("ann")
     given, waiting = desk.draw(ann, 2)
     assert ([one.record for one in given], waiting) == (["r0"], False)
+    close(desk)
+
+
+def failing(items, names, error):
+    """Let the source images of some records fail to be read, and return the names so that they can be mended."""
+    read = items._records.image
+
+    def image(index, name):
+        if items._records.records[index].id in names:
+            raise error
+        return read(index, name)
+
+    items._records.image = image
+    return names
+
+
+def hidden(error):
+    """An error of the system as a folder tells it: in one sentence, without its cause."""
+    try:
+        try:
+            raise error
+        except OSError:
+            raise BadRecord("image can't be read") from None
+    except BadRecord as told:
+        return told
+
+
+@pytest.mark.parametrize("wrap", [lambda error: error, hidden])
+def test_a_disk_that_fails_for_a_while_costs_no_record(tmp_path, wrap):
+    items = items_of(30)
+    names = failing(items, {f"r{n}" for n in range(30)}, wrap(OSError(errno.EIO, "Input/output error")))
+    desk = open_desk(tmp_path / "votes.sqlite", items, PLAIN)
+    ann = desk.store.add_person("ann")
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="disk"):
+            desk.draw(ann, 2)
+    names.clear()
+    assert len(desk.draw(ann, 2)[0]) == 2
+    assert desk.left(ann) == 28
+    close(desk)
+
+
+def test_a_record_that_can_not_be_read_now_is_tried_again(tmp_path):
+    items = items_of(3)
+    names = failing(items, {"r1"}, OSError(errno.EIO, "Input/output error"))
+    desk = open_desk(tmp_path / "votes.sqlite", items, PLAIN)
+    ann = desk.store.add_person("ann")
+    assert len(desk.draw(ann, 3)[0]) == 2
+    names.clear()
+    assert len(desk.draw(ann, 3)[0]) == 2
+    desk.store._clock = Clock(desk.store.now() + 61)
+    assert len(desk.draw(ann, 3)[0]) == 3
+    close(desk)
+
+
+def test_nobody_waits_for_an_image_that_another_waits_for(tmp_path):
+    items, began, go_on = items_of(4), threading.Event(), threading.Event()
+    read = items._records.image
+
+    def slow(index, name):
+        if threading.current_thread() is not threading.main_thread():
+            began.set()
+            assert go_on.wait(10)
+        return read(index, name)
+
+    items._records.image = slow
+    desk = open_desk(tmp_path / "votes.sqlite", items, PLAIN)
+    ann, bob = (desk.store.add_person(name) for name in ("ann", "bob"))
+    hers = []
+    thread = threading.Thread(target=lambda: hers.extend(desk.draw(ann, 2)[0]))
+    thread.start()
+    assert began.wait(10)
+    his, _ = desk.draw(bob, 2)
+    go_on.set()
+    thread.join()
+    assert len({one.record for one in hers + his}) == 4
+    close(desk)
+
+
+def test_the_source_is_what_the_notes_name(tmp_path):
+    crops = [record(n, image=picture(n), notes={"source_image": "photo"} if n else {}) for n in range(3)]
+    desk = open_desk(tmp_path / "votes.sqlite", crops, PLAIN)
+    desk.draw(desk.store.add_person("ann"), 3)
+    sources = {name: one.source for name, one in desk.store.records().items()}
+    assert sources == {"r0": hashlib.sha256(picture(0)).hexdigest(), "r1": "photo", "r2": "photo"}
+    close(desk)
+
+
+def test_no_more_votes_are_expected_than_there_are_annotators(tmp_path):
+    desk = open_desk(tmp_path / "votes.sqlite", 4, Rules(overlap=1.0, overlap_votes=3, repeats=0.0, gold=0.0))
+    people = [desk.store.add_person(name) for name in ("ann", "bob")]
+    work(desk, people[:1])
+    assert desk.progress() == (4, 4)
+    desk.draw(people[1])
+    assert desk.progress() == (4, 8)
+    work(desk, people)
+    assert desk.progress() == (8, 8)
     close(desk)
