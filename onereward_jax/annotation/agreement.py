@@ -3,8 +3,7 @@
 What is compared is a value that annotators give to a unit:
 
 - `best_worst`: a unit is a record's unordered pair of candidates, and the value which of them wins, or neither. A vote
-  says that the best wins against every other candidate and every other against the worst; "no difference" says so of
-  all pairs; of the other pairs it says nothing.
+  gives a value to the pairs of `ballots.implied_pairs`, and "no difference" to all; of the others it says nothing.
 - `good_same_bad`: a unit is a record, and the value good, same or bad.
 - `rating`: a unit is a candidate of a record, and the value its mark.
 
@@ -12,6 +11,7 @@ Which candidate of a pair comes first means nothing, so chance agreement counts 
 """
 
 import dataclasses
+import itertools
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -20,6 +20,7 @@ import numpy as np
 
 from onereward_jax.annotation.answer import Answer
 from onereward_jax.annotation.questions import BEST_WORST, FIVE, GOOD_SAME_BAD, RATING, questions_of
+from onereward_jax.data.preferences.ballots import implied_pairs
 from onereward_jax.errors import UserError
 from onereward_jax.intervals import bootstrap_sums, percentile_interval
 from onereward_jax.tasks import TASKS
@@ -170,27 +171,26 @@ def _pairs(answers: Sequence[Answer], record: np.ndarray) -> tuple[np.ndarray, n
     count = np.maximum(np.array([len(answer.models) for answer in answers], np.int64), np.maximum(best, worst) + 1)
     most = np.zeros(record.max() + 1, np.int64)
     np.maximum.at(most, record, count)  # a record has as many candidates as any answer knows of
-    count = most[record]
-    rows, winners, losers, ties = [], [], [], []
+    # Few votes differ, so that what each implies is found once.
+    kinds, kind = np.unique(np.stack([best, worst, most[record]]), axis=1, return_inverse=True)
+    implied = [_implied(*(int(x) for x in column)) for column in kinds.T]
+    sizes = np.array([len(values) for values in implied], np.int64)
+    starts, kind = np.cumsum(sizes) - sizes, kind.ravel()
+    rows = np.repeat(np.arange(len(record)), sizes[kind])
+    within = np.arange(len(rows)) - np.repeat(np.cumsum(sizes[kind]) - sizes[kind], sizes[kind])
+    pair, value = np.concatenate(implied)[starts[kind][rows] + within].T
+    return rows, record[rows] * _CANDIDATES**2 + pair, value
 
-    def add(chosen: np.ndarray, winner: Any, loser: Any, tie: bool = False) -> None:
-        found = np.flatnonzero(chosen)
-        rows.append(found)
-        winners.append(np.broadcast_to(winner, chosen.shape)[found])
-        losers.append(np.broadcast_to(loser, chosen.shape)[found])
-        ties.append(np.full(len(found), tie))
 
-    ordered = best >= 0
-    for other in range(int(count.max())):
-        there = ordered & (other < count) & (best != other)
-        add(there, best, other)
-        add(there & (worst != other), other, worst)
-        for second in range(other + 1, int(count[~ordered].max(initial=0))):
-            add(~ordered & (second < count), other, second, tie=True)
-    row, winner, loser = (np.concatenate(parts) for parts in (rows, winners, losers))
-    value = np.where(np.concatenate(ties), _NEITHER, np.where(winner < loser, _FIRST, _SECOND))
-    pair = np.minimum(winner, loser) * _CANDIDATES + np.maximum(winner, loser)
-    return row, record[row] * _CANDIDATES**2 + pair, value
+def _implied(best: int, worst: int, candidates: int) -> np.ndarray:
+    """Return (pair, value) of all pairs of which a vote says something, int64 (P, 2); best is −1 for no difference."""
+    numbered = lambda first, second: min(first, second) * _CANDIDATES + max(first, second)
+    if best < 0:
+        found = [(numbered(*two), _NEITHER) for two in itertools.combinations(range(candidates), 2)]
+    else:
+        ordered = implied_pairs(best, worst, candidates)
+        found = [(numbered(*two), _FIRST if two[0] < two[1] else _SECOND) for two in ordered]
+    return np.array(found, np.int64).reshape(-1, 2)
 
 
 def _scale(answer: Answer) -> tuple[int, int]:

@@ -11,16 +11,27 @@ from typing import Any
 
 from onereward_jax.annotation.agreement import measure
 from onereward_jax.annotation.answer import Answer
-from onereward_jax.annotation.questions import BEST_WORST
+from onereward_jax.annotation.questions import BEST_WORST, JOBS
 from onereward_jax.atomic_files import atomic_directory
 from onereward_jax.data.bad_records import Skipped
+from onereward_jax.data.preferences.ballots import implied_pairs
 from onereward_jax.data.preferences.dataset import BAD_SHARE, Stored, write_records
-from onereward_jax.data.preferences.record import SOURCE, BadRecord, Record, Vote, image_sizes, pairs_of_votes
+from onereward_jax.data.preferences.record import (
+    ORIGINAL,
+    OTHER_VOTES,
+    SOURCE,
+    BadRecord,
+    Record,
+    Vote,
+    image_sizes,
+    pairs_of_votes,
+)
 from onereward_jax.errors import UserError
 from onereward_jax.tasks import dimensions_of
 
 PAIRS = ("best_worst", "all")
 VOTES_BY = ("majority", "all")
+MIN_ITEMS = 10  # repeats or gold items, below which nobody is left out for them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,10 +41,10 @@ class Rules:
     Attributes:
       pairs: "best_worst": the best over the worst; "all": the best over every other, and every other over the worst.
       votes_by: "majority": a record's annotators decide together who wins a pair; "all": every annotator's votes are a
-        record of their own, so that pairs on which they differ stay, both ways.
+        record of their own, with those of the others in its notes, so that pairs on which they differ stay, both ways.
       leave_out: annotators whose votes don't count.
       min_gold, min_self: the least share of right gold answers, and of repeats answered as before; 0 asks for none. An
-        annotator who had none of these items counts.
+        annotator who had fewer than `MIN_ITEMS` of these counts.
     """
 
     pairs: str = "best_worst"
@@ -46,27 +57,52 @@ class Rules:
 def counted(answers: Sequence[Answer], rules: Rules, right: Sequence[Answer] = ()) -> list[Answer]:
     """Return the plain answers of annotators who count; those who don't are named on stderr.
 
+    How attentive annotators are is judged in each job by that job's repeats and gold items.
+
     Raises:
-      UserError: an annotator to leave out is none, or nobody is left.
+      UserError: an annotator to leave out is none, nobody was given gold items of which `right` knows the answers, or
+        nobody is left.
     """
-    people = measure(answers, right, draws=0)["annotators"]
-    if unknown := sorted(rules.leave_out - people.keys()):
-        raise UserError(f"nobody called {unknown[0]!r} has voted: leave out one of {', '.join(people)}")
-    if rules.min_gold and not any(person["gold_n"] for person in people.values()):
+    names = {answer.annotator: None for answer in answers}
+    if unknown := sorted(rules.leave_out - names.keys()):
+        raise UserError(f"nobody called {unknown[0]!r} has voted: leave out one of {', '.join(sorted(names))}")
+    known = {answer.record for answer in right}
+    if rules.min_gold and not any(answer.kind == "gold" and answer.record in known for answer in answers):
         raise UserError("nobody was given gold items with known answers: leave --min_gold out")
-    out = set(rules.leave_out)
-    for name, person in people.items():
-        for key, least, words in (
-            ("gold_right", rules.min_gold, "gold items right"),
-            ("self_agreement", rules.min_self, "repeats as before"),
-        ):
-            if name not in out and person[key] is not None and person[key] < least:
-                print(f"left out: {name}, with {person[key]:.2f} of {words}", file=sys.stderr)
-                out.add(name)
-    left = [answer for answer in answers if answer.kind == "plain" and answer.annotator not in out]
+    left = []
+    for job in JOBS:
+        of_job = [answer for answer in answers if answer.job == job]
+        out = rules.leave_out | _careless(of_job, rules, right)
+        left += [answer for answer in of_job if answer.kind == "plain" and answer.annotator not in out]
     if not left:
         raise UserError("no votes are left: leave fewer annotators out")
     return left
+
+
+def _careless(answers: Sequence[Answer], rules: Rules, right: Sequence[Answer]) -> set[str]:
+    """Return who has too few repeats or gold items right, of at least `MIN_ITEMS`, and name them on stderr."""
+    out: set[str] = set()
+    if not answers or not (rules.min_gold or rules.min_self):
+        return out
+    known = {answer.record for answer in right}
+    items = {"gold": Counter[str](), "repeat": Counter[str]()}
+    for kind, annotator, record in {(answer.kind, answer.annotator, answer.record) for answer in answers}:
+        if kind == "repeat" or (kind == "gold" and record in known):
+            items[kind][annotator] += 1
+    for name, person in measure(answers, right, draws=0)["annotators"].items():
+        for kind, key, least, words in (
+            ("gold", "gold_right", rules.min_gold, "gold items right"),
+            ("repeat", "self_agreement", rules.min_self, "repeats as before"),
+        ):
+            if name in out | rules.leave_out or person[key] is None or person[key] >= least:
+                continue
+            if items[kind][name] < MIN_ITEMS:
+                few = f"which are {items[kind][name]}, and {MIN_ITEMS} are needed to leave anybody out"
+                print(f"kept: {name}, with {person[key]:.2f} of {words}, {few}", file=sys.stderr)
+                continue
+            print(f"left out: {name}, with {person[key]:.2f} of {words}", file=sys.stderr)
+            out.add(name)
+    return out
 
 
 def votes_of(answers: Iterable[Answer], pairs: str, candidates: int) -> list[Vote]:
@@ -76,13 +112,9 @@ def votes_of(answers: Iterable[Answer], pairs: str, candidates: int) -> list[Vot
     """
     votes = []
     for answer in answers:
-        best, worst = answer.best, answer.worst
-        if pairs == "all" and best is not None and worst is not None:
-            others = [number for number in range(candidates) if number not in (best, worst)]
-            ordered = [(best, worst), *((best, other) for other in others), *((other, worst) for other in others)]
-        else:
-            ordered = [(best, worst)]  # type: ignore[list-item]
-        votes += [Vote(answer.question, answer.annotator, *ends) for ends in ordered]
+        vote = Vote(answer.question, answer.annotator, answer.best, answer.worst)
+        implied = implied_pairs(vote.best, vote.worst, candidates) if pairs == "all" else []
+        votes += [dataclasses.replace(vote, best=best, worst=worst) for best, worst in implied] or [vote]
     return votes
 
 
@@ -117,7 +149,14 @@ def voted_records(record: Record, answers: Sequence[Answer], rules: Rules) -> li
             continue
         # A record of `collect` names its source: its image may be one of several crops.
         notes = {SOURCE: source} | dict(record.notes) | {"pairs": rules.pairs} | _remarks(group)
-        name = f"{record.id}/{group[0].annotator}" if rules.votes_by == "all" else record.id
+        name = record.id
+        if rules.votes_by == "all":
+            name = f"{record.id}/{group[0].annotator}"
+            others = itertools.chain(*(one for one in groups if one is not group))
+            notes |= {
+                ORIGINAL: record.id,
+                OTHER_VOTES: list(map(dataclasses.asdict, votes_of(others, "best_worst", 0))),
+            }
         found.append(dataclasses.replace(record, id=name, votes=votes, pairs=pairs_of_votes(votes), notes=notes))
     return found
 
@@ -166,7 +205,8 @@ def write_preferences(
       {"train" or "test": {"records", "votes", "pairs"}}.
 
     Raises:
-      UserError: the directory is not empty, or there are no votes on these records, or too many of these are bad.
+      UserError: the directory is not empty, or there are no votes on these records, or too many of these are bad, or
+        train or test would be without a pair.
     """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise UserError(f"{directory} exists already: give a new directory")
@@ -177,17 +217,26 @@ def write_preferences(
     if not by_record:
         raise UserError("there are no votes for the best and the worst, of which pairs are made: see `onereward rank`")
     counts: dict[str, Counter[str]] = {part: Counter() for part in ("train", "test")}
-    at = _places(records, by_record)
-    with atomic_directory(directory) as partial:
-        for part in ("train", "test") if held_out_share else ("train",):
-            chosen = _records(records, at, by_record, rules, bad_share)
-            share = {"train": 1 - held_out_share, "test": held_out_share}[part]
-            found = (
-                record
-                for record in chosen
-                if share == 1 or is_held_out(str(record.notes[SOURCE]), held_out_share) == (part == "test")
+    at: dict[str, list[int]] = {part: [] for part in counts}
+    pairs, sources = Counter[str](), set()
+    for index, found in _checked(records, _places(records, by_record), by_record, rules, bad_share):
+        source = str(found[0].notes[SOURCE])
+        part = "test" if is_held_out(source, held_out_share) else "train"
+        at[part].append(index)
+        pairs[part] += sum(len(record.pairs) for record in found)
+        sources.add(source)
+    if not pairs.total():
+        raise UserError("no votes give a pair: they see no difference, or are as many either way")
+    parts = ("train", "test") if held_out_share else ("train",)
+    for part in parts:
+        if not pairs[part]:
+            raise UserError(
+                f"{part} would hold no pair, with {held_out_share:g} of {len(sources)} source images held out: give"
+                " votes on more source images, or another --held_out_share; 0 writes train alone"
             )
-            write_records(partial / part, _counting(found, counts[part]), form)
+    with atomic_directory(directory) as partial:
+        for part in parts:
+            write_records(partial / part, _counting(_voted(records, at[part], by_record, rules), counts[part]), form)
     return {part: dict(count) for part, count in counts.items() if count}
 
 
@@ -214,9 +263,10 @@ def _places(records: Stored, by_record: Mapping[str, Sequence[Answer]]) -> list[
     return at
 
 
-def _records(
+def _checked(
     records: Stored, at: Sequence[int], by_record: Mapping[str, Sequence[Answer]], rules: Rules, bad_share: float
-) -> Iterator[Record]:
+) -> Iterator[tuple[int, list[Record]]]:
+    """Yield every place whose record is good and gives records, see `voted_records`."""
     skipped = Skipped("records", str(records.directory), bad_share)
     for index in at:
         try:
@@ -226,8 +276,17 @@ def _records(
         except UserError as error:
             skipped.add(str(error))
             continue
-        yield from found
+        if found:
+            yield index, found
     skipped.end(len(at))
+
+
+def _voted(
+    records: Stored, at: Sequence[int], by_record: Mapping[str, Sequence[Answer]], rules: Rules
+) -> Iterator[Record]:
+    for index in at:
+        record = records[index]
+        yield from voted_records(record, by_record[record.id], rules)
 
 
 def _counting(records: Iterable[Record], count: Counter[str]) -> Iterator[Record]:

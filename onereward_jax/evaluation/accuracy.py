@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from onereward_jax.data.preferences.ballots import Ballots
 from onereward_jax.errors import UserError
 from onereward_jax.intervals import paired_difference_interval, share_interval, wilson_interval
 from onereward_jax.tasks import CELLS
@@ -14,9 +15,9 @@ from onereward_jax.tasks import CELLS
 # whether the annotator's winner is better by ground truth (None: unknown).
 Prediction = tuple[str, str, float, float, bool | None]
 
-# Votes of several annotators on a pair: task, dimension, how many chose the first, the second, neither; and the group
-# of correlated ballots that it belongs to, such as its record.
-Ballot = tuple[str, str, int, int, int, Hashable]
+# What several annotators say about a pair: task, dimension, votes, and the group of correlated ballots that it belongs
+# to, such as its record.
+Ballot = tuple[str, str, Ballots, Hashable]
 
 CALIBRATION_BINS = 10
 
@@ -104,8 +105,10 @@ def accuracy_difference(
 def human_accuracy(ballots: Iterable[Ballot]) -> dict[str, Any] | None:
     """Measure how often a single annotator agrees with the majority of the others: what a judge can hope to reach.
 
-    Each annotator of a pair is asked in turn for the label that the others' votes give, as data are labelled: a draw of
-    the others is no label. "No difference" counts half, as a judge's P(Yes) of exactly ½ does.
+    Each annotator is asked in turn about the pairs that the others label, as data are labelled: by votes that name the
+    pair, of which a draw is no label. The answer is what the annotator's own vote implies, whichever candidates it
+    names: were only those asked who name the same two, agreement would look better than it is. A vote that does not
+    order the pair counts half, as a judge's P(Yes) of exactly ½ does.
 
     Returns:
       {"cells": {task: {dimension: summary}}, "overall": summary}, with summary = {"n" (annotators asked), "accuracy",
@@ -115,12 +118,14 @@ def human_accuracy(ballots: Iterable[Ballot]) -> dict[str, Any] | None:
       UserError: a cell does not exist.
     """
     by_cell: dict[tuple[str, str], list[tuple[float, Hashable]]] = defaultdict(list)
-    for task, dimension, first, second, neither, group in ballots:
+    for task, dimension, votes, group in ballots:
         if (task, dimension) not in CELLS:
             raise UserError(f"{task} × {dimension} is no cell of onereward_jax.tasks.CELLS")
-        shares = [0.5] * (neither if first != second else 0)
-        for lead, asked in ((first - 1 - second, first), (second - 1 - first, second)):  # of the others' votes
-            shares += [float(lead > 0)] * (asked if lead else 0)
+        lead = votes.first - votes.second
+        shares = [0.5] * (votes.neither if lead else 0)
+        for side, named, implied in ((1, votes.first, votes.implied_first), (-1, votes.second, votes.implied_second)):
+            for of_others, asked in ((lead - side, named), (lead, implied)):
+                shares += [float(of_others * side > 0)] * (asked if of_others else 0)
         if shares:
             by_cell[task, dimension] += [(share, group) for share in shares]
 

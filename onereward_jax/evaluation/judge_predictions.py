@@ -1,7 +1,7 @@
 """The judge's answers about many images: by a policy and its base, and in annotated pairs."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -10,11 +10,12 @@ from jax.sharding import Mesh
 
 from onereward_jax import tasks
 from onereward_jax.config.schema import JudgeTraining
+from onereward_jax.data.preferences.record import ORIGINAL
 from onereward_jax.data.source import Source, ground_truth_of
 from onereward_jax.errors import UserError
 from onereward_jax.evaluation.accuracy import Ballot, Prediction, human_accuracy, judge_accuracy, table
 from onereward_jax.judge.judge import Judge
-from onereward_jax.judge.pairs import Pairs, Shape, seen_shape
+from onereward_jax.judge.pairs import Pair, Pairs, Shape, seen_shape
 from onereward_jax.judge.question_batches import question_batch
 from onereward_jax.parallel import hosts
 from onereward_jax.parallel.activations import batch_sharding, traced_for
@@ -183,15 +184,21 @@ def _annotated(pairs: Pairs) -> Iterator[tuple[int, int, str]]:
                 yield number, column, dimension
 
 
-def records_of(pairs: Pairs) -> list[tuple[int, int]]:
-    """Return the record, as (part, row), of each prediction of `judge_pairs`: predictions of one are correlated."""
-    return [(pairs[number].part, pairs[number].row) for number, _, _ in _annotated(pairs)]
+def records_of(pairs: Pairs) -> list[Hashable]:
+    """Return the record that was voted on of each prediction of `judge_pairs`: predictions of one are correlated."""
+    return [_record(pairs[number]) for number, _, _ in _annotated(pairs)]
+
+
+def _record(pair: Pair) -> Hashable:
+    """Identify the record that was voted on, of which there may be a record for each annotator."""
+    original = pair.notes.get(ORIGINAL)
+    return pair.part, original if isinstance(original, str) else pair.row
 
 
 def ballots_of(pairs: Pairs) -> list[Ballot]:
     """Return the votes on all pairs, those included of which none won, for `human_accuracy`."""
     return [
-        (pair.task, dimension, *votes, (pair.part, pair.row))
+        (pair.task, dimension, votes, _record(pair))
         for pair in (*pairs, *pairs.drawn)
         for dimension, votes in pair.ballots.items()
     ]

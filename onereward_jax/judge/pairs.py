@@ -15,8 +15,9 @@ import PIL.Image
 
 from onereward_jax.data.buckets import BucketDraw, Size, common_shapes
 from onereward_jax.data.manifest import Manifest
+from onereward_jax.data.preferences.ballots import Ballots, count_ballots
 from onereward_jax.data.preferences.dataset import BAD_SHARE, Stored, known_records, open_records
-from onereward_jax.data.preferences.record import Checked, Record, ballots_of_votes
+from onereward_jax.data.preferences.record import Checked, Record
 from onereward_jax.errors import UserError
 from onereward_jax.images.reading import read_image
 from onereward_jax.judge.judge import Judge
@@ -37,7 +38,7 @@ class Pair(NamedTuple):
       first, second: indices of the candidates.
       sizes: sizes of both images.
       labels: {dimension: +1 if the first is the winner, −1 if the second}.
-      ballots: {dimension: how many annotators chose the first, the second, neither}, where there are votes.
+      ballots: {dimension: what annotators say about the pair}, where some vote names it.
     """
 
     part: int
@@ -50,7 +51,7 @@ class Pair(NamedTuple):
     second: int
     sizes: Shape
     labels: dict[str, int]
-    ballots: dict[str, tuple[int, int, int]]
+    ballots: dict[str, Ballots]
 
 
 class Pairs(Sequence[Pair]):
@@ -147,9 +148,9 @@ def _pairs_of(part: int, row: int, record: Record, sizes: Sequence[Size]) -> lis
     for preference in record.pairs:
         first, second = sorted((preference.winner, preference.loser))
         labels.setdefault((first, second), {})[preference.dimension] = 1 if preference.winner == first else -1
-    ballots: dict[tuple[int, int], dict[str, tuple[int, int, int]]] = {}
-    for (dimension, *two), count in ballots_of_votes(record.votes).items():
-        ballots.setdefault((two[0], two[1]), {})[dimension] = count
+    ballots: dict[tuple[int, int], dict[str, Ballots]] = {}
+    for (dimension, first, second), count in count_ballots(record).items():
+        ballots.setdefault((first, second), {})[dimension] = count
     return [
         Pair(
             part,

@@ -91,6 +91,26 @@ def test_all_votes_keep_both_sides_of_a_disagreement():
     ]
 
 
+def test_the_record_of_one_annotator_keeps_the_votes_of_the_others(tmp_path):
+    answers = [vote(0, "ann", 0, 1), vote(0, "bob", 2, 3), vote(0, "cai", None, None)]
+    found = voted_records(record(0, 0), answers, Rules(pairs="all", votes_by="all"))
+    assert [one.notes["original"] for one in found] == ["r0", "r0"]
+    others = [[tuple(vote.values())[1:] for vote in one.notes["other_votes"]] for one in found]
+    assert others == [[("bob", 2, 3), ("cai", None, None)], [("ann", 0, 1), ("cai", None, None)]]
+    write_folder(tmp_path / "one", found)
+    ballots = {(p.id, p.first, p.second): p.ballots["structure"] for p in read_pairs(tmp_path / "one")}
+    assert ballots["r0/ann", 0, 3] == (1, 0, 1, 0, 1)
+    assert ballots["r0/bob", 2, 3] == (1, 0, 0, 0, 2)
+
+
+def test_a_bad_record_is_named_once(candidates, tmp_path, capsys):
+    next((candidates / "images").rglob("000000-image.png")).write_bytes(b"no image")
+    answers = [vote(n, "ann", 0, 1) for n in range(10)]
+    found = write_preferences(tmp_path / "out", open_candidates(candidates), answers, Rules(), 0.5, bad_share=0.5)
+    assert found["train"]["records"] + found["test"]["records"] == 9
+    assert capsys.readouterr().err.count("skipped:") == 1
+
+
 def test_reasons_and_points_are_kept_once():
     more = {"reason": "a seam", "points": ((2, 0.5, 0.25),), "at": 7.0}
     answers = [vote(0, "ann", 0, 1, **more), vote(0, "ann", 2, 1, question="aesthetics", **more)]
@@ -138,17 +158,27 @@ def test_no_source_image_is_on_both_sides(candidates, tmp_path):
     assert len(read_pairs(tmp_path / "out")) == found["train"]["pairs"]
 
 
-def test_repeats_gold_and_careless_annotators_are_left_out(capsys):
-    answers = [vote(n, name, 0, 1) for n in range(3) for name in ("ann", "bob", "cai")]
-    answers += [vote(0, "ann", 0, 1, kind="repeat"), vote(0, "bob", 1, 0, kind="repeat")]
-    answers += [vote(9, "ann", 1, 0, kind="gold"), vote(9, "bob", 0, 1, kind="gold")]
+def test_careless_annotators_are_left_out_by_ten_items_of_the_job(capsys):
+    answers = [vote(n, name, 0, 1) for n in range(30) for name in ("ann", "bob", "cai", "dan")]
+    for kind, first in (("repeat", 0), ("gold", 100)):
+        answers += [vote(first + n, "ann", 0, 1, kind=kind) for n in range(10)]
+        answers += [vote(first + n, "bob", 1, 0, kind=kind) for n in range(10)]
+        answers += [vote(first + n, "cai", 1, 0, kind=kind) for n in range(9)]  # too few to judge by
+    right = [vote(100 + n, "gold", 0, 1) for n in range(10)]
     assert {one.kind for one in counted(answers, Rules())} == {"plain"}
     names = lambda rules, right=(): {one.annotator for one in counted(answers, rules, right)}
-    assert names(Rules(leave_out=frozenset({"ann"}))) == {"bob", "cai"}
-    assert names(Rules(min_self=0.7)) == {"ann", "cai"}  # cai had no repeat
-    assert names(Rules(min_gold=0.7), [vote(9, "gold", 1, 0)]) == {"ann", "cai"}
-    assert "left out: bob" in capsys.readouterr().err
-    for rules in (Rules(leave_out=frozenset({"eve"})), Rules(leave_out=frozenset({"ann", "bob", "cai"}))):
+    everybody = {"ann", "bob", "cai", "dan"}
+    assert names(Rules(leave_out=frozenset({"ann"}))) == everybody - {"ann"}
+    assert names(Rules(min_self=0.7)) == everybody - {"bob"}
+    assert names(Rules(min_gold=0.7), right) == everybody - {"bob"}
+    said = capsys.readouterr().err
+    assert "left out: bob" in said
+    assert "kept: cai" in said
+    # Of another job nothing is known of bob.
+    other = dataclasses.replace(answers[1], job="good_same_bad", question="overall", verdict="good")
+    found = counted([*answers, other], Rules(min_self=0.7))
+    assert [one.annotator for one in found if one.job == "good_same_bad"] == ["bob"]
+    for rules in (Rules(leave_out=frozenset({"eve"})), Rules(leave_out=frozenset(everybody)), Rules(min_gold=0.5)):
         with pytest.raises(UserError):
             counted(answers, rules)
 
@@ -176,7 +206,11 @@ def test_the_command_makes_data_in_both_forms(candidates, tmp_path, capsys):
     [
         ([vote(99, "ann", 0, 1)], (), "does not hold 1 of 1"),
         ([vote(0, "ann", 0, 1)], ("--leave_out", "eve"), "eve"),
-        ([vote(0, "ann", 0, 1)], ("--min_gold", "0.5"), "gold"),
+        ([vote(0, "ann", 0, 1)], ("--min_gold", "0.5"), "--gold"),
+        ([vote(0, "ann", 0, 1)], ("--held_out_share", "0.001"), "test would hold no pair"),
+        ([vote(0, "ann", 0, 1)], ("--held_out_share", "0.001", "--form", "tfds"), "test would hold no pair"),
+        ([vote(0, "ann", 0, 1)], ("--held_out_share", "0.999"), "train would hold no pair"),
+        ([vote(0, "ann", None, None)], (), "no votes give a pair"),
         ([vote(0, "ann", 0, 3, source="0" * 64)], (), "not the one that was voted on"),
         ([], (), "no answers"),
     ],

@@ -3,13 +3,16 @@ import json
 import numpy as np
 import pytest
 
+from onereward_jax.annotation.answer import Answer
+from onereward_jax.annotation.pairs import Rules, voted_records
 from onereward_jax.cli.commands import evaluate_judge
+from onereward_jax.data.preferences.ballots import Ballots, count_ballots
 from onereward_jax.data.preferences.dataset import write_records
 from onereward_jax.data.preferences.record import Candidate, Record, Vote, pairs_of_votes
 from onereward_jax.errors import UserError
 from onereward_jax.evaluation.accuracy import accuracy_difference, human_accuracy, judge_accuracy, table
-from onereward_jax.evaluation.judge_predictions import ballots_of
-from onereward_jax.judge.pairs import read_pairs
+from onereward_jax.evaluation.judge_predictions import ballots_of, records_of
+from onereward_jax.judge.pairs import Pairs, _pairs_of, read_pairs
 from onereward_jax.tasks import CELLS
 from tests.support.preference_examples import picture
 
@@ -91,7 +94,7 @@ def test_no_records_and_wrong_records():
 
 
 def ballot(first, second, neither=0, group=0, dimension="structure"):
-    return ("image_fill", dimension, first, second, neither, group)
+    return ("image_fill", dimension, Ballots(first, second, neither=neither), group)
 
 
 @pytest.mark.parametrize(
@@ -114,7 +117,7 @@ def test_without_overlapping_votes_nothing_is_known_of_annotators():
     assert human_accuracy([]) is None
     assert human_accuracy([ballot(1, 0), ballot(0, 1, group=1)]) is None
     with pytest.raises(UserError):
-        human_accuracy([("image_fill", "removal_quality", 1, 1, 0, 0)])
+        human_accuracy([ballot(1, 1, dimension="removal_quality")])
 
 
 def test_annotators_of_known_skill_agree_as_they_should():
@@ -126,6 +129,66 @@ def test_annotators_of_known_skill_agree_as_they_should():
     found = human_accuracy(ballots)["overall"]
     assert found["accuracy"] == pytest.approx(expected, abs=0.02)
     assert found["ci95"][0] < expected < found["ci95"][1]
+
+
+CANDIDATES = tuple(Candidate(picture(n, 8, 8)) for n in range(4))
+
+
+def voted(number: int, votes, votes_by: str = "majority") -> list[Record]:
+    """A record with votes, {annotator: (best, worst)}; with votes_by "all" one an annotator."""
+    fields = Record(f"r{number}", "image_fill", "a cat", CANDIDATES)
+    answers = [
+        Answer(fields.id, "image_fill", "a cat", "best_worst", "structure", name, best=ends[0], worst=ends[1])
+        for name, ends in votes.items()
+    ]
+    return voted_records(fields, answers, Rules(votes_by=votes_by))
+
+
+def test_a_vote_counts_on_every_pair_that_it_orders():
+    (record,) = voted(0, {"ann": (0, 3), "bob": (1, 0), "cai": (2, 3), "dan": (None, None)})
+    assert count_ballots(record) == {
+        ("structure", 0, 3): Ballots(1, 0, 1, 1, 1),  # cai's 2 > 3 orders 0 > 3, bob's 1 > 0 orders 3 > 0
+        ("structure", 0, 1): Ballots(0, 1, 1, 0, 2),  # cai's has 0 and 1 in between
+        ("structure", 2, 3): Ballots(1, 0, 1, 0, 2),
+    }
+
+
+def test_of_several_votes_each_says_what_it_names():
+    ranked = tuple(Vote("structure", "ann", *ends) for ends in ((0, 1), (0, 2), (1, 2)))
+    record = Record("r", "image_fill", "a cat", CANDIDATES, (*ranked, Vote("structure", "bob", 3, 1)))
+    assert count_ballots(record)["structure", 1, 3] == Ballots(0, 1, 0, 0, 1)
+    assert count_ballots(record)["structure", 0, 1] == Ballots(1, 0, 1, 0, 0)
+    assert count_ballots(record)["structure", 0, 2] == Ballots(1, 0, 0, 0, 1)
+
+
+def pairs_in(records: list[Record]) -> Pairs:
+    found = [pair for row, record in enumerate(records) for pair in _pairs_of(0, row, record, [(8, 8)] * 4)]
+    return Pairs([], [pair for pair in found if pair.labels], [pair for pair in found if not pair.labels])
+
+
+@pytest.mark.parametrize("votes_by", ["majority", "all"])
+@pytest.mark.parametrize("noise", [0.5, 2.0])
+def test_annotators_of_known_noise_have_the_ceiling_of_a_fourth(noise, votes_by):
+    draw = np.random.default_rng(0)
+    records, right = [], []
+    for number in range(800):
+        seen = draw.normal(size=4) + noise * draw.normal(size=(4, 4))  # by three annotators, and by one more
+        votes = {name: (int(one.argmax()), int(one.argmin())) for name, one in zip("abc", seen, strict=False)}
+        records += (found := voted(number, votes, votes_by))
+        right += [seen[3, pair.winner] > seen[3, pair.loser] for one in found for pair in one.pairs]
+    found = human_accuracy(ballots_of(pairs_in(records)))["overall"]
+    # Of two candidates in between an annotator's choice is unknown, and counts half.
+    assert found["accuracy"] == pytest.approx(np.mean(right) - 0.01, abs=0.03)
+
+
+def test_each_annotators_record_is_asked_of_the_others():
+    votes = {"ann": (0, 3), "bob": (1, 0), "cai": (None, None)}
+    records = voted(0, votes, "all")
+    assert [one.id for one in records] == ["r0/ann", "r0/bob"]
+    found = human_accuracy(ballots_of(pairs_in(records)))["overall"]
+    # bob says 3 > 0, ann 0 > 1, cai neither of both.
+    assert (found["n"], found["accuracy"]) == (4, 0.25)
+    assert len(set(records_of(pairs_in([*records, *voted(1, votes, "all")])))) == 2
 
 
 def test_votes_of_a_dataset_stand_beside_the_judge(tmp_path):

@@ -76,6 +76,8 @@ def run(args: argparse.Namespace) -> None:
 
     if not args.out and not args.table:
         raise UserError("nothing is asked for: give --out, --table, or both")
+    if args.min_gold and not args.gold:
+        raise UserError("--min_gold needs the right answers to gold items: give --gold")
     for output in filter(None, (args.out and Path(args.out).parent, args.table and Path(args.table).parent)):
         check_writable(output)
     rules = Rules(args.pairs, args.votes_by, frozenset(args.leave_out), args.min_gold, args.min_self)

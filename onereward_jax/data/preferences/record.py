@@ -17,6 +17,8 @@ from onereward_jax.tasks import TASKS, dimensions_of
 MAX_CANDIDATES = 256
 # The note that identifies the source image: records that share it are never split into trained and held-out ones.
 SOURCE = "source_image"
+# Notes of a record that holds one annotator's votes: the record that was voted on, and the votes of the others.
+ORIGINAL, OTHER_VOTES = "original", "other_votes"
 
 
 class BadRecord(UserError):
@@ -109,10 +111,11 @@ class Checked:
 
 
 def pairs_of_votes(votes: Iterable[Vote]) -> tuple[Preference, ...]:
-    """Derive pairs from votes: best and worst of every vote form a pair, won by the majority of annotators.
+    """Derive pairs from votes: best and worst of every vote form a pair, won by most of the annotators who named both.
 
     As in the paper, each dimension is annotated separately, "no difference" is dropped, and a candidate may win a pair
-    in one dimension and lose it in another. Ties count as "no difference".
+    in one dimension and lose it in another. Of two annotators who see no difference and one who does, the one decides.
+    As many votes for one candidate as for the other give no pair.
     """
     leads: Counter[tuple[str, int, int]] = Counter()  # (dimension, lower, higher index): majority for the lower one
     for vote in votes:
@@ -124,21 +127,6 @@ def pairs_of_votes(votes: Iterable[Vote]) -> tuple[Preference, ...]:
         for (dimension, first, second), lead in leads.items()
         if lead
     )
-
-
-def ballots_of_votes(votes: Iterable[Vote]) -> dict[tuple[str, int, int], tuple[int, int, int]]:
-    """Count votes: {(dimension, lower, higher index): votes for the lower one, for the higher one, for neither}.
-
-    Only pairs that some vote orders are there; "no difference" is a vote for neither of any of them.
-    """
-    votes = tuple(votes)
-    counts: dict[tuple[str, int, int], list[int]] = {}
-    neither = Counter(vote.dimension for vote in votes if vote.best is None)
-    for vote in votes:
-        if vote.best is not None and vote.worst is not None:
-            first, second = sorted((vote.best, vote.worst))
-            counts.setdefault((vote.dimension, first, second), [0, 0])[vote.best != first] += 1
-    return {pair: (count[0], count[1], neither[pair[0]]) for pair, count in counts.items()}
 
 
 # ------------------------------------------------------------------------------------------------ to and from fields
@@ -183,6 +171,7 @@ def record_of(fields: Mapping[str, Any], where: str, read: Read) -> Record:
     )
     at.check(mask is None or image is not None, "mask", "has no image beside it: give the source image as well")
     notes = at.json_object(fields.get("notes") or {}, "notes")
+    _votes(at, notes.get(OTHER_VOTES) or (), task, prompt, len(candidates), f"notes.{OTHER_VOTES}")
     return Record(identity, task, prompt, candidates, votes, pairs, image, mask, notes)
 
 
@@ -221,10 +210,10 @@ def _candidates(at: "_At", given: Any, read: Read) -> tuple[Candidate, ...]:
     )
 
 
-def _votes(at: "_At", given: Any, task: str, prompt: str, candidates: int) -> tuple[Vote, ...]:
+def _votes(at: "_At", given: Any, task: str, prompt: str, candidates: int, field: str = "votes") -> tuple[Vote, ...]:
     votes = []
-    for number, item in enumerate(at.items(given, "votes", _names(Vote))):
-        name = f"votes[{number}]"
+    for number, item in enumerate(at.items(given, field, _names(Vote))):
+        name = f"{field}[{number}]"
         at.dimension(item["dimension"], f"{name}.dimension", task, prompt)
         best, worst = (
             None if item[end] is None else at.index(item[end], f"{name}.{end}", candidates) for end in ("best", "worst")

@@ -70,6 +70,8 @@ def test_the_majority_wins_a_pair_in_each_dimension_separately():
         ({"votes": None, "pairs": [PAIR | {"loser": 0}]}, "candidate 0"),
         ({"mask": "x.png"}, "mask"),
         ({"notes": [3]}, "notes"),
+        ({"notes": {"other_votes": [VOTE | {"best": 2}]}}, r"notes.other_votes\[0\].best"),
+        ({"notes": {"other_votes": "ann"}}, "notes.other_votes"),
         (
             {"task": "image_extend", "prompt": "", "votes": [VOTE | {"dimension": "text_alignment"}]},
             "is 'text_alignment', but this record is not judged on it: give the record a prompt",
