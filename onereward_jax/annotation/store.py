@@ -7,6 +7,7 @@ it while one, `onereward annotate`, writes. Nothing is removed: an answer that w
     for answer in store.answers(): ...
 """
 
+import functools
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -329,10 +330,22 @@ def _assignment(row: tuple) -> Assignment:
 
 def _answers(row: tuple) -> Iterator[Answer]:
     record, task, prompt, job, annotator, kind, seconds, at, choices, models, source, reason, points, _ = row
-    common: dict[str, Any] = {"record": record, "task": task, "prompt": prompt, "job": job, "annotator": annotator}
-    common |= {"kind": KINDS[kind], "seconds": seconds, "at": at, "reason": reason, "source": source}
-    common |= {"models": tuple(json.loads(models)), "points": tuple(map(tuple, json.loads(points)))}
+    texts = {"record": record, "task": task, "prompt": prompt, "job": job, "annotator": annotator, "source": source}
+    common: dict[str, Any] = {name: _shared(value) for name, value in texts.items()}
+    common |= {"kind": KINDS[kind], "seconds": seconds, "at": at, "reason": reason}
+    common |= {"models": _models(models), "points": tuple(map(tuple, json.loads(points)))}
     return answers_of(json.loads(choices), **common)
+
+
+@functools.lru_cache(2**16)
+def _shared(value: str) -> str:
+    """Return one object for equal texts: many answers have the same, and all answers may be kept at once."""
+    return value
+
+
+@functools.lru_cache(2**12)
+def _models(value: str) -> tuple[str, ...]:
+    return tuple(map(_shared, json.loads(value)))
 
 
 def answers_of(choices: Iterable[Choice], **common: Any) -> Iterator[Answer]:
