@@ -136,7 +136,7 @@ class TfdsRecords:
         Raises:
           BadRecord: see `__getitem__`.
         """
-        return self[index]
+        return self._recall(index)
 
     def image(self, index: int, name: str) -> bytes:
         """Return the file of one image: "image", "mask" or "candidates[2].image".
@@ -144,16 +144,22 @@ class TfdsRecords:
         Raises:
           BadRecord: see `__getitem__`, or the record has no such image.
         """
-        record = next((known for number, known in list(self._recent) if number == index), None)
-        if record is None:
-            record = self[index]
-            self._recent.append((index, record))
+        record = self._recall(index)
         images = {"image": record.image, "mask": record.mask}
         images |= {f"candidates[{number}].image": one.image for number, one in enumerate(record.candidates)}
         found = images.get(name)
         if found is None:
             raise BadRecord(f"{self.name(index)}: {name} is missing: give it")
         return found
+
+    def _recall(self, index: int) -> Record:
+        """Return a record, if it is one of the latest without reading it again; calls may come from any thread."""
+        for number, known in list(self._recent):
+            if number == index:
+                return known
+        record = self[index]
+        self._recent.append((index, record))
+        return record
 
     def candidates(self, index: int, numbers: Sequence[int]) -> list[bytes]:
         """Return the image files of some candidates."""

@@ -179,3 +179,15 @@ def test_a_second_start_decodes_nothing(form, tmp_path, monkeypatch):
     opened = open_records(tmp_path / "data")
     assert list(known_records(opened, Manifest.of(opened.directory))) == first
     assert len(decoded) == (5 if form == "folder" else 9)
+
+
+def test_a_record_is_read_once_for_all_its_images(tmp_path, monkeypatch):
+    write_records(tmp_path / "data", iter(records()), "tfds")
+    opened, read = open_records(tmp_path / "data"), []
+    get = type(opened).__getitem__
+    monkeypatch.setattr(type(opened), "__getitem__", lambda self, index: read.append(index) or get(self, index))
+    for given, one in enumerate(records()):
+        assert opened.outline(given) == one
+        for number, candidate in enumerate(one.candidates):
+            assert opened.image(given, f"candidates[{number}].image") == candidate.image
+    assert read == [0, 1, 2]
