@@ -1,14 +1,15 @@
 """An annotator's answer, as it is kept: what the store returns and what agreement, pairs and ratings are made of."""
 
 import dataclasses
-from typing import Literal
+from collections.abc import Iterable, Iterator
+from typing import Any, Literal
 
 Verdict = Literal["good", "same", "bad"]
 # plain: an item of the data; repeat: one that the annotator had before; gold: one whose right answer is known.
 Kind = Literal["plain", "repeat", "gold"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class Answer:
     """One annotator's answer to one question about one record.
 
@@ -51,3 +52,18 @@ class Answer:
     source: str = ""
     reason: str = ""
     points: tuple[tuple[int, float, float], ...] = ()
+
+
+# What many answers have in common, text or tuples of texts.
+_REPEATED = ("record", "task", "prompt", "job", "question", "annotator", "kind", "models", "source")
+
+
+def sharing(answers: Iterable[Answer]) -> Iterator[Answer]:
+    """Yield the same answers with one copy of every text that they repeat, since millions of them are held at once."""
+    kept: dict[Any, Any] = {}
+    for answer in answers:
+        for name in _REPEATED:
+            value = getattr(answer, name)
+            # The value is an equal one: nobody sees a frozen answer change.
+            object.__setattr__(answer, name, kept.setdefault(value, value))
+        yield answer

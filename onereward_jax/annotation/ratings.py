@@ -27,6 +27,10 @@ _MAX_TABLE = 2**30  # bytes
 _WINNER_OF = {"good": "model_a", "same": "tie", "bad": "model_b"}
 
 
+class Unconnected(UserError):
+    """Models that no comparisons connect, and so have no common scale; the message names two."""
+
+
 class Comparison(NamedTuple):
     """One person's verdict on two models' images of one request.
 
@@ -47,7 +51,7 @@ class Comparison(NamedTuple):
 
 
 def comparisons_of(answers: Iterable[Answer]) -> list[Comparison]:
-    """Return the comparisons in Good–Same–Bad answers; repeats and gold items are left out.
+    """Return the comparisons in Good–Same–Bad answers; repeats and gold items are left out, and two of one model.
 
     Raises:
       UserError: a record doesn't say what made its candidates.
@@ -60,6 +64,8 @@ def comparisons_of(answers: Iterable[Answer]) -> list[Comparison]:
             raise UserError(
                 f"record {answer.record} does not say which model made which candidate: give sampling.model of both"
             )
+        if answer.models[0] == answer.models[1]:
+            continue
         source = answer.source or f"record {answer.record}"
         winner = _WINNER_OF[str(answer.verdict)]
         found.append(Comparison(*answer.models, winner, answer.task, source, answer.record, answer.annotator))
@@ -176,7 +182,8 @@ def bradley_terry(comparisons: Sequence[Comparison], draws: int = DRAWS) -> list
       [{"model", "rating" (their mean is 1000), "ci95", "n" (comparisons), "wins" (share, ties half)}], best first.
 
     Raises:
-      UserError: choix is not installed, or some models were never compared with the others, even through third ones.
+      UserError: choix is not installed.
+      Unconnected: some models were never compared with the others, even through third ones.
     """
     try:
         from choix import ilsr_pairwise_dense
@@ -217,13 +224,13 @@ def bradley_terry(comparisons: Sequence[Comparison], draws: int = DRAWS) -> list
 
 
 def _check_connected(compared: np.ndarray, models: Sequence[str]) -> None:
-    """Raises: UserError: the graph of comparisons falls apart."""
+    """Raises: Unconnected: the graph of comparisons falls apart."""
     reached, new = {0}, [0]
     while new:
         new = [int(b) for a in new for b in np.flatnonzero(compared[a]) if b not in reached]
         reached |= set(new)
     if apart := [model for place, model in enumerate(models) if place not in reached]:
-        raise UserError(
+        raise Unconnected(
             f"{apart[0]} and {models[0]} can't be rated on one scale, since no comparisons connect them: compare one of"
             " the models of each group"
         )

@@ -3,11 +3,11 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from onereward_jax.annotation.answer import Answer
+from onereward_jax.annotation.answer import Answer, sharing
 from onereward_jax.annotation.questions import BEST_WORST, GOOD_SAME_BAD, JOBS, RATING
 from onereward_jax.annotation.store import FILE, Store
 from onereward_jax.data.bad_records import Skipped
@@ -39,7 +39,7 @@ def read_answers(path: Path, bad_share: float = BAD_SHARE) -> list[Answer]:
     else:
         store = Store(path, create=False)
         try:
-            answers = store.answers()
+            answers = list(sharing(store.iter_answers()))
         finally:
             store.close()
     if not answers:
@@ -93,15 +93,20 @@ def lines_of(answers: Iterable[Answer]) -> str:
 
 def _of_lines(path: Path, bad_share: float) -> list[Answer]:
     skipped = Skipped("votes", str(path), bad_share)
-    answers, total = [], 0
-    for line in json_lines(path):
-        total += 1
-        try:
-            answers.append(answer_of(line.fields()))
-        except UserError as error:
-            skipped.add(f"{line.where}: {error}")
+    total = 0
+
+    def good() -> Iterator[Answer]:
+        nonlocal total
+        for line in json_lines(path):
+            total += 1
+            try:
+                yield answer_of(line.fields())
+            except UserError as error:
+                skipped.add(f"{line.where}: {error}")
+
+    answers = sorted(sharing(good()), key=lambda answer: answer.at)
     skipped.end(total)
-    return sorted(answers, key=lambda answer: answer.at)
+    return answers
 
 
 def answer_of(fields: Mapping[str, Any]) -> Answer:

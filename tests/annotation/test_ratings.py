@@ -1,5 +1,6 @@
 """Ratings of models: Bradley–Terry against closed forms and simulations, tables, Good–Same–Bad, marks."""
 
+import json
 import math
 
 import numpy as np
@@ -113,6 +114,7 @@ def test_verdicts_become_comparisons():
     found = comparisons_of([verdict("r", "bad"), verdict("s", "same")])
     assert [(one.winner, one.task) for one in found] == [("model_b", "image_fill"), ("tie", "image_fill")]
     assert found[0].source != found[1].source
+    assert comparisons_of([verdict("r", "good", models=("x", "x"))]) == []
     with pytest.raises(UserError, match=r"sampling\.model"):
         comparisons_of([verdict("r", "good", models=("x", ""))])
 
@@ -164,3 +166,19 @@ def test_the_command_prints_tables(tmp_path, capsys):
     (tmp_path / "v.jsonl").write_text(lines_of([verdict("r", "good")]))
     assert cli.main(["rank", "--votes", str(tmp_path / "v.jsonl")]) == 0
     assert cli.main(["rank", "--table", str(tmp_path / "t.txt")]) == 2
+
+
+def test_a_dimension_that_connects_no_models_leaves_the_others(tmp_path, capsys):
+    def choice(models, question):
+        return Answer("r", "image_fill", "p", "best_worst", question, "ann", best=0, worst=1, models=models)
+
+    apart = [choice(("a", "b"), "aesthetics"), choice(("c", "d"), "aesthetics")]
+    file, figures = tmp_path / "v.jsonl", tmp_path / "r.json"
+    file.write_text(lines_of([*apart, choice(("a", "b"), "structure")]))
+    assert cli.main(["rank", "--votes", str(file), "--json", str(figures)]) == 0
+    assert "aesthetics" in capsys.readouterr().err
+    found = json.loads(figures.read_text())
+    assert set(found["ratings_by_dimension"]) == {"structure"}
+    assert set(found["not_rated"]) == {"aesthetics"}
+    file.write_text(lines_of(apart))
+    assert cli.main(["rank", "--votes", str(file)]) == 2

@@ -26,7 +26,10 @@ ANSWERS = [
 def test_answers_are_read_as_they_were_written(tmp_path):
     file = tmp_path / "answers.jsonl"
     file.write_text(lines_of(reversed(ANSWERS)))
-    assert read_answers(file) == ANSWERS
+    found = read_answers(file)
+    assert found == ANSWERS
+    assert found[0].record is found[1].record
+    assert found[0].models is found[1].models
 
 
 def test_a_database_is_read_while_people_vote(tmp_path):

@@ -6,6 +6,7 @@ count as one draw.
 """
 
 import argparse
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from onereward_jax.annotation.ratings import (
-        bradley_terry,
         comparisons_of,
         comparisons_of_choices,
         good_same_bad,
@@ -42,14 +42,18 @@ def run(args: argparse.Namespace) -> None:
         check_writable(Path(args.json).parent)
     answers = read_answers(Path(args.votes)) if args.votes else []
     comparisons = read_table(Path(args.table)) if args.table else comparisons_of(answers)
+    by_dimension = comparisons_of_choices(answers)
+    rated, not_rated = _rated({"overall": comparisons} | by_dimension)
     found = {
-        "ratings": bradley_terry(comparisons) if comparisons else [],
-        "ratings_by_dimension": {
-            dimension: bradley_terry(chosen) for dimension, chosen in comparisons_of_choices(answers).items()
-        },
+        "ratings": rated.pop("overall", []),
+        "ratings_by_dimension": rated,
         "good_same_bad": good_same_bad(comparisons),
         "marks": marks(answers),
     }
+    for name, sentence in not_rated.items():
+        print(f"not rated: {name}: {sentence}", file=sys.stderr)
+    if not any(found.values()) and not_rated:
+        raise UserError(next(iter(not_rated.values())))
     if not any(found.values()):
         raise UserError(
             f"{args.votes} holds no Good-Same-Bad verdicts, no marks, and no choices between models: have people"
@@ -58,7 +62,21 @@ def run(args: argparse.Namespace) -> None:
     print("\n\n".join(show(found[name]) for name, show in _TABLES.items() if found[name]))
     if args.json:
         Path(args.json).parent.mkdir(parents=True, exist_ok=True)
-        write_json(Path(args.json), found)
+        write_json(Path(args.json), found | {"not_rated": not_rated})
+
+
+def _rated(comparisons: dict[str, list]) -> tuple[dict[str, list], dict[str, str]]:
+    """Rate models by each list of comparisons that connects them; of the others say why not."""
+    from onereward_jax.annotation.ratings import Unconnected, bradley_terry
+
+    rated, not_rated = {}, {}
+    for name, chosen in comparisons.items():
+        try:
+            if chosen:
+                rated[name] = bradley_terry(chosen)
+        except Unconnected as error:
+            not_rated[name] = str(error)
+    return rated, not_rated
 
 
 def _name(model: str) -> str:
