@@ -82,6 +82,19 @@ def test_errors_depend_on_nothing_but_annotator_and_item(scenes, tmp_path):
     assert found[0] != found[2]
 
 
+def test_the_command_gives_the_same_votes_for_a_seed(scenes, tmp_path):
+    """The same repeats, too: they are drawn."""
+    found = []
+    for name in ("a", "b"):
+        votes = ["--votes", str(tmp_path / name), "--repeats=0.4", "--repeat_gap=2", "--seed=5"]
+        assert cli.main(["annotate", "--data", str(scenes), "--simulated=1", *votes]) == 0
+        store = Store(tmp_path / name)
+        found.append([(a.record, a.kind, a.question, a.best, a.worst) for a in store.answers()])
+        store.close()
+    assert found[0] == found[1]
+    assert {kind for _, kind, *_ in found[0]} == {"plain", "repeat"}
+
+
 def test_answers_follow_the_scores():
     questions = questions_of("best_worst", "image_fill", "a red circle")
     scores = [{q.name: value for q in questions} for value in (0.2, 0.9, 0.5)]
