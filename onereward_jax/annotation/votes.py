@@ -47,45 +47,6 @@ def read_answers(path: Path, bad_share: float = BAD_SHARE) -> list[Answer]:
     return answers
 
 
-def read_right_answers(path: Path, answers: Iterable[Answer]) -> list[Answer]:
-    """Read the right answers to gold items, as `onereward annotate --gold` takes them.
-
-    JSON lines {"record": id, "answers": [{"question", "best", "worst"} | {"question", "verdict"} | {"question",
-    "marks"}]}, candidates numbered as in the record. Records that nobody was given are passed over.
-
-    Args:
-      answers: all that were given; they know a record's task and job.
-
-    Raises:
-      FileNotFoundError, UserError: the file can't be read, or a line is wrong.
-    """
-    known = {answer.record: answer for answer in answers if answer.kind == "gold"}
-    right: list[Answer] = []
-    for line in json_lines(path):
-        try:
-            fields = line.fields()
-            record, given = fields.get("record"), fields.get("answers")
-            if not isinstance(record, str):
-                _fail("record", "must be text")
-            if not isinstance(given, list) or not all(isinstance(one, dict) for one in given):
-                _fail("answers", "must be a list of objects")
-            for one in given if record in known else ():
-                right += _right(known[record], one)
-        except UserError as error:
-            raise UserError(f"{line.where}: {error}") from None
-    return right
-
-
-def _right(asked: Answer, given: Mapping[str, Any]) -> list[Answer]:
-    common = {name: getattr(asked, name) for name in ("record", "task", "prompt", "job", "models", "source")}
-    common |= {"annotator": "gold", "kind": "gold"}
-    if "marks" not in given:
-        return [answer_of({**given, **common})]
-    marks, rest = given["marks"], {name: value for name, value in given.items() if name != "marks"}
-    _check(isinstance(marks, list), "marks", "must be a list with one for each candidate")
-    return [answer_of({**rest, **common, "candidate": number, "mark": mark}) for number, mark in enumerate(marks)]
-
-
 def lines_of(answers: Iterable[Answer]) -> str:
     """Write answers as JSON lines, which `read_answers` reads."""
     return "".join(json.dumps(dataclasses.asdict(answer), ensure_ascii=False) + "\n" for answer in answers)

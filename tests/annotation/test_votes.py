@@ -7,7 +7,9 @@ import pytest
 
 from onereward_jax.annotation.agreement import measure
 from onereward_jax.annotation.answer import Answer
-from onereward_jax.annotation.votes import answer_of, lines_of, read_answers, read_right_answers
+from onereward_jax.annotation.gold import read_right_answers
+from onereward_jax.annotation.questions import questions_of
+from onereward_jax.annotation.votes import answer_of, lines_of, read_answers
 from onereward_jax.errors import UserError
 from tests.support.annotating import answer, close, open_desk
 
@@ -99,21 +101,27 @@ def test_bad_lines_are_skipped_up_to_a_share(tmp_path, capsys):
 def test_right_answers_are_those_of_the_gold_file_of_annotate(tmp_path):
     file = tmp_path / "gold.jsonl"
     gold = [dataclasses.replace(answer, kind="gold") for answer in ANSWERS]
+
+    def every(number: int, right: dict) -> list[dict]:
+        asked = questions_of(gold[number].job, gold[number].task, gold[number].prompt)
+        return [{"question": question.name} | right for question in asked]
+
     lines = [
-        {"record": "a", "answers": [{"question": "structure", "best": 0, "worst": 1}]},
-        {"record": "b", "answers": [{"question": "overall", "verdict": "good"}]},
-        {"record": "c", "answers": [{"question": "structure", "marks": [1, 2, 5]}]},
+        {"record": "a", "answers": every(0, {"best": 0, "worst": 1})},
+        {"record": "b", "answers": every(2, {"verdict": "good"})},
+        {"record": "c", "answers": every(3, {"marks": [1, 1, 1]})},
         {"record": "not given to anybody", "answers": [{"question": "structure"}]},
     ]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     right = read_right_answers(file, gold)
-    assert [(one.record, one.best, one.verdict, one.candidate, one.mark) for one in right] == [
+    chosen = [one for one in right if one.question in ("structure", "overall")]
+    assert [(one.record, one.best, one.verdict, one.candidate, one.mark) for one in chosen] == [
         ("a", 0, None, None, None),
         ("b", None, "good", None, None),
-        *(("c", None, None, candidate, mark) for candidate, mark in enumerate((1, 2, 5))),
+        *(("c", None, None, candidate, 1) for candidate in range(3)),
     ]
     people = measure(gold, right, draws=0)["annotators"]
-    assert (people["ann"]["gold_right"], people["bob"]["gold_right"]) == (0, 0.5)
+    assert (people["ann"]["gold_right"], people["bob"]["gold_right"]) == (0, 0)
     assert read_right_answers(file, ANSWERS[:1]) == []
 
 

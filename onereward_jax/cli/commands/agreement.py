@@ -34,7 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from onereward_jax.annotation.agreement import measure
-    from onereward_jax.annotation.votes import read_answers, read_right_answers
+    from onereward_jax.annotation.gold import read_right_answers
+    from onereward_jax.annotation.votes import read_answers
     from onereward_jax.atomic_files import check_writable, write_json
     from onereward_jax.evaluation.report.agreement_report import table, write_agreement_report
 

@@ -67,9 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     from onereward_jax import buckets
+    from onereward_jax.annotation.gold import read_right_answers
     from onereward_jax.annotation.pairs import Rules, counted, write_preferences
     from onereward_jax.annotation.ratings import comparisons_of, write_table
-    from onereward_jax.annotation.votes import read_answers, read_right_answers
+    from onereward_jax.annotation.votes import read_answers
     from onereward_jax.atomic_files import check_writable
     from onereward_jax.data.preferences.dataset import open_candidates
     from onereward_jax.errors import UserError
