@@ -71,9 +71,7 @@ def read_right_answers(path: Path, answers: Iterable[Answer]) -> list[Answer]:
     common = ("record", "task", "prompt", "job", "models", "source")
     right: list[Answer] = []
     for name, choices in _right(path, asked):
-        fields = {
-            field: getattr(known[name], field) for field in ("record", "task", "prompt", "job", "models", "source")
-        }
+        fields = {field: getattr(known[name], field) for field in common}
         right += answers_of(choices, **fields, annotator="gold", kind="gold")
     return right
 
