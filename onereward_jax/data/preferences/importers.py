@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from onereward_jax.data.preferences.label_studio import fields_of_task
+from onereward_jax.data.preferences.label_studio import Key, fields_of_task
 from onereward_jax.data.preferences.record import MAX_CANDIDATES, BadRecord, Record, record_of
 from onereward_jax.errors import UserError, one_line, shown
 from onereward_jax.given_files import json_lines, open_file, parse_json, path_beside, read_bytes
@@ -30,11 +30,13 @@ class Layout(NamedTuple):
         `id` if missing, are added.
       group: the field that entries of one record share; None if each entry is a record.
       listed: makes a list of entries of a JSON object; None if the file holds a list.
+      key: directory of the images -> what restores fields that the entries leave out.
     """
 
     fields: Callable[[Any, str], Fields]
     group: str | None = None
     listed: Callable[[Mapping[str, Any]], list[Entry]] | None = None
+    key: Callable[[Path], Key] | None = None
 
 
 class Imported:
@@ -67,6 +69,7 @@ class Imported:
         self.directory = file
         self._layout, self._task, self._dimension = LAYOUTS[layout], task, dimension
         self._images, self._inside_only = Path(images) if images else file.parent, inside_only
+        self._key = self._layout.key(self._images) if self._layout.key else None
         entries = _entries(file, self._layout.listed)
         group = self._layout.group
         if group is not None and (not entries or any(group in entry for entry in entries if isinstance(entry, dict))):
@@ -102,6 +105,7 @@ class Imported:
                 if isinstance(one, UserError):
                     raise one
             fields = self._layout.fields(entry, self._dimension)
+            fields = self._key.restored(fields) if self._key else fields
         except UserError as error:
             raise BadRecord(f"{where}: {error}") from None
         # The functions of the layouts read an entry as it should be; one that isn't raises these.
@@ -340,5 +344,5 @@ LAYOUTS: Mapping[str, Layout] = {
     "edit_reward": Layout(_edit_reward),
     "edit_reward_bench": Layout(_edit_reward_bench),
     "pref_paint": Layout(_pref_paint, group="source", listed=_pref_paint_entries),
-    "label_studio": Layout(fields_of_task),
+    "label_studio": Layout(fields_of_task, key=Key),
 }

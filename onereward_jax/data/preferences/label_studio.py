@@ -1,13 +1,16 @@
 """Label Studio: records as tasks of a project, and its JSON export as records.
 
 `convert-preferences --form label_studio` writes a directory of images with tasks.json and config.xml, the labelling
-interface: for every dimension the best and the worst candidate. Export the project as JSON, then `convert-preferences
---layout label_studio`; labels of other interfaces are read, too, see `fields_of_task`.
+interface: for every dimension the best and the worst candidate. What made a candidate must not be seen by annotators,
+who can open a task's data: candidates are in an order of chance, and key.jsonl, which is not imported into the project,
+says which is which. Export the project as JSON, then `convert-preferences --layout label_studio`; labels of other
+interfaces are read, too, see `fields_of_task`.
 """
 
 import dataclasses
 import itertools
 import json
+import random
 import urllib.parse
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -17,21 +20,23 @@ from xml.etree import ElementTree as xml
 from onereward_jax.atomic_files import write_text
 from onereward_jax.data.preferences.record import Record, fields_of
 from onereward_jax.errors import UserError, shown
+from onereward_jax.given_files import json_lines
 from onereward_jax.images.decoding import suffix_of
 from onereward_jax.tasks import DIMENSIONS, TASKS, dimensions_of
 
 Fields = dict[str, Any]
-TASKS_FILE, CONFIG_FILE = "tasks.json", "config.xml"
+TASKS_FILE, CONFIG_FILE, KEY_FILE = "tasks.json", "config.xml", "key.jsonl"
 # How Label Studio names a file below the root that it serves, and one that was uploaded.
 _LOCAL, _UPLOADED = "/data/local-files/?d=", "/data/"
 _NEITHER = "no difference"
+_COPY = "give the one that was written beside the tasks"
 
 
 # ------------------------------------------------------------------------------------------------ records become tasks
 
 
 def write_tasks(directory: Path, records: Iterable[Record]) -> None:
-    """Write images, tasks.json and config.xml into a directory.
+    """Write images, tasks.json, config.xml and key.jsonl into a directory.
 
     Raises:
       UserError: records differ in how many candidates they have, or in whether they have a source image: the interface
@@ -39,6 +44,7 @@ def write_tasks(directory: Path, records: Iterable[Record]) -> None:
     """
     (directory / "images").mkdir()
     tasks: list[Fields] = []
+    keys: list[Fields] = []
     dimensions: dict[str, None] = {}
     shape: tuple[int, bool] | None = None
     for number, record in enumerate(records):
@@ -49,10 +55,16 @@ def write_tasks(directory: Path, records: Iterable[Record]) -> None:
             )
         shape = of_record
         dimensions |= dict.fromkeys(dimensions_of(record.task, record.prompt))
-        tasks.append({"data": _data(directory, number, record)})
+        order = list(range(len(record.candidates)))
+        random.SystemRandom().shuffle(order)
+        sampling = [candidate.sampling for candidate in record.candidates]
+        keys.append({"id": record.id, "order": order, "sampling": sampling, "notes": record.notes})
+        candidates = tuple(record.candidates[candidate] for candidate in order)
+        tasks.append({"data": _data(directory, number, dataclasses.replace(record, candidates=candidates))})
     if shape is None:
         raise UserError("there are no records to make tasks of: collect candidates first")
     write_text(directory / TASKS_FILE, json.dumps(tasks, ensure_ascii=False, indent=1) + "\n")
+    write_text(directory / KEY_FILE, "".join(json.dumps(key, ensure_ascii=False) + "\n" for key in keys))
     write_text(directory / CONFIG_FILE, _config(shape[0], shape[1], dimensions))
 
 
@@ -63,12 +75,11 @@ def _data(directory: Path, number: int, record: Record) -> Fields:
         (directory / path).write_bytes(image)
         return _LOCAL + urllib.parse.quote(path)
 
-    fields = fields_of(dataclasses.replace(record, votes=(), pairs=()), write)
+    fields = fields_of(dataclasses.replace(record, votes=(), pairs=(), notes={}), write)
     candidates = fields.pop("candidates")
     for name in ("votes", "pairs"):
         fields.pop(name)
-    fields |= {f"candidate_{place}": candidate["image"] for place, candidate in enumerate(candidates, 1)}
-    return fields | {"sampling": [candidate["sampling"] for candidate in candidates]}
+    return fields | {f"candidate_{place}": candidate["image"] for place, candidate in enumerate(candidates, 1)}
 
 
 def _config(candidates: int, has_image: bool, dimensions: Iterable[str]) -> str:
@@ -140,6 +151,52 @@ def fields_of_task(entry: Mapping[str, Any], dimension: str) -> Fields:
             "notes": dict(data.get("notes") or {}) | ({"reasons": reasons} if reasons else {}),
         }
     )
+
+
+class Key:
+    """What `write_tasks` keeps from annotators: candidates' order, how they were made, and notes."""
+
+    def __init__(self, directory: Path):
+        """
+        Args:
+          directory: holds key.jsonl; without it nothing is restored.
+
+        Raises:
+          UserError: a line is wrong.
+        """
+        self._file = directory / KEY_FILE
+        self._keys: dict[str, Fields] = {}
+        if not self._file.exists():
+            return
+        for line in json_lines(self._file):
+            try:
+                fields = line.fields()
+                self._keys[str(fields["id"])] = fields
+            except KeyError:
+                raise UserError(f"{line.where}: id is missing: {_COPY}") from None
+            except UserError as error:
+                raise UserError(f"{line.where}: {error}") from None
+
+    def restored(self, fields: Fields) -> Fields:
+        """Return a task's fields as the record had them, its candidates and votes in the record's order.
+
+        Raises:
+          UserError: the key is of another project.
+        """
+        key = self._keys.get(fields["id"])
+        if key is None:
+            return fields
+        candidates = fields["candidates"]
+        order, sampling, notes = key.get("order"), key.get("sampling"), key.get("notes")
+        numbers = list(range(len(candidates)))
+        if not isinstance(order, list) or not isinstance(sampling, list) or not isinstance(notes, dict):
+            raise UserError(f"{self._file} says nothing of these candidates: {_COPY}")
+        if len(sampling) != len(numbers) or sorted(order, key=str) != sorted(numbers, key=str):
+            raise UserError(f"{self._file} is of other candidates: {_COPY}")
+        restored = [{"image": candidates[order.index(n)]["image"], "sampling": sampling[n]} for n in numbers]
+        turn = lambda place: order[place] if place in numbers else place
+        votes = [vote | {end: turn(vote[end]) for end in ("best", "worst")} for vote in fields["votes"]]
+        return fields | {"candidates": restored, "votes": votes, "notes": notes | fields["notes"]}
 
 
 def _numbered(data: Mapping[str, Any]) -> Iterator[Any]:

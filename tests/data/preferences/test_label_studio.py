@@ -10,6 +10,7 @@ from onereward_jax.data.preferences.dataset import open_records
 from onereward_jax.data.preferences.folder import write_folder
 from onereward_jax.data.preferences.importers import Imported
 from onereward_jax.data.preferences.record import BadRecord, Candidate, Record, Vote
+from onereward_jax.errors import UserError
 from tests.support.preference_examples import picture
 
 PROMPT = 'a <b>"cat"</b> 🐞'
@@ -63,6 +64,30 @@ def test_the_interface_asks_for_the_best_and_the_worst_of_every_dimension(projec
     assert all(f"${name}" in {image.get("value") for image in view.iter("Image")} for name in ("image", "candidate_3"))
     assert tasks[0]["data"]["prompt"] == PROMPT
     assert tasks[0]["data"]["candidate_2"].startswith("/data/local-files/?d=images/")
+    # Nothing that annotators can open says what made a candidate.
+    assert set(tasks[0]["data"]) == {"id", "task", "prompt", "image", *(f"candidate_{n}" for n in (1, 2, 3))}
+
+
+def test_candidates_are_in_an_order_of_chance(tmp_path):
+    write_folder(tmp_path / "data", [candidates(n) for n in range(30)], "candidates-0.jsonl")
+    arguments = ["convert-preferences", "--from", tmp_path / "data", "--to", tmp_path / "project"]
+    assert cli.main([*map(str, arguments), "--form", "label_studio"]) == 0
+    keys = [json.loads(line) for line in (tmp_path / "project" / "key.jsonl").read_text().splitlines()]
+    assert len({tuple(key["order"]) for key in keys}) > 1
+    export(tmp_path / "project")
+    assert [one.candidates for one in imported(tmp_path / "project")] == [candidates(n).candidates for n in range(30)]
+
+
+@pytest.mark.parametrize("order", [None, [0, 0, 1], [0, 1], ["0", "1", "2"], [0, 1, [2]]])
+def test_a_key_of_another_project_is_named(project, order):
+    export(project, {"completed_by": 1, "result": []})
+    key = {"id": "r0", "order": order, "sampling": [{}, {}, {}], "notes": {}}
+    (project / "key.jsonl").write_text(json.dumps(key))
+    with pytest.raises(BadRecord, match=r"key\.jsonl"):
+        imported(project)[0]
+    (project / "key.jsonl").write_text("[]")
+    with pytest.raises(UserError, match=r"key\.jsonl"):
+        imported(project)
 
 
 def test_an_export_becomes_the_records_with_votes(project, tmp_path):
@@ -87,10 +112,12 @@ def test_an_export_becomes_the_records_with_votes(project, tmp_path):
     record = found[0]
     assert (record.id, record.prompt, record.image, record.candidates) == ("r0", PROMPT, given.image, given.candidates)
     assert record.notes == {"request": 0, "reasons": [{"annotator": "ann@lab", "reason": "a seam"}]}
+    order = json.loads((project / "key.jsonl").read_text().splitlines()[0])["order"]
+    ranked = ((1, 0), (1, 2), (0, 2))
     assert record.votes == (
-        Vote("structure", "ann@lab", 2, 0),
+        Vote("structure", "ann@lab", order[2], order[0]),
         Vote("aesthetics", "ann@lab", None, None),
-        *(Vote("structure", "annotator 7", *ends) for ends in ((1, 0), (1, 2), (0, 2))),
+        *(Vote("structure", "annotator 7", order[best], order[worst]) for best, worst in ranked),
     )
     assert found[1].votes == ()
     arguments = ["convert-preferences", "--layout", "label_studio", "--from", project / "export.json"]
