@@ -21,6 +21,7 @@ import numpy as np
 from onereward_jax.annotation.answer import Answer
 from onereward_jax.annotation.questions import BEST_WORST, FIVE, GOOD_SAME_BAD, RATING, questions_of
 from onereward_jax.data.preferences.ballots import implied_pairs
+from onereward_jax.data.preferences.record import MAX_CANDIDATES
 from onereward_jax.errors import UserError
 from onereward_jax.intervals import bootstrap_sums, percentile_interval
 from onereward_jax.tasks import TASKS
@@ -30,7 +31,7 @@ DRAWS = 1000  # resamples of the source images
 
 _FIRST, _NEITHER, _SECOND = 0, 1, 2  # who wins a pair, by the candidates' numbers
 _VERDICTS = {"good": _FIRST, "same": _NEITHER, "bad": _SECOND}
-_CANDIDATES = 256  # more than any candidate's number
+_CANDIDATES = MAX_CANDIDATES
 
 
 # ------------------------------------------------------------------------------------------------ Krippendorff's alpha
@@ -171,11 +172,13 @@ def _pairs(answers: Sequence[Answer], record: np.ndarray) -> tuple[np.ndarray, n
     count = np.maximum(np.array([len(answer.models) for answer in answers], np.int64), np.maximum(best, worst) + 1)
     most = np.zeros(record.max() + 1, np.int64)
     np.maximum.at(most, record, count)  # a record has as many candidates as any answer knows of
+    count = most[record].clip(max=_CANDIDATES)
     # Few votes differ, so that what each implies is found once.
-    kinds, kind = np.unique(np.stack([best, worst, most[record]]), axis=1, return_inverse=True)
-    implied = [_implied(*(int(x) for x in column)) for column in kinds.T]
+    base = _CANDIDATES + 1
+    kinds, kind = np.unique(((best + 1) * base + worst + 1) * base + count, return_inverse=True)
+    implied = [_implied(int(x) // base**2 - 1, int(x) // base % base - 1, int(x) % base) for x in kinds]
     sizes = np.array([len(values) for values in implied], np.int64)
-    starts, kind = np.cumsum(sizes) - sizes, kind.ravel()
+    starts = np.cumsum(sizes) - sizes
     rows = np.repeat(np.arange(len(record)), sizes[kind])
     within = np.arange(len(rows)) - np.repeat(np.cumsum(sizes[kind]) - sizes[kind], sizes[kind])
     pair, value = np.concatenate(implied)[starts[kind][rows] + within].T
@@ -279,6 +282,9 @@ def summary(answers: Iterable[Answer], right: Iterable[Answer] = ()) -> dict[str
 
 
 def _of_question(values: _Values, answers: int, draws: int) -> dict[str, Any]:
+    if not values.unit.size:  # all see no difference, between candidates of which nobody says how many there are
+        nothing = dict.fromkeys(("alpha", "agreement", *(("alpha_ci95", "agreement_ci95") if draws else ())))
+        return {"answers": answers, "annotators": 0, "units": 0} | nothing
     _, source, counts = values.counts()
     pairs = coincidences(counts)
     if values.symmetric:

@@ -89,6 +89,8 @@ def test_no_difference_is_a_value_of_every_pair():
     assert (found["units"], found["agreement"]) == (3, 0)
     found = of_question([choice("a", name, None, None, models=("", "", "")) for name in ("ann", "bob")])
     assert (found["units"], found["agreement"], found["alpha"]) == (3, 1, None)
+    found = of_question([choice("a", "ann", None, None)])  # nobody says between how many
+    assert (found["units"], found["agreement"], found["alpha_ci95"]) == (0, None, None)
 
 
 VOTES = st.lists(
