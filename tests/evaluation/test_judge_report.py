@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from onereward_jax.data.preferences.ballots import Ballots
 from onereward_jax.evaluation.accuracy import accuracy_difference, human_accuracy, judge_accuracy
 from onereward_jax.evaluation.report.judge_report import write_judge_report
 from onereward_jax.tasks import CELLS
@@ -59,7 +60,7 @@ def test_a_judge_alone(tmp_path, found):
 
 
 def test_annotators_stand_beside_the_judge(tmp_path, found):
-    humans = human_accuracy([("image_fill", "structure", 3, 0, 0, 0), ("image_fill", "structure", 3, 1, 0, 1)])
+    humans = human_accuracy([("image_fill", "structure", Ballots(3, n), n) for n in range(2)])
     write_judge_report(tmp_path, {"model": found["model"], "annotators": humans})
     page = Page((tmp_path / "report.html").read_text())
     assert f"{100 * 6 / 7:.1f}" in page.words
