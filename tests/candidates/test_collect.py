@@ -2,6 +2,7 @@
 
 import errno
 import fcntl
+import functools
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ import pytest
 from onereward_jax.candidates import collect as module
 from onereward_jax.cli import main as cli
 from onereward_jax.data.preferences.dataset import COLLECTION, COMPLETE, open_candidates
-from onereward_jax.fill import denoising
+from onereward_jax.fill import denoising, prompts
 from onereward_jax.fill.pipeline import FillPipeline, sample_noise
 from onereward_jax.flow.conditioning import latent_shape
 from onereward_jax.images.reading import read_image
@@ -33,58 +34,17 @@ def root(tmp_path_factory):
     return root
 
 
-@pytest.fixture(autouse=True)
-def one_device(monkeypatch):
-    monkeypatch.setattr(module, "mesh_of_all", lambda: None)
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """One device, and text encoders that are compiled once for all models: here they are alike."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "mesh_of_all", lambda: None)
+        patch.setattr(prompts, "encoding", functools.cache(prompts.encoding))
+        yield
 
 
 def arguments(root, out, *more):
     return [*ARGUMENTS, f"--source={root / 'requests'}", f"--model={root / 'base'}", f"--out={out}", *more]
-
-
-@pytest.fixture(scope="module")
-def processes():
-    with Processes() as started:
-        yield started
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(root, processes):
-    """What two models made, undisturbed."""
-    processes.start(arguments(root, root / "whole", *TWO(root)))
-    assert processes.ended() == 0
-    return contents(root / "whole")
-
-
-def test_candidates_of_two_models(root, uninterrupted):
-    records = list(open_candidates(root / "whole"))
-    assert [record.id for record in records] == ["r0", "r1", "r2", "r3"]
-    assert not any(record.votes or record.pairs for record in records)
-    images = [sha256((root / "requests" / f"{n}.png").read_bytes()).hexdigest() for n in range(4)]
-    assert [record.notes for record in records] == [
-        {"source_image": image, "photographer": n} for n, image in enumerate(images)
-    ]
-    for record in records:
-        models = [candidate.sampling["model"] for candidate in record.candidates]
-        assert models.count(str(root / "base")) == models.count(str(root / "second")) == 2
-
-
-def test_a_killed_command_loses_a_part_at_most(root, processes, uninterrupted, tmp_path):
-    """Killed again and again, as one file or the other appears, it ends with what one makes that was never killed."""
-    last = "images/candidates-00001/000000-1.png"
-    for name in (".work/0/00000.zip", "candidates-00000.jsonl", last):
-        process = processes.start(arguments(root, tmp_path / "out", *TWO(root)))
-        deadline = time.monotonic() + 300
-        while not (tmp_path / "out" / name).exists() and time.monotonic() < deadline:
-            time.sleep(0.002)
-        os.kill(process, signal.SIGKILL)
-        assert processes.ended() == -signal.SIGKILL
-        assert not (tmp_path / "out" / COMPLETE).exists()
-    parts = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("candidates-*.jsonl")}
-    processes.start(arguments(root, tmp_path / "out", *TWO(root)))
-    assert processes.ended() == 0
-    assert contents(tmp_path / "out") == uninterrupted
-    assert all(path.stat().st_mtime_ns == stamp for path, stamp in parts.items())
 
 
 @pytest.mark.filterwarnings("ignore:.* reads .* tokens")  # the tiny encoders of some negative prompts
@@ -113,6 +73,82 @@ def test_a_size_is_one_program_and_one_with_true_guidance(root, tmp_path):
             )
             np.testing.assert_allclose(made[0], read_image(candidate.image, "candidate") / 255, atol=1 / 255)
     assert denoising.fill._cache_size() == 2
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(root):
+    """What two models made, undisturbed."""
+    assert cli.main(arguments(root, root / "whole", *TWO(root))) == 0
+    return contents(root / "whole")
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """[(model, number of candidates)] of every part that is made, in their order."""
+    found, images = [], module._Maker.images
+
+    def counted(maker, drawn, *more):
+        found.append((os.path.basename(maker.name), len(drawn)))
+        return images(maker, drawn, *more)
+
+    monkeypatch.setattr(module._Maker, "images", counted)
+    return found
+
+
+def test_candidates_of_two_models(root, uninterrupted):
+    records = list(open_candidates(root / "whole"))
+    assert [record.id for record in records] == ["r0", "r1", "r2", "r3"]
+    assert not any(record.votes or record.pairs for record in records)
+    images = [sha256((root / "requests" / f"{n}.png").read_bytes()).hexdigest() for n in range(4)]
+    assert [record.notes for record in records] == [
+        {"source_image": image, "photographer": n} for n, image in enumerate(images)
+    ]
+    for record in records:
+        models = [candidate.sampling["model"] for candidate in record.candidates]
+        assert models.count(str(root / "base")) == models.count(str(root / "second")) == 2
+
+
+def test_a_killed_command_loses_a_part_at_most(root, uninterrupted, made, tmp_path):
+    """Killed while it writes the images of the last part, it ends with what one makes that was never killed."""
+    out = tmp_path / "out"
+    with Processes() as processes:
+        process = processes.start(arguments(root, out, *TWO(root)))
+        deadline = time.monotonic() + 300
+        while not (out / "images/candidates-00001/000000-1.png").exists() and time.monotonic() < deadline:
+            time.sleep(0.002)
+        os.kill(process, signal.SIGKILL)
+        assert processes.ended() == -signal.SIGKILL
+    assert not (out / COMPLETE).exists()
+    assert {path.name for path in (out / ".work" / "0").iterdir()} <= {"00001.zip"}  # the other part is written
+    parts = {path: path.stat().st_mtime_ns for path in out.glob("candidates-*.jsonl")}
+    assert cli.main(arguments(root, out, *TWO(root))) == 0
+    assert made in ([("second", 4)], [])  # or the kill came just after
+    assert contents(out) == uninterrupted
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in parts.items())
+
+
+class Killed(BaseException):
+    """Nothing in the command handles it."""
+
+
+def test_what_the_first_model_made_is_not_made_again(root, uninterrupted, made, tmp_path, monkeypatch):
+    kept, write = [], module.write_bytes
+
+    def killed(path, content):
+        if kept:
+            raise Killed
+        kept.append(path.name)
+        write(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_bytes", killed)
+        with pytest.raises(Killed):
+            cli.main(arguments(root, tmp_path / "out", *TWO(root)))
+    assert kept == ["00000.zip"]
+    made.clear()
+    assert cli.main(arguments(root, tmp_path / "out", *TWO(root))) == 0
+    assert made == [("base", 4), ("second", 4), ("second", 4)]
+    assert contents(tmp_path / "out") == uninterrupted
 
 
 def test_models_answer_with_the_same_settings(root, tmp_path):
@@ -157,7 +193,8 @@ def test_a_full_disk_and_a_damaged_request(root, tmp_path, monkeypatch, capsys):
 def test_a_request_that_can_not_be_read_any_more(root, tmp_path, monkeypatch):
     asked = _asked_of(root, lost={1})
     models = {"tiny": module.Policy.at(root / "base")}
-    how = module.Collecting(module.Ranges(1, 2, 0.0, 2.0), dtype="float32", max_sequence_length=tiny_fill.T5_LENGTH)
+    ranges, length = module.Ranges(1, 2, 0.0, 2.0), tiny_fill.T5_LENGTH
+    how = module.Collecting(ranges, batch_size=2, dtype="float32", max_sequence_length=length)
     with pytest.raises(module.UserError, match="1 of 3"):
         module.collect(asked, models, how, tmp_path)
     assert not (tmp_path / COMPLETE).exists()

@@ -124,11 +124,11 @@ def test_a_killed_pass_resumes_where_it_was(folder, clip, tmp_path, monkeypatch)
 
 def test_vectors_are_those_of_the_model(clip, folder):
     encoder, (module, params) = ClipEncoder(str(clip), 4), load_component(clip, "clip")
-    pictures = [read_image(path) for path in sorted(folder.iterdir())[:5]]
-    found = encoder.images(pictures)
+    images = [read_image(path) for path in sorted(folder.iterdir())[:5]]
+    found = encoder.images(images)
     assert found.shape == (5, encoder.dimension)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
-    pixels = np.stack([encoder.prepare(picture) for picture in pictures])
+    pixels = np.stack([encoder.prepare(image) for image in images])
     assert pixels.shape == (5, tiny_clip.SIZE, tiny_clip.SIZE, 3)
     plain = np.asarray(module.apply({"params": params}, pixels, method=CLIP.image_features))
     np.testing.assert_allclose(found, plain / np.linalg.norm(plain, axis=1, keepdims=True), atol=1e-5)
