@@ -5,7 +5,15 @@ import random
 import pytest
 
 from onereward_jax.annotation.questions import BEST_WORST, GOOD_SAME_BAD, RATING
-from tests.support.annotation_browser import Annotator, Server, answer_best_worst, find_browser, open_browser, work
+from tests.support.annotation_browser import (
+    Annotator,
+    Server,
+    answer_best_worst,
+    find_browser,
+    open_browser,
+    until,
+    work,
+)
 from tests.support.annotation_data import PROMPTS, write_candidates
 
 pytest.importorskip("playwright", reason="needs playwright")
@@ -54,7 +62,7 @@ def arrive(browser, servers):
 # --------------------------------------------------------------------------------------------------------------- jobs
 
 
-def test_an_hour_of_best_and_worst_by_keys_alone(arrive):
+def test_25_items_of_best_and_worst_by_keys_alone(arrive):
     """Choices are changed, undone, and answers taken back after they were saved."""
     work(arrive("Ann"), 25, random.Random(0))
 
@@ -170,8 +178,7 @@ def test_the_server_is_killed_and_no_vote_is_lost_or_doubled(browser, tmp_path):
         assert person.page.locator("#status.good").count() == 0
         person.page.close()  # not even the page has to stay
         server.start()
-        person.page = person.context.new_page()
-        person.page.goto(server.url)
+        person.open_page().goto(server.url)
         person.saved()
         assert person.page.locator("#alert").is_hidden()
         person.other_item()
@@ -235,15 +242,13 @@ def test_all_images_move_in_step(arrive):
     page.mouse.down()
     page.mouse.move(middle[0] - 40, middle[1] - 20, steps=4)
     page.mouse.up()
-    page.wait_for_timeout(50)
-    assert boxes() != before
+    until(page, lambda: boxes() != before)
     assert len({width for _, width, _ in boxes()}) == 1
     page.keyboard.press("p")
     page.locator("#zoom", has_text="100 %").wait_for()
     assert {tuple(box[1:]) for box in boxes()} == {("64px", "48px")}
     page.keyboard.press("f")
-    page.wait_for_timeout(50)
-    assert boxes() == fitted
+    until(page, lambda: boxes() == fitted)
     page.keyboard.down("Space")
     assert page.locator(".view > img.flipped").first.is_visible()
     page.keyboard.up("Space")
@@ -275,11 +280,11 @@ def test_nothing_is_cut_off_or_scrolls(arrive, job):
       const { left, top, right, bottom } = node.getBoundingClientRect();
       return node.checkVisibility() && (left < 0 || top < 0 || right > width || bottom > height);
     }).length"""
+    scrolls = "(node) => node.scrollHeight - node.clientHeight"
     for size in ((1280, 720), (768, 1024), (1024, 768)):
         page.set_viewport_size(dict(zip(("width", "height"), size, strict=True)))
-        page.wait_for_timeout(50)
-        assert page.evaluate(outside, size) == 0, size
-        assert page.locator("#stage").evaluate("(node) => node.scrollHeight - node.clientHeight") <= 0, size
+        until(page, lambda size=size: page.evaluate(outside, size) == 0)
+        until(page, lambda: page.locator("#stage").evaluate(scrolls) <= 0)
 
 
 def test_axe_finds_nothing_serious(arrive, browser, servers):

@@ -8,8 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,14 @@ def open_browser() -> Iterator[Any]:
         browser = playwright.chromium.launch(executable_path=find_browser(), args=arguments)
         yield browser
         browser.close()
+
+
+def until(page: Any, holds: Callable[[], bool]) -> None:
+    """Wait until something holds that no locator can wait for."""
+    last = time.monotonic() + WAIT / 1000
+    while not holds():
+        assert time.monotonic() < last, "it did not come to hold"
+        page.wait_for_timeout(20)
 
 
 class Server:
@@ -105,12 +114,17 @@ class Annotator:
         self.server, self.name = server, name
         options = {"viewport": {"width": 1280, "height": 720}} | context
         self.context = browser.new_context(**options)
-        self.page = self.context.new_page()
-        self.page.set_default_timeout(WAIT)
         self.errors: list[str] = []
-        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.meant: list[tuple] = []
         self.pace = 0.0  # seconds before a key
+        self.open_page()
+
+    def open_page(self) -> Any:
+        """Open another tab, and go on in it."""
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(WAIT)
+        self.page.on("pageerror", lambda error: self.errors.append(str(error)))
+        return self.page
 
     def sign_in(self) -> "Annotator":
         self.page.goto(self.server.url)
