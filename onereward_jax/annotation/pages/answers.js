@@ -19,10 +19,10 @@ export class Answers {
     this.state = draft?.state ?? this.given(assignment.previous);
   }
 
-  /** The state of answers that were taken back, or nothing chosen. */
+  /** The state of answers that were taken back, {answers, reason, points} as they were sent, or nothing chosen. */
   given(previous) {
-    const answers = previous?.answers ?? previous ?? [];
-    const state = { values: {}, reason: previous?.reason ?? "", points: copy(previous?.points ?? []) };
+    const { answers = [], reason, points } = previous ?? {};
+    const state = { values: {}, reason: reason ?? "", points: copy(points ?? []) };
     for (const question of this.questions) {
       const answer = answers.find((one) => one.question === question.name);
       state.values[question.name] = answer ? this.value(answer) : this.nothing();
