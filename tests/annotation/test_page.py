@@ -1,6 +1,7 @@
 """The annotator's page in a browser, by mouse, touch and keyboard: what is in the database is what people meant."""
 
 import random
+import re
 
 import pytest
 
@@ -20,6 +21,9 @@ pytest.importorskip("playwright", reason="needs playwright")
 pytestmark = pytest.mark.skipif(find_browser() is None, reason="needs Chromium, such as Debian's package chromium")
 
 
+VOTES_KEPT = 'Object.keys(localStorage).filter((name) => name.startsWith("onereward.outbox.")).length'
+
+
 @pytest.fixture(scope="module")
 def browser():
     with open_browser() as opened:
@@ -35,7 +39,7 @@ def servers(tmp_path_factory):
         if job not in started:
             folder = tmp_path_factory.mktemp(job)
             two = job == GOOD_SAME_BAD
-            write_candidates(folder, 80, 2 if two else 4, ("base", "policy") if two else ())
+            write_candidates(folder, 160, 2 if two else 4, ("base", "policy") if two else ())
             started[job] = Server(folder, job)
         return started[job]
 
@@ -204,6 +208,134 @@ def test_while_the_server_cannot_store_the_page_says_so(arrive):
     person.page.locator("#alert:visible").wait_for()
     person.saved()
     assert person.page.locator("#alert").is_hidden()
+
+
+@pytest.mark.parametrize("status", [403, 404, 409])
+def test_a_page_of_a_proxy_is_no_answer_of_the_server(arrive, status):
+    person = arrive(f"Pam {status}")
+    page = {"status": status, "content_type": "text/html", "body": "<h1>Not here</h1>"}
+    person.page.route("**/api/votes", lambda route: route.fulfill(**page), times=1)
+    answer_best_worst(person, random.Random(7))
+    person.press("Enter")
+    person.page.locator("#alert:visible").wait_for()
+    person.saved()
+
+
+def test_answers_wait_for_their_annotator_when_another_signs_in(arrive):
+    person = arrive("Quin.5")
+    person.context.route("**/api/votes", lambda route: route.abort())
+    answer_best_worst(person, random.Random(8))
+    person.press("Enter")
+    person.page.locator("#alert:visible").wait_for()
+    asked = person.context.request.post(f"{person.server.url}/api/sign-in", data={"name": "Quin"})  # of another tab
+    assert asked.ok
+    person.context.unroute("**/api/votes")
+    person.page.locator("#who", has_text=re.compile("^Quin$")).wait_for()
+    assert "Quin.5" in person.page.locator("#alert:visible").inner_text()
+    person.look()
+    assert person.server.answers("Quin") == []
+    person.button("Sign out").click()
+    person.page.locator("#sign-in-help", has_text="Quin.5").wait_for()
+    person.page.keyboard.type("Quin.5")
+    person.press("Enter")
+    person.saved()
+
+
+def test_sign_out_saves_first_and_ends_the_session_in_all_tabs(arrive):
+    person = arrive("Rae")
+    other = person.context.new_page()
+    other.goto(person.server.url)
+    other.locator("#item[data-item]").wait_for()
+    assert person.page.locator("#who").inner_text() == "Rae"
+    answer_best_worst(person, random.Random(9))
+    person.page.route("**/api/votes", lambda route: route.abort(), times=1)
+    person.press("Enter")
+    person.page.locator("#alert:visible").wait_for()
+    person.button("Sign out").click()
+    for page in (person.page, other):
+        page.locator("#sign-in-value").wait_for()
+        assert page.locator("#work").is_hidden()
+    assert person.page.evaluate("async () => (await fetch('/api/me')).status") == 401
+
+
+def test_tabs_keep_each_others_answers(arrive):
+    person, rng = arrive("Sam"), random.Random(10)
+    first = person.page
+    first.route("**/api/votes", lambda route: route.abort())
+    answer_best_worst(person, rng)
+    person.press("Enter")
+    first.locator("#alert:visible").wait_for()
+    second = person.open_page()
+    second.route("**/api/votes", lambda route: route.abort())
+    second.goto(person.server.url)
+    person.look()
+    answer_best_worst(person, rng)
+    person.press("Enter")
+    until(second, lambda: second.evaluate(VOTES_KEPT) == 2)
+    first.unroute("**/api/votes")
+    first.locator("#status.good").wait_for()
+    assert second.evaluate(VOTES_KEPT) == 1
+    first.close()
+    second.close()
+    person.open_page().goto(person.server.url)
+    person.saved()
+
+
+def test_an_image_that_does_not_come_is_asked_for_again(arrive):
+    """It is broken only if the server says so: then the item can be skipped."""
+    person, rng, failed = arrive("Tia"), random.Random(11), []
+    images = "**/images/**"
+    person.page.route(images, lambda route: (failed.append(route.request.url), route.abort()), times=8)
+    for _ in range(2):  # the item after the next is loaded when this one is saved
+        answer_best_worst(person, rng)
+        person.next()
+        person.other_item()
+    assert len(failed) == 8
+    gone = {"status": 404, "json": {"error": "there is no such image"}}
+    person.page.route("**/images/*.0", lambda route: route.fulfill(**gone))
+    answer_best_worst(person, rng)
+    person.next()
+    person.other_item()
+    answer_best_worst(person, rng)
+    person.next()
+    person.page.locator(".broken").wait_for()
+    broken = person.page.locator("#item").get_attribute("data-item")
+    person.press("s", "Enter")
+    person.page.locator(f'#item[data-item]:not([data-item="{broken}"])').wait_for()
+
+
+def test_answers_taken_back_keep_reason_and_defects(arrive):
+    """After a reload, which forgets what the page knew of them, and after another, which must not forget the drafts."""
+    person, rng, items = arrive("Uma"), random.Random(12), []
+    reason = person.page.locator("#reason")
+    for number in range(3):
+        answer_best_worst(person, rng)
+        person.press("r")
+        person.page.keyboard.type(f"reason {number}")
+        person.press("Enter", "d", "Enter", "Escape")
+        items.append(person.item)
+        person.next()
+        person.other_item()
+    person.page.reload()
+    person.look()
+    for number in (2, 1, 0):
+        person.press("z")
+        person.other_item()
+        assert person.item == items[number]
+        assert reason.input_value() == f"reason {number}"
+        assert person.page.locator(".marker").count() == 1
+        person.press("r", "End")
+        person.page.keyboard.type(" and more")
+        person.press("Enter")
+    person.page.reload()
+    person.look()
+    for _ in range(3):
+        assert reason.input_value() == f"reason {items.index(person.item)} and more"
+        person.next()
+        person.other_item()
+    answers = person.server.answers("Uma")
+    assert {answer.reason for answer in answers} == {f"reason {number} and more" for number in range(3)}
+    assert {len(answer.points) for answer in answers} == {1}
 
 
 def test_prompts_are_text(arrive):

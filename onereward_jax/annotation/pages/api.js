@@ -1,11 +1,8 @@
-/** The server's answers, and the box of votes that are not yet known to be saved. */
-
-import { read, write } from "./storage.js";
+/** Requests to the server, and what may come instead of its answer. */
 
 const TIMEOUT = 20_000; // milliseconds
-const LONGEST_WAIT = 8_000;
 
-/** A refusal (status of the response) or no answer at all (status 0). */
+/** A refusal (status of the response), or no answer of our server (status 0). */
 export class ApiError extends Error {
   constructor(status, message, body = {}) {
     super(message);
@@ -33,85 +30,10 @@ export async function call(path, body) {
     response = await fetch(path, options);
     answer = await response.json();
   } catch {
-    // No server, or a proxy's page instead of its answer: a status below 500 must not pass as success.
-    const status = response && !response.ok ? response.status : 0;
-    throw new ApiError(status, "The server doesn't answer.");
+    answer = null;
   }
-  if (!response.ok) throw new ApiError(response.status, String(answer.error ?? `Refused (${response.status}).`), answer);
-  return answer;
-}
-
-/** Votes in the order in which they were given, each sent again with the same key until the server says it is saved. */
-export class Outbox {
-  /**
-   * @param {string} annotator whose votes: browsers are shared.
-   * @param {object} events saved(entry, answer), refused(entry, error), waiting(count, error), signedOut().
-   */
-  constructor(annotator, events) {
-    this.name = `outbox.${annotator}`;
-    this.events = events;
-    this.entries = read(this.name) ?? [];
-    this.running = false;
-    this.wake = () => {};
-    window.addEventListener("online", () => this.wake());
-  }
-
-  get count() {
-    return this.entries.length;
-  }
-
-  holds(assignment) {
-    return this.entries.some((entry) => entry.assignment === assignment);
-  }
-
-  add(vote) {
-    this.entries.push({ key: crypto.getRandomValues(new Uint32Array(4)).join("-"), ...vote });
-    write(this.name, this.entries);
-    return this.drain();
-  }
-
-  async drain() {
-    if (this.running) return;
-    this.running = true;
-    let wait = 500;
-    while (this.entries.length) {
-      const entry = this.entries[0];
-      try {
-        const answer = await call("/api/votes", entry);
-        this.remove(entry);
-        wait = 500;
-        this.events.saved(entry, answer);
-      } catch (error) {
-        if (!(error instanceof ApiError)) throw error;
-        if (error.status === 401) {
-          this.running = false;
-          return this.events.signedOut();
-        }
-        if (error.passing) {
-          this.events.waiting(this.entries.length, error);
-          await this.pause(wait);
-          wait = Math.min(2 * wait, LONGEST_WAIT);
-        } else {
-          this.remove(entry);
-          this.events.refused(entry, error);
-        }
-      }
-    }
-    this.running = false;
-  }
-
-  remove(entry) {
-    this.entries = this.entries.filter((other) => other.key !== entry.key);
-    write(this.name, this.entries.length ? this.entries : null);
-  }
-
-  pause(milliseconds) {
-    return new Promise((resolve) => {
-      const timer = setTimeout(resolve, milliseconds);
-      this.wake = () => {
-        clearTimeout(timer);
-        resolve();
-      };
-    });
-  }
+  if (response?.ok && answer) return answer;
+  // A proxy's page says nothing of what the server thinks of the request, whatever its status.
+  if (typeof answer?.error !== "string") throw new ApiError(0, "The server doesn't answer.");
+  throw new ApiError(response.status, answer.error, answer);
 }

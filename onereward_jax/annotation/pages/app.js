@@ -3,15 +3,18 @@
 import { ApiError, call } from "./api.js";
 import { byId, element, setText } from "./dom.js";
 import { actionOf, helpFor } from "./keys.js";
+import { keptBy } from "./outbox.js";
 import { Pace } from "./pace.js";
 import { Questions } from "./questions.js";
 import { Session } from "./session.js";
 import { signIn } from "./sign_in.js";
 import { Stage } from "./stage.js";
+import { watch, write } from "./storage.js";
 
 const TASKS = {
   image_fill: "Image fill", image_extend: "Image extend", object_removal: "Object removal", text_rendering: "Text",
 };
+const SIGNED_IN = "signed-in"; // where the tabs of a browser tell each other who is
 
 class Page {
   constructor() {
@@ -44,6 +47,9 @@ class Page {
     this.me = me;
     this.pace.show(me);
     this.fillHelp(me.job);
+    setText(byId("who"), me.annotator);
+    byId("who").title = `Signed in as ${me.annotator}`;
+    this.lasting = false;
     byId("sign-in").hidden = true;
     byId("work").hidden = false;
     this.session?.close();
@@ -60,9 +66,13 @@ class Page {
       },
       problem: (text) => this.problem(text),
       fine: () => this.fine(),
-      refused: (text) => this.problem(`An answer wasn't taken: ${text}`),
+      refused: (text) => this.problem(`An answer wasn't taken: ${text}`, true),
+      held: (text) =>
+        this.problem(`An answer wasn't taken: ${text}. It is kept in this browser: load the page again to send it again.`, true),
       signedOut: () => boot(this),
     });
+    const others = keptBy().filter((name) => name !== me.annotator).join(", ");
+    if (others) this.problem(`Answers of ${others} are kept in this browser until they sign in here again.`, true);
     await this.session.start();
   }
 
@@ -73,14 +83,16 @@ class Page {
     byId("status").classList.toggle("good", good);
   }
 
-  problem(text) {
+  /** `lasting`: said until the next answer, also when all else is well. */
+  problem(text, lasting = false) {
+    this.lasting = lasting;
     setText(byId("alert"), text);
     byId("alert").hidden = false;
     this.say("");
   }
 
   fine() {
-    byId("alert").hidden = true;
+    if (!this.lasting) byId("alert").hidden = true;
   }
 
   blank(title, text) {
@@ -186,6 +198,7 @@ class Page {
       return this.say(`${answers.questions[open].label} is still open.`);
     }
     this.changed();
+    this.lasting = false;
     this.session.submit();
   }
 
@@ -197,7 +210,7 @@ class Page {
       this.changed();
       return this.questions.focus();
     }
-    if (this.asking) return;
+    if (this.asking || this.session.closed) return;
     this.asking = true;
     try {
       const progress = await this.session.undo();
@@ -227,6 +240,24 @@ class Page {
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
       this.problem(`Not skipped: ${error.message}`);
+    }
+  }
+
+  /** Sign out once all answers are saved. */
+  async signOut() {
+    if (this.leaving) return;
+    this.leaving = true;
+    try {
+      if (this.item) this.changed();
+      if (!(await this.session.flush())) return; // the page says already what isn't saved
+      await call("/api/sign-out", {});
+      write(SIGNED_IN, null);
+      boot(this);
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+      this.problem("The server doesn't answer: you are still signed in.");
+    } finally {
+      this.leaving = false;
     }
   }
 
@@ -282,7 +313,9 @@ class Page {
 
   /** @returns {boolean} whether there is such an action now. */
   act(action) {
-    const always = { undo: () => this.undo(), help: () => byId("help").showModal() };
+    const always = {
+      undo: () => this.undo(), help: () => byId("help").showModal(), "sign-out": () => this.signOut(),
+    };
     const run = always[action.name] ?? (this.item && (this.marking(action) ?? this.working(action)));
     if (!run) return false;
     run();
@@ -363,9 +396,15 @@ class Page {
   }
 }
 
+/** Find out who is at the page, by the form where nobody is signed in, and let them work. */
 async function boot(page) {
+  page.session?.close();
+  page.blank("Loading the next item…", "");
   const me = await signIn("me");
-  await page.open(me);
+  write(SIGNED_IN, me.annotator);
+  if (page.session?.annotator !== me.annotator || page.session.closed) await page.open(me);
 }
 
-boot(new Page());
+const page = new Page();
+watch(SIGNED_IN, () => boot(page));
+boot(page);

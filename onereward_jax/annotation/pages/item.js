@@ -1,33 +1,33 @@
 /** One assignment with its images, loaded and decoded before it is shown, and its answers. */
 
 import { Answers } from "./answers.js";
+import { load } from "./images.js";
 import { outlineOf } from "./outline.js";
-import { read, write } from "./storage.js";
+import { namesAfter, read, write } from "./storage.js";
 
-/** @returns {Promise<HTMLImageElement>} decoded, or without size where it can't be. */
-async function load(url) {
-  const image = new Image();
-  image.decoding = "sync"; // painted together with the rest of the item
-  image.draggable = false;
-  image.src = url;
-  try {
-    await image.decode();
-  } catch {
-    // The pane says so; the item can be skipped.
-  }
-  return image;
-}
+const DRAFT_DAYS = 30;
 
 export const draftName = (annotator, id) => `draft.${annotator}.${id}`;
+
+/** Forget drafts of long ago. Which others are still needed no list tells: the server names only the first open items. */
+export function forgetOldDrafts(annotator) {
+  const oldest = Date.now() - DRAFT_DAYS * 86_400_000;
+  for (const id of namesAfter(draftName(annotator, ""))) {
+    const name = draftName(annotator, id);
+    if (!(read(name)?.at >= oldest)) write(name, null);
+  }
+}
 
 export class Item {
   /**
    * @param {object} assignment as the server gave it.
    * @param {string} annotator whose drafts are kept.
    * @param {Item|null} before the same item, whose images are loaded already.
+   * @param {function(Item): void} failed called each time that an image doesn't come; it is asked for again.
    */
-  constructor(assignment, annotator, before = null) {
+  constructor(assignment, annotator, before = null, failed = () => {}) {
     this.assignment = assignment;
+    this.failed = failed;
     this.draft = draftName(annotator, assignment.id);
     this.answers = new Answers(assignment, read(this.draft));
     this.question = Math.max(0, this.answers.questions.findIndex((question) => !this.answers.complete(question)));
@@ -43,8 +43,12 @@ export class Item {
 
   async load() {
     const { source, mask, candidates } = this.assignment;
+    const failed = () => {
+      if (!this.closed) this.failed(this);
+      return !this.closed;
+    };
     const [first, hole, ...others] = await Promise.all(
-      [source, mask, ...candidates].map((url) => (url ? load(url) : null)),
+      [source, mask, ...candidates].map((url) => (url ? load(url, failed) : null)),
     );
     this.source = first;
     this.outline = hole?.naturalWidth ? outlineOf(hole) : null;
@@ -59,10 +63,15 @@ export class Item {
   }
 
   keep() {
-    write(this.draft, this.answers.kept());
+    write(this.draft, { at: Date.now(), ...this.answers.kept() });
   }
 
   drop() {
     write(this.draft, null);
+  }
+
+  /** Ask for its images no more. */
+  close() {
+    this.closed = true;
   }
 }

@@ -1,19 +1,21 @@
 /** An annotator at work: items in, answers out, one ahead always loaded. */
 
-import { ApiError, call, Outbox } from "./api.js";
-import { draftName, Item } from "./item.js";
-import { forget, write } from "./storage.js";
+import { ApiError, call } from "./api.js";
+import { draftName, forgetOldDrafts, Item } from "./item.js";
+import { Outbox } from "./outbox.js";
+import { write } from "./storage.js";
 
 const AHEAD = 2; // assignments held: the one on the page and the next
 const MOST = 5; // that may be asked for at once
 const RETRY = 3_000; // milliseconds
 const POLL = 10_000;
+const FLUSH = 5_000;
 
 export class Session {
   /**
    * @param {string} annotator
    * @param {object} events show(item), ahead(ready) for the item after it, empty(waiting), loading(), saving(count),
-   *   saved(answer, left), problem(text), fine(), refused(text), signedOut().
+   *   saved(answer, left), problem(text), fine(), refused(text), held(text), signedOut().
    */
   constructor(annotator, events) {
     this.annotator = annotator;
@@ -21,62 +23,88 @@ export class Session {
     this.items = [];
     this.shown = null;
     this.outbox = new Outbox(annotator, {
-      saved: (entry, answer) => this.saved(entry, answer),
-      refused: (entry, error) => this.refused(entry, error),
+      saved: (vote, answer) => this.saved(vote, answer),
+      refused: (vote, error) => this.refused(vote, error),
+      held: (_, error) => this.held(error),
       waiting: (count) => this.events.problem(waiting(count)),
       signedOut: () => this.events.signedOut(),
     });
     this.sent = new Map(); // what was answered, by id: a list of assignments that was on its way may still name it
-    for (const { assignment } of this.outbox.entries) this.sent.set(assignment, null);
+    for (const assignment of this.outbox.assignments) this.sent.set(assignment, null);
     this.taken = []; // ids of the answers that are saved, in order
   }
 
   async start() {
+    forgetOldDrafts(this.annotator);
     this.outbox.drain();
-    await this.refill(true);
+    await this.refill();
   }
 
-  /** Stop asking: somebody else signs in. */
+  /** Stop asking and sending: somebody else signs in. What isn't saved yet stays in the browser. */
   close() {
     this.closed = true;
+    this.outbox.close();
     clearTimeout(this.timer);
+    for (const item of this.items) item.close();
+    this.items = [];
+  }
+
+  /** @returns {Promise<boolean>} whether all answers are saved, after a last try. */
+  flush() {
+    return this.outbox.flush(FLUSH);
+  }
+
+  /** @returns {Promise<boolean>} whether nobody is signed in any more, or somebody else, in another tab. */
+  async isOver() {
+    try {
+      return (await call("/api/me")).annotator !== this.annotator;
+    } catch (error) {
+      if (!(error instanceof ApiError)) throw error;
+      return error.status === 401 || error.status === 403;
+    }
   }
 
   /** Ask for assignments until the item on the page and the next are here. */
-  async refill(first = false) {
+  async refill() {
     if (this.closed) return;
     this.again = true;
     if (this.filling) return;
     this.filling = true;
     while (this.again) {
       this.again = false;
-      await this.fill(first);
+      await this.fill();
     }
     this.filling = false;
   }
 
-  async fill(first) {
+  async fill() {
     clearTimeout(this.timer);
     let answer;
     try {
-      answer = await call("/api/assignments", { count: Math.min(MOST, AHEAD + this.outbox.count) });
+      answer = await call("/api/assignments", { count: Math.min(MOST, AHEAD + this.outbox.assignments.length) });
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
-      if (error.status === 401) return this.events.signedOut();
+      if (this.closed) return;
+      if (error.status === 401 || (error.status === 403 && (await this.isOver()))) return this.events.signedOut();
       if (!this.outbox.count) this.events.problem(error.passing ? unreachable(error) : error.message);
-      this.timer = setTimeout(() => this.refill(first), RETRY);
+      this.timer = setTimeout(() => this.refill(), RETRY);
       return;
     }
-    if (!this.outbox.count) this.events.fine();
     if (this.closed) return;
-    const open = answer.assignments.filter(({ id }) => !this.outbox.holds(id) && !this.sent.has(id));
-    if (first) forget(draftName(this.annotator, ""), new Set(answer.assignments.map(({ id }) => draftName(this.annotator, id))));
+    if (!this.outbox.count) this.events.fine();
+    const open = answer.assignments.filter(({ id }) => !this.sent.has(id));
     const known = new Map(this.items.map((item) => [item.id, item]));
     this.waiting = answer.waiting;
     // What is on the page stays there: the server's order is for the rest.
-    const rest = open.map((assignment) => known.get(assignment.id) ?? new Item(assignment, this.annotator));
+    const rest = open.map((assignment) => known.get(assignment.id) ?? this.newItem(assignment));
     this.items = this.shown ? [this.shown, ...rest.filter((item) => item !== this.shown)] : rest;
     this.advance();
+  }
+
+  newItem(assignment, before = null) {
+    return new Item(assignment, this.annotator, before, (item) => {
+      if (item === this.items[0]) this.events.problem("An image doesn't come. Trying again; nothing is lost.");
+    });
   }
 
   /** Show the first item, at once where it is loaded. */
@@ -90,7 +118,11 @@ export class Session {
     }
     if (!item.loaded) {
       this.events.loading();
-      item.ready.then(() => item === this.items[0] && this.advance());
+      item.ready.then(() => {
+        if (item !== this.items[0]) return;
+        if (!this.outbox.count) this.events.fine();
+        this.advance();
+      });
       return;
     }
     this.shown = item;
@@ -119,22 +151,31 @@ export class Session {
     return sent;
   }
 
-  saved(entry, answer) {
-    this.forgetDraft(entry);
-    this.taken.push(entry.assignment);
+  saved(vote, answer) {
+    this.forgetDraft(vote);
+    if (this.closed) return;
+    this.taken.push(vote.assignment);
     this.events.saved(answer, this.outbox.count);
     this.refill();
   }
 
-  refused(entry, error) {
-    if (error.status === 400) this.sent.delete(entry.assignment); // comes back with its draft
-    else this.forgetDraft(entry); // answered elsewhere, or no longer this annotator's
+  refused(vote, error) {
+    if (error.status === 400) this.sent.delete(vote.assignment); // comes back with its draft
+    else this.forgetDraft(vote); // answered elsewhere
     this.events.refused(error.message);
     this.refill();
   }
 
-  forgetDraft(entry) {
-    write(draftName(this.annotator, entry.assignment), null);
+  /** The server doesn't know the item, or not whose it is. */
+  async held(error) {
+    const over = await this.isOver();
+    if (this.closed) return;
+    if (over) this.events.signedOut();
+    else this.events.held(error.message);
+  }
+
+  forgetDraft({ assignment }) {
+    write(draftName(this.annotator, assignment), null);
   }
 
   /** Take back the last answer, and put its item on the page. */
@@ -145,9 +186,9 @@ export class Session {
     this.taken.pop();
     this.shown?.keep();
     const answers = this.sent.get(assignment.id);
-    if (answers) write(draftName(this.annotator, assignment.id), answers.kept()); // reason and marks, too
+    if (answers) write(draftName(this.annotator, assignment.id), { at: Date.now(), ...answers.kept() }); // the seconds, too
     this.sent.delete(assignment.id);
-    const item = new Item(assignment, this.annotator, this.last?.id === assignment.id ? this.last : null);
+    const item = this.newItem(assignment, this.last?.id === assignment.id ? this.last : null);
     this.shown = null;
     this.items = [item, ...this.items.filter((other) => other.id !== item.id)];
     this.advance();

@@ -2,6 +2,7 @@
 
 import { ApiError, call } from "./api.js";
 import { byId, setText } from "./dom.js";
+import { keptBy } from "./outbox.js";
 
 const HELP = {
   name: "Your answers are kept under it: take the same name every time.",
@@ -19,6 +20,7 @@ export async function signIn(path) {
     try {
       const answer = await call(`/api/${path}`);
       byId("alert").hidden = true;
+      byId("sign-in").hidden = true; // somebody signed in in another tab
       return answer;
     } catch (error) {
       if (!(error instanceof ApiError)) throw error;
@@ -43,7 +45,8 @@ function ask(needsToken = true) {
   const kind = needsToken ? "token" : "name";
   const value = byId("sign-in-value");
   setText(byId("sign-in-label"), kind === "name" ? "Your name" : "Your token");
-  setText(byId("sign-in-help"), HELP[kind]);
+  const kept = keptBy().join(", ");
+  setText(byId("sign-in-help"), kept ? `${HELP[kind]} Answers of ${kept} are kept in this browser until they sign in.` : HELP[kind]);
   value.type = kind === "name" ? "text" : "password";
   value.autocomplete = kind === "name" ? "username" : "current-password";
   value.name = kind;

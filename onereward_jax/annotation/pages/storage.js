@@ -20,13 +20,17 @@ export function write(name, value) {
   }
 }
 
-/** Forget what begins with `prefix`, but for the names in `kept`. */
-export function forget(prefix, kept) {
+/** The names that begin with `prefix`, without it. */
+export function namesAfter(prefix) {
   try {
-    for (const name of Object.keys(localStorage)) {
-      if (name.startsWith(PREFIX + prefix) && !kept.has(name.slice(PREFIX.length))) localStorage.removeItem(name);
-    }
+    const names = Object.keys(localStorage).filter((name) => name.startsWith(PREFIX + prefix));
+    return names.map((name) => name.slice(PREFIX.length + prefix.length));
   } catch {
-    // As above.
+    return [];
   }
+}
+
+/** Call `changed` when another tab keeps another value under `name`, or forgets it. */
+export function watch(name, changed) {
+  window.addEventListener("storage", ({ key }) => key === PREFIX + name && changed());
 }
