@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
 from onereward_jax.config.load import load_config
 from onereward_jax.fill.pipeline import FillPipeline
@@ -20,8 +21,10 @@ from onereward_jax.runs.reward_feedback import encode_text, open_requests, sampl
 from onereward_jax.tasks import TASKS
 from onereward_jax.training.compile import Params, compile_step
 from onereward_jax.training.state import create_state
+from tests.support.hostile import LONG
 
 
+@pytest.mark.skipif(not LONG, reason="compiles two of the largest programs: in the long form")
 def test_gradient_on_eight_devices_in_parts_equals_one():
     # With both branches of true guidance, which have to stay with their sample, and a judge that is never satisfied.
     settings = {"rl.rollout_true_cfg_scale": 2.0, "rl.gradient_true_cfg_scale": 2.0, "rl.threshold": 1.0}

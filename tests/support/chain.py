@@ -2,7 +2,7 @@
 
     python -m tests.support.chain DIRECTORY
 
-A process of its own with two simulated devices: for eight, all the programs take twice as long to compile.
+A process of its own with one device: for several, all the programs take longer to compile.
 """
 
 import sys
@@ -108,7 +108,6 @@ def main(root: Path) -> None:
     onereward("train", "dynamic", run, feedback | adapter)
     onereward("evaluate", "dynamic", run, feedback | adapter)
 
-    onereward("train-base", "miniature/base", root / "base_adapter", tuned | adapter)
     started = {"judge.start": models / "judge", "judge.questions_per_pair": 1}
     onereward(
         "train-judge", "miniature/judge", root / "judge_adapter", STEPS | PREFERENCES | base | data | started | adapter
