@@ -131,8 +131,10 @@ class Running:
     def __init__(self, data: Path, *arguments: str):
         command = [sys.executable, "-m", "onereward_jax.cli.main", "annotate", "--data", str(data), "--port=0"]
         self.log = (data / "server.log").open("ab")
+        # As in a terminal, although tests that run in the background ignore SIGINT, and hand that on.
+        heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
         self.process = subprocess.Popen(
-            [*command, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=self.log, text=True
+            [*command, *arguments], cwd=ROOT, stdout=subprocess.PIPE, stderr=self.log, text=True, preexec_fn=heard
         )
         line = self.process.stdout.readline()
         found = re.search(r"http://([\d.]+):(\d+)", line)
