@@ -16,8 +16,8 @@ import argparse
 import os
 from pathlib import Path
 
-from onereward_jax.cli.arguments import path
-from onereward_jax.config.schema import Recipe
+from onereward_jax.cli.arguments import like, path
+from onereward_jax.config.schema import JudgeModel, Recipe
 
 
 def config_arguments(
@@ -77,3 +77,16 @@ def _remove_torn(programs: Path, checkpoints: Path) -> None:
     for program in list(programs.rglob("*")) if programs.is_dir() else ():
         if program.is_file() and program.stat().st_mtime >= finished:
             program.unlink(missing_ok=True)
+
+
+def bad_share_argument(parser: argparse.ArgumentParser) -> None:
+    """Add `--bad_share SHARE` of commands that read preference data."""
+    from onereward_jax.data.preferences.dataset import BAD_SHARE
+
+    parser.add_argument(
+        "--bad_share",
+        type=like(JudgeModel, "bad_share"),
+        default=BAD_SHARE,
+        metavar="SHARE",
+        help=f"invalid records to tolerate (default: {BAD_SHARE})",
+    )

@@ -8,13 +8,13 @@ out: see docs/how-to/preferences.md.
 import argparse
 from pathlib import Path
 
-from onereward_jax.cli.arguments import like, path
-from onereward_jax.config.schema import JudgeModel
+from onereward_jax.cli.arguments import path
+from onereward_jax.cli.commands import bad_share_argument
 from onereward_jax.tasks import DIMENSIONS, TASKS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from onereward_jax.data.preferences.dataset import BAD_SHARE, FORMS, LABEL_STUDIO
+    from onereward_jax.data.preferences.dataset import FORMS, LABEL_STUDIO
     from onereward_jax.data.preferences.importers import LAYOUTS
 
     parser.add_argument("--from", dest="source", type=path, metavar="PATH", required=True, help="data to convert")
@@ -35,13 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--task", choices=TASKS, default="image_fill", help="with --layout (default: image_fill)")
     parser.add_argument("--dimension", choices=DIMENSIONS, help="with --layout: dimension of an overall preference")
-    parser.add_argument(
-        "--bad_share",
-        type=like(JudgeModel, "bad_share"),
-        default=BAD_SHARE,
-        metavar="SHARE",
-        help=f"invalid records to tolerate (default: {BAD_SHARE})",
-    )
+    bad_share_argument(parser)
 
 
 def run(args: argparse.Namespace) -> None:

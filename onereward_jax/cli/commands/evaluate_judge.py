@@ -13,14 +13,13 @@ import functools
 from pathlib import Path
 
 from onereward_jax.cli.arguments import like, local_path, path, text
+from onereward_jax.cli.commands import bad_share_argument
 from onereward_jax.config.schema import Evaluation, JudgeModel
 
 IN_SEVERAL_PROCESSES = True
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    from onereward_jax.data.preferences.dataset import BAD_SHARE
-
     parser.add_argument(
         "--model", type=path, metavar="PATH", required=True, help="judge, a directory or hub repository"
     )
@@ -59,13 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="round image sides to multiples of N pixels",
     )
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="default: bfloat16")
-    parser.add_argument(
-        "--bad_share",
-        type=like(JudgeModel, "bad_share"),
-        default=BAD_SHARE,
-        metavar="SHARE",
-        help=f"invalid records to tolerate (default: {BAD_SHARE})",
-    )
+    bad_share_argument(parser)
     parser.add_argument(
         "--out", type=local_path, metavar="FILE", help="a JSON file for all figures, including calibration"
     )

@@ -8,13 +8,13 @@ and winner, for `onereward rank`.
 import argparse
 from pathlib import Path
 
-from onereward_jax.cli.arguments import like, local_path, number, path, text
-from onereward_jax.config.schema import JudgeModel
+from onereward_jax.cli.arguments import local_path, number, path, text
+from onereward_jax.cli.commands import bad_share_argument
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     from onereward_jax.annotation.pairs import PAIRS, VOTES_BY
-    from onereward_jax.data.preferences.dataset import BAD_SHARE, FORMS
+    from onereward_jax.data.preferences.dataset import FORMS
 
     share = number(float, at_least=0, at_most=1)
     parser.add_argument("--data", type=path, metavar="DIR", required=True, help="candidates that were voted on")
@@ -56,13 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--min_self", type=share, default=0.0, metavar="SHARE", help="leave out who answers fewer repeats as before"
     )
-    parser.add_argument(
-        "--bad_share",
-        type=like(JudgeModel, "bad_share"),
-        default=BAD_SHARE,
-        metavar="SHARE",
-        help=f"invalid records to tolerate (default: {BAD_SHARE})",
-    )
+    bad_share_argument(parser)
 
 
 def run(args: argparse.Namespace) -> None:
