@@ -5,11 +5,11 @@ import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
-from onereward_jax.annotation.answer import Answer, sharing
+from onereward_jax.annotation.answer import Answer, Verdict, sharing
 from onereward_jax.annotation.questions import BEST_WORST, GOOD_SAME_BAD, JOBS, RATING
-from onereward_jax.annotation.store import FILE, Store
+from onereward_jax.annotation.store import FILE, KINDS, Store
 from onereward_jax.data.bad_records import Skipped
 from onereward_jax.data.preferences.dataset import BAD_SHARE
 from onereward_jax.data.preferences.record import MAX_CANDIDATES
@@ -17,8 +17,7 @@ from onereward_jax.errors import UserError, shown
 from onereward_jax.given_files import json_lines
 from onereward_jax.tasks import TASKS
 
-_KINDS = ("plain", "repeat", "gold")
-_VERDICTS = ("good", "same", "bad")
+_VERDICTS = get_args(Verdict)
 _NAMES = tuple(field.name for field in dataclasses.fields(Answer))
 
 
@@ -85,7 +84,7 @@ def answer_of(fields: Mapping[str, Any]) -> Answer:
         _check(isinstance(fields.get(name, ""), str), name, "must be text")
     for name in ("seconds", "at"):
         _check(_number(fields.get(name, 0.0), 0, math.inf), name, "must be a number that is not negative")
-    for name, known in (("task", TASKS), ("job", JOBS), ("kind", _KINDS)):
+    for name, known in (("task", TASKS), ("job", JOBS), ("kind", KINDS)):
         value = fields.get(name, "plain")
         _check(value in known, name, f"is {shown(value)}: give one of {', '.join(known)}")
     for name in ("best", "worst", "candidate"):

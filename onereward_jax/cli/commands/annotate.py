@@ -18,13 +18,13 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from onereward_jax.annotation.questions import JOBS
 from onereward_jax.cli.arguments import like, local_path, number, path, text
 from onereward_jax.config.schema import RequestData, RewardFeedback
 
 if TYPE_CHECKING:
     from onereward_jax.annotation.assign import Desk
 
-JOBS = ("best_worst", "good_same_bad", "rating")
 ORGANISER = "organiser"
 
 
