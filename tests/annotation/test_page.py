@@ -202,10 +202,11 @@ def test_the_server_is_killed_and_no_vote_is_lost_or_doubled(browser, tmp_path):
 def test_while_the_server_cannot_store_the_page_says_so(arrive):
     person, rng = arrive("Jan"), random.Random(5)
     busy = {"status": 503, "json": {"error": "the disk is full"}}
-    person.page.route("**/api/votes", lambda route: route.fulfill(**busy), times=1)
+    person.page.route("**/api/votes", lambda route: route.fulfill(**busy))
     answer_best_worst(person, rng)
     person.press("Enter")
     person.page.locator("#alert:visible").wait_for()
+    person.page.unroute("**/api/votes")
     person.saved()
     assert person.page.locator("#alert").is_hidden()
 
@@ -214,10 +215,11 @@ def test_while_the_server_cannot_store_the_page_says_so(arrive):
 def test_a_page_of_a_proxy_is_no_answer_of_the_server(arrive, status):
     person = arrive(f"Pam {status}")
     page = {"status": status, "content_type": "text/html", "body": "<h1>Not here</h1>"}
-    person.page.route("**/api/votes", lambda route: route.fulfill(**page), times=1)
+    person.page.route("**/api/votes", lambda route: route.fulfill(**page))
     answer_best_worst(person, random.Random(7))
     person.press("Enter")
     person.page.locator("#alert:visible").wait_for()
+    person.page.unroute("**/api/votes")
     person.saved()
 
 
@@ -248,13 +250,16 @@ def test_sign_out_saves_first_and_ends_the_session_in_all_tabs(arrive):
     other.locator("#item[data-item]").wait_for()
     assert person.page.locator("#who").inner_text() == "Rae"
     answer_best_worst(person, random.Random(9))
-    person.page.route("**/api/votes", lambda route: route.abort(), times=1)
+    person.context.route("**/api/votes", lambda route: route.abort())  # of either tab: both keep the answer
     person.press("Enter")
     person.page.locator("#alert:visible").wait_for()
+    assert person.server.answers("Rae") == []
+    person.context.unroute("**/api/votes")
     person.button("Sign out").click()
     for page in (person.page, other):
         page.locator("#sign-in-value").wait_for()
         assert page.locator("#work").is_hidden()
+    person.check()
     assert person.page.evaluate("async () => (await fetch('/api/me')).status") == 401
 
 
