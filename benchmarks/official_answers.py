@@ -91,7 +91,7 @@ def judge_answers(
         model = transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained(directory).to(getattr(torch, dtype))
         with torch.no_grad():
             logits = [
-                model(**_inputs(ours, pair, text)).logits[0, -1].float()
+                model(**inputs_of(ours, pair, text)).logits[0, -1].float()
                 for pair, text in zip(pairs, texts, strict=True)
             ]
         found[dtype] = np.array([float(torch.softmax(x, -1)[yes]) for x in logits], np.float32)
@@ -100,8 +100,8 @@ def judge_answers(
     return found
 
 
-def _inputs(judge: Judge, pair: tuple[np.ndarray, np.ndarray], text: str) -> dict[str, Any]:
-    """What `Qwen2_5_VLProcessor`, which needs torchvision, does with its parts: the template's text, the token of an
+def inputs_of(judge: Judge, pair: tuple[np.ndarray, np.ndarray], text: str) -> dict[str, Any]:
+    """Do what `Qwen2_5_VLProcessor`, which needs torchvision, does with its parts: the template's text, the token of an
     image repeated as often as it has tokens, and the image processor's patches."""
     inputs = judge._official_processor()(images=list(pair), input_data_format="channels_last", return_tensors="pt")
     messages = conversation.messages_of(text)

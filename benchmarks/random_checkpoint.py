@@ -33,6 +33,8 @@ from onereward_jax.judge.judge import PREPROCESSOR_FILE
 from onereward_jax.judge.vision import OFFICIAL_SETTINGS
 from onereward_jax.proving_ground import all_prompts
 from onereward_jax.proving_ground.tokenizers import write_clip_tokenizer, write_qwen2_tokenizer, write_t5_tokenizer
+from onereward_jax.questions import question
+from onereward_jax.tasks import CELLS
 from onereward_jax.weights.bfl import save_bfl
 from onereward_jax.weights.component_kinds import kind_of
 from onereward_jax.weights.load import load_component, param_dtype_of, param_shapes
@@ -58,7 +60,8 @@ def write_model(directory: Path, layers: int = 2, text_layers: int = 2, dtype: s
 
 def write_judge(directory: Path, layers: int = 2, dtype: str = "bfloat16") -> None:
     """Write a random judge: `layers` of text, and of vision, of which the last sees the whole image."""
-    tokenizer = write_qwen2_tokenizer(directory / "judge", list(all_prompts()))
+    questions = [question(task, dimension, "a") for task, dimension in CELLS]
+    tokenizer = write_qwen2_tokenizer(directory / "judge", [*all_prompts(), *questions])
     config = json.loads((OFFICIAL / "qwen2.5-vl-7b-instruct.json").read_text())["config"]
     text = config["text_config"] | {"num_hidden_layers": layers}
     vision = config["vision_config"] | {"depth": layers, "fullatt_block_indexes": [layers - 1]}
