@@ -21,9 +21,11 @@ numbered by the places at which they are shown, from 0. Who is signed in is in a
     POST /api/skip         {assignment} -> {done, total}: can't be judged; not asked again of this annotator
     GET  /images/...       PNG; 404 also if the file is damaged: offer to skip; 503 if the disk fails: ask again later
     GET  /api/organiser    -> {job, annotators: [{name, done, per_hour, seconds_median, self_agreement, gold_right}],
-                           done, total, per_hour, agreement: {question: alpha}}; null where there is nothing to
-                           measure yet. per_hour: in the last hour, or since the first vote in it; total: wanted of
-                           the annotators so far; agreement and attention are those of the latest 20,000 votes
+                           done, total, besides, per_hour, agreement: {question: alpha}}; null where there is nothing
+                           to measure yet. done: of the total, which is wanted of the annotators so far; besides:
+                           answers that don't count there, to repeats, gold items and records that had enough.
+                           per_hour: in the last hour, or since the first vote in it; agreement and attention are
+                           those of the latest 20,000 votes
     GET  /api/export       -> all answers, one JSON object a line, as `annotation.answer.Answer`
     GET  /  /organiser  /static/NAME    the pages
 
@@ -47,7 +49,7 @@ import logging
 import mimetypes
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,7 @@ from onereward_jax.errors import UserError
 
 PAGES = Path(__file__).with_name("pages")
 AHEAD = 1  # assignments more than asked for: their images are made before anybody asks,
+_UPCOMING = 32  # and then those of so many records that nobody has: whoever comes gets the first of these
 _LINES = 1000  # answers in one piece of an export
 _PLENTY = 50  # while so many records are left that others do without them
 _CODE = re.compile(r"([\w-]{22})\.([sm]|\d)", re.ASCII)
@@ -178,10 +181,9 @@ class Server:
             person = self.annotator(request)
             ahead = AHEAD if self.desk.left(person) > _PLENTY else 0
             drawn, waiting = self.desk.draw(person, count + ahead)
-            for one in drawn:
-                if one.id > self._prepared.get(person.id, 0):  # what was shown before is in the browser
-                    self._prepared[person.id] = one.id
-                    self._prepare(one)
+            before = self._prepared.get(person.id, 0)  # what was shown before is in the browser
+            self._prepare([one for one in drawn if one.id > before])
+            self._prepared[person.id] = max([before, *(one.id for one in drawn)])
             given = drawn[:count]
             waiting = waiting and len(given) < count
             described = [self._described(one) for one in given]
@@ -262,14 +264,29 @@ class Server:
 
         return make
 
-    def _prepare(self, given: Assignment) -> None:
-        """Make the images of an assignment before they are asked for."""
-        place = self.desk.items.place(given.record)
-        if place is not None:
-            item = self.desk.items[place]
-            names = ["image"] * item.has_source + ["mask"] * item.has_mask
-            for name in (*names, *(f"candidates[{number}].image" for number in given.shown)):
-                self.cache.prepare((place, name), self._making(place, name))
+    def foresee(self) -> None:
+        """Have the images made, while there is time, that somebody who comes now would be shown."""
+        makers: dict[tuple[int, str], Callable[[], bytes]] = {}
+        for place in self.desk.upcoming(_UPCOMING):
+            makers |= self._makers(place, range(len(self.desk.items[place].models)))
+        self.cache.foresee(makers)
+
+    def _prepare(self, given: Sequence[Assignment]) -> None:
+        """Make the images of new assignments before they are asked for."""
+        for one in given:
+            place = self.desk.items.place(one.record)
+            if place is not None:
+                for key, make in self._makers(place, one.shown).items():
+                    self.cache.prepare(key, make)
+        if given:  # the next are others
+            self.foresee()
+
+    def _makers(self, place: int, candidates: Iterable[int]) -> dict[tuple[int, str], Callable[[], bytes]]:
+        """What makes the images of a record, in the order in which they are shown."""
+        item = self.desk.items[place]
+        names = ["image"] * item.has_source + ["mask"] * item.has_mask
+        names += [f"candidates[{number}].image" for number in candidates]
+        return {(place, name): self._making(place, name) for name in names}
 
     def _described(self, given: Assignment) -> dict[str, Any]:
         """An assignment as the page gets it: nothing tells its kind, its record or its candidates' order."""
@@ -335,6 +352,7 @@ class Server:
 def create_app(desk: Desk, cache: images.ImageCache, site: Site) -> security.App:
     """Make the ASGI application; what it is given stays open when it ends."""
     server = Server(desk, cache, site)
+    server.foresee()
     routes = [
         Route("/api/sign-in", json_errors(server.sign_in), methods=["POST"]),
         Route("/api/sign-out", json_errors(server.sign_out), methods=["POST"]),

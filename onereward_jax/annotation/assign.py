@@ -128,6 +128,11 @@ class Desk:
                         self._pool.mend(place)
                 raise Unavailable(f"{self.items.directory} can't be read: check its disk, then try again")
 
+    def upcoming(self, count: int) -> list[int]:
+        """Return the places of what an annotator gets who comes now, in order, at most `count`."""
+        with self._lock:
+            return self._pool.upcoming(count)
+
     def skip(self, person: Person, code: Any) -> None:
         """Close an assignment that the annotator can't judge; they are not asked again.
 

@@ -8,7 +8,7 @@ import struct
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -17,6 +17,7 @@ from onereward_jax.images.decoding import decode
 
 CACHE_BYTES = 2**30
 _SERVED = 8  # images that were served are kept while all take less than one such part of the limit
+_FORESEEN = 4  # and what is foreseen takes one such part of it from the rest; more only if another is left free
 _UP = 2  # PNG's filter: the difference from the row above
 
 
@@ -69,7 +70,8 @@ def _chunk(kind: bytes, content: bytes) -> tuple[bytes, ...]:
 class ImageCache:
     """Images that are being made or were made, within a bound; each is made once, however many wait for it.
 
-    What was asked for is made before what is about to be.
+    What was asked for is made before what an annotator is about to ask for, and that before what is foreseen: what
+    anybody may ask for next. The latter waits until nothing else is being made, and takes no room from the others.
     """
 
     def __init__(self, limit: int = CACHE_BYTES, threads: int | None = None):
@@ -78,15 +80,19 @@ class ImageCache:
           limit: bytes.
         """
         self._limit, self._size = limit, 0
-        self._kept: OrderedDict[Hashable, bytes] = OrderedDict()
+        self._kept: OrderedDict[Hashable, bytes] = OrderedDict()  # the first goes first
         self._making: dict[Hashable, Future[bytes]] = {}
         self._idle: set[Hashable] = set()  # of those, which nobody has asked for yet
+        self._foreseen: dict[Hashable, Callable[[], bytes]] = {}
+        self._failed: set[Hashable] = set()  # of those, which could not be made
         self._lock = threading.Lock()
         count = threads or max(2, os.cpu_count() or 1)
-        self._now, self._ahead = (ThreadPoolExecutor(count, name) for name in ("images", "images-ahead"))
+        self._now = ThreadPoolExecutor(count, "images")
+        self._ahead = ThreadPoolExecutor(max(1, count // 2), "images-ahead")  # half, so that it slows nobody's request
 
     def close(self) -> None:
         """Make no more images."""
+        self.foresee({})
         for pool in (self._now, self._ahead):
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -112,9 +118,36 @@ class ImageCache:
     def prepare(self, key: Hashable, make: Callable[[], bytes]) -> None:
         """Make an image that will be asked for, when nothing else is to be done."""
         with self._lock:
-            if key not in self._kept and key not in self._making:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+            elif key not in self._making:
                 self._idle.add(key)
                 self._start(self._ahead, key, make)
+
+    def foresee(self, makers: Mapping[Hashable, Callable[[], bytes]]) -> None:
+        """Make the images that anybody may ask for next, in this order, one by one, instead of those foreseen before.
+
+        Args:
+          makers: as for `get`; one that raises is left out.
+        """
+        with self._lock:
+            self._foreseen = dict(makers)
+            self._failed &= self._foreseen.keys()
+            self._make_foreseen()
+
+    def _make_foreseen(self) -> None:
+        """Begin with the next image that is foreseen, unless something else is being made or there is no room."""
+        part = self._limit // _FORESEEN
+        if self._making or (self._size > self._limit - part and self._foreseen_bytes() > part):
+            return
+        for key, make in self._foreseen.items():
+            if key not in self._kept and key not in self._failed:
+                self._idle.add(key)
+                self._start(self._ahead, key, make)
+                return
+
+    def _foreseen_bytes(self) -> int:
+        return sum(len(self._kept[key]) for key in self._foreseen if key in self._kept)
 
     def _start(self, pool: ThreadPoolExecutor, key: Hashable, make: Callable[[], bytes]) -> "Future[bytes]":
         self._making[key] = pool.submit(self._make, key, make)
@@ -129,16 +162,27 @@ class ImageCache:
             with self._lock:
                 self._making.pop(key, None)
                 if content is not None:
-                    self._kept[key] = content
-                    self._size += len(content)
-                    if key not in self._idle:
-                        self._served(key)
-                    while self._size > self._limit:
-                        self._drop(next(iter(self._kept)))
+                    self._keep(key, content)
+                if key in self._foreseen and key not in self._kept:  # it can't be made, or is too large
+                    self._failed.add(key)
                 self._idle.discard(key)
+                self._make_foreseen()
+
+    def _keep(self, key: Hashable, content: bytes) -> None:
+        self._kept[key] = content
+        self._size += len(content)
+        if key not in self._idle:
+            self._served(key)
+        while self._size > self._limit:
+            if self._foreseen_bytes() > self._limit // _FORESEEN:
+                self._drop(next(key for key in reversed(self._foreseen) if key in self._kept))
+            else:
+                self._drop(next(key for key in self._kept if key not in self._foreseen))
 
     def _served(self, key: Hashable) -> None:
-        """Let an image go first: browsers keep what they were given. Few of these are kept."""
+        """Let an image go first, unless others may ask for it: browsers keep what they were given."""
+        if key in self._foreseen:
+            return
         self._kept.move_to_end(key, last=False)
         if self._size > self._limit // _SERVED:
             self._drop(key)

@@ -10,6 +10,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 RECENT = 200  # votes by which an annotator's pace is measured
+_PART = 4096  # records that are searched at once
 
 
 class Tally:
@@ -112,6 +113,17 @@ class Pool:
         while tally.cursor < count and (tally.seen[tally.cursor] or not self.is_wanted(tally.cursor)):
             tally.cursor += 1
         return tally.cursor if tally.cursor < count else None
+
+    def upcoming(self, count: int) -> list[int]:
+        """Return what a newcomer gets next, in order, at most `count` records."""
+        found = [place for place in self._returned if self.is_wanted(place)]
+        for start in range(self._full_to, len(self.wanted), _PART):
+            if len(found) >= count:
+                break
+            part = slice(start, start + _PART)
+            wanted = (start + np.flatnonzero(self.taken[part] < self.wanted[part])).tolist()
+            found += [place for place in wanted if place not in self.broken and place not in self._returned]
+        return found[:count]
 
     def progress(self, annotators: int) -> tuple[int, int]:
         """Count the votes that are there, of those that so many annotators, each once a record, are wanted to give."""

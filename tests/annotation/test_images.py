@@ -2,6 +2,7 @@
 
 import io
 import threading
+from concurrent.futures import wait
 
 import numpy as np
 import PIL.Image
@@ -74,3 +75,77 @@ def test_each_is_made_once_and_few_are_kept():
         with pytest.raises(OSError, match="gone"):
             failing.get(0, lambda: (_ for _ in ()).throw(OSError("gone"))).result(5)
     failing.close()
+
+
+def foreseen(cache, count, size, made, broken=()):
+    def maker(key):
+        def make():
+            made.append(key)
+            if key in broken:
+                raise OSError("gone")
+            return bytes(size)
+
+        return make
+
+    cache.foresee({key: maker(key) for key in range(count)})
+
+
+def idle(cache):
+    """Wait until nothing is being made, nor about to be."""
+    while True:
+        with cache._lock:
+            making = list(cache._making.values())
+        if not making:
+            return
+        wait(making, 5)
+
+
+def test_what_is_foreseen_is_made_in_order_within_its_part():
+    cache, made = ImageCache(limit=1000, threads=2), []
+    foreseen(cache, 30, 100, made, broken=(1,))
+    idle(cache)
+    assert made == list(range(9))  # 1 is broken, and a part of the limit stays free
+    assert sum(map(len, cache._kept.values())) == 800
+    for key in range(20, 28):  # what somebody was given takes the room of what was foreseen last,
+        cache.prepare(("given", key), lambda: bytes(100))
+        idle(cache)
+    assert sorted(key for key in cache._kept if isinstance(key, int)) == [0, 2]  # but not its part
+    assert cache._size == sum(map(len, cache._kept.values())) <= 1000
+    cache.get(0, lambda: b"").result(0)
+    assert 0 in cache._kept  # others may ask for it
+    foreseen(cache, 1, 2000, made := [])
+    cache.get(2, lambda: b"").result(0)
+    assert 2 not in cache._kept
+    foreseen(cache, 0, 0, [])
+    cache._drop(0)
+    foreseen(cache, 1, 2000, made)  # larger than the limit: it is not made again and again
+    idle(cache)
+    assert made == [0]
+    cache.close()
+
+
+def test_what_is_foreseen_waits_for_requests_and_ends_at_the_end():
+    cache, made, gate, begun = ImageCache(limit=10_000, threads=2), [], threading.Event(), threading.Event()
+
+    def slow():
+        begun.set()
+        gate.wait(5)
+        return b"slow"
+
+    cache.foresee({"first": slow, "second": lambda: made.append("second") or b""})
+    assert begun.wait(5)
+    assert cache.get("asked", lambda: b"asked").result(5) == b"asked"  # meanwhile
+    asked = cache.get("long", slow)
+    cache.foresee({"third": lambda: made.append("third") or b""})
+    assert made == []  # a request is being answered
+    gate.set()
+    assert asked.result(5) == b"slow"
+    idle(cache)
+    assert made == ["third"]
+    gate.clear()
+    begun.clear()
+    cache.foresee({"last": slow, "never": lambda: made.append("never") or b""})
+    assert begun.wait(5)
+    threading.Timer(0.05, gate.set).start()
+    cache.close()
+    assert made == ["third"]
