@@ -31,6 +31,7 @@ from onereward_jax.data.preferences.record import Candidate, Record
 from onereward_jax.proving_ground import ProvingGround, defects
 
 PIXELS = 512
+OVERLAP = 0.4  # of the organiser's three annotators
 COLOURS = 224  # of the files: photographs would be five times as large
 
 
@@ -95,7 +96,7 @@ def rating(data: Path, page: Page) -> None:
 def organiser(data: Path, page: Page) -> None:
     write_folder(data, [record("image_fill", index, ("", "seam", "smear", "cast"), pixels=64) for index in range(300)])
     simulate(data, {"Ann": (14, 0.1), "חנה": (22, 0.15), "Ben": (31, 0.35)})
-    with served(data, "best_worst") as address:
+    with served(data, "best_worst", "--overlap", f"{OVERLAP}") as address:  # as many answers are wanted as were drawn
         page.goto(f"{address}/organiser")
         page.locator("#annotators tr").first.wait_for()
 
@@ -126,7 +127,7 @@ def simulate(data: Path, people: dict[str, tuple[float, float]], hours: float = 
     order.
     """
     store, rng = Store(data / "votes.sqlite"), random.Random(0)
-    desk = Desk(store, Items(open_records(data), "best_worst"), Rules(overlap=0.4, repeats=0.1, repeat_gap=5))
+    desk = Desk(store, Items(open_records(data), "best_worst"), Rules(overlap=OVERLAP, repeats=0.1, repeat_gap=5))
     start = time.time() - 3600 * hours
     clock = dict.fromkeys(people, start)
     while (name := min(clock, key=clock.__getitem__)) and clock[name] < time.time():
@@ -156,10 +157,10 @@ class _At:
 
 
 @contextlib.contextmanager
-def served(data: Path, job: str) -> Iterator[str]:
+def served(data: Path, job: str, *options: str) -> Iterator[str]:
     """Run the server, and give its address."""
     command = [sys.executable, "-m", "onereward_jax.cli.main", "annotate", "--data", str(data), "--job", job]
-    process = subprocess.Popen([*command, "--port", "0"], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*command, "--port", "0", *options], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     yield process.stdout.readline().split("open ")[1].split()[0]
     process.terminate()

@@ -55,6 +55,7 @@ class Organiser:
             "annotators": annotators,
             "done": done,
             "total": total,
+            "besides": max(0, sum(one["done"] for one in annotators) - done),
             "per_hour": round(sum(paces), 1) if paces else None,
             "agreement": found["agreement"],
         }

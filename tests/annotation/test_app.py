@@ -3,11 +3,15 @@
 import errno
 import json
 import sqlite3
+import time
 
 import pytest
 
+from onereward_jax.annotation.app import create_app
 from onereward_jax.annotation.assign import Rules
+from onereward_jax.annotation.images import ImageCache
 from onereward_jax.annotation.security import Site, digest, new_token
+from onereward_jax.annotation.store import ANSWERED
 from tests.support.annotating import (
     ADDRESS,
     application,
@@ -15,6 +19,7 @@ from tests.support.annotating import (
     close,
     colour_of,
     filled,
+    items_of,
     open_desk,
     picture,
     record,
@@ -135,6 +140,10 @@ def test_the_organiser(tmp_path):
             shown = [colour_of(client.get(url).content) for url in given["candidates"]]
             vote(client, given, key=str(number), answers=filled(given, shown.index(1), shown.index(11)))
     overview = client_of(application(desk), None).get("/api/organiser").json()
+    kinds = {given.kind for given in desk.store.assignments(desk.job)}
+    plain = sum(given.kind == "plain" for given in desk.store.assignments(desk.job) if given.state == ANSWERED)
+    assert kinds == {"plain", "repeat", "gold"}
+    assert (overview["done"], overview["besides"]) == (plain, 12 - plain)
     [ann] = overview["annotators"]
     assert (ann["name"], ann["done"], ann["self_agreement"]) == ("ann", 12, 1.0)
     assert 0 < ann["gold_right"] < 1  # the best is right, the worst is not
@@ -239,6 +248,30 @@ def test_a_disk_that_fails_for_a_while(desk):
     stored.image = read
     assert again.get(given["candidates"][0]).status_code == 200
     assert drawn(client_of(app, "bob"), 5)
+
+
+def test_a_newcomers_first_images_are_ready(tmp_path):
+    broken = record(3, image=b"no image")
+    items = items_of([broken if number == 3 else record(number) for number in range(60)])
+    desk = open_desk(tmp_path / "votes.sqlite", items)
+    first = desk.upcoming(3)
+    cache = ImageCache(2**24, threads=1)
+    app = create_app(desk, cache, Site("127.0.0.1", 8080))
+    ann = client_of(app)
+    given = drawn(ann, 2)  # and one ahead
+    assert [items.place(one.record) for one in desk.store.assignments(desk.job)] == first
+    wanted = (set(desk.upcoming(5)) | set(first)) - {items.place("r3")}
+    last = time.monotonic() + 20
+    while not wanted <= (there := {place for place, _ in list(cache._kept)}):
+        assert time.monotonic() < last
+        time.sleep(0.01)
+    assert len(there) < 60
+    stored, read = desk.items._records, desk.items._records.image
+    stored.image = lambda index, name: read(index, name)[:0]
+    for url in (given[0]["mask"], *given[0]["candidates"], given[1]["mask"], *given[1]["candidates"]):
+        assert ann.get(url).status_code == 200
+    cache.close()
+    close(desk)
 
 
 def test_pages_and_methods(desk):

@@ -20,12 +20,15 @@ function duration(hours) {
   return hours < 1 ? `${Math.ceil(60 * hours)} min` : `${hours.toFixed(1)} h`;
 }
 
-function show({ annotators, total, done, per_hour: perHour, agreement = {} }) {
+function show({ annotators, total, done, besides, per_hour: perHour, agreement = {} }) {
   setText(byId("done"), `${done} of ${total}`);
   setText(byId("per-hour"), number(perHour));
   setText(byId("left"), duration(done >= total ? 0 : (total - done) / (perHour ?? NaN)));
   byId("progress").max = total || 1;
   byId("progress").value = done;
+  const but = besides === 1 ? "1 doesn't count here: it is" : `${besides} don't count here: they are`;
+  setText(byId("besides"), `Of ${done + besides} answers, ${but} to repeats, gold items, or records that had enough.`);
+  byId("besides").hidden = !besides;
   const slowestLast = [...annotators].sort((one, other) => (one.seconds_median ?? Infinity) - (other.seconds_median ?? Infinity));
   const rows = slowestLast.map((one) =>
     row([
