@@ -233,7 +233,7 @@ def test_answers_wait_for_their_annotator_when_another_signs_in(arrive):
     assert asked.ok
     person.context.unroute("**/api/votes")
     person.page.locator("#who", has_text=re.compile("^Quin$")).wait_for()
-    assert "Quin.5" in person.page.locator("#alert:visible").inner_text()
+    person.page.locator("#alert:visible", has_text="Quin.5").wait_for()
     person.look()
     assert person.server.answers("Quin") == []
     person.button("Sign out").click()
@@ -257,6 +257,7 @@ def test_sign_out_saves_first_and_ends_the_session_in_all_tabs(arrive):
     person.context.unroute("**/api/votes")
     person.button("Sign out").click()
     for page in (person.page, other):
+        page.bring_to_front()
         page.locator("#sign-in-value").wait_for()
         assert page.locator("#work").is_hidden()
     person.check()
@@ -277,6 +278,7 @@ def test_tabs_keep_each_others_answers(arrive):
     answer_best_worst(person, rng)
     person.press("Enter")
     until(second, lambda: second.evaluate(VOTES_KEPT) == 2)
+    first.bring_to_front()  # a browser slows down the tabs that nobody sees
     first.unroute("**/api/votes")
     first.locator("#status.good").wait_for()
     assert second.evaluate(VOTES_KEPT) == 1

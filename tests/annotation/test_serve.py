@@ -38,7 +38,7 @@ class Annotator:
         self.saved: set[str] = set()
 
     def run(self, address: str, stop: threading.Event) -> None:
-        with contextlib.suppress(httpx2.TransportError), httpx2.Client(base_url=address, timeout=10) as client:
+        with contextlib.suppress(httpx2.TransportError), httpx2.Client(base_url=address, timeout=60) as client:
             client.post("/api/sign-in", json={"name": self.name})
             while not stop.is_set():
                 if self.pending is None:
@@ -66,6 +66,7 @@ def test_kill_9_between_and_during_votes(data):
         if turn < 3:
             seen = sum(len(person.saved) for person in people)
             while sum(len(person.saved) for person in people) < seen + 8:
+                assert any(thread.is_alive() for thread in threads)
                 time.sleep(0.001)
             time.sleep(random.Random(turn).random() * 0.02)
             running.end(signal.SIGKILL)
@@ -141,16 +142,15 @@ def test_slow_clients_are_cut(data, tmp_path, monkeypatch):
     ask = b"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\n"
     try:
         for words in (b"", ask, ask + b"content-length: 9\r\n\r\nx", b"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n"):
-            with socket.create_connection(opened.getsockname()) as client:
-                client.settimeout(10)
+            started = time.monotonic()
+            with socket.create_connection(opened.getsockname(), timeout=20) as client:
                 client.sendall(words)
-                started = time.monotonic()
                 if words.endswith(b"\r\n\r\n"):
                     time.sleep(0.8)  # does not listen
                 with contextlib.suppress(ConnectionResetError):
                     while client.recv(2**20):
                         pass
-                assert 0.2 < time.monotonic() - started < 5
+                assert time.monotonic() - started > 0.2
     finally:
         server.should_exit = True
         thread.join()
@@ -158,7 +158,7 @@ def test_slow_clients_are_cut(data, tmp_path, monkeypatch):
 
 def test_a_client_on_a_slow_line_gets_all_of_it(monkeypatch):
     """The whole answer takes several times as long as a client may take nothing."""
-    monkeypatch.setattr(serve, "LISTEN_SECONDS", 0.25)
+    monkeypatch.setattr(serve, "LISTEN_SECONDS", 1.0)  # a busy machine may let the client wait for part of it
     content = b"x" * 3_000_000
 
     async def app(scope, receive, send):
@@ -175,15 +175,15 @@ def test_a_client_on_a_slow_line_gets_all_of_it(monkeypatch):
     try:
         with socket.socket() as client:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**17)
-            client.settimeout(10)
+            client.settimeout(20)
             client.connect(opened.getsockname())
             client.sendall(b"GET / HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n")
             started, had = time.monotonic(), 0
             while piece := client.recv(2**17):
                 had += len(piece)
-                time.sleep(0.04)
+                time.sleep(0.1)
         assert had > len(content)
-        assert time.monotonic() - started > 0.6
+        assert time.monotonic() - started > 2.0
     finally:
         server.should_exit = True
         thread.join()
