@@ -49,7 +49,7 @@ import logging
 import mimetypes
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -266,7 +266,7 @@ class Server:
 
     def foresee(self) -> None:
         """Have the images made, while there is time, that somebody who comes now would be shown."""
-        makers: dict[tuple[int, str], Callable[[], bytes]] = {}
+        makers: dict[Hashable, Callable[[], bytes]] = {}
         for place in self.desk.upcoming(_UPCOMING):
             makers |= self._makers(place, range(len(self.desk.items[place].models)))
         self.cache.foresee(makers)
@@ -281,7 +281,7 @@ class Server:
         if given:  # the next are others
             self.foresee()
 
-    def _makers(self, place: int, candidates: Iterable[int]) -> dict[tuple[int, str], Callable[[], bytes]]:
+    def _makers(self, place: int, candidates: Iterable[int]) -> dict[Hashable, Callable[[], bytes]]:
         """What makes the images of a record, in the order in which they are shown."""
         item = self.desk.items[place]
         names = ["image"] * item.has_source + ["mask"] * item.has_mask
