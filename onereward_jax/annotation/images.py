@@ -71,7 +71,7 @@ class ImageCache:
     """Images that are being made or were made, within a bound; each is made once, however many wait for it.
 
     What was asked for is made before what an annotator is about to ask for, and that before what is foreseen: what
-    anybody may ask for next. The latter waits until nothing else is being made, and takes no room from the others.
+    anybody may ask for next. The latter waits until nothing else is being made, and has a part of the room alone.
     """
 
     def __init__(self, limit: int = CACHE_BYTES, threads: int | None = None):
