@@ -86,6 +86,15 @@ class Interrupted(Stopped):
         )
 
 
+class Alarmed(Stopped):
+    """A training that an alarm ended, as `train.stop_on_alarm` asks; its last good state is its result."""
+
+    CODE = 3
+
+    def __init__(self, message: str):
+        super().__init__(self.CODE, message)
+
+
 class Fault(Stopped):
     """A run stopped by its environment (a full disk, a hung worker); `code` is 75, EX_TEMPFAIL in sysexits.h."""
 

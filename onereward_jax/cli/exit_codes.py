@@ -3,7 +3,7 @@
     0    done
     1    a defect of the program, with its traceback; or some of many requests failed, each named
     2    something the user can put right: a `UserError`, or a wrong path
-    3    `plan`: it does not fit; `check`: something is no-go
+    3    `plan`: it does not fit; `check`: something is no-go; `train`: an alarm has ended it (`errors.Alarmed`)
     75   a fault of what the run stands on, such as a full disk; the same command resumes (`errors.Fault`)
     130  stopped by SIGINT, 143 by SIGTERM; the same command resumes (`errors.Interrupted`)
 

@@ -275,6 +275,26 @@ class Training(Settings):
 
 
 @dataclass(frozen=True)
+class PolicyTraining(Training):
+    """How long a policy trains, what it writes, and when it ends before its last update."""
+
+    # Both leave the checkpoints as they are: without them, a run that they ended resumes from its newest one.
+    stop_on_alarm: bool = option(
+        False,
+        resumable=True,
+        help="an alarm (see alarms) ends the run, which exports its state of the last evaluation without one; keeps"
+        " that checkpoint beside train.keep_checkpoints",
+    )
+    stop_without_gain: int = option(
+        0,
+        **_UPDATES,
+        resumable=True,
+        help="evaluations in a row without a gain (alarms.least_gain) that end the run, which exports its best state;"
+        " keeps that checkpoint beside train.keep_checkpoints; 0: never",
+    )
+
+
+@dataclass(frozen=True)
 class Adapter(Settings):
     """LoRA: with a rank, an adapter is trained instead of the model."""
 
@@ -473,6 +493,99 @@ class Evaluation(Settings):
         if self.images_per_task > self.scenes_per_task:
             names = "evaluation.images_per_task", "evaluation.scenes_per_task"
             raise _order(names[0], self.images_per_task, "at most", names[1], self.scenes_per_task)
+
+
+def _limit(default: float, at_least: float, at_most: float, help: str) -> Any:
+    return option(default, at_least=at_least, at_most=at_most, help=f"{help}; none: no alarm")
+
+
+@dataclass(frozen=True)
+class Alarms(Settings):
+    """What is measured of reward hacking while a policy is trained, and beyond which limits that is an alarm.
+
+    Limits hold for the mean of a task's held-out samples. Every one is provisional: chosen from what the value can be,
+    not from runs. `python -m benchmarks.alarms limits` makes limits from runs.
+    """
+
+    name: ClassVar[str] = "alarms"
+
+    in_a_row: int = option(
+        2, at_least=1, at_most=1000, help="evaluations in a row that are beyond a limit when an alarm is raised"
+    )
+    least_gain: float = option(
+        0.005,
+        **_SHARE,
+        help="rise of the judge's mean P(policy better than base), by evaluation.other_judge if there is one, that is a"
+        " gain; the best before counts",
+    )
+    reencodings: tuple[str, ...] = option(
+        ("jpeg", "shift", "noise"),
+        choices=("jpeg", "shift", "noise"),
+        words="a tuple of jpeg, shift and noise, such as \"('jpeg',)\"",
+        help="changes of both images that should leave the judge's answer: each asks it once more",
+    )
+    members: bool = option(False, help="ask the judges of an ensemble (model.judge_adapters) one by one, too")
+    seeds: int = option(
+        0, at_least=0, at_most=64, help="more answers to the first requests of each task, from other noise; 0: none"
+    )
+    gradient_cosines: bool = option(
+        False,
+        help="compare the gradients of dimensions and of tasks at the update before each evaluation, which costs up to"
+        " 9 more gradients",
+    )
+
+    sure: float | None = _limit(
+        0.5, 0, 1, "share of P(policy better than base) above .95. Half: on most requests the judge has nothing to add"
+    )
+    deviation: float | None = _limit(
+        0.02,
+        0,
+        1,
+        "least standard deviation of P(policy better than base) where its mean is above .75. Below: the judge says the"
+        " same of every image",
+    )
+    judge_gap: float | None = _limit(
+        0.15,
+        0,
+        1,
+        "the training judge's P(policy better than base) above evaluation.other_judge's. Judges that are right equally"
+        " often differ by chance, by a few hundredths on 16 requests",
+    )
+    disagreement: float | None = _limit(
+        0.2, 0, 1, "standard deviation over an ensemble's judges (alarms.members). .2: of four, one says .9 and one .4"
+    )
+    lost_to_jpeg: float | None = _limit(
+        0.1, 0, 1, "P(policy better than base) lost when both images are JPEG files of quality 75. Half of a win of .7"
+    )
+    lost_to_shift: float | None = _limit(0.1, 0, 1, "the same when both are shifted by half a patch of the judge")
+    lost_to_noise: float | None = _limit(0.1, 0, 1, "the same under noise of a deviation of .05")
+    judge_grid: float | None = _limit(
+        0.05,
+        0,
+        1,
+        "share of the edges' variance inside the mask that lies at the period of the judge's patches, above the base's."
+        " Sharp images of 64 pixels without any grid have about .01",
+    )
+    latent_grid: float | None = _limit(0.05, 0, 1, "the same at the period of the autoencoder's latents")
+    saturation: float | None = _limit(
+        0.4, 0, 10, "mean saturation inside the mask against the base's, |log of the ratio|. .4: half as much again"
+    )
+    contrast: float | None = _limit(
+        0.4, 0, 10, "the same of the contrast. A policy that no longer blurs gains some, too"
+    )
+    drift_gain: float | None = _limit(
+        0.02, 0, 1, "mean change of pixels outside the mask above the base's. .02: five grey levels, which are seen"
+    )
+    diversity: float | None = _limit(
+        0.5, 0, 1, "least distance between answers from other noise (alarms.seeds), as a share of the base's"
+    )
+    gradient_cosine: float | None = _limit(
+        -0.5, -1, 1, "least cosine between gradients of two dimensions or tasks. 0: unrelated; -1: opposed"
+    )
+
+    def check(self) -> None:
+        if len(set(self.reencodings)) < len(self.reencodings):
+            raise UserError(f"alarms.reencodings names one twice: {', '.join(self.reencodings)}")
 
 
 @dataclass(frozen=True)
@@ -725,20 +838,25 @@ class RewardFeedback(Recipe):
         "dynamic", choices=("fixed", "dynamic"), help="the reference is the base model (Algorithm 1) or the EMA (2)"
     )
     data: PolicyData = field(default_factory=PolicyData)
+    train: PolicyTraining = field(default_factory=PolicyTraining)
     max_sequence_length: int = _max_sequence_length()
     question_length: int = _question_length()
     model: PolicyModels = field(default_factory=PolicyModels)
     lora: Adapter = field(default_factory=Adapter)
     rl: RewardLearning = field(default_factory=RewardLearning)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    alarms: Alarms = field(default_factory=Alarms)
     preferences: Preferences = field(default_factory=Preferences)
     ascent: Ascent = field(default_factory=Ascent)
 
     # What these groups say is measured; training reads none of it. A policy may be measured otherwise than was planned.
-    MEASURING: ClassVar[tuple[str, ...]] = ("ascent", "evaluation", "preferences")
+    MEASURING: ClassVar[tuple[str, ...]] = ("alarms", "ascent", "evaluation", "preferences")
 
     def check(self) -> None:
         rl, size, count = self.rl, self.train.batch_size, self.data.num_conditions
+        for name in ("stop_on_alarm", "stop_without_gain"):
+            if self.train[name] and not self.evaluation.every:
+                raise UserError(f"train.{name} goes by evaluations, but evaluation.every is 0: set it")
         if size % rl.accumulate:
             raise UserError(
                 f"rl.accumulate is {rl.accumulate}, which does not divide train.batch_size {size}: change one of them"

@@ -5,7 +5,7 @@ Ensembles Help Mitigate Overoptimization").
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +93,18 @@ def ensemble(judge: Judge, adapters: Sequence[str | Path]) -> Judge:
         template=judge.template,
         template_with_prompt=judge.template_with_prompt,
     )
+
+
+def members(judge: Judge) -> Iterator[tuple[Judge, Any]]:
+    """Yield the judges of an ensemble one by one, as (a judge, parameters); of a single judge, itself.
+
+    All of them are called by one program: only the parameters differ.
+    """
+    if not isinstance(judge, Ensemble):
+        yield judge, judge.params
+        return
+    base = {name: part for name, part in judge.params.items() if name != MEMBERS}
+    templates = {"template": judge.template, "template_with_prompt": judge.template_with_prompt}
+    one = Judge(judge.model, base, judge.tokenizer, judge.settings, **templates)
+    for number in range(jax.tree.leaves(judge.params[MEMBERS])[0].shape[0]):
+        yield one, attach(base, jax.tree.map(lambda stacked, n=number: stacked[n], judge.params[MEMBERS]))

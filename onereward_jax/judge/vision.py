@@ -110,6 +110,12 @@ class ImageSettings:
 OFFICIAL_SETTINGS = ImageSettings(max_pixels=12_845_056)
 
 
+def patch_period(height: int, width: int, settings: ImageSettings) -> float:
+    """Return the side of a patch in pixels of the image itself, the mean of both directions."""
+    rows, columns = smart_resize(height, width, settings)
+    return settings.patch_size * (height / rows + width / columns) / 2
+
+
 def smart_resize(height: int, width: int, settings: ImageSettings) -> tuple[int, int]:
     """Return the (height, width) to which an image is resized: sides divisible into tokens, area within the limits.
 

@@ -13,7 +13,7 @@ from onereward_jax.judge.scorer import Scorer
 from onereward_jax.models.lora import LoRA
 from onereward_jax.rl.batch import Batch
 from onereward_jax.rl.rollout import Frozen
-from onereward_jax.rl.step import make_step
+from onereward_jax.rl.step import make_reward_gradient, make_step
 from onereward_jax.training.optimizer import make_optimizer
 from onereward_jax.training.state import TrainState, create_state
 
@@ -25,6 +25,7 @@ class Update(NamedTuple):
       params: the transformer's parameters, or for an adapter their shapes -> the parameters to train.
       frozen: parameters of (transformer, vae, judge) -> `Frozen`; the transformer's are kept with an adapter alone.
       create: parameters to train -> `TrainState` before the first update.
+      reward_gradient: (state, frozen, batch) -> gradient of Eq. 5 alone, see `rl.step.make_reward_gradient`.
       step: (state, frozen, batch) -> (state, metrics), or with cached references (state, (metrics, images)); see
         `rl.step.make_step`.
     """
@@ -33,6 +34,7 @@ class Update(NamedTuple):
     frozen: Callable[[Any, Any, Any], Frozen]
     create: Callable[[Any], TrainState]
     step: Callable[[TrainState, Frozen, Batch], tuple[TrainState, Any]]
+    reward_gradient: Callable[[TrainState, Frozen, Batch], Any]
 
 
 def make_update(config: RewardFeedback, family: PolicyFamily, judge: Scorer) -> Update:
@@ -66,7 +68,7 @@ def make_update(config: RewardFeedback, family: PolicyFamily, judge: Scorer) -> 
         return state
 
     step = make_step(family, judge, optimizer, step_config, adapters.scale)
-    return Update(params, frozen, create, step)
+    return Update(params, frozen, create, step, make_reward_gradient(family, judge, step_config, adapters.scale))
 
 
 def adapters_of(config: RewardFeedback) -> LoRA:

@@ -58,6 +58,24 @@ def make_step(
     ).step
 
 
+def make_reward_gradient(
+    family: PolicyFamily, judge: Scorer, config: RewardLearning, adapter_scale: float = 1.0
+) -> Callable[[TrainState, Frozen, Batch], Any]:
+    """Builds (state, frozen, batch) -> the gradient of Eq. 5 alone, as the update has it before its optimiser; the
+    references are made anew."""
+    alone = dataclasses.replace(config, flow_matching_weight=0.0, reference_cache="", reference_max_age=0)
+    judge = judge if config.shared_prefix else one_dimension_a_call(judge)
+    update = RewardFeedback(
+        family, references_of(alone), estimator_of(alone), judge, optax.identity(), alone, adapter_scale
+    )
+
+    def gradient(state: TrainState, frozen: Frozen, batch: Batch) -> Any:
+        of_batch = functools.partial(update.gradient, state, frozen)
+        return mean_over_micro_batches(of_batch, batch, config.accumulate)[0][0]
+
+    return gradient
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class RewardFeedback:
     """The parts of Algorithms 1 and 2; `step` is one iteration."""

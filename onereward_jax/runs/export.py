@@ -21,6 +21,7 @@ from onereward_jax.runs.finetune import SAMPLES
 from onereward_jax.runs.request_report import REQUESTS_FILE
 from onereward_jax.tasks import NEGATIVE_PROMPT, REMOVAL_PROMPT
 from onereward_jax.training.checkpoint import Checkpointer
+from onereward_jax.training.early_stop import recorded
 from onereward_jax.weights.bfl import save_bfl
 from onereward_jax.weights.hub import model_directory, repository_of
 from onereward_jax.weights.load import open_component
@@ -46,8 +47,8 @@ _GIVE = "give the --workdir of `onereward train` or `onereward finetune`"
 
 
 def export(workdir: Path, out: Path, what: str | None = None, form: str = "diffusers") -> tuple[int, str]:
-    """Writes what a run of reward feedback learning or fine-tuning has trained, at its newest checkpoint and in the
-    dtype of the base model's own files.
+    """Writes what a run of reward feedback learning or fine-tuning has trained, at its newest checkpoint, or at the one
+    that a run ended with which was stopped (`training.early_stop`), in the dtype of the base model's own files.
 
     "diffusers" is the base model with this transformer in its transformer's place, which `FluxFillPipeline` opens;
     "comfyui" is the transformer alone in one file with Black Forest Labs' names, and a workflow; an adapter is merged
@@ -93,7 +94,11 @@ def export(workdir: Path, out: Path, what: str | None = None, form: str = "diffu
         check_comfyui(module, config["model.base"])
     hosts.on_primary(lambda: lock(workdir))
     part, mesh = f"{WHAT[what]}/transformer" if tuned else WHAT[what], make_mesh()
-    restored = Checkpointer(checkpointed).restore_part(part, _abstract(stored.shapes, adapters, mesh))
+    stop = recorded(workdir)
+    if stop is not None and not stop.step:
+        raise UserError(f"the run in {workdir} has {stop}: there is nothing to export")
+    abstract, at_most = _abstract(stored.shapes, adapters, mesh), None if stop is None else stop.step
+    restored = Checkpointer(checkpointed).restore_part(part, abstract, at_most)
     if restored is None:
         raise UserError(f"{workdir} has no finished checkpoint yet: let the run come to one")
     step, params = restored

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from onereward_jax import buckets
 from onereward_jax.atomic_files import write_json
 from onereward_jax.config.schema import RewardFeedback, RewardLearning
 from onereward_jax.data.requests.record import Request
 from onereward_jax.data.requests.source import HeldOut, Requests, Targets, read_split, read_targets
 from onereward_jax.data.source import ENDLESS, Source
-from onereward_jax.errors import UserError
+from onereward_jax.errors import Alarmed, UserError
+from onereward_jax.evaluation.alarms import AlarmWatch
 from onereward_jax.evaluation.during_training import ComparisonWithBase
 from onereward_jax.fill.pipeline import FillPipeline
 from onereward_jax.flow.conditioning import TextStates, latent_shape
@@ -33,6 +36,7 @@ from onereward_jax.parallel.sharding_rules import shardings
 from onereward_jax.proving_ground.source import open_source
 from onereward_jax.rl.batch import Batch, MatchingTargets
 from onereward_jax.rl.build_update import adapters_of, attention_of, computation, frozen_dtype, make_update
+from onereward_jax.rl.gradient_cosines import GradientCosines
 from onereward_jax.rl.reference_cache import open_cache
 from onereward_jax.runs.request_report import report_requests, report_targets
 from onereward_jax.tasks import NEGATIVE_PROMPT, dimensions_of
@@ -63,6 +67,7 @@ def train(
 
     Raises:
       FileNotFoundError, UserError: a model is missing or does not fit.
+      Alarmed: `train.stop_on_alarm` has ended the run, and its last good state is exported.
     """
     trainer.check_devices(config)
     # Of processes that were killed, their steps; of this one, loading, compiling and exporting too.
@@ -70,9 +75,17 @@ def train(
     if source is None:
         source, of_config = open_sources(config, workdir)
         held_out = of_config if held_out is None else held_out
-    state = trainer.train(reward_feedback(config, workdir, source, held_out), config, workdir)
+    experiment = reward_feedback(config, workdir, source, held_out)
+    state = trainer.train(experiment, config, workdir)
     if hosts.is_primary():
         _write_cost(workdir / "training.json", int(state.step), seconds_before + time.perf_counter() - started)
+    stop = None if experiment.watch is None else experiment.watch.stop
+    if stop is not None:
+        says = f"{stop}, exported to {buckets.native(workdir / 'export')}"
+        if stop.is_alarm:
+            raise Alarmed(f"{says}; with train.stop_on_alarm=false the same command goes on from step {stop.at}")
+        if hosts.is_primary():
+            print(says, file=sys.stderr)
     return state
 
 
@@ -114,7 +127,7 @@ def reward_feedback(config: RewardFeedback, workdir: Path, source: Source, held_
     # ------------------------------------------------------------------------------------------------------- the update
     learning = policy_learning(config, family, judge.scorer, stored, pipeline.params["vae"], judge.params, mesh)
     frozen = learning.frozen.read()
-    cached = open_cache(config, source).around if config.rl.reference_cache else lambda step: step
+    wrap_step = open_cache(config, source).around if config.rl.reference_cache else lambda step: step
 
     # ----------------------------------------------------------------------------------------------------- its examples
     names = sample_fields(config)
@@ -153,6 +166,12 @@ def reward_feedback(config: RewardFeedback, workdir: Path, source: Source, held_
             return comparison.measure(policy, int(state.step))
 
         evaluators.append(Evaluator(config.evaluation.every, measure))
+        if config.alarms.gradient_cosines:
+            gradient = make_update(config, family, judge.scorer).reward_gradient
+            compared = GradientCosines(gradient, frozen, mesh, config.evaluation.every, config.train.num_steps)
+            evaluators.append(Evaluator(config.evaluation.every, compared.measure))
+            kept_references = wrap_step
+            wrap_step = lambda step: compared.around(kept_references(step))
 
     def export(state: TrainState) -> None:
         for name, trained in (("policy", state.params), ("ema", state.ema)):
@@ -174,8 +193,9 @@ def reward_feedback(config: RewardFeedback, workdir: Path, source: Source, held_
         num_conditions=_num_conditions(config, source),
         repeats=1 + config.rl.reference_max_age,
         together=len(source.sizes) > 1,
-        wrap_step=cached,
+        wrap_step=wrap_step,
         evaluators=tuple(evaluators),
+        watch=AlarmWatch(config.alarms, config.train, workdir) if evaluators else None,
         export=export,
     )
 

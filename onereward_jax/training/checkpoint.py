@@ -84,6 +84,7 @@ class Checkpointer:
         self._known: set[int] = set()  # finished steps that this object has seen in the directory
         self._restored: int | None = None  # the step that was restored: newer ones are superseded
         self._damaged: set[int] = set()
+        self.pinned: frozenset[int] = frozenset()  # steps whose checkpoints are kept beside the newest
         registry = ocp.handlers.local_registry()
         registry.add(ocp.handlers.JsonHandler, checkpointable_name="data")
         self._context = ocp.Context()
@@ -247,7 +248,7 @@ class Checkpointer:
         oldest_kept = finished[-self.keep]
         for name in self._names():
             # Damaged ones and half-written ones go with the finished ones of their age.
-            if _step_of(name) < oldest_kept:
+            if _step_of(name) < oldest_kept and _step_of(name) not in self.pinned:
                 self._delete(name)
 
     def _delete(self, name: str) -> None:
@@ -258,8 +259,9 @@ class Checkpointer:
 
     # --------------------------------------------------------------------------------------------- restoring
 
-    def restore_latest(self, abstract_state: Any) -> tuple[int, Any, Any] | None:
-        """Restores the newest checkpoint whose every file has the size and digest of its manifest.
+    def restore_latest(self, abstract_state: Any, at_most: int | None = None) -> tuple[int, Any, Any] | None:
+        """Restores the newest checkpoint whose every file has the size and digest of its manifest, or the newest up to
+        a step.
 
         Damage is named in a `CheckpointWarning`, and the next older checkpoint is tried. Leftovers of a save or a
         deletion that a killed run did not finish are removed.
@@ -267,6 +269,7 @@ class Checkpointer:
         Args:
           abstract_state: the state's structure with `jax.ShapeDtypeStruct` leaves (or arrays); a leaf with a
             `sharding` is restored into it, one without onto the first device.
+          at_most: no newer step is restored.
 
         Returns:
           (step, state, data_state), or None when no checkpoint was ever finished here.
@@ -275,7 +278,7 @@ class Checkpointer:
           UserError: checkpoints exist and none is whole, or the newest whole one holds another state.
         """
         self.wait()
-        step = self._restored = self._find_latest()
+        step = self._restored = self._find_latest(at_most)
         if step is None:
             return None
         self._known = {step}
@@ -293,11 +296,11 @@ class Checkpointer:
         state = jax.tree.unflatten(jax.tree.structure(abstract_state), leaves)
         return step, state, _decode(restored["data"])
 
-    def restore_part(self, part: str, abstract: Any) -> tuple[int, Any] | None:
+    def restore_part(self, part: str, abstract: Any, at_most: int | None = None) -> tuple[int, Any] | None:
         """Restores one field of the newest whole state, such as "params", and reads nothing else of it.
 
         Args:
-          abstract: the field's structure with `jax.ShapeDtypeStruct` leaves, as of `restore_latest`.
+          abstract, at_most: the field's structure with `jax.ShapeDtypeStruct` leaves, and see `restore_latest`.
 
         Returns:
           (step, the field), or None when no checkpoint was ever finished here.
@@ -306,7 +309,7 @@ class Checkpointer:
           UserError: as `restore_latest`.
         """
         self.wait()
-        step = self._find_latest()
+        step = self._find_latest(at_most)
         if step is None:
             return None
         name = f"step_{step:08d}"
@@ -323,12 +326,14 @@ class Checkpointer:
         leaves = [_from_raw(found.get(path), leaf) for path, leaf in wanted.items()]
         return step, jax.tree.unflatten(jax.tree.structure(abstract), leaves)
 
-    def _find_latest(self) -> int | None:
-        """Cleans up, verifies from the newest on, and returns the first whole step."""
+    def _find_latest(self, at_most: int | None) -> int | None:
+        """Cleans up, verifies from the newest on, and returns the first whole step that is not beyond `at_most`."""
         hosts.on_primary(self._clean)
         damaged = []
         self._damaged.clear()
         for name in reversed(hosts.on_primary(self._names)):
+            if at_most is not None and _step_of(name) > at_most:
+                continue
             damage = self._damage(name)
             if damage is None:
                 return _step_of(name)

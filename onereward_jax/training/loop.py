@@ -29,6 +29,7 @@ from onereward_jax.errors import Fault, Hang, Interrupted, UserError
 from onereward_jax.parallel import hosts
 from onereward_jax.training.checkpoint import Checkpointer
 from onereward_jax.training.compile import Start
+from onereward_jax.training.early_stop import Stop, Watch, record
 from onereward_jax.training.metrics import MetricsWriter
 from onereward_jax.training.prefetch import Prefetcher
 from onereward_jax.training.progress import Progress, StepLog
@@ -58,6 +59,7 @@ def run(
     data_timeout: float = 0.0,
     evaluate: Callable[[State], Metrics] | None = None,
     evaluate_every: int = 0,
+    watch: Watch | None = None,
     description: str = "train",
     progress: Mapping[str, str] = PROGRESS,
     optional: tuple[str, ...] = ("rewards/",),
@@ -83,12 +85,14 @@ def run(
       data_timeout: seconds that a batch may take to come before the run ends; 0 waits for ever.
       evaluate: state -> {name: number}, joined to the line of its step.
       evaluate_every: steps between evaluations; one more at the last step. 0: never.
+      watch: follows the evaluations; the run ends when it says so, with a checkpoint of that step and the state of the
+        step that it names.
       description: word before the bar.
       progress: {word: metric} shown beside the bar.
       optional: prefixes of metrics for which NaN means "no sample of that kind in this batch": left out of the line.
 
     Returns:
-      The state at `num_steps`.
+      The state at `num_steps`, or that of `watch.stop`.
 
     Raises:
       Interrupted: SIGTERM or SIGINT came; the step that was running is finished and saved.
@@ -121,6 +125,12 @@ def run(
                 f"{buckets.native(directory)} has gone on to step {number}, beyond num_steps {num_steps}: raise"
                 " num_steps, or choose another --workdir"
             )
+        if watch is not None:
+            if watch.begin(number):
+                del state
+                return _ended(watch.stop, checkpointer, start, directory)
+            record(directory, None)
+            checkpointer.pinned = watch.kept
         if number == num_steps:
             return state
 
@@ -161,17 +171,23 @@ def run(
             log.add(number, metrics, written=due(log_every))
             saving.check()
             stop_signal = stopping.at(number)
+            stop, kept = None, False
             if evaluate is not None and evaluate_every and due(evaluate_every):
                 log.flush(hold=True)
-                log.join(_evaluated(evaluate, state, last=number == num_steps))
-            if by_time.due(number) or due(checkpoint_every) or stop_signal or log.lost:
+                found = _evaluated(evaluate, state, last=number == num_steps)
+                if watch is not None:
+                    found = {**found, **watch.add(number, found)}
+                    stop, checkpointer.pinned = watch.stop, watch.kept
+                    kept = number in watch.kept
+                log.join(found)
+            if by_time.due(number) or due(checkpoint_every) or stop_signal or log.lost or stop or kept:
                 log.flush()
                 saving.wait()
-                last = number == num_steps or bool(stop_signal) or log.lost
+                last = number == num_steps or bool(stop_signal or stop) or log.lost
                 # A state that only skipped since the newest checkpoint must not drive the good ones out.
                 # A run that is lost is not done, however far it came.
                 whole = number == num_steps and not log.lost
-                if whole or stop_signal or (log.good > saving.newest and number < num_steps):
+                if whole or stop_signal or stop or (log.good > saving.newest and number < num_steps):
                     saving.save(number, state, data_state, last)
                 log.restart_clock()
                 by_time.restart(number)
@@ -182,11 +198,34 @@ def run(
                     f" {max_skipped}), the last since {log.reason}; the parameters before them are saved: lower the"
                     " learning rate and start in another --workdir, or let the same command skip more"
                 )
+            if stop and not stop_signal:
+                saving.finish()
+                del state
+                return _ended(stop, checkpointer, start, directory)
             if stop_signal:  # after the last step too: what follows the training is for the next start
                 saving.finish()
                 raise Interrupted(stop_signal, number, str(buckets.native(directory)))
         saving.finish()
     return state
+
+
+def _ended(stop: Stop | None, checkpointer: Checkpointer, start: Start, directory: Path) -> State:
+    """The state that a run ends with; the newest is gone from memory, and stays in its checkpoint.
+
+    Raises:
+      UserError: there is no checkpoint of it, since none was kept when its step was done.
+    """
+    assert stop is not None, "a run that goes on"
+    record(directory, stop)
+    if not stop.step:
+        return start.make()
+    restored = checkpointer.restore_latest(start.shapes, at_most=stop.step)
+    if restored is None or restored[0] != stop.step:
+        raise UserError(
+            f"{stop}, but no whole checkpoint of that step is there: to go on from the newest one, leave"
+            " train.stop_on_alarm and train.stop_without_gain out"
+        )
+    return restored[1]
 
 
 def _check_there(directory: Path) -> None:

@@ -16,6 +16,7 @@ from onereward_jax.training.metrics import MetricsWriter
 Metrics = Mapping[str, Any]
 
 _QUIET_SECONDS = 30.0  # between two lines of progress when no one watches a bar
+_ALARMS = "alarms/"  # metrics: evaluations in a row that are beyond a limit
 
 
 class StepLog:
@@ -107,6 +108,7 @@ class Progress:
         self._description, self._start, self._end = description, start, end
         self._began = self._last = time.perf_counter()
         self._first_seconds = 0.0
+        self._alarms = ""  # of the newest evaluation
         self._bar = None
         if shown and sys.stderr.isatty():
             self._bar = tqdm(total=end, initial=start, desc=description, unit="step", dynamic_ncols=True, smoothing=0.1)
@@ -121,6 +123,11 @@ class Progress:
     def update(self, number: int, metrics: Metrics) -> None:
         shown = {word: f"{float(metrics[name]):.4g}" for word, name in self._words.items() if name in metrics}
         seconds = float(metrics["perf/step_time_seconds"])
+        alarms_before = self._alarms
+        if counts := {name: float(value) for name, value in metrics.items() if name.startswith(_ALARMS)}:
+            self._alarms = ", ".join(f"{name.removeprefix(_ALARMS)} ({n:.0f})" for name, n in counts.items() if n)
+        if self._alarms:
+            shown["beyond limits"] = self._alarms
         if self._bar is not None:
             self._bar.set_postfix({**shown, "step": f"{seconds:.3g}s"}, refresh=False)
             self._bar.update(number - self._bar.n)
@@ -129,7 +136,8 @@ class Progress:
         done = number - self._start
         if done == 1:
             self._first_seconds = now - self._began  # compilation, mostly: no measure of the time left
-        if not self._shown or (done > 1 and number < self._end and now - self._last < _QUIET_SECONDS):
+        quiet = done > 1 and number < self._end and now - self._last < _QUIET_SECONDS
+        if not self._shown or (quiet and self._alarms == alarms_before):
             return
         self._last = now
         left = ""

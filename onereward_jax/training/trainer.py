@@ -20,6 +20,7 @@ from onereward_jax.parallel.activations import batch_sharding, can_share
 from onereward_jax.parallel.mesh import batch_shards, make_mesh
 from onereward_jax.training import loop
 from onereward_jax.training.compile import Params, Placement, compile_step
+from onereward_jax.training.early_stop import Watch
 from onereward_jax.training.state import TrainState
 
 Batch = dict[str, Any]
@@ -73,6 +74,7 @@ class Experiment:
       num_conditions, repeats, together: examples that come again, see `data.mixture.mixture`.
       wrap_step: (state, batch) -> (state, metrics) as it was compiled -> as the loop calls it.
       evaluators: what is measured while it trains.
+      watch: ends the run by what they measure.
       export: writes what was trained, from the last state; every process calls it.
       progress: {word: metric} shown beside the bar.
       optional: prefixes of metrics that are NaN where a batch has no sample of their kind.
@@ -91,6 +93,7 @@ class Experiment:
     together: bool = False
     wrap_step: Callable[[Step], Step] = lambda step: step
     evaluators: tuple[Evaluator, ...] = ()
+    watch: Watch | None = None
     export: Callable[[TrainState], None] = lambda state: None
     progress: Mapping[str, str] = dataclasses.field(default_factory=lambda: dict(loop.PROGRESS))
     optional: tuple[str, ...] = ("rewards/",)
@@ -103,7 +106,7 @@ def train(experiment: Experiment, config: Recipe, workdir: Path) -> TrainState:
       config: its `mesh`, `seed`, `data.loader_threads`, `data.loader_timeout` and `train`.
 
     Returns:
-      The state at `config.train.num_steps`.
+      The state at `config.train.num_steps`, or that of `experiment.watch.stop`.
 
     Raises:
       UserError: the batch can't be shared by the devices; and what `training.loop.run` raises.
@@ -146,6 +149,7 @@ def train(experiment: Experiment, config: Recipe, workdir: Path) -> TrainState:
         data_timeout=config.data.loader_timeout,
         evaluate=evaluate,
         evaluate_every=evaluate_every,
+        watch=experiment.watch,
         description=experiment.description,
         progress=experiment.progress,
         optional=experiment.optional,
