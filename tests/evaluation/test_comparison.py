@@ -13,10 +13,12 @@ from onereward_jax.data.source import Source
 from onereward_jax.errors import UserError
 from onereward_jax.evaluation import comparison as module
 from onereward_jax.evaluation import during_training
+from onereward_jax.evaluation.alarms import in_a_row
 from onereward_jax.evaluation.comparison import Comparison
 from onereward_jax.evaluation.meters.outside import OUTSIDE
 from onereward_jax.fill.policies import Policy, policies_at
 from onereward_jax.images.reading import read_image
+from onereward_jax.judge.vision import ImageSettings
 
 
 class TwoSizes(Source):
@@ -137,17 +139,19 @@ def test_a_judge_and_a_meter_are_asked_once(compare, monkeypatch):
 def with_base(monkeypatch, tmp_path):
     """A function that begins a comparison with the base while training, whose images are of one colour everywhere."""
 
-    def paint(pipeline, colour, samples, config, **_):
+    def paint(pipeline, colour, samples, config, *_, **__):
         return np.stack([np.full_like(sample.image, colour) for sample in samples])
 
     monkeypatch.setattr(during_training, "generate_images", paint)
     monkeypatch.setattr(during_training, "fingerprint", str)
     monkeypatch.setattr(during_training, "compiled_ask", lambda judge, mesh: None)
+    judge = types.SimpleNamespace(settings=ImageSettings(patch_size=4, min_pixels=1))
 
     def begin(read_base, source=None, **settings):
         config = load_config("quick", settings)
-        pipeline = types.SimpleNamespace(mesh=None)
-        return during_training.ComparisonWithBase(config, pipeline, None, source or TwoSizes(), read_base, tmp_path)
+        pipeline = types.SimpleNamespace(mesh=None, vae=types.SimpleNamespace(block_out_channels=(8, 8, 8)))
+        source = source or TwoSizes()
+        return during_training.ComparisonWithBase(config, pipeline, judge, source, read_base, tmp_path)
 
     return begin
 
@@ -189,7 +193,8 @@ def test_with_keep_outside_the_requests_own_pixels_are_judged(with_base, compare
     grids = []
     monkeypatch.setattr(during_training, "image_grid", lambda rows, *_: grids.append(rows[0]) or rows[0][0])
     for kept in (False, True):
-        found = with_base(lambda: 10, **{"rl.keep_outside": kept}).measure(200, 1)
+        settings = {"rl.keep_outside": kept, "alarms.reencodings": "()"}
+        found = with_base(lambda: 10, **settings).measure(200, 1)
         assert found["evaluation/image_fill/drift"] > 0.1
         comparison = compare()
         comparison.config = load_config("quick", {"evaluation.batch_size": 2, "rl.keep_outside": kept})
@@ -201,6 +206,38 @@ def test_with_keep_outside_the_requests_own_pixels_are_judged(with_base, compare
         assert all((image[0, 0].tobytes() in own) == kept for batch in (*seen, grids[-1][1:]) for image in batch)
         assert {int(image[6, 6, 0]) for batch in seen for image in batch} == {10, 200, 99}
         seen.clear()
+
+
+def test_what_is_measured_of_hacking(with_base, monkeypatch):
+    """A policy that paints all grey, which its judge likes as long as nobody touches the pixels."""
+
+    def views(judge, texts, first, second, *_):
+        p = [
+            {"structure": 0.9, "aesthetics": 0.8} if (image == image[0, 0]).all() else {"structure": 0.5}
+            for image in first
+        ]
+        return p, [{dimension: 1 - x for dimension, x in of.items()} for of in p]
+
+    def paint(pipeline, colour, samples, config, candidate=0, **_):
+        # Of the base, the answers to other noise differ; of the policy, none does.
+        shade = colour + 40 * candidate if colour == 10 else colour
+        return np.stack([np.full_like(sample.image, shade) for sample in samples])
+
+    monkeypatch.setattr(during_training, "judge_views", views)
+    monkeypatch.setattr(during_training, "generate_images", paint)
+    found = with_base(lambda: 10, **{"alarms.seeds": 2}).measure(200, 1)
+    for task in TwoSizes.tasks:
+        of = {name.removeprefix(f"evaluation/{task}/"): x for name, x in found.items() if task in name}
+        assert set(of) == {
+            *("preference", "deviation", "sure", "lost_to_jpeg", "lost_to_shift", "lost_to_noise"),
+            *("saturation", "contrast", "drift", "drift_gain", "diversity"),
+        }  # nothing varies, so that nothing has a period
+        assert of["preference"] == pytest.approx(0.85)
+        assert of["deviation"] == pytest.approx(0.05)
+        assert (of["lost_to_shift"], of["diversity"]) == (pytest.approx(0), 0)
+        assert of["lost_to_noise"] == pytest.approx(0.35)
+    assert found["evaluation/gain"] == pytest.approx(0.35)
+    assert in_a_row([found | {"step": 1}], load_config("quick").alarms)["lost_to_noise"] == 1
 
 
 def test_what_a_path_holds(tmp_path):

@@ -129,9 +129,7 @@ def test_the_judges_answers():
 def test_saturation_and_contrast():
     mask = hole()
     grey = [image.mean(axis=-1, keepdims=True) for image in HONEST]
-    gaudy = [
-        np.clip(g + 2.5 * (image - g), 0, 255).astype(np.uint8) for g, image in zip(grey, HONEST, strict=True)
-    ]
+    gaudy = [np.clip(g + 2.5 * (image - g), 0, 255).astype(np.uint8) for g, image in zip(grey, HONEST, strict=True)]
     harsh = [np.clip(128 + 2.2 * (image.astype(float) - 128), 0, 255).astype(np.uint8) for image in HONEST]
     of = lambda measure, images: hacking.relative(*([measure(x, mask) for x in part] for part in (images, BASE)))
     assert of(hacking.saturation, gaudy) > LIMITS.saturation > 2 * of(hacking.saturation, HONEST)

@@ -88,7 +88,7 @@ def test_two_processes_take_the_steps_of_one(models, whole, tmp_path):
 
     lines = steps(tmp_path / "two")
     watched = [name for name in lines[-1] if name.startswith("evaluation/")]
-    assert len(watched) == 4
+    assert len(watched) > 4
     assert all(np.isfinite(lines[-1].pop(name)) for name in watched)
     for found, expected in zip(lines, steps(whole), strict=True):
         assert found.keys() == expected.keys()
