@@ -1,4 +1,5 @@
 import base64
+import functools
 import io
 import json
 import re
@@ -248,3 +249,20 @@ def test_figures_for_the_documents(tmp_path, evaluation, metrics):
         assert pixels[0, 0] == 255
         assert 0.002 < (pixels < 200).mean() < 0.5
     assert plots.save_figures(tmp_path / "none", None, {}) == []
+
+
+def test_alarms_are_shown_with_their_limits(tmp_path):
+    lines = [
+        {"step": step, "evaluation/gain": 0.1, "evaluation/image_fill/drift_gain": value}
+        | {"evaluation/image_fill/sure": 0.1, "gradients/structure/aesthetics": 0.2}
+        for step, value in ((10, 0.0), (20, 0.05), (30, 0.06))
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "stopped.json").write_text(json.dumps({"step": 10, "at": 30, "reason": "<alarm>", "is_alarm": True}))
+    config = {"alarms": {"drift_gain": 0.03, "sure": None}}
+    write = functools.partial(run_report.write_report, tmp_path / "report.html")
+    page = write(metrics_jsonl=tmp_path / "metrics.jsonl", setting=run_report.Setting(config))
+    words = Page(page.read_text(encoding="utf-8")).words
+    for shown in ("alarms.drift_gain", "most 0.03", "step 30", "stopped at step 30: <alarm>", "alarms.gradient_cosine"):
+        assert shown in words
+    assert "share of P(policy better than base)" not in words  # its limit is switched off

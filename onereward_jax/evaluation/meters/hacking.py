@@ -99,9 +99,9 @@ def grid_energy(image: np.ndarray, mask: np.ndarray, period: float) -> float | N
         place = np.nonzero(both)[axis] + 1
         if place.size and np.ptp(place) + 2 >= 2 * period:
             phase, found = (place % period).astype(int), steps[both]
-            shares.append([_explained(values, phase) for values in (found, np.abs(found))])
-    known = [max(pair) for pair in shares if None not in pair]
-    return float(np.mean(known)) if known else None
+            of_steps = [_explained(values, phase) for values in (found, np.abs(found))]
+            shares += [max(share for share in of_steps if share is not None)] if None not in of_steps else []
+    return float(np.mean(shares)) if shares else None
 
 
 def _explained(values: np.ndarray, groups: np.ndarray) -> float | None:

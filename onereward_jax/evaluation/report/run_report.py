@@ -15,11 +15,13 @@ from markupsafe import Markup
 from PIL import Image
 
 from onereward_jax.atomic_files import write_text
-from onereward_jax.evaluation.report import plots
+from onereward_jax.config.schema import Alarms
+from onereward_jax.evaluation.report import alarm_table, plots
 from onereward_jax.evaluation.report.plots import label
 from onereward_jax.images.grid import drawable, image_grid, mask_overlay, png, write_png
 from onereward_jax.proving_ground.scorer import TIE_MARGIN
 from onereward_jax.tasks import CELLS, DIMENSIONS, TASKS
+from onereward_jax.training.early_stop import Stop, recorded
 
 CRISP_BELOW = 256  # pixels: smaller images are shown pixel by pixel, larger ones reduced to this and smoothed
 SPACE = "\N{NO-BREAK SPACE}"
@@ -162,6 +164,9 @@ def write_report(
         "ground_truth_curves": svg(partial(plots.draw_ground_truth, curves=curves), "ground truth")
         if plots.has_ground_truth(curves)
         else "",
+        "alarms": alarm_table.rows(curves, setting.config),
+        "in_a_row": (setting.config.get("alarms") or {}).get("in_a_row", Alarms().in_a_row),
+        "stopped": str(stopped) if (stopped := _stop_of(metrics_jsonl)) else "",
         "reward_note": REWARD_NOTES.get(algorithm, ""),
         "bandwidth": f"{100 * plots.BANDWIDTH:.0f}{SPACE}%",
         "margin": f"{100 * evaluation.get('tie_margin', TIE_MARGIN):g}{SPACE}%",
@@ -186,6 +191,11 @@ def write_report(
     }
     write_page(path, "run_report.html.jinja", context)
     return path
+
+
+def _stop_of(metrics_jsonl: str | Path | None) -> Stop | None:
+    """Where the run ended before its last update."""
+    return None if metrics_jsonl is None else recorded(Path(metrics_jsonl).parent)
 
 
 def write_page(path: Path, template: str, context: Mapping[str, Any]) -> None:
