@@ -6,7 +6,7 @@ import pytest
 
 from onereward_jax import tree
 from onereward_jax.errors import UserError
-from onereward_jax.judge.ensemble import ensemble
+from onereward_jax.judge.ensemble import ensemble, members
 from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.question_batches import question_batch
 from onereward_jax.models import lora
@@ -45,9 +45,12 @@ def test_p_is_the_mean_of_the_members(files):
         lambda params, first: jax.value_and_grad(lambda x: (p(judge, params, x) ** 2).sum())(first)
     )
     alone = jax.jit(lambda params, first: p(judge, params, first))
-    members = [lora.attach(judge.params, adapter(seed)) for seed in (0, 1)]
-    expected = np.mean([alone(params, batch["first"]) for params in members], axis=0)
-    assert np.abs(np.asarray(alone(members[0], batch["first"])) - expected).max() > 1e-3
+    adapted = [lora.attach(judge.params, adapter(seed)) for seed in (0, 1)]
+    answers = [alone(params, batch["first"]) for params in adapted]
+    expected = np.mean(answers, axis=0)
+    for (_, params), answer in zip(members(both), answers, strict=True):
+        np.testing.assert_allclose(alone(params, batch["first"]), answer, rtol=1e-5)
+    assert np.abs(np.asarray(alone(adapted[0], batch["first"])) - expected).max() > 1e-3
     found = np.asarray(jax.jit(lambda params, first: p(both, params, first))(both.params, batch["first"]))
     asked = batch["question_lengths"] > 0
     np.testing.assert_allclose(found[:, asked], expected[:, asked], rtol=1e-4)
@@ -73,6 +76,7 @@ def test_an_ensemble_answers_like_any_judge(files):
 def test_no_member_is_the_judge_itself():
     judge = tiny_judge.judge()
     assert ensemble(judge, []) is judge
+    assert [one for one, _ in members(judge)] == [judge]
 
 
 @pytest.mark.parametrize("name", ["wider", "visual"])
