@@ -14,6 +14,7 @@ gcsfs and `etils.epath` are imported once they are needed: a wrong command line 
 
 import base64
 import contextlib
+import datetime
 import errno
 import fcntl
 import hashlib
@@ -33,9 +34,10 @@ if TYPE_CHECKING:
     from etils import epath
 
 _SCHEME = "gs://"
-_NATIVE = ("checkpoints", "programs")  # of a working directory: written to the bucket by Orbax and by JAX
+_NATIVE = ("checkpoints", "best", "programs")  # of a working directory: written to the bucket by Orbax and by JAX
 _OWN = ("prompts",)  # of a working directory: large, and made by every process alike
 _MARKS = {"config.json", OUTPUT_FILE}  # of a working directory, and of an output: none loses them
+_RUN = {"config.json", "metrics.jsonl"}  # of a working directory, which may be read as the policy of its run
 _LOCAL = re.compile(r"\.lock|\.[0-9a-f]{16}\.tmp|\..*\.(partial|replaced)|\.onereward_manifest.*")  # names of files
 _RECORDS = (".json", ".jsonl")  # ends of names
 _THREADS = 16
@@ -66,14 +68,23 @@ def listed(directory: str | os.PathLike) -> dict[str, dict[str, Any]]:
     Raises:
       OSError: the bucket is not there, or can't be read.
     """
+    return {name: _described(about) for name, about in _found(directory).items()}
+
+
+def _found(directory: str | os.PathLike) -> dict[str, dict[str, Any]]:
+    """{path below the directory: the store's description} of all objects."""
     prefix = os.fspath(directory).removeprefix(_SCHEME).rstrip("/") + "/"
     found = _asked(lambda: _file_system().find(_SCHEME + prefix, detail=True))
     return {
-        name.removeprefix(prefix): {"size": about["size"]}
-        | ({"md5": base64.b64decode(about["md5Hash"]).hex()} if about.get("md5Hash") else {})
+        name.removeprefix(prefix): about
         for name, about in found.items()
         if name.startswith(prefix) and not name.endswith("/")
     }
+
+
+def _described(about: dict[str, Any]) -> dict[str, Any]:
+    md5 = about.get("md5Hash")
+    return {"size": about["size"]} | ({"md5": base64.b64decode(md5).hex()} if md5 else {})
 
 
 # --------------------------------------------------------------------------------------------------------- local copies
@@ -85,12 +96,13 @@ class _Copy:
     Attributes:
       url: of that one.
       pushed: whether what changes here is for the bucket.
-      left: entries that are not copied.
+      left: entries that are not copied: of a working directory only, or a user's folder of that name would be missed.
     """
 
     def __init__(self, local: Path, url: str, pushed: bool, left: tuple[str, ...]):
         self.local, self.url, self.pushed, self.left = local, url, pushed, left
         self._lock = threading.Lock()
+        self._times: dict[str, str] = {}  # name -> when the bucket's was written
         self._same: dict[str, tuple[int, int]] = {}  # name -> (size, time) of the files that the bucket has, too
 
     def pull(self, below: str = "") -> None:
@@ -109,7 +121,11 @@ class _Copy:
 
     def _behind(self, below: str) -> tuple[dict[str, dict[str, Any]], set[str], list[str]]:
         """What the bucket has, and of its names those that are only here, and those that are not here."""
-        there = {name: about for name, about in listed(self.url).items() if self._is_copied(name, below)}
+        found = _found(self.url)
+        if found.keys() >= _RUN:
+            self.left = _NATIVE + _OWN
+        there = {name: _described(about) for name, about in found.items() if self._is_copied(name, below)}
+        self._times = {name: found[name].get("timeCreated", "") for name in there}
         here = {name for name in self._files() if self._is_copied(name, below)}
         return there, here - there.keys(), [name for name, about in there.items() if not self._has(name, about)]
 
@@ -163,6 +179,9 @@ class _Copy:
         file, temporary = self.local / name, self.local / f"{name}.part"
         file.parent.mkdir(parents=True, exist_ok=True)
         _file_system().get_file(f"{self.url}/{name}", str(temporary))
+        if time := self._times.get(name):  # what is known of a file, by its time, holds for the copies of all hosts
+            seconds = datetime.datetime.fromisoformat(time).timestamp()
+            os.utime(temporary, (seconds, seconds))
         temporary.replace(file)
 
     def _put(self, name: str) -> None:
@@ -201,7 +220,7 @@ def local(name: str | os.PathLike, owner: str = "workdir", pushed: bool = True) 
         raise UserError(f"{name} is no path in a bucket: write gs://BUCKET/PATH")
     directory = Path(os.path.realpath(caches / "onereward_jax" / "gs" / owner)) / url.removeprefix(_SCHEME)
     if directory not in _copies:
-        left = _NATIVE + _OWN if owner.startswith("workdir") else _NATIVE
+        left = _NATIVE + _OWN if owner.startswith("workdir") else ()
         _copies[directory] = _Copy(directory, url, pushed, left)
     return directory
 

@@ -22,11 +22,13 @@ from onereward_jax.parallel import hosts
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+Entry = tuple[int, int, dict[str, Any]]  # size, mtime_ns, what was read
 
 FILE = ".onereward_manifest"  # in the data's folder; its name matches no pattern of data, images or weights
 _FORMAT = 1
 _SAVED_EVERY = 30.0  # seconds, in a long pass: a killed process loses no more
 _CHUNK, _PART = 64, 4  # items read together, whose images may be in memory, and by a thread before it looks for more
+_SENT = 5_000  # entries in a message, of some 150 bytes each
 _LEFT_BEHIND = 3600.0  # seconds after which a temporary file is one of a killed process
 _passes = itertools.count()  # of several processes together
 
@@ -67,7 +69,7 @@ class Manifest:
         self._file = file
         folder = folder or (file.parent if file else None)
         self._prefix = os.path.join(os.path.abspath(folder), "") if folder else None
-        self._entries = _load(file) if file else {}
+        self._entries: dict[str, Entry] = _load(file) if file else {}
         self._writable, self._unsaved = file is not None, False
         self._is_shared = True  # with the primary, until it shows that it is not
         self._saved_at, self._saving = time.monotonic(), threading.Lock()
@@ -125,15 +127,18 @@ class Manifest:
         """Yield `function(item)`, which calls `look`, for all items in their order, called in threads.
 
         Saves the manifest at the end, and now and then. Several processes first read a part each, and then have what
-        the others have read, if they share the file system; all of them call this in the same order.
+        the others have read: of a file system that they share, or of copies of one bucket, which have its times. All of
+        them call this in the same order.
 
         Args:
           description: word before the progress bar.
           num_threads: None for a number that suits this machine.
         """
         if (team := hosts.team()) is not None and self._file is not None:
+            before = dict(self._entries)
             for _ in self._map(function, items[team.index :: team.count], description, num_threads):
                 pass
+            new = {key: entry for key, entry in self._entries.items() if before.get(key) != entry}
             parts = [self._file.with_name(f"{self._file.name}.{index}") for index in range(team.count)]
             self._write(parts[team.index])
             number = next(_passes)
@@ -142,6 +147,8 @@ class Manifest:
             self._is_shared = parts[0].exists()  # a bucket's data have a copy, and a manifest, on each host
             for part in parts:
                 self._entries |= _load(part)
+            if not all(hosts.gather(self._is_shared, f"manifest {number} is shared")):
+                self._entries |= _exchanged(new, f"manifest {number}")
             self._unsaved |= self._entries != known
             hosts.wait_for_all(f"manifest {number} is joined")
             parts[team.index].unlink(missing_ok=True)
@@ -197,7 +204,18 @@ class Manifest:
         return absolute.removeprefix(self._prefix) if self._prefix else absolute
 
 
-def _load(file: Path) -> dict[str, tuple[int, int, dict[str, Any]]]:
+def _exchanged(new: dict[str, Entry], what: str) -> dict[str, Entry]:
+    """What all processes have read, each of which gives what it has, in parts that a message holds."""
+    lines: list[Any] = [[key, *entry] for key, entry in new.items()]
+    found: dict[str, Entry] = {}
+    for part in range(max(hosts.gather(-(-len(lines) // _SENT), f"{what} has parts"))):
+        mine = lines[part * _SENT : (part + 1) * _SENT]
+        for of_process in hosts.gather(mine, f"{what} part {part}"):
+            found |= {key: (size, mtime_ns, facts) for key, size, mtime_ns, facts in of_process}
+    return found
+
+
+def _load(file: Path) -> dict[str, Entry]:
     """Read the entries of a file; none if it is missing, damaged, or of another format."""
     try:
         with open_file(file) as opened:

@@ -1,5 +1,6 @@
 """What is kept of files: read once, trusted while size and time agree, lost to no kill."""
 
+import json
 import os
 import shutil
 import threading
@@ -132,16 +133,27 @@ def test_data_that_cannot_be_written_leave_it_in_the_working_directory(folder, t
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_several_processes_read_a_part_each(folder, monkeypatch, shared):
-    """Two threads stand for them, each with its own view of the others; all of it, where each has its own copy."""
+    """Two threads stand for them, each with its own view of the others; the same where each has a copy with its times,
+    as of a bucket."""
     folders = folder, folder if shared else shutil.copytree(folder, folder.with_name("copy"))
-    own, barrier = threading.local(), threading.Barrier(2)
+    own, barrier, given = threading.local(), threading.Barrier(2), [None, None]
+
+    def gather(value, what):
+        given[own.index] = json.dumps(value)
+        barrier.wait(30)
+        values = list(map(json.loads, given))
+        barrier.wait(30)
+        return values
+
     process = SimpleNamespace(
         team=lambda: SimpleNamespace(index=own.index, count=2),
         is_primary=lambda: own.index == 0,
         on_primary=lambda function: function(),
         wait_for_all=lambda what: barrier.wait(30),
+        gather=gather,
     )
     monkeypatch.setattr(manifest, "hosts", process)
+    monkeypatch.setattr(manifest, "_SENT", 2)
     readers = Reader(), Reader()
 
     def run(index):
@@ -151,11 +163,10 @@ def test_several_processes_read_a_part_each(folder, monkeypatch, shared):
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(run, range(2))
     assert first == second
-    if shared:
-        assert [sorted(reader.read) for reader in readers] == [
-            ["0.png", "2.png", "4.png"],
-            ["1.png", "3.png", "\udcff.png"],
-        ]
+    assert [sorted(reader.read) for reader in readers] == [
+        ["0.png", "2.png", "4.png"],
+        ["1.png", "3.png", "\udcff.png"],
+    ]
     own.index = 0
     for data in folders:
         assert [path.name for path in data.iterdir() if path.suffix != ".png"] == [FILE]
