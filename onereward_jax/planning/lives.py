@@ -240,12 +240,14 @@ class Life:
         host: HostShare,
         evaluations: Callable[[Held], Iterator[Work]],
         exported: Mapping[str, "Exported"],
+        best: Any = None,
     ) -> Iterator[Work]:
         """The phases that every recipe has.
 
         Args:
           evaluations: what lies on the devices in training -> the evaluations then.
           exported: {part: what is written of it}, one after the other.
+          best: the weights, saved before the last update, that are exported in place of the state's.
         """
         program, placement, params = self.program, Placement.of(self.config), on_mesh(self.learning.params.shapes, mesh)
         frozen, held = program.held_frozen(mesh), program.held_state(mesh, placement)
@@ -294,6 +296,15 @@ class Life:
             on_host={"checkpoint": host.share(state)},
             written=host.share(state),
         )
+        if best is not None:
+            held |= {"best": on_mesh(best, mesh)}
+            yield Work(
+                name="export",
+                what="the best weights, read",
+                held=held,
+                on_host={"checkpoint": host.share(best)},
+                read=host.share(best),
+            )
         for part, (tensor, size) in exported.items():
             gathered = jax.ShapeDtypeStruct((tensor,), jnp.uint8, sharding=replicated(mesh))
             # On the host as it came, and as it is written.
@@ -611,6 +622,14 @@ class _JudgeLife(Life):
                 trace=lambda: asking(self.scorer.ask_batch, mesh).trace(params, batch),
                 shares=self.program.shares,
             )
+            if settings.keep_best:
+                yield Work(
+                    name="evaluation",
+                    what="a save of the best weights",
+                    held={**held, "scaled": scaled},
+                    on_host={"checkpoint": host.share(trained)},
+                    written=host.share(trained),
+                )
 
         trained = self.learning.params.shapes
         if adapters.rank:
@@ -618,7 +637,11 @@ class _JudgeLife(Life):
         else:
             written = exported_of("judge", {**self.learning.frozen.shapes, **trained}, self.stored)
         yield from self._from_create_to_export(
-            mesh, host, evaluations if settings.evaluate_every else lambda held: iter(()), {"the judge": written}
+            mesh,
+            host,
+            evaluations if settings.evaluate_every else lambda held: iter(()),
+            {"the judge": written},
+            trained if settings.keep_best else None,
         )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
 
+from onereward_jax import buckets
 from onereward_jax.atomic_files import write_json
 from onereward_jax.buckets import reading
 from onereward_jax.config.schema import JudgeModel, JudgeTraining
@@ -47,6 +48,7 @@ from onereward_jax.proving_ground.tokenizers import write_qwen2_tokenizer
 from onereward_jax.questions import question
 from onereward_jax.tasks import CELLS, dimensions_of
 from onereward_jax.training import trainer
+from onereward_jax.training.checkpoint import Checkpointer, SaveError
 from onereward_jax.training.compile import Params
 from onereward_jax.training.optimizer import make_optimizer
 from onereward_jax.training.state import TrainState, create_state, supervised_step
@@ -63,7 +65,7 @@ def train_judge(config: JudgeTraining, workdir: Path) -> None:
 
     It starts from the judge in `config.judge.start`, or untrained where that is empty. With `config.lora.rank`, an
     adapter of that judge is trained instead, and exported alone, as PEFT takes it. Writes workdir/balance.json, the
-    pairs of every cell, and with `judge.keep_best` workdir/best.json.
+    pairs of every cell, and with `judge.keep_best` workdir/best.json and the weights that it tells of, workdir/best.
 
     Raises:
       FileNotFoundError, UserError: data or a model is missing or does not fit.
@@ -100,11 +102,12 @@ def judge_training(config: JudgeTraining, workdir: Path) -> Experiment:
             dtype = judge.params.dtype if settings.start else "float32"
             judge.save_pretrained(workdir / "export", full_params(trained), dtype)
 
+    best = _Best(workdir) if settings.keep_best else None
     evaluators = []
     if settings.evaluate_every:
         if not held_out:
             raise UserError("judge.evaluate_every is set, but no pair is held out: raise judge.held_out_share")
-        accuracy, best = held_out_accuracy(config, judge, held_out), _Best(workdir, export)
+        accuracy = held_out_accuracy(config, judge, held_out)
 
         def measure(state: TrainState) -> dict[str, float]:
             averaged = state.averaged
@@ -112,11 +115,16 @@ def judge_training(config: JudgeTraining, workdir: Path) -> Experiment:
             if "one_annotator" in found and hosts.is_primary():
                 shown = f"accuracy {found['accuracy']:.3f}, one annotator {found['one_annotator']:.3f}"
                 tqdm.write(f"held out, step {int(state.step)}: {shown}", file=sys.stderr)
-            if settings.keep_best:
+            if best is not None:
                 best.see(int(state.step), found, averaged)
             return {f"judge/held_out/{name}": value for name, value in found.items()}
 
         evaluators.append(Evaluator(settings.evaluate_every, measure))
+
+    def export_result(state: TrainState) -> None:
+        trained = state.averaged if best is None else best.read(state.averaged)
+        if trained is not None:  # or an earlier release has exported it
+            export(trained)
 
     return Experiment(
         description="judge",
@@ -128,7 +136,7 @@ def judge_training(config: JudgeTraining, workdir: Path) -> Experiment:
         prepare=prepare,
         task_weights=example.weights,
         evaluators=tuple(evaluators),
-        export=lambda state: None if settings.keep_best else export(state.averaged),
+        export=export_result,
         progress={"loss": "learning/loss", "accuracy": "judge/accuracy"},
         optional=("judge/accuracy/",),
     )
@@ -260,21 +268,40 @@ def _weights(config: JudgeTraining) -> dict[str, float]:
 
 
 class _Best:
-    """Keeps the judge of the best accuracy on held-out pairs.
+    """Keeps the weights of the best accuracy on held-out pairs, as a checkpoint in which every process writes its part.
 
     A run that was killed and goes on from an earlier step measures the same again and finds nothing better before the
-    step that was best: nothing of it need be in the checkpoint.
+    step that was best: nothing of it need be in the run's own checkpoints. One of those is only begun once the best
+    weights up to its step are on the disk.
     """
 
-    def __init__(self, workdir: Path, export: Callable[[Any], None]):
-        self._file, self._export = workdir / "best.json", export
+    def __init__(self, workdir: Path):
+        self._file, self._directory = workdir / "best.json", buckets.native(workdir.resolve() / "best")
 
     def see(self, step: int, found: dict[str, float], trained: Any) -> None:
-        """Exports what was trained if it is better than what was; the note of it comes last."""
+        """Save what was trained if it is better than what was; the note of it comes last.
+
+        Raises:
+          SaveError: it can't be written.
+        """
         if not hosts.on_primary(lambda: self._is_best(found)):
             return
-        self._export(trained)
+        checkpointer = Checkpointer(self._directory, keep=1)
+        try:
+            checkpointer.save(step, {"trained": trained}, found)
+            checkpointer.wait()
+        except SaveError as error:
+            raise SaveError(f"the best judge could not be saved in {self._directory} ({error})") from error
         hosts.on_primary(lambda: write_json(self._file, {"step": step, **found}))
+
+    def read(self, trained: Any) -> Any | None:
+        """The best weights, placed like `trained`; None where only an earlier release saw them, and exported them."""
+        if hosts.on_primary(lambda: self._file.exists() and not buckets.path(self._directory).is_dir()):
+            return None
+        places = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), trained)
+        found = Checkpointer(self._directory, keep=1).restore_latest({"trained": places})
+        assert found is not None, "the last update is measured"
+        return found[1]["trained"]
 
     def _is_best(self, found: dict[str, float]) -> bool:
         return not self._file.exists() or found["accuracy"] > read_json(self._file)["accuracy"]

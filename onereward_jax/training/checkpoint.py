@@ -62,8 +62,14 @@ class SaveError(Exception):
     """A checkpoint could not be written; nothing of it is left, and those before it are. Its text says why."""
 
 
+_saves: list[threading.Thread] = []  # the last of this process
+
+
 class Checkpointer:
     """Saves and restores (state, data iterator state) pairs, newest `keep` of them.
+
+    A process has one save at a time, in whatever directory: its host holds one copy, and several processes, by whose
+    counters Orbax tells saves apart, all count alike.
 
     Of several processes, every one calls every method: each writes and reads its parts of the arrays, the first does
     everything else, and a save that is finished is so for all. The directory is shared by all of them, and the data
@@ -115,6 +121,8 @@ class Checkpointer:
           SaveError: the disk is full, the directory is gone, ...: it may be tried again.
         """
         self.wait()
+        for other in _saves:
+            other.join()
         name = f"step_{step:08d}"
         superseded = self._restored is not None and step > self._restored
         if not superseded and hosts.on_primary(self._manifest(name).exists):
@@ -149,6 +157,7 @@ class Checkpointer:
                 daemon=True,
             )
             self._finishing.start()
+            _saves[:] = [self._finishing]
         return True
 
     @property
@@ -197,13 +206,14 @@ class Checkpointer:
     def _finish(
         self, name: str, here: epath.Path, reached: contextlib.ExitStack, response: Any, manifest: dict
     ) -> None:
+        word = f"{self.directory.name}/{name}"
         try:
             with reached:
                 response.result()
                 _sync(here / name, whole=True)
                 _sync(here)
-                hosts.wait_for_all(f"{name} is on the disk")
-                written = hosts.gather(manifests.written(here / name, hosts.index()), f"digests of {name}")
+                hosts.wait_for_all(f"{word} is on the disk")
+                written = hosts.gather(manifests.written(here / name, hosts.index()), f"digests of {word}")
                 if hosts.is_primary():
                     manifest["files"] = {file: about for of_process in written for file, about in of_process.items()}
                     _check_same_directory(here, self.directory)
@@ -219,7 +229,7 @@ class Checkpointer:
             self._known = {step for step in self._known if self._manifest(f"step_{step:08d}").exists()}
             self._known.add(_step_of(name))
         with contextlib.suppress(RuntimeError):  # a process is gone, and this one will end as well
-            hosts.wait_for_all(f"{name} is whole")
+            hosts.wait_for_all(f"{word} is whole")
 
     def _discard(self, name: str) -> None:
         """Removes what a save that failed has left; where that fails too, the next save or start does it."""

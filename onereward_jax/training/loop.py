@@ -27,7 +27,7 @@ from onereward_jax.atomic_files import lock
 from onereward_jax.buckets import is_bucket
 from onereward_jax.errors import Fault, Hang, Interrupted, UserError
 from onereward_jax.parallel import hosts
-from onereward_jax.training.checkpoint import Checkpointer
+from onereward_jax.training.checkpoint import Checkpointer, SaveError
 from onereward_jax.training.compile import Start
 from onereward_jax.training.early_stop import Stop, Watch, record
 from onereward_jax.training.metrics import MetricsWriter
@@ -247,8 +247,12 @@ def _evaluated(evaluate: Callable[[State], Metrics], state: State, last: bool) -
     """An evaluation's numbers; none, with a warning, where it can't write its files, unless it is the last."""
     try:
         return evaluate(state)
-    except OSError as error:
+    except (OSError, SaveError) as error:
         if last or hosts.count() > 1:  # the others have measured
+            if isinstance(error, SaveError):
+                raise Fault(
+                    f"{error}: put it right, and the same command goes on from the newest checkpoint"
+                ) from error
             raise
         warnings.warn(f"an evaluation is left out: {error}", RuntimeWarning, stacklevel=3)
         return {}

@@ -78,6 +78,7 @@ def test_what_is_bad_or_rare_is_said(whole):
 def test_killed_run_keeps_the_same_best_judge(data, whole, tmp_path_factory):
     whole, killed = whole[0], tmp_path_factory.mktemp("killed")
     _, first = kill_after(begin(overrides(data), killed, tmp_path_factory), killed, 4)
+    assert not (killed / "export").exists()
     assert f"going on from step {first} of {STEPS}" in finish(begin(overrides(data), killed, tmp_path_factory))
     assert [line["step"] for line in steps(killed)] == list(range(1, STEPS + 1))
     assert steps(killed) == steps(whole)
@@ -86,6 +87,7 @@ def test_killed_run_keeps_the_same_best_judge(data, whole, tmp_path_factory):
     assert best["accuracy"] == max(measured.values()) == measured[best["step"]]
     assert best["step"] == min(step for step, accuracy in measured.items() if accuracy == best["accuracy"])
     assert json.loads((killed / "best.json").read_text()) == best
+    assert [path.name for path in (killed / "best").glob("*.json")] == [f"step_{best['step']:08d}.json"]
     weights = [(workdir / "export" / "model.safetensors").read_bytes() for workdir in (whole, killed)]
     assert weights[0] == weights[1]
 

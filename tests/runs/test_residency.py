@@ -27,7 +27,7 @@ RUNS = {
     "train, full, Algorithm 1": ("quick", 8, {"algorithm": "fixed"}),
     "train, full, Algorithm 2": ("quick", 8, {"algorithm": "dynamic"}),
     "train, adapter": ("quick", 8, {"algorithm": "fixed", "lora.rank": 4}),
-    "train-judge, full": ("miniature/fifth_judge", 8, {"judge.evaluate_every": 1}),
+    "train-judge, full": ("miniature/fifth_judge", 8, {"judge.evaluate_every": 1, "judge.keep_best": True}),
     "train-judge, adapter, 4 devices": ("miniature/fifth_judge", 4, {"judge.evaluate_every": 0, "lora.rank": 4}),
     "finetune, full": ("finetune", 8, {"finetune.evaluate_every": 1}),
     "finetune, adapter": ("finetune", 8, {"finetune.evaluate_every": 0, "lora.rank": 4}),

@@ -24,8 +24,8 @@ from tests.support.multiprocess_run import MEET, ROOT
 
 LIMIT = 300.0  # seconds that a command may take
 _NOT_WATCHED = re.compile(r"\.tmp\b|orbax-checkpoint-tmp")  # what comes and goes, under random names
-_NOT_COMPARED = re.compile(r"tensorboard/|checkpoints/[^/]+/")  # names by the time of day or at random
-_ONLY_THERE = re.compile(r"checkpoints/|\.lock$|\.processes$")  # what such files hold is different every time
+_NOT_COMPARED = re.compile(r"tensorboard/|(checkpoints|best)/[^/]+/")  # names by the time of day or at random
+_ONLY_THERE = re.compile(r"(checkpoints|best)/|\.lock$|\.processes$")  # what such files hold is different every time
 _AT_START = 0.25  # share of the kills at some time before the first file appears
 _ALL = 0.4  # share of the other kills that end all of several processes
 
