@@ -162,7 +162,7 @@ def judge_pairs(
                 )
                 truth |= dict(zip(rows, scores, strict=True))
     predictions: list[Prediction] = []
-    for number, column, dimension in _annotated(pairs):
+    for number, column, dimension in annotated(pairs):
         label = pairs[number].labels[dimension]
         as_given, swapped = (float(p) for p in both[number][:, column])
         if not math.isfinite(as_given + swapped):
@@ -176,7 +176,7 @@ def judge_pairs(
     return predictions
 
 
-def _annotated(pairs: Pairs) -> Iterator[tuple[int, int, str]]:
+def annotated(pairs: Pairs) -> Iterator[tuple[int, int, str]]:
     """Yield (pair number, column in its task's dimensions, dimension) of every label, in the order of predictions."""
     for number, pair in enumerate(pairs):
         for column, dimension in enumerate(tasks.dimensions_of(pair.task, pair.prompt)):
@@ -186,7 +186,7 @@ def _annotated(pairs: Pairs) -> Iterator[tuple[int, int, str]]:
 
 def records_of(pairs: Pairs) -> list[Hashable]:
     """Return the record that was voted on of each prediction of `judge_pairs`: predictions of one are correlated."""
-    return [_record(pairs[number]) for number, _, _ in _annotated(pairs)]
+    return [_record(pairs[number]) for number, _, _ in annotated(pairs)]
 
 
 def _record(pair: Pair) -> Hashable:
@@ -211,7 +211,7 @@ def judge_pairs_by_task(judge_of: Callable[[str], Judge], pairs: Pairs, **option
         return judge_pairs(judge_of(task), pairs.where(lambda pair: pair.task == task), **options)
 
     of_task = {task: iter(answers(task)) for task in sorted({pair.task for pair in pairs})}
-    return [next(of_task[pairs[number].task]) for number, _, _ in _annotated(pairs)]
+    return [next(of_task[pairs[number].task]) for number, _, _ in annotated(pairs)]
 
 
 def held_out_accuracy(config: JudgeTraining, judge: Judge, pairs: Pairs) -> Callable[[Any], dict[str, float]]:

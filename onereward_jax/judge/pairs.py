@@ -84,6 +84,17 @@ class Pairs(Sequence[Pair]):
             images = [resized(image, size) for image, size in zip(images, shape, strict=True)]
         return images[0], images[1]
 
+    def record(self, pair: Pair) -> Record:
+        """Read what the pair's record says; its images may be empty."""
+        return self._datasets[pair.part].outline(pair.row)
+
+    def request_image(self, pair: Pair, name: str) -> np.ndarray | None:
+        """Read the "image" or the "mask" of the pair's request, uint8 (H, W, 3); None where the record has none."""
+        if getattr(self.record(pair), name) is None:
+            return None
+        dataset = self._datasets[pair.part]
+        return read_image(dataset.image(pair.row, name), f"{dataset.name(pair.row)}: {name}")
+
 
 def read_pairs(
     *directories: Path,

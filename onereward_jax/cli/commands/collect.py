@@ -10,6 +10,7 @@ OUT is what `onereward annotate` takes.
 """
 
 import argparse
+import dataclasses
 from typing import Any
 
 from onereward_jax.cli.arguments import like, number, path, text
@@ -25,9 +26,6 @@ _MAX_CANDIDATES = 256  # as in `data.preferences.record`, whose import takes lon
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--source", type=path, metavar="PATH", required=True, help=f"the requests, or {PROVING_GROUND} for its scenes"
-    )
-    parser.add_argument(
         "--model",
         type=path,
         metavar="PATH",
@@ -37,17 +35,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--base", type=path, metavar="PATH", help="the whole model of an adapter or a transformer")
     parser.add_argument("--out", type=path, metavar="DIR", required=True, help="a new directory, or one to resume")
-    _how_arguments(parser)
-    _source_arguments(parser)
-
-
-def _how_arguments(parser: argparse.ArgumentParser) -> None:
-    """How candidates are made."""
-    parser.add_argument(
-        "--candidates", type=number(int, at_least=2, at_most=_MAX_CANDIDATES), help="of each request (default: 4)"
-    )
     parser.add_argument(
         "--same_settings", action="store_true", help="one candidate a model, from the same settings and noise"
+    )
+    source_arguments(parser)
+    how_arguments(parser)
+
+
+def how_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add how candidates are made, for `how_of`."""
+    parser.add_argument(
+        "--candidates", type=number(int, at_least=2, at_most=_MAX_CANDIDATES), help="of each request (default: 4)"
     )
     steps, scale = like(Preferences, "min_steps"), like(Evaluation, "guidance_scale")
     parser.add_argument("--min_steps", type=steps, default=10, help="least Euler steps, default 10")
@@ -87,8 +85,11 @@ def _how_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="default: bfloat16")
 
 
-def _source_arguments(parser: argparse.ArgumentParser) -> None:
-    """What candidates are made for."""
+def source_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what candidates are made for, for `asked_of`."""
+    parser.add_argument(
+        "--source", type=path, metavar="PATH", required=True, help=f"the requests, or {PROVING_GROUND} for its scenes"
+    )
     parser.add_argument("--task", choices=TASKS, help="task of requests that name none; of scenes, the only one")
     parser.add_argument("--caption", type=text, default="", help="prompt of requests that have none")
     parser.add_argument("--inside_only", action="store_true", help="refuse paths that lead out of the source's folder")
@@ -114,36 +115,20 @@ def _source_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     from onereward_jax import buckets
     from onereward_jax.atomic_files import check_writable, lock
-    from onereward_jax.candidates.collect import Collecting, collect
-    from onereward_jax.candidates.sampling import Ranges
+    from onereward_jax.candidates.collect import collect
     from onereward_jax.config.workdir import local_workdir
     from onereward_jax.fill.policies import Policy
     from onereward_jax.parallel import hosts
 
     if len(set(args.model)) < len(args.model):
         raise UserError("a --model is given twice: give each once, with more --candidates")
-    collecting = Collecting(
-        Ranges(
-            args.min_steps,
-            args.max_steps,
-            args.guided_share,
-            args.max_true_cfg_scale,
-            args.min_guidance_scale,
-            args.max_guidance_scale,
-        ),
-        candidates=args.candidates or (len(args.model) if args.same_settings else 4),
-        same_settings=args.same_settings,
-        seed=args.seed,
-        part_size=args.part_size,
-        batch_size=args.batch_size,
-        keep_outside=args.keep_outside,
-        dtype=args.dtype,
-        max_sequence_length=args.max_sequence_length,
-        bad_share=args.bad_share,
-    )
+    collecting = how_of(args)
+    if args.same_settings:
+        candidates = args.candidates or len(args.model)
+        collecting = dataclasses.replace(collecting, candidates=candidates, same_settings=True)
     out = local_workdir(args.out)
     hosts.on_primary(lambda: check_writable(out))
-    asked = _asked(args)
+    asked = asked_of(args)
     models = {name: Policy.at(name, args.base, "--base") for name in args.model}
     hosts.on_primary(lambda: lock(out, "--out"))
     buckets.pull(out)
@@ -155,8 +140,33 @@ def run(args: argparse.Namespace) -> None:
         print(f"{args.out}: {records} requests of {collecting.candidates} candidates each")
 
 
-def _asked(args: argparse.Namespace) -> Any:
-    """The requests."""
+def how_of(args: argparse.Namespace) -> Any:
+    """How candidates are made: a `candidates.collect.Collecting`, see `how_arguments`."""
+    from onereward_jax.candidates.collect import Collecting
+    from onereward_jax.candidates.sampling import Ranges
+
+    return Collecting(
+        Ranges(
+            args.min_steps,
+            args.max_steps,
+            args.guided_share,
+            args.max_true_cfg_scale,
+            args.min_guidance_scale,
+            args.max_guidance_scale,
+        ),
+        candidates=args.candidates or 4,
+        seed=args.seed,
+        part_size=args.part_size,
+        batch_size=args.batch_size,
+        keep_outside=args.keep_outside,
+        dtype=args.dtype,
+        max_sequence_length=args.max_sequence_length,
+        bad_share=args.bad_share,
+    )
+
+
+def asked_of(args: argparse.Namespace) -> Any:
+    """The requests: a `candidates.asked.Asked`, see `source_arguments`."""
     from onereward_jax import buckets
     from onereward_jax.candidates.asked import own_requests, scenes
     from onereward_jax.data.requests.layouts import Defaults

@@ -9,14 +9,14 @@ from onereward_jax.evaluation.report import plots
 from onereward_jax.evaluation.report.plots import label
 from onereward_jax.evaluation.report.run_report import SPACE, percent, points, signed, svg, write_page
 
-NAMES = {"model": "judge", "untuned": "untuned", "one_a_task": "one per task"}
+NAMES = {"model": "judge", "untuned": "untuned", "old": "old judge", "one_a_task": "one per task"}
 
 
 def write_judge_report(directory: Path, found: Mapping[str, Any], facts: Sequence[tuple[str, str]] = ()) -> None:
     """Write directory/report.html, and its figures as PNG files in directory/figures.
 
     Args:
-      found: results of `accuracy.judge_accuracy` under "model" and, where evaluated, "untuned" and "one_a_task";
+      found: results of `accuracy.judge_accuracy` under "model" and, where evaluated, "untuned", "old" and "one_a_task";
         "differences": {name of another judge: `accuracy.accuracy_difference` of the model and that judge}; and, where
         several annotators voted on a pair, "annotators": result of `accuracy.human_accuracy`.
       facts: further rows of the table of settings, name and value.
@@ -56,6 +56,8 @@ def write_judge_report(directory: Path, found: Mapping[str, Any], facts: Sequenc
 
 
 def _name(key: str, found: Mapping[str, Any]) -> str:
+    if key == "model" and "old" in found:
+        return "new judge"
     return "one judge" if key == "model" and "one_a_task" in found else NAMES[key]
 
 

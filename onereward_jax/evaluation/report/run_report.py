@@ -558,12 +558,12 @@ def _example(row: ExampleRow) -> dict[str, Any]:
         "prompt": row.prompt,
         "verdict": row.verdict,
         "judge_differs": (row.verdict == "bad" and preferred > 0.5) or (row.verdict == "good" and preferred < 0.5),
-        "images": [(name, *_data_uri(image)) for name, image in row.columns.items()],
+        "images": [(name, *data_uri(image)) for name, image in row.columns.items()],
         "scores": scores,
     }
 
 
-def _data_uri(image: np.ndarray) -> tuple[str, bool]:
+def data_uri(image: np.ndarray) -> tuple[str, bool]:
     """Return the image as a data URI, and whether the browser should show its pixels as squares."""
     image = drawable(image)
     if max(image.shape[:2]) < CRISP_BELOW:
