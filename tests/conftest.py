@@ -9,16 +9,9 @@ import tempfile
 
 import pytest
 
-os.environ["XLA_FLAGS"] = " ".join(
-    [
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-        "--xla_llvm_disable_expensive_passes=true",
-        "--xla_backend_optimization_level=0",
-        "--xla_cpu_use_fusion_emitters=false",
-        "--xla_cpu_parallel_codegen_split_count=1",
-    ]
-).strip()
+from tests.support.compiler import xla_flags
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {xla_flags(8)}".strip()
 # A device's collectives may start in another order than its neighbour's, each keeping a thread until its partners come
 # (jaxlib 0.10.2): with no more threads than devices all wait for ever, and XLA ends the process after 40 seconds.
 os.environ.setdefault("NPROC", "32")

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.support.compiler import xla_flags
+
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = ROOT / "notebooks/kaggle_v5e8.ipynb"
 SOURCES = ("pyproject.toml", "setup.py", "README.md", "LICENSE", "onereward_jax", "configs", "miniature")
@@ -45,7 +47,7 @@ def onereward(tmp_path_factory):
     subprocess.run([*PIP, "install", "--no-deps", f"--target={installed}", str(wheel)], check=True)
     shutil.rmtree(source)
     # The libraries are this environment's; PYTHONPATH comes before an editable install in it.
-    variables = {"PYTHONPATH": str(installed), "XLA_FLAGS": "--xla_llvm_disable_expensive_passes=true"}
+    variables = {"PYTHONPATH": str(installed), "XLA_FLAGS": xla_flags(1)}
 
     def python(*words: str) -> str:
         result = subprocess.run(

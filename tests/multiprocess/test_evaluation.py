@@ -12,6 +12,7 @@ import pytest
 from onereward_jax.images.reading import read_image
 from onereward_jax.weights.load import load_component
 from tests.support import evaluating
+from tests.support.compiler import xla_flags
 from tests.support.multiprocess_run import ROOT, Run
 
 MODULE = ("-m", "tests.support.evaluating")
@@ -25,9 +26,10 @@ def directories(tmp_path_factory):
     shutil.copytree(root, alone)
     with Run(*MODULE, str(root), devices=2) as both:
         assert both.ended() == [0, 0], both.said
-    one_device = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
     command = [sys.executable, *MODULE, str(alone)]
-    run = subprocess.run(command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": one_device}, capture_output=True, text=True)
+    run = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": xla_flags(1)}, capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr[-3000:]
     return root, alone
 

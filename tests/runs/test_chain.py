@@ -23,6 +23,7 @@ from onereward_jax.tasks import CELLS, DIMENSIONS, TASKS
 from onereward_jax.weights.load import load_component
 from onereward_jax.weights.peft_adapters import load_adapters
 from tests.support.chain import SCENES
+from tests.support.compiler import xla_flags
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -38,10 +39,11 @@ class Chain(NamedTuple):
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory) -> Chain:
     root = tmp_path_factory.mktemp("chain")
-    one_device = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
     warnings = ("error", "ignore::DeprecationWarning", "ignore::PendingDeprecationWarning", "ignore::RuntimeWarning")
     command = [sys.executable, *(f"-W{option}" for option in warnings), "-m", "tests.support.chain", str(root)]
-    run = subprocess.run(command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": one_device}, capture_output=True, text=True)
+    run = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"XLA_FLAGS": xla_flags(1)}, capture_output=True, text=True
+    )
     assert run.returncode == 0, run.stderr[-3000:]
     return Chain(root, root / "models", root / "run")
 

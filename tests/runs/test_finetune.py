@@ -25,6 +25,7 @@ from onereward_jax.training.optimizer import make_optimizer
 from onereward_jax.training.state import create_state, supervised_step
 from onereward_jax.weights.load import load_component, param_shapes
 from onereward_jax.weights.names import flux, vae
+from tests.support.compiler import xla_flags
 
 WEIGHTS, LORA = "diffusion_pytorch_model.safetensors", "pytorch_lora_weights.safetensors"
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +41,7 @@ def picture(path, size=(40, 40)):
 def runs(tmp_path_factory):
     """The directory of tests/support/finetuning_runs.py, and what was said."""
     root = tmp_path_factory.mktemp("runs")
-    environment = os.environ | {"XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")}
+    environment = os.environ | {"XLA_FLAGS": xla_flags(1)}
     command = [sys.executable, "-m", "tests.support.finetuning_runs", str(root)]
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]

@@ -15,6 +15,7 @@ import numpy as np
 
 from onereward_jax.images.grid import write_png
 from tests.support import tiny_fill
+from tests.support.compiler import xla_flags
 
 ROOT = Path(__file__).resolve().parents[2]
 SIDE = 32
@@ -61,8 +62,7 @@ class Processes:
     """Starts commands in processes with one device each; ends with its context."""
 
     def __enter__(self) -> "Processes":
-        flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1")
-        environment = os.environ | {"XLA_FLAGS": flags, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        environment = os.environ | {"XLA_FLAGS": xla_flags(1), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
         command = [sys.executable, "-m", "tests.support.collecting"]
         self._server = subprocess.Popen(
             command, cwd=ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+from tests.support.compiler import xla_flags
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -16,7 +18,7 @@ def start(name: str, config: str, overrides: dict, workdir: Path, cache: Path) -
     command += [f"--config.{field}={value}" for field, value in overrides.items()]
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=1"),
+        "XLA_FLAGS": xla_flags(1),
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from onereward_jax.training.metrics import read_metrics
+from tests.support.compiler import xla_flags
 from tests.support.multiprocess_run import MEET, ROOT
 
 LIMIT = 300.0  # seconds that a command may take
@@ -89,8 +90,11 @@ class Command:
     count: int = 1
 
     def start(self, place: Place) -> list[subprocess.Popen]:
-        flags = "--xla_llvm_disable_expensive_passes=true --xla_force_host_platform_device_count=1"
-        environment = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+        environment = {
+            "JAX_PLATFORMS": "cpu",
+            "XLA_FLAGS": xla_flags(1),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        }
         if self.count == 1:
             return [place.start(self.words, environment)]
         with socket.socket() as probe:

@@ -8,6 +8,8 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from tests.support.compiler import xla_flags
+
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 600.0  # seconds
 MEET = {
@@ -33,7 +35,6 @@ class Run:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        flags = os.environ["XLA_FLAGS"].replace("device_count=8", f"device_count={devices // 2}")
         self._processes = []
         for index in range(2):
             of_process = {name: value.format(index=index, port=port) for name, value in meet.items()}
@@ -41,7 +42,7 @@ class Run:
                 subprocess.Popen(
                     [sys.executable, *(word.replace("{index}", str(index)) for word in command)],
                     cwd=ROOT,
-                    env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags} | of_process,
+                    env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": xla_flags(devices // 2)} | of_process,
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.PIPE,
                     text=True,
