@@ -88,7 +88,7 @@ class Page {
     this.lasting = lasting;
     setText(byId("alert"), text);
     byId("alert").hidden = false;
-    this.say("");
+    if (!byId("status").classList.contains("good")) this.say(""); // what is saved stays saved, whatever comes after
   }
 
   fine() {
