@@ -9,9 +9,10 @@ neither shift nor noise before the judge, a higher rate. --judge is what both fo
 the first judge, which is easier to exploit, train one by configs/miniature/judge.py. Every run is an `onereward train`
 that resumes, and takes no step when it is done: the command may be stopped at any time and given again.
 
-`limits` sets each limit from the runs of the first half of the seeds: half-way between the farthest value that an
-honest run held for `alarms.in_a_row` evaluations, and the median of the provoked runs; an alarm for which the former is
-the farther one is of no use, and gets none. Writes limits.json. `table` counts by the runs of the other half, which the
+`limits` sets each limit from the runs of the first half of the seeds: a quarter of the way from the farthest value that
+an honest run held for `alarms.in_a_row` evaluations to the median of the provoked runs, so that it is early. An alarm
+whose honest runs go as far, or differ among each other by more than a third of that way, is of no use and gets none.
+Writes limits.json. `table` counts by the runs of the other half, which the
 limits have not seen: the alarms of each run with their steps, false alarms, and by ground truth what a run had at its
 best, at its end, and where train.stop_on_alarm would have ended it. Writes alarms.json.
 """
@@ -121,14 +122,15 @@ def set_limits(args: argparse.Namespace) -> None:
             continue
         honest = (min if alarm.below else max)(of["honest"])
         provoked = float(np.median(of["provoked"]))
-        useful = provoked < honest if alarm.below else provoked > honest
+        way = (provoked - honest) * (-1 if alarm.below else 1)
+        useful = way > 3 * np.std(of["honest"])
         found[alarm.name] = {
-            "limit": round((honest + provoked) / 2, 4) if useful else None,
+            "limit": round(honest + (provoked - honest) / 4, 4) if useful else None,
             "honest": honest,
             "provoked": provoked,
             "runs": [len(of["honest"]), len(of["provoked"])],
         }
-        limit = "no limit: honest runs go as far" if not useful else f"limit {found[alarm.name]['limit']:.4g}"
+        limit = "no limit: honest runs go about as far" if not useful else f"limit {found[alarm.name]['limit']:.4g}"
         print(f"{alarm.name:16} honest {honest:8.4f}  provoked {provoked:8.4f}  {limit}")
     write_json(args.workdir / "limits.json", found)
 
