@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.photographs import HELD_OUT, TO_TRAIN, write_preferences, write_requests
-from onereward_jax.atomic_files import write_json
+from onereward_jax.atomic_files import remove, write_json
 from onereward_jax.cli.exit_codes import guarded
 from onereward_jax.given_files import read_json
 from onereward_jax.training.metrics import read_metrics
@@ -105,6 +105,8 @@ class Chain:
         self._data_and_judge()
         train = ["onereward", "train", *self._policy_settings(), "--workdir", self._at("run")]
         checkpoint = f"run/checkpoints/step_{KILLED_AFTER:08d}.json"
+        if "train, killed" not in self.done:
+            remove(self.workdir / "run")  # what is to be waited for may be there
         self.step("train, killed", train, self._updates, kill_at=checkpoint)
         self.step("train, resumed", train, self._updates)
         self._evaluate()
@@ -186,7 +188,7 @@ class Chain:
                 *("onereward", "evaluate", "--config", POLICY, *overrides(settings), "--policy", self._at("run")),
                 *("--data", self._at("held_out"), "--judge", self._at("judged/export"), "--out", out),
             ],
-            lambda: {"tasks": sorted(read_json(Path(out) / "evaluation.json")["tasks"])},
+            lambda: _evaluated(Path(out) / "evaluation.json"),
         )
 
     def _exports(self) -> None:
@@ -248,6 +250,11 @@ def _ended(process: subprocess.Popen, kill_at: Path | None) -> tuple[int, Any]:
         if kill_at is not None and kill_at.exists():
             os.kill(process.pid, signal.SIGKILL)
         time.sleep(0.2)
+
+
+def _evaluated(file: Path) -> Figures:
+    found = read_json(file)
+    return {"requests": found["requests"], "meters": sorted(found["meters"]), "judges": sorted(found["judges"])}
 
 
 def _gigabytes(directory: Path) -> float:
