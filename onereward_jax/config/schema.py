@@ -321,6 +321,14 @@ class RewardLearning(Settings):
     )
     ema_decay: float = option(0.99, **_BELOW_ONE, paper="τ", help="of the policy's moving average")
     num_steps: int = option(50, **_EULER_STEPS, paper="n", in_reference=True, help="Euler steps of a full denoising")
+    policy_steps: int | None = option(
+        None,
+        **_EULER_STEPS,
+        help="Euler steps of the policy's rollout, of whose schedule every index is; none: rl.num_steps",
+    )
+    reference_steps: int | None = option(
+        None, **_EULER_STEPS, help="Euler steps of the reference's rollout; none: rl.num_steps"
+    )
     first_index: int = option(
         15,
         at_least=0,
@@ -396,7 +404,8 @@ class RewardLearning(Settings):
         1,
         at_least=1,
         at_most=64,
-        help="timesteps drawn for each rollout of the policy, which runs once, up to the last of them; 1 is the paper",
+        help="timesteps drawn for each rollout of the policy, which runs once, up to the last of them; with the"
+        " estimator endpoint, sets of K velocities; 1 is the paper",
     )
     shared_prefix: bool = option(
         True, help="the judge reads both images once for all dimensions; off, once a dimension, with the same answers"
@@ -415,8 +424,8 @@ class RewardLearning(Settings):
     def check(self) -> None:
         if self.first_index > self.last_index:
             raise _order("rl.first_index", self.first_index, "at most", "rl.last_index", self.last_index)
-        if self.last_index >= self.num_steps:
-            raise _order("rl.last_index", self.last_index, "below", "rl.num_steps", self.num_steps)
+        if self.last_index >= self.steps_of_policy:
+            raise _order("rl.last_index", self.last_index, "below", self._name_of_steps, self.steps_of_policy)
         if self.estimator == "endpoint":
             self._check_endpoint()
         if self.matched_reference and self.reuses_references:
@@ -428,27 +437,41 @@ class RewardLearning(Settings):
             raise UserError(
                 "rl.matched_reference makes a reference for the policy's one t: set it to false, or rl.predictions to 1"
             )
+        if self.matched_reference and self.steps_of_policy != self.steps_of_reference:
+            raise UserError(
+                "rl.matched_reference stops the reference at the policy's t, but rl.policy_steps and rl.reference_steps"
+                " give them different schedules: set it to false, or both alike"
+            )
 
     def _check_endpoint(self) -> None:
         first, last = self.gradient_range
-        if last >= self.num_steps:
-            raise _order("rl.gradient_last_index", last, "below", "rl.num_steps", self.num_steps)
+        if last >= self.steps_of_policy:
+            raise _order("rl.gradient_last_index", last, "below", self._name_of_steps, self.steps_of_policy)
         if self.gradient_steps > last - first + 1:
             raise UserError(
                 f"rl.gradient_steps is {self.gradient_steps}, but from index {first} to {last} there are"
                 f" {max(0, last - first + 1)}: change one of them"
             )
-        if self.matched_reference or self.predictions > 1:
-            raise UserError(
-                "the estimator endpoint denoises fully and makes one image: set rl.matched_reference to false and"
-                " rl.predictions to 1"
-            )
+        if self.matched_reference:
+            raise UserError("the estimator endpoint denoises the policy fully: set rl.matched_reference to false")
 
     @property
     def gradient_range(self) -> tuple[int, int]:
         """[k1, k2]."""
         last = self.gradient_last_index
-        return self.gradient_first_index, self.num_steps - 1 if last is None else last
+        return self.gradient_first_index, self.steps_of_policy - 1 if last is None else last
+
+    @property
+    def steps_of_policy(self) -> int:
+        return self.num_steps if self.policy_steps is None else self.policy_steps
+
+    @property
+    def steps_of_reference(self) -> int:
+        return self.num_steps if self.reference_steps is None else self.reference_steps
+
+    @property
+    def _name_of_steps(self) -> str:
+        return "rl.num_steps" if self.policy_steps is None else "rl.policy_steps"
 
     @property
     def true_guidance(self) -> bool:

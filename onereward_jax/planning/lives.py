@@ -559,10 +559,9 @@ def expected_trips(config: RewardLearning, batch_size: int) -> dict[str, float]:
     draws = config.predictions * (batch_size // config.accumulate if config.index_per_sample else 1)
     count = config.last_index - config.first_index + 1
     latest = config.last_index - math.fsum((k / count) ** draws for k in range(1, count))
-    whole = float(config.num_steps)
     return {
-        REFERENCE: latest if config.matched_reference else whole,
-        ROLLOUT: whole if config.estimator == "endpoint" else latest,
+        REFERENCE: latest if config.matched_reference else float(config.steps_of_reference),
+        ROLLOUT: float(config.steps_of_policy) if config.estimator == "endpoint" else latest,
     }
 
 

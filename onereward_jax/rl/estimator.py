@@ -5,6 +5,7 @@ parameters. The update knows no more of it than `Estimator`.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import flax.struct
@@ -44,6 +45,10 @@ def estimator_of(config: RewardLearning) -> Estimator:
     return Endpoint(config) if config.estimator == "endpoint" else Posterior(config)
 
 
+def _stacked(draws: Sequence[PredictionDraw]) -> PredictionDraw:
+    return jax.tree.map(lambda *x: jnp.stack(x), *draws)
+
+
 # ------------------------------------------------------------------------------------------------ the paper's estimator
 
 
@@ -75,7 +80,7 @@ class Posterior:
                 (draw,) = draws.predictions
                 tokens = sampler.denoise(velocity, draws.policy_noise, flow.schedule, draw.stop)
             else:
-                draw = jax.tree.map(lambda *x: jnp.stack(x), *draws.predictions)
+                draw = _stacked(draws.predictions)
                 tokens = sampler.denoise_past(velocity, draws.policy_noise, flow.schedule, draw.stop)
             return Stop(draw, tokens, flow.schedule[draw.stop])
 
@@ -93,7 +98,7 @@ class Posterior:
 
 @flax.struct.dataclass
 class Path:
-    """A whole rollout: its end, and K of the states on the way.
+    """A whole rollout: its end, and for a prediction K of the states on the way.
 
     Attributes:
       end: (B, N, T), x_n.
@@ -128,17 +133,23 @@ class Endpoint:
     def rollout(self, flow: Flow, params: Any, draws: Draws) -> Path:
         config = self.config
         scales = config.rollout_guidance_scale, config.rollout_true_cfg_scale
-        (draw,) = draws.predictions
         first, last = config.gradient_range
-        steps = draw.gradient_steps(config.gradient_steps, first, last, config.late_bias)
+        # Of every prediction (P, K, B); all are of one rollout.
+        steps = jnp.stack(
+            [draw.gradient_steps(config.gradient_steps, first, last, config.late_bias) for draw in draws.predictions]
+        )
         lengths = jnp.abs(jnp.diff(flow.schedule))
-        rescaled = lengths[first : last + 1].sum() / lengths[steps].sum(axis=0)
+        rescaled = lengths[first : last + 1].sum() / lengths[steps].sum(axis=1, keepdims=True)
         weights = -lengths[steps] * (1 + config.rescale * (rescaled - 1))
-        stops = jnp.concatenate([steps, jnp.full_like(steps[:1], config.num_steps)])
+        stops = steps.reshape(-1, steps.shape[-1])
+        stops = jnp.concatenate([stops, jnp.full_like(stops[:1], len(lengths))])
         with jax.named_scope(ROLLOUT):
             velocity = flow.velocity(flow.whole(params), *scales)
             states = sampler.denoise_past(velocity, draws.policy_noise, flow.schedule, stops)
-        return Path(draw, states[-1], states[:-1], flow.schedule[steps], weights)
+        end = jnp.broadcast_to(states[-1], (len(steps), *states[-1].shape))
+        states = states[:-1].reshape(*steps.shape, *states.shape[2:])
+        paths = Path(_stacked(draws.predictions), end, states, flow.schedule[steps], weights)
+        return paths if len(steps) > 1 else jax.tree.map(lambda x: x[0], paths)
 
     def image(self, flow: Flow, params: Any, rolled: Path) -> jax.Array:
         @jax.custom_vjp

@@ -143,7 +143,7 @@ def open_cache(config: RewardFeedback, source: Source) -> ReferenceCache:
     """
     makers = names_with(type(config), "in_reference")
     made_from: dict[str, Any] = {name: value for name, value in config.flat().items() if is_of(name, makers)}
-    made_from |= {"format": _FORMAT, "negative_prompt": NEGATIVE_PROMPT}
+    made_from |= {"rl.num_steps": config.rl.steps_of_reference, "format": _FORMAT, "negative_prompt": NEGATIVE_PROMPT}
     base = Path(model_directory(config.model.base))
     made_from["weights"] = fingerprint(base)
     made_from["configurations"] = {

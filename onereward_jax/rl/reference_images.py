@@ -44,7 +44,7 @@ class Fresh:
         return jnp.clip(flow.decode(tokens), 0.0, 1.0)
 
     def denoise(self, flow: Flow, velocity: sampler.Velocity, draws: Draws) -> jax.Array:
-        return sampler.denoise(velocity, draws.reference_noise, flow.schedule, self.config.num_steps)
+        return sampler.denoise(velocity, draws.reference_noise, flow.schedule, len(flow.schedule) - 1)
 
     def kept(self, images: jax.Array) -> jax.Array | None:
         """What is left of the images when the gradient is known."""

@@ -30,7 +30,7 @@ class Flow:
       frozen: parameters beside those of policy and reference.
       condition: of the batch, without gradient.
       size: (H, W).
-      schedule: (num_steps + 1,) noise levels σ, falling to 0.
+      schedule: (n + 1,) noise levels σ of a rollout of n steps, falling to 0.
       adapter_scale: of the adapters, where parameters are some.
     """
 

@@ -99,7 +99,8 @@ class RewardFeedback:
     def gradient(self, state: TrainState, frozen: Frozen, batch: Batch) -> tuple[tuple[Any, Metrics], Any]:
         """((gradient, metrics), reference images if they are kept) of a micro-batch."""
         size = batch.mask.shape[1:]
-        schedule = jnp.asarray(self.family.schedule(self.config.num_steps, *size))
+        schedule_of = lambda steps: jnp.asarray(self.family.schedule(steps, *size))
+        schedule, of_reference = map(schedule_of, (self.config.steps_of_policy, self.config.steps_of_reference))
         draws = draw(state, batch, self.family.token_shape(*size), self.config)
         condition = self.family.condition(frozen.vae, batch.image, batch.mask, batch.text, batch.negative)
         flow = Flow(self.family, frozen, jax.lax.stop_gradient(condition), size, schedule, self.adapter_scale)
@@ -109,7 +110,7 @@ class RewardFeedback:
             condition = jax.lax.stop_gradient(self.family.condition(frozen.vae, image, mask, text, None))
             matching = dataclasses.replace(flow, condition=condition)
         with jax.named_scope(REFERENCE):
-            images = self.references(flow, state, draws, batch)
+            images = self.references(dataclasses.replace(flow, schedule=of_reference), state, draws, batch)
         rolled = self.estimator.rollout(flow, state.params, draws)
         rolled, images = jax.lax.stop_gradient((rolled, images))
 

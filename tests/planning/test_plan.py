@@ -364,6 +364,8 @@ def test_a_batch_waits_for_its_latest_sample():
     assert expected_trips(dataclasses.replace(config, accumulate=8), 8)[ROLLOUT] == pytest.approx(25)
     matched = expected_trips(dataclasses.replace(config, matched_reference=True), 8)
     assert matched[REFERENCE] == matched[ROLLOUT]
+    endpoint = dataclasses.replace(config, estimator="endpoint", policy_steps=40, reference_steps=30)
+    assert expected_trips(endpoint, 8) == {REFERENCE: 30, ROLLOUT: 40}
 
 
 def test_the_needed_size_is_read_from_the_compilers_error():

@@ -161,6 +161,15 @@ def test_velocities_drawn_stand_for_those_not_drawn(flow):
     np.testing.assert_allclose(rolled.weights, jnp.diff(flow.schedule)[steps], rtol=1e-6)
 
 
+def test_several_predictions_are_of_one_rollout_each_with_its_own_velocities(flow):
+    """As each by itself: one end, other indices."""
+    config, params = dataclasses.replace(GUIDED, predictions=2), {"w": jnp.float32(0.7)}
+    draws, rollout = drawn(config), jax.jit(functools.partial(Endpoint(config).rollout, flow))
+    both, alone = rollout(params, draws), [rollout(params, draws._replace(predictions=[one])) for one in draws[2]]
+    chex.assert_trees_all_equal(both, jax.tree.map(lambda *x: jnp.stack(x), *alone))
+    assert (both.sigmas[0] != both.sigmas[1]).any()
+
+
 @pytest.mark.parametrize("bias", [0.0, 1.5])
 def test_indices_are_drawn_without_repetition_by_their_weights(bias):
     """4,000 samples; the first of each has the weights themselves."""
@@ -179,8 +188,8 @@ def test_indices_are_drawn_without_repetition_by_their_weights(bias):
         {"gradient_steps": 5},
         {"gradient_last_index": 4},
         {"gradient_first_index": 3},
+        {"gradient_steps": 4, "policy_steps": 3},
         {"matched_reference": True},
-        {"predictions": 2},
     ],
     ids=str,
 )

@@ -82,7 +82,8 @@ def train(workdir, num_steps, *, reference=None, around=lambda step: step, num_c
 
 def test_a_cache_takes_the_steps_of_training_without(tmp_path, monkeypatch):
     """Empty, stopped in the middle and resumed, full, and damaged."""
-    of_first = functools.partial(train, reference=-0.4, num_conditions=CONDITIONS)
+    coarse_endpoint = {"estimator": "endpoint", "gradient_steps": 1, "reference_steps": 3}
+    of_first = functools.partial(train, reference=-0.4, num_conditions=CONDITIONS, **coarse_endpoint)
     plain = of_first(tmp_path / "plain", 6).params["w"]
     cache = ReferenceCache(tmp_path / "cache", {"made": "here"})
     cached = functools.partial(of_first, around=cache.around, reference_cache="somewhere")
@@ -167,5 +168,6 @@ def test_a_cache_is_of_what_makes_its_entries(tmp_path):
 
     first = directory()
     assert directory(**{"optimizer.learning_rate": 1e-6, "data.num_conditions": 16, "rl.predictions": 2}) == first
+    assert directory(**{"rl.num_steps": 4}) == directory(**{"rl.reference_steps": 4, "rl.policy_steps": 3})
     others = [{"seed": 1}, {"rl.num_steps": 4}, {"rl.rollout_true_cfg_scale": 2.0}, {"data.resolution": 32}]
     assert len({first, *(directory(**change) for change in others)}) == 5
