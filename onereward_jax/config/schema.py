@@ -421,6 +421,14 @@ class RewardLearning(Settings):
         0, **_UPDATES, help="updates for which reference images of Algorithm 2 are used again; 0 is the paper"
     )
 
+    refresh_margin: float = option(
+        0.05,
+        above=0,
+        at_most=1,
+        help="with the algorithm earned: how much more than at the last refresh the other judge must prefer the policy"
+        " to the base, as a mean of the tasks' P(policy better), for the policy to become the reference",
+    )
+
     def check(self) -> None:
         if self.first_index > self.last_index:
             raise _order("rl.first_index", self.first_index, "at most", "rl.last_index", self.last_index)
@@ -858,7 +866,10 @@ class RewardFeedback(Recipe):
     title: ClassVar[str] = "reward feedback learning"
 
     algorithm: str = option(
-        "dynamic", choices=("fixed", "dynamic"), help="the reference is the base model (Algorithm 1) or the EMA (2)"
+        "dynamic",
+        choices=("fixed", "dynamic", "earned"),
+        help="the reference is the base model (Algorithm 1), the EMA (2), or the policy as it was when it last did"
+        " better in the eyes of evaluation.other_judge, see rl.refresh_margin",
     )
     data: PolicyData = field(default_factory=PolicyData)
     train: PolicyTraining = field(default_factory=PolicyTraining)
@@ -874,6 +885,11 @@ class RewardFeedback(Recipe):
 
     # What these groups say is measured; training reads none of it. A policy may be measured otherwise than was planned.
     MEASURING: ClassVar[tuple[str, ...]] = ("alarms", "ascent", "evaluation", "preferences")
+
+    @property
+    def only_measuring(self) -> tuple[str, ...]:
+        """`MEASURING`, without what this run is trained by."""
+        return tuple(name for name in self.MEASURING if name != "evaluation" or self.algorithm != "earned")
 
     def check(self) -> None:
         rl, size, count = self.rl, self.train.batch_size, self.data.num_conditions
@@ -897,6 +913,11 @@ class RewardFeedback(Recipe):
         if rl.reference_cache and not count:
             raise UserError(
                 "rl.reference_cache is of use where conditions recur: set data.num_conditions to how many there are"
+            )
+        if self.algorithm == "earned" and not (self.evaluation.every and self.evaluation.other_judge):
+            raise UserError(
+                'the algorithm "earned" asks another judge about held-out requests: set evaluation.other_judge and'
+                " evaluation.every"
             )
         if rl.reference_max_age and self.algorithm != "dynamic":
             raise UserError('rl.reference_max_age needs algorithm "dynamic"; with "fixed" use rl.reference_cache')

@@ -13,7 +13,7 @@ from onereward_jax.evaluation.report import plots
 from onereward_jax.evaluation.results import read_evaluation
 from onereward_jax.tasks import TASKS, dimensions_of
 
-NAMES = {"fixed": "Algorithm 1", "dynamic": "Algorithm 2"}
+NAMES = {"fixed": "Algorithm 1", "dynamic": "Algorithm 2", "earned": "Earned reference"}
 
 
 class Run(NamedTuple):

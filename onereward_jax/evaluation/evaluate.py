@@ -206,7 +206,8 @@ def evaluate(config: RewardFeedback, workdir: Path) -> dict[str, Any]:
     shown = [item for item in comparison.items if item.number < settings.images_per_task]
     comparison.answer("base", Policy(base))
     comparison.answer("policy", policy)
-    reference = Policy(base) if config.algorithm == "fixed" else Policy.at(trained / "ema", base)
+    exported = {"dynamic": "ema", "earned": "reference"}.get(config.algorithm)
+    reference = Policy(base) if exported is None else Policy.at(trained / exported, base)
     comparison.answer("reference", reference, shown)
     judge = Judge.from_pretrained(config.model.judge, "float32", mesh=comparison.mesh)
     judge = ensemble(judge, config.model.judge_adapters)

@@ -245,7 +245,7 @@ def held_bytes(program: Program, mesh: Mesh, placement: Placement) -> tuple[dict
 
 def parts_of_state(config: Recipe) -> tuple[str, ...]:
     """Return the parts of a run's state that may wait on the hosts."""
-    has_reference = isinstance(config, RewardFeedback) and config.algorithm == "fixed"
+    has_reference = isinstance(config, RewardFeedback) and config.algorithm != "dynamic"
     return tuple(part for part in OFFLOADABLE if part != "reference" or has_reference)
 
 

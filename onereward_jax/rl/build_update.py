@@ -12,6 +12,7 @@ from onereward_jax.flow.family import PolicyFamily
 from onereward_jax.judge.scorer import Scorer
 from onereward_jax.models.lora import LoRA
 from onereward_jax.rl.batch import Batch
+from onereward_jax.rl.reference_refresh import NO_PREFERENCE
 from onereward_jax.rl.rollout import Frozen
 from onereward_jax.rl.step import make_reward_gradient, make_step
 from onereward_jax.training.optimizer import make_optimizer
@@ -47,7 +48,7 @@ def make_update(config: RewardFeedback, family: PolicyFamily, judge: Scorer) -> 
     """
     optimizer, adapters = make_optimizer(**config.optimizer), adapters_of(config)
     step_config = config.rl
-    fixed = config.algorithm == "fixed"
+    fixed, earned = config.algorithm == "fixed", config.algorithm == "earned"
     # What is frozen is kept as it computes; what is trained has float32 masters.
     dtype = jnp.dtype(frozen_dtype(config))
     kept = lambda params: jax.tree.map(lambda x: x if x.dtype == dtype else x.astype(dtype), params)
@@ -59,9 +60,11 @@ def make_update(config: RewardFeedback, family: PolicyFamily, judge: Scorer) -> 
         return Frozen(vae=kept(vae), judge=kept(judge), base=kept(transformer) if adapters.rank else None)
 
     def create(params: Any) -> TrainState:
-        state = create_state(params, optimizer, config.seed, reference=fixed and not adapters.rank)
+        state = create_state(params, optimizer, config.seed, reference=earned or (fixed and not adapters.rank))
         if fixed and adapters.rank:
             state = dataclasses.replace(state, reference={})
+        if earned:
+            state = dataclasses.replace(state, earned=jnp.float32(NO_PREFERENCE))
         if step_config.reference_max_age:
             images = jnp.zeros((config.train.batch_size, *[config.data.resolution] * 2, 3), jnp.float32)
             state = dataclasses.replace(state, references=images)

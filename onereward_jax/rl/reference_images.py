@@ -1,6 +1,7 @@
 """Reference images x_ref: made in every update, or used again for another gradient of the same condition.
 
-Algorithm 1 makes them by `state.reference`; Algorithm 2 has none and makes them by `state.ema`.
+Algorithm 1 makes them by `state.reference`, and so does "earned" (`rl.reference_refresh`); Algorithm 2 has none and
+makes them by `state.ema`.
 """
 
 import dataclasses

@@ -176,10 +176,11 @@ def _use_of(config: dict[str, Any]) -> Use:
 def _origin(workdir: Path, config: dict[str, Any], what: str, step: int) -> str:
     """How the model was made: half a sentence after the base model's name."""
     if not _is_finetuning(config):
-        algorithm = 2 if config.get("algorithm") == "dynamic" else 1
+        algorithms = {"fixed": "Algorithm 1", "dynamic": "Algorithm 2", "earned": "Algorithm 1 with earned references"}
+        algorithm = algorithms[config.get("algorithm", "fixed")]
         return (
             f"improved by one vision-language judge: {'the EMA of the policy' if what == 'ema' else 'the policy'} after"
-            f" {step}\nupdates of OneReward's Algorithm {algorithm} (arXiv 2508.21066)"
+            f" {step}\nupdates of OneReward's {algorithm} (arXiv 2508.21066)"
         )
     count = _images_of(workdir)
     trained = f"an adapter of rank {config['lora.rank']}" if config["lora.rank"] else "the whole transformer"

@@ -38,6 +38,7 @@ from onereward_jax.rl.batch import Batch, MatchingTargets
 from onereward_jax.rl.build_update import adapters_of, attention_of, computation, frozen_dtype, make_update
 from onereward_jax.rl.gradient_cosines import GradientCosines
 from onereward_jax.rl.reference_cache import open_cache
+from onereward_jax.rl.reference_refresh import refreshed, verdict
 from onereward_jax.runs.request_report import report_requests, report_targets
 from onereward_jax.tasks import NEGATIVE_PROMPT, dimensions_of
 from onereward_jax.training import trainer
@@ -55,10 +56,11 @@ MATCHING = "matching_"  # before the names of what flow matching learns in the p
 def train(
     config: RewardFeedback, workdir: Path, source: Source | None = None, held_out: Source | None = None
 ) -> TrainState:
-    """Run Algorithm 1 (`config.algorithm` "fixed") or 2 ("dynamic") in `workdir`, or resume it there.
+    """Run Algorithm 1 (`config.algorithm` "fixed"), 2 ("dynamic") or "earned" in `workdir`, or resume it there.
 
-    Exports the transformers of policy and EMA, in diffusers layout, to workdir/export/policy and workdir/export/ema;
-    with `config.lora.rank`, their adapters. Writes workdir/training.json, what the run cost.
+    Exports the transformers of policy and EMA, in diffusers layout, to workdir/export/policy and workdir/export/ema
+    (with "earned" that of the reference to workdir/export/reference, too); with `config.lora.rank`, their adapters.
+    Writes workdir/training.json, what the run cost.
 
     Args:
       source: of the requests; by default the configured one.
@@ -154,6 +156,8 @@ def reward_feedback(config: RewardFeedback, workdir: Path, source: Source, held_
 
     # -------------------------------------------------------------------------------------------- evaluation and export
     evaluators = []
+    if config.algorithm == "earned" and held_out is None:
+        raise UserError('the algorithm "earned" asks about held-out requests, but nothing is held out: hold some out')
     if held_out is not None and config.evaluation.every:
         read_base = lambda: frozen.base if adapters.rank else stored.read(dtype, mesh)
         other = None
@@ -163,7 +167,10 @@ def reward_feedback(config: RewardFeedback, workdir: Path, source: Source, held_
 
         def measure(state: TrainState) -> dict[str, float]:
             policy = attach(frozen.base, state.params, adapters.scale) if adapters.rank else state.params
-            return comparison.measure(policy, int(state.step))
+            found, step = comparison.measure(policy, int(state.step)), int(state.step)
+            # The evaluation after the last update changes nothing: a run that is made longer goes on as if it had been.
+            earns = config.algorithm == "earned" and step % config.evaluation.every == 0
+            return found | (verdict(state, found, config.rl.refresh_margin) if earns else {})
 
         evaluators.append(Evaluator(config.evaluation.every, measure))
         if config.alarms.gradient_cosines:
@@ -174,7 +181,8 @@ def reward_feedback(config: RewardFeedback, workdir: Path, source: Source, held_
             wrap_step = lambda step: compared.around(kept_references(step))
 
     def export(state: TrainState) -> None:
-        for name, trained in (("policy", state.params), ("ema", state.ema)):
+        reference = (("reference", state.reference),) if config.algorithm == "earned" else ()
+        for name, trained in (("policy", state.params), ("ema", state.ema), *reference):
             directory = workdir / "export" / name
             if adapters.rank:
                 save_adapter(directory, "transformer", trained, adapters.scale)
@@ -196,6 +204,7 @@ def reward_feedback(config: RewardFeedback, workdir: Path, source: Source, held_
         wrap_step=wrap_step,
         evaluators=tuple(evaluators),
         watch=AlarmWatch(config.alarms, config.train, workdir) if evaluators else None,
+        after_evaluation=refreshed,
         export=export,
     )
 

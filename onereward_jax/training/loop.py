@@ -60,6 +60,7 @@ def run(
     evaluate: Callable[[State], Metrics] | None = None,
     evaluate_every: int = 0,
     watch: Watch | None = None,
+    after_evaluation: Callable[[State, Metrics], State] = lambda state, found: state,
     description: str = "train",
     progress: Mapping[str, str] = PROGRESS,
     optional: tuple[str, ...] = ("rewards/",),
@@ -87,6 +88,7 @@ def run(
       evaluate_every: steps between evaluations; one more at the last step. 0: never.
       watch: follows the evaluations; the run ends when it says so, with a checkpoint of that step and the state of the
         step that it names.
+      after_evaluation: (state, what was found) -> the state to go on with, which the step's checkpoint has.
       description: word before the bar.
       progress: {word: metric} shown beside the bar.
       optional: prefixes of metrics for which NaN means "no sample of that kind in this batch": left out of the line.
@@ -180,6 +182,7 @@ def run(
                     stop, checkpointer.pinned = watch.stop, watch.kept
                     kept = number in watch.kept
                 log.join(found)
+                state = after_evaluation(state, found)
             if by_time.due(number) or due(checkpoint_every) or stop_signal or log.lost or stop or kept:
                 log.flush()
                 saving.wait()

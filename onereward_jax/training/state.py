@@ -26,6 +26,8 @@ class TrainState:
         the base as it is, at no memory.
       key: root of all randomness; a sample's key is folded in from its global index.
       references: reference images (B, H, W, 3) that later updates use again (Algorithm 2), otherwise None.
+      earned: float32 (), the preference for the policy at which the reference was refreshed last (algorithm earned),
+        otherwise None.
     """
 
     step: jax.Array
@@ -35,6 +37,7 @@ class TrainState:
     reference: Any | None
     key: jax.Array
     references: Any | None = None
+    earned: jax.Array | None = None
 
     @property
     def averaged(self) -> Any:

@@ -75,6 +75,7 @@ class Experiment:
       wrap_step: (state, batch) -> (state, metrics) as it was compiled -> as the loop calls it.
       evaluators: what is measured while it trains.
       watch: ends the run by what they measure.
+      after_evaluation: what was measured may change the state, see `training.loop.run`.
       export: writes what was trained, from the last state; every process calls it.
       progress: {word: metric} shown beside the bar.
       optional: prefixes of metrics that are NaN where a batch has no sample of their kind.
@@ -94,6 +95,7 @@ class Experiment:
     wrap_step: Callable[[Step], Step] = lambda step: step
     evaluators: tuple[Evaluator, ...] = ()
     watch: Watch | None = None
+    after_evaluation: Callable[[TrainState, Mapping[str, float]], TrainState] = lambda state, found: state
     export: Callable[[TrainState], None] = lambda state: None
     progress: Mapping[str, str] = dataclasses.field(default_factory=lambda: dict(loop.PROGRESS))
     optional: tuple[str, ...] = ("rewards/",)
@@ -150,6 +152,7 @@ def train(experiment: Experiment, config: Recipe, workdir: Path) -> TrainState:
         evaluate=evaluate,
         evaluate_every=evaluate_every,
         watch=experiment.watch,
+        after_evaluation=experiment.after_evaluation,
         description=experiment.description,
         progress=experiment.progress,
         optional=experiment.optional,

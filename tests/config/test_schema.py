@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 
 WRONG = [
     # One of every kind of option.
-    ("train", "algorithm=both", "algorithm must be one of fixed, dynamic, not 'both'"),
+    ("train", "algorithm=both", "algorithm must be one of fixed, dynamic, earned, not 'both'"),
     ("train", "seed=-1", "seed must be a whole number from 0 to 4,294,967,295, not -1"),
     ("train", "max_sequence_length=many", "max_sequence_length must be a whole number from 1 to 512, not 'many'"),
     ("train", "train.batch_size=1.5", "train.batch_size must be a whole number from 1 to 65,536, not '1.5'"),
@@ -93,6 +93,7 @@ WRONG = [
     ("train", "data.num_conditions=9", "data.num_conditions 9 is no multiple of train.batch_size 8"),
     ("train", "train.offload=reference", "train.offload names the reference, which algorithm dynamic has none of"),
     ("train", "rl.reference_cache=pool", 'rl.reference_cache needs algorithm "fixed"'),
+    ("train", "algorithm=earned", "set evaluation.other_judge and evaluation.every"),
     ("train-base", "lora.rank=4", "there is no model to adapt: set base.start, or rank 0"),
     ("train-judge", "lora.rank=4", "there is no model to adapt: set judge.start, or rank 0"),
     ("train-judge", "judge.evaluate_every=5", "judge.held_out_share is 0: hold some records out"),

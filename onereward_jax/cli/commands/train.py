@@ -22,6 +22,6 @@ def run(args: argparse.Namespace) -> None:
     from onereward_jax.runs.reward_feedback import train
 
     check_sources(args.config)  # before claim_workdir, which creates the directory
-    workdir = claim_workdir(args.workdir, args.config, RewardFeedback.MEASURING)
+    workdir = claim_workdir(args.workdir, args.config, args.config.only_measuring)
     use_compilation_cache(workdir)
     train(args.config, workdir)

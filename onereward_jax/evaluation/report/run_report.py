@@ -30,11 +30,14 @@ IMAGE_BUDGET = 2_200_000  # bytes of encoded images in the page, so that it stay
 ALGORITHMS = {
     "fixed": "Algorithm 1: the reference is the frozen pre-trained model",
     "dynamic": "Algorithm 2: the reference is the moving average (EMA) of the policy",
+    "earned": "Earned reference: the policy becomes it when a judge that training never sees prefers it by a margin",
 }
 REWARD_NOTES = {
     "fixed": "The reference stays the same, so a rising line means that the judge likes the policy’s images better.",
     "dynamic": "The reference is the policy’s own moving average and improves with it: a line that stays above ½ means "
     "steady progress by the judge’s measure, and it need not rise.",
+    "earned": "The reference stays the same between refreshes: a line that rises there means that the judge likes the "
+    "policy’s images better; at a refresh it falls to ½.",
 }
 
 
