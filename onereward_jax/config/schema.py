@@ -339,9 +339,10 @@ class RewardLearning(Settings):
     last_index: int = option(35, at_least=0, at_most=9999, paper="t2", help="last such index, included")
     estimator: str = option(
         "posterior",
-        choices=("posterior", "endpoint"),
+        choices=("posterior", "endpoint", "ascent"),
         help="how the policy's image gets its gradient: posterior, as in the paper, predicts it from x_t; endpoint"
-        " denoises it fully and takes the gradient through a few of the velocities on the way",
+        " denoises it fully and takes the gradient through a few of the velocities on the way; ascent moves the"
+        " posterior's prediction up the reward and learns that by flow matching",
     )
     gradient_steps: int = option(
         2, **_EULER_STEPS, paper="K", help="velocities of a sample that get a gradient, with the estimator endpoint"
@@ -358,6 +359,13 @@ class RewardLearning(Settings):
     rescale: float = option(
         1.0, **_SHARE, paper="ρ", help="share to which the velocities drawn stand for those not drawn"
     )
+    ascent_steps: int = option(
+        4, at_least=0, at_most=1000, help="steps up the reward from the prediction, with the estimator ascent"
+    )
+    ascent_step_size: float = option(
+        0.02, above=0, at_most=1000, help="root mean square of such a step, in latents that vary by about 1"
+    )
+    trust_radius: float = option(0.05, above=0, at_most=1000, help="root mean square of all of them together, at most")
     index_per_sample: bool = option(
         True, help="draw t for each sample, not once for the batch; the rollout then runs to the latest of them"
     )

@@ -1,11 +1,11 @@
 """Estimators: how the policy's image gets its gradient.
 
 An estimator rolls the policy out without a gradient, once, and makes of what it keeps images whose gradients reach the
-parameters. The update knows no more of it than `Estimator`.
+parameters; between the two it may ask the judge. The update knows no more of it than `Estimator`.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import flax.struct
@@ -18,6 +18,9 @@ from onereward_jax.rl.accumulation import sum_over
 from onereward_jax.rl.profile_scopes import DECODING, PREDICTION, ROLLOUT
 from onereward_jax.rl.random_draws import Draws, PredictionDraw
 from onereward_jax.rl.rollout import Flow
+
+# Eq. 5 of unclipped images (B, H, W, 3) of the policy: a scalar.
+ImageLoss = Callable[[jax.Array], jax.Array]
 
 
 class Rolled(Protocol):
@@ -36,13 +39,16 @@ class Estimator(Protocol):
     def rollout(self, flow: Flow, params: Any, draws: Draws) -> Rolled:
         """Denoise from ε2 as far as the images need it; the arrays of several predictions are stacked."""
 
+    def judged(self, flow: Flow, params: Any, rolled: Any, loss: ImageLoss) -> Rolled:
+        """What `image` takes of one prediction, after the judge was asked, if it is; without a gradient."""
+
     def image(self, flow: Flow, params: Any, rolled: Any) -> jax.Array:
         """x_θ of one prediction, float32 (B, H, W, 3), unclipped; differentiable in what is trained."""
 
 
 def estimator_of(config: RewardLearning) -> Estimator:
     """The estimator that a configuration asks for."""
-    return Endpoint(config) if config.estimator == "endpoint" else Posterior(config)
+    return {"posterior": Posterior, "endpoint": Endpoint, "ascent": Ascent}[config.estimator](config)
 
 
 def _stacked(draws: Sequence[PredictionDraw]) -> PredictionDraw:
@@ -83,6 +89,10 @@ class Posterior:
                 draw = _stacked(draws.predictions)
                 tokens = sampler.denoise_past(velocity, draws.policy_noise, flow.schedule, draw.stop)
             return Stop(draw, tokens, flow.schedule[draw.stop])
+
+    def judged(self, flow: Flow, params: Any, rolled: Any, loss: ImageLoss) -> Any:
+        del flow, params, loss
+        return rolled
 
     def image(self, flow: Flow, params: Any, rolled: Stop) -> jax.Array:
         scales = self.config.gradient_guidance_scale, self.config.gradient_true_cfg_scale
@@ -151,31 +161,110 @@ class Endpoint:
         paths = Path(_stacked(draws.predictions), end, states, flow.schedule[steps], weights)
         return paths if len(steps) > 1 else jax.tree.map(lambda x: x[0], paths)
 
+    def judged(self, flow: Flow, params: Any, rolled: Path, loss: ImageLoss) -> Path:
+        del flow, params, loss
+        return rolled
+
     def image(self, flow: Flow, params: Any, rolled: Path) -> jax.Array:
-        @jax.custom_vjp
-        def end(params: Any) -> jax.Array:
-            del params
-            return rolled.end
-
-        end.defvjp(
-            lambda params: (rolled.end, params),
-            lambda params, cotangent: (self._gradient(flow, params, rolled, cotangent),),
-        )
+        steps = rolled.states, rolled.sigmas, rolled.weights
+        through = lambda params, cotangent: _through_velocities(self.config, flow, params, *steps, cotangent)
+        end = _with_gradient(rolled.end, params, through)
         with jax.named_scope(DECODING):
-            return flow.decode(end(params))
+            return flow.decode(end)
 
-    def _gradient(self, flow: Flow, params: Any, path: Path, cotangent: jax.Array) -> Any:
-        """Pull r·Δ_k·cotangent, (B, N, T), back through every v_θ(x_k, σ_k) and sum: a tree like `params`."""
-        guidance_scale = self.config.gradient_guidance_scale
-        shares, conditions = flow.branches(self.config.gradient_true_cfg_scale)
-        steps = path.states, path.sigmas, path.weights
 
-        def pulled(number: jax.Array) -> Any:
-            state, sigma, weight = jax.tree.map(lambda x: x[number // len(shares)], steps)
-            share, condition = jax.tree.map(lambda x: x[number % len(shares)], (shares, conditions))
-            under = dataclasses.replace(flow, condition=condition)
-            _, pull = jax.vjp(lambda params: under.velocity(flow.whole(params), guidance_scale)(state, sigma), params)
-            return pull(share * weight[:, None, None] * cotangent)[0]
+def _with_gradient(value: jax.Array, params: Any, gradient: Callable[[Any, jax.Array], Any]) -> jax.Array:
+    """The value, whose cotangent reaches `params` by `gradient`: (params, cotangent) -> a tree like `params`."""
 
+    @jax.custom_vjp
+    def of(params: Any) -> jax.Array:
+        del params
+        return value
+
+    of.defvjp(lambda params: (value, params), lambda params, cotangent: (gradient(params, cotangent),))
+    return of(params)
+
+
+def _through_velocities(
+    config: RewardLearning,
+    flow: Flow,
+    params: Any,
+    states: jax.Array,
+    sigmas: jax.Array,
+    weights: jax.Array,
+    cotangent: jax.Array,
+) -> Any:
+    """Pull weight·cotangent, (B, N, T), back through every v_θ(x_k, σ_k) and sum: a tree like `params`.
+
+    Args:
+      states, sigmas, weights: (K, B, N, T), (K, B), (K, B).
+    """
+    guidance_scale = config.gradient_guidance_scale
+    shares, conditions = flow.branches(config.gradient_true_cfg_scale)
+
+    def pulled(number: jax.Array) -> Any:
+        state, sigma, weight = (x[number // len(shares)] for x in (states, sigmas, weights))
+        share, condition = jax.tree.map(lambda x: x[number % len(shares)], (shares, conditions))
+        under = dataclasses.replace(flow, condition=condition)
+        _, pull = jax.vjp(lambda params: under.velocity(flow.whole(params), guidance_scale)(state, sigma), params)
+        return pull(share * weight[:, None, None] * cotangent)[0]
+
+    with jax.named_scope(PREDICTION):
+        return sum_over(pulled, jnp.arange(len(sigmas) * len(shares)))
+
+
+# --------------------------------------------------------------------------------------- up the reward, then towards it
+
+
+@flax.struct.dataclass
+class Target:
+    """A prediction of the posterior, and where flow matching draws it.
+
+    Attributes:
+      tokens: (B, N, T), x_t; sigmas: (B,), σ_t.
+      predicted: (B, N, T), x̂.
+      change: (B, N, T), x* − x̂.
+    """
+
+    draw: PredictionDraw
+    tokens: jax.Array
+    sigmas: jax.Array
+    predicted: jax.Array
+    change: jax.Array
+
+
+class Ascent(Posterior):
+    """Flow matching towards the posterior's prediction as the reward would have it (after DiffusionOPSD, 2026).
+
+    x* is x̂ after `ascent_steps` steps down the loss, each normalised to a root mean square of `ascent_step_size`, and
+    held within `trust_radius` of x̂. The gradient is that of `mean((v_θ(x_t, σ_t) − v*)²)` with v* = (x_t − x*)/σ_t: the
+    judge's graph ends before the policy's begins, and its gradient's length does not matter. The value is still x̂.
+    """
+
+    def judged(self, flow: Flow, params: Any, rolled: Stop, loss: ImageLoss) -> Target:
+        config = self.config
+        scales = config.gradient_guidance_scale, config.gradient_true_cfg_scale
         with jax.named_scope(PREDICTION):
-            return sum_over(pulled, jnp.arange(len(path.sigmas) * len(shares)))
+            predicted = sampler.predict_data(flow.velocity(flow.whole(params), *scales), rolled.tokens, rolled.sigmas)
+        downhill = jax.grad(lambda tokens: loss(flow.decode(tokens)))
+
+        def step(change: jax.Array, _: None) -> tuple[jax.Array, None]:
+            gradient = downhill(predicted + change)
+            size = _root_mean_square(gradient)
+            change -= jnp.where(size > 0, config.ascent_step_size / jnp.where(size > 0, size, 1.0), 0.0) * gradient
+            return change * jnp.minimum(1.0, config.trust_radius / jnp.maximum(_root_mean_square(change), 1e-12)), None
+
+        change, _ = jax.lax.scan(step, jnp.zeros_like(predicted), length=config.ascent_steps)
+        return Target(rolled.draw, rolled.tokens, rolled.sigmas, predicted, change)
+
+    def image(self, flow: Flow, params: Any, rolled: Target) -> jax.Array:
+        weights = 2 / (rolled.sigmas * rolled.change.size)
+        steps = rolled.tokens[None], rolled.sigmas[None], weights[None]
+        towards = lambda params, _: _through_velocities(self.config, flow, params, *steps, rolled.change)
+        with jax.named_scope(DECODING):
+            return flow.decode(_with_gradient(rolled.predicted, params, towards))
+
+
+def _root_mean_square(tokens: jax.Array) -> jax.Array:
+    """Of each sample, (B, 1, 1)."""
+    return jnp.sqrt(jnp.square(tokens).mean(axis=(1, 2), keepdims=True))

@@ -115,6 +115,9 @@ class RewardFeedback:
         rolled, images = jax.lax.stop_gradient((rolled, images))
 
         def gradient_of(rolled: Rolled) -> tuple[Any, Metrics]:
+            value = lambda image: self.judge_images(image, flow, batch, images, rolled.draw)[0]
+            judged = self.estimator.judged(flow, state.params, rolled, value)
+            rolled = jax.lax.stop_gradient(judged)
             loss = functools.partial(
                 self.loss, flow=flow, matching=matching, batch=batch, references=images, rolled=rolled
             )
@@ -134,13 +137,7 @@ class RewardFeedback:
         """
         config = self.config
         image = self.estimator.image(flow, params, rolled)
-        if config.keep_outside:
-            image, references = (keep_outside(batch.image, batch.mask, made) for made in (image, references))
-        first, second = self.augment(image, references, rolled.draw)
-        with jax.named_scope(JUDGEMENT):
-            log_p = self.judge(flow.frozen.judge, first, second, batch.questions)
-        p_yes = jnp.exp(log_p[..., 0])
-        value = reward_loss(p_yes, batch.questions.weights, config.threshold)
+        value, p_yes = self.judge_images(image, flow, batch, references, rolled.draw)
         metrics = {"learning/reward_loss": value, **cell_sums(p_yes, batch.questions.cell)}
         if config.flow_matching_weight:
             target = batch.target if batch.matching is None else batch.matching.target
@@ -155,6 +152,18 @@ class RewardFeedback:
             metrics["learning/flow_matching_loss"] = error
             value += config.flow_matching_weight * error
         return value, metrics | {"learning/loss": value, "learning/sigma": rolled.sigmas.mean()}
+
+    def judge_images(
+        self, image: jax.Array, flow: Flow, batch: Batch, references: jax.Array, draw: PredictionDraw
+    ) -> tuple[jax.Array, jax.Array]:
+        """Eq. 5 of the policy's images, and P(Yes), (B, D)."""
+        if self.config.keep_outside:
+            image, references = (keep_outside(batch.image, batch.mask, made) for made in (image, references))
+        first, second = self.augment(image, references, draw)
+        with jax.named_scope(JUDGEMENT):
+            log_p = self.judge(flow.frozen.judge, first, second, batch.questions)
+        p_yes = jnp.exp(log_p[..., 0])
+        return reward_loss(p_yes, batch.questions.weights, self.config.threshold), p_yes
 
     def augment(self, image: jax.Array, reference: jax.Array, draw: PredictionDraw) -> tuple[jax.Array, jax.Array]:
         """Both images as the judge sees them: moved alike, under the same noise."""

@@ -17,7 +17,7 @@ from onereward_jax.flow.conditioning import Condition
 from onereward_jax.flow.flux_fill import FluxFill
 from onereward_jax.flow.schedule import sigmas
 from onereward_jax.rl.accumulation import mean_over_micro_batches
-from onereward_jax.rl.estimator import Endpoint, Posterior
+from onereward_jax.rl.estimator import Ascent, Endpoint, Posterior
 from onereward_jax.rl.random_draws import PredictionDraw, draw
 from onereward_jax.rl.reference_images import Fresh
 from onereward_jax.rl.rollout import Flow, Frozen
@@ -31,6 +31,7 @@ ENDPOINT = RewardLearning(num_steps=4, first_index=1, last_index=2, threshold=1.
 GUIDED = dataclasses.replace(
     ENDPOINT, rollout_true_cfg_scale=3.0, gradient_guidance_scale=1.5, gradient_true_cfg_scale=2.0
 )
+ASCENT = dataclasses.replace(GUIDED, estimator="ascent")
 
 
 class Flat(FluxFill):
@@ -146,6 +147,60 @@ def test_two_stages_through_the_transformer():
     )
     assert min(float(jnp.abs(x).max()) for x in jax.tree.leaves(two_stage)) > 0
     assert relative_error(two_stage, plain) < 1e-6
+
+
+def brightness_loss(image):
+    """Falls towards bright images, of every sample by itself; the first gains nothing."""
+    return -(jnp.arange(len(image)) * jnp.tanh(image).mean(axis=(1, 2, 3))).mean()
+
+
+def test_an_ascent_raises_the_reward_inside_its_trust_region(flow):
+    params, draws = {"w": jnp.float32(0.7)}, drawn(GUIDED)
+
+    def target_of(steps):
+        config = dataclasses.replace(ASCENT, ascent_steps=steps, ascent_step_size=0.02, trust_radius=0.05)
+        judged = lambda params: Ascent(config).judged(
+            flow, params, Ascent(config).rollout(flow, params, draws), brightness_loss
+        )
+        found = jax.jit(judged)(params)
+        return found, np.sqrt(np.square(found.change).mean(axis=(1, 2)))
+
+    found, sizes = target_of(5)
+    np.testing.assert_allclose(sizes, [0, 0.05, 0.05], rtol=1e-5)
+    assert brightness_loss(flow.decode(found.predicted + found.change)) < brightness_loss(flow.decode(found.predicted))
+    _, sizes = target_of(2)
+    np.testing.assert_allclose(sizes, [0, 0.04, 0.04], rtol=0.05)
+
+
+def test_an_ascent_learns_by_flow_matching_towards_its_target(flow):
+    """Whatever the cotangent is, the gradient is that of flow matching; the value is the posterior's."""
+    params, draws, estimator = {"w": jnp.linspace(0.5, 0.9, WIDTH)}, drawn(GUIDED), Ascent(ASCENT)
+    scales = GUIDED.gradient_guidance_scale, GUIDED.gradient_true_cfg_scale
+
+    @jax.jit
+    def both(params):
+        target = estimator.judged(flow, params, estimator.rollout(flow, params, draws), brightness_loss)
+
+        def flow_matching(params):
+            level = target.sigmas[:, None, None]
+            towards = (target.tokens - target.predicted - target.change) / level
+            return jnp.square(flow.velocity(params, *scales)(target.tokens, target.sigmas) - towards).mean()
+
+        image = lambda params: estimator.image(flow, params, target)
+        return jax.grad(lambda params: 7 * image(params).sum())(params), jax.grad(flow_matching)(params), image(params)
+
+    found, expected, image = both(params)
+    assert relative_error(found, expected) < 1e-5
+    posterior = Posterior(ASCENT)
+    value = posterior.image(flow, params, posterior.rollout(flow, params, draws))
+    np.testing.assert_allclose(image, value, atol=1e-5)
+
+
+def test_an_ascent_without_steps_learns_nothing():
+    config = dataclasses.replace(ASCENT, predictions=2, ascent_steps=0)
+    still, metrics = gradient(Ascent(config))
+    assert float(optax.global_norm(still)) == 0
+    assert float(metrics["learning/reward_loss"]) > 0
 
 
 def test_velocities_drawn_stand_for_those_not_drawn(flow):
