@@ -47,11 +47,21 @@ AGE_4, AGE_8 = {"rl.reference_max_age": 4}, {"rl.reference_max_age": 8}
 ONE_GUIDANCE = {"rl.gradient_true_cfg_scale": 1.0}
 PREDICTIONS = {"rl.predictions": 4}
 KEPT = {"model.remat": "dots"}
+ENDPOINT = {"rl.estimator": "endpoint", "rl.gradient_steps": 2}
+ASCENT = {"rl.estimator": "ascent", "rl.ascent_steps": 4}
 FULL = {"train.num_steps": 1000 * UPDATES}  # filling the cache then costs nothing
 # Steps of the rollouts in training; inference may keep its number.
-FEWER = {
-    "full": {"rl.num_steps": 25, "rl.first_index": 7, "rl.last_index": 17},
-    "miniature": {"rl.num_steps": 5, "rl.first_index": 1, "rl.last_index": 3},
+STEPS = {
+    "full": {
+        "fewer": {"rl.num_steps": 25, "rl.first_index": 7, "rl.last_index": 17},
+        "fewer reference": {"rl.reference_steps": 25},
+        "all": {"rl.gradient_steps": 50},
+    },
+    "miniature": {
+        "fewer": {"rl.num_steps": 5, "rl.first_index": 1, "rl.last_index": 3},
+        "fewer reference": {"rl.reference_steps": 5},
+        "all": {"rl.gradient_steps": 10},
+    },
 }
 
 # Algorithm -> name of a row -> settings that differ from the algorithm as printed.
@@ -66,6 +76,15 @@ ROWS: dict[str, dict[str, dict[str, Any]]] = {
         "one guidance in the gradient step": ONE_GUIDANCE,
         "4 predictions per rollout": PREDICTIONS,
         "half the steps": {"steps": "fewer"},
+        "half the steps of the reference": {"steps": "fewer reference"},
+        "endpoint, 1 velocity": ENDPOINT | {"rl.gradient_steps": 1},
+        "endpoint, 2 velocities": ENDPOINT,
+        "endpoint, 4 velocities": ENDPOINT | {"rl.gradient_steps": 4},
+        "endpoint, all velocities": ENDPOINT | {"steps": "all"},
+        "endpoint, 2 velocities, half the steps": ENDPOINT | {"steps": "fewer"},
+        "endpoint, 2 velocities, 4 predictions per rollout": ENDPOINT | PREDICTIONS,
+        "endpoint, 2 velocities, cache, one call, one guidance": ENDPOINT | SHARED | POOL | ONE_GUIDANCE,
+        "ascent, 4 steps": ASCENT,
         "cache, one call, one guidance, 4 predictions": SHARED | POOL | ONE_GUIDANCE | PREDICTIONS,
         "all": SHARED | POOL | ONE_GUIDANCE | PREDICTIONS | KEPT | {"steps": "fewer"},
     },
@@ -75,6 +94,9 @@ ROWS: dict[str, dict[str, dict[str, Any]]] = {
         "references up to 8 updates old": AGE_8,
         "up to 4 updates old, one call of the judge": AGE_4 | SHARED,
         "up to 8 updates old, one call of the judge": AGE_8 | SHARED,
+        "endpoint, 2 velocities": ENDPOINT,
+        "endpoint, 2 velocities, up to 4 updates old, one call": ENDPOINT | AGE_4 | SHARED,
+        "ascent, 4 steps": ASCENT,
         "all": AGE_8 | SHARED | ONE_GUIDANCE | PREDICTIONS | KEPT | {"steps": "fewer"},
     },
 }
@@ -98,8 +120,8 @@ def configuration(size: str, algorithm: str, switches: dict[str, Any]) -> Reward
     """Return the configuration of a row; `size` is "full" or "miniature"."""
     path = f"flux_fill:{algorithm}_1024" if size == "full" else algorithm
     switches = PRINTED | switches
-    if switches.pop("steps", None):
-        switches |= FEWER[size]
+    if "steps" in switches:
+        switches |= STEPS[size][switches.pop("steps")]
     return load_config(path, switches if size == "full" else MINIATURE | switches, [RewardFeedback])
 
 

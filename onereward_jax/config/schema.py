@@ -406,6 +406,13 @@ class RewardLearning(Settings):
         at_most=10,
         help="the judge sees both images under the same noise, of a deviation up to this; 0 is the paper",
     )
+    max_disagreement: float = option(
+        0.5,
+        at_least=0,
+        at_most=0.5,
+        help="with several model.judge_adapters: an answer gives no gradient where their P(Yes) have a standard"
+        " deviation above this; .5, the largest there is, gates nothing",
+    )
     accumulate: int = option(1, **_BATCH, help="micro-batches of an update")
     # One after the other in the compiled program.
     predictions: int = option(
@@ -921,6 +928,10 @@ class RewardFeedback(Recipe):
         if rl.reference_cache and not count:
             raise UserError(
                 "rl.reference_cache is of use where conditions recur: set data.num_conditions to how many there are"
+            )
+        if rl.max_disagreement < 0.5 and len(self.model.judge_adapters) < 2:
+            raise UserError(
+                "rl.max_disagreement is about several judges: name two or more in model.judge_adapters, or set it to .5"
             )
         if self.algorithm == "earned" and not (self.evaluation.every and self.evaluation.other_judge):
             raise UserError(

@@ -21,6 +21,7 @@ from onereward_jax.judge.scorer import JudgeScorer, Questions, unit_range
 from onereward_jax.models.lora import attach
 from onereward_jax.weights.peft_adapters import load_adapters
 
+MOST_DISAGREEMENT = 0.5  # the largest standard deviation of numbers in [0, 1]
 MEMBERS = "members"  # key of the adapters, stacked over a leading axis, beside the base's parameters
 
 
@@ -33,9 +34,11 @@ class EnsembleScorer:
 
     Attributes:
       member: the scorer of every member; only the parameters differ.
+      max_disagreement: see `mean_of_members`.
     """
 
     member: JudgeScorer
+    max_disagreement: float = MOST_DISAGREEMENT
 
     def __call__(
         self, params: Any, first: Any, second: Any, questions: Questions, both_orders: bool = False
@@ -48,26 +51,40 @@ class EnsembleScorer:
         )
         answer = lambda adapter: self.member(attach(base, adapter), first, second, questions, both_orders)
         log_p = jax.lax.map(answer, params[MEMBERS])
-        return jax.nn.logsumexp(log_p, axis=0) - jnp.log(float(log_p.shape[0]))
+        return mean_of_members(log_p, self.max_disagreement)
+
+
+def mean_of_members(log_p: jax.Array, max_disagreement: float = MOST_DISAGREEMENT) -> jax.Array:
+    """log of the mean P of members, whose log P of both answers is (M, ..., 2).
+
+    An answer on which they disagree, by a standard deviation of P(Yes) above `max_disagreement`, has no gradient: where
+    judges differ, one of them is wrong, and a policy would learn which.
+    """
+    mean = jax.nn.logsumexp(log_p, axis=0) - jnp.log(float(log_p.shape[0]))
+    if max_disagreement >= MOST_DISAGREEMENT:
+        return mean
+    agreed = jnp.exp(log_p[..., :1]).std(axis=0) <= max_disagreement
+    return jnp.where(agreed, mean, jax.lax.stop_gradient(mean))
 
 
 class Ensemble(Judge):
     """A judge whose P is the mean of its members' P. Made by `ensemble`."""
 
-    def __init__(self, *arguments: Any, **templates: Any):
+    def __init__(self, *arguments: Any, max_disagreement: float = MOST_DISAGREEMENT, **templates: Any):
         super().__init__(*arguments, **templates)
-        self.scorer = EnsembleScorer(self.scorer)
+        self.scorer = EnsembleScorer(self.scorer, max_disagreement)
 
     def save_pretrained(self, directory: str | Path, params: Any = None, dtype: str = "float32") -> None:
         raise UserError("an ensemble has no files of its own: keep the base and the adapters")
 
 
-def ensemble(judge: Judge, adapters: Sequence[str | Path]) -> Judge:
+def ensemble(judge: Judge, adapters: Sequence[str | Path], max_disagreement: float = MOST_DISAGREEMENT) -> Judge:
     """Make an ensemble whose members are adapters in PEFT's layout; without adapters, return the judge itself.
 
     Args:
       judge: the base that all adapters were trained on.
       adapters: directories, files or repositories, see `weights.peft_adapters.load_adapters`.
+      max_disagreement: see `mean_of_members`; of an answer's gradient, the answers are the same.
 
     Raises:
       FileNotFoundError, UserError: an adapter is missing, does not fit the judge, differs from the first in layers or
@@ -90,6 +107,7 @@ def ensemble(judge: Judge, adapters: Sequence[str | Path]) -> Judge:
         {**judge.params, MEMBERS: members},
         judge.tokenizer,
         judge.settings,
+        max_disagreement=max_disagreement,
         template=judge.template,
         template_with_prompt=judge.template_with_prompt,
     )

@@ -48,7 +48,9 @@ class Estimator(Protocol):
 
 def estimator_of(config: RewardLearning) -> Estimator:
     """The estimator that a configuration asks for."""
-    return {"posterior": Posterior, "endpoint": Endpoint, "ascent": Ascent}[config.estimator](config)
+    known: dict[str, Callable[[RewardLearning], Estimator]]
+    known = {"posterior": Posterior, "endpoint": Endpoint, "ascent": Ascent}
+    return known[config.estimator](config)
 
 
 def _stacked(draws: Sequence[PredictionDraw]) -> PredictionDraw:
@@ -233,13 +235,19 @@ class Target:
     change: jax.Array
 
 
-class Ascent(Posterior):
+@dataclasses.dataclass(frozen=True)
+class Ascent:
     """Flow matching towards the posterior's prediction as the reward would have it (after DiffusionOPSD, 2026).
 
     x* is x̂ after `ascent_steps` steps down the loss, each normalised to a root mean square of `ascent_step_size`, and
     held within `trust_radius` of x̂. The gradient is that of `mean((v_θ(x_t, σ_t) − v*)²)` with v* = (x_t − x*)/σ_t: the
     judge's graph ends before the policy's begins, and its gradient's length does not matter. The value is still x̂.
     """
+
+    config: RewardLearning
+
+    def rollout(self, flow: Flow, params: Any, draws: Draws) -> Stop:
+        return Posterior(self.config).rollout(flow, params, draws)
 
     def judged(self, flow: Flow, params: Any, rolled: Stop, loss: ImageLoss) -> Target:
         config = self.config

@@ -119,7 +119,7 @@ def reward_feedback(config: RewardFeedback, workdir: Path, source: Source, held_
         pipeline.prompts.encode_ahead(texts, config.max_sequence_length, workdir / "prompts", mesh)
     fields = computation(config)
     judge = Judge.from_pretrained(config.model.judge, dtype, fields=fields, mesh=mesh)
-    judge = ensemble(judge, config.model.judge_adapters)
+    judge = ensemble(judge, config.model.judge_adapters, config.rl.max_disagreement)
     for of in (source, held_out):
         if isinstance(of, Requests | HeldOut):
             _check_questions(judge, of.requests, config.question_length)

@@ -93,6 +93,7 @@ WRONG = [
     ("train", "data.num_conditions=9", "data.num_conditions 9 is no multiple of train.batch_size 8"),
     ("train", "train.offload=reference", "train.offload names the reference, which algorithm dynamic has none of"),
     ("train", "rl.reference_cache=pool", 'rl.reference_cache needs algorithm "fixed"'),
+    ("train", "rl.max_disagreement=.1", "name two or more in model.judge_adapters"),
     ("train", "algorithm=earned", "set evaluation.other_judge and evaluation.every"),
     ("train-base", "lora.rank=4", "there is no model to adapt: set base.start, or rank 0"),
     ("train-judge", "lora.rank=4", "there is no model to adapt: set judge.start, or rank 0"),

@@ -6,7 +6,7 @@ import pytest
 
 from onereward_jax import tree
 from onereward_jax.errors import UserError
-from onereward_jax.judge.ensemble import ensemble, members
+from onereward_jax.judge.ensemble import ensemble, mean_of_members, members
 from onereward_jax.judge.judge import Judge
 from onereward_jax.judge.question_batches import question_batch
 from onereward_jax.models import lora
@@ -60,6 +60,16 @@ def test_p_is_the_mean_of_the_members(files):
     moved = [value_and_gradient(both)(both.params, batch["first"] + size * along)[0] for size in (1e-3, -1e-3)]
     assert float(moved[0] - moved[1]) / 2e-3 == pytest.approx(float(np.abs(gradient).sum()), rel=0.05)
     assert float(value) > 0
+
+
+def test_what_members_disagree_about_has_no_gradient():
+    p_yes = np.array([[0.6, 0.9], [0.7, 0.2]], np.float32)  # of two members, about two questions
+    log_p = np.log(np.stack([p_yes, 1 - p_yes], axis=-1))
+    expected = np.log(np.stack([[0.65, 0.55], [0.35, 0.45]], axis=-1))
+    for limit, gives in ((0.5, (True, True)), (0.1, (True, False)), (0.0, (False, False))):
+        np.testing.assert_allclose(mean_of_members(log_p, limit), expected, rtol=1e-5)
+        gradient = jax.grad(lambda x, limit=limit: mean_of_members(x, limit)[..., 0].sum())(log_p)
+        assert tuple((np.asarray(gradient) != 0).any(axis=(0, 2))) == gives
 
 
 def test_an_ensemble_answers_like_any_judge(files):
