@@ -31,7 +31,14 @@ ENDPOINT = {"rl.estimator": "endpoint", "rl.gradient_steps": "2", "rl.rescale": 
 ARMS: dict[str, dict[str, str]] = {
     "posterior": {},
     "endpoint": ENDPOINT,
+    "ascent": {"rl.estimator": "ascent"},
+    "endpoint_predictions_2": ENDPOINT | {"rl.predictions": "2"},
+    "endpoint_reference_4": ENDPOINT | {"rl.reference_steps": "4"},
+    # The last index of 4 has the σ of index 6 of 8.
+    "endpoint_policy_4": ENDPOINT | {"rl.policy_steps": "4", "rl.first_index": "3", "rl.last_index": "3"},
+    "endpoint_both_4": ENDPOINT | {"rl.num_steps": "4", "rl.first_index": "3", "rl.last_index": "3"},
 }
+DEFAULT = ["posterior", "endpoint"]
 # Judge accuracy is the same in all runs: measured on as few scenes as it can be.
 FOR_ALL = {"evaluation.judge_scenes_per_task": "1"}
 
@@ -122,7 +129,7 @@ def main() -> int:
     parser.add_argument("--workdir", type=path, required=True, metavar="DIR", help="of the runs, one directory each")
     parser.add_argument("--results", type=path, default="docs/results/learning", metavar="DIR", help="a file a run")
     parser.add_argument("--config", type=text, default="quick", help="configuration of all arms")
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS), help="the first sets the compute")
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=DEFAULT, help="the first sets the compute")
     parser.add_argument("--seeds", nargs="+", type=number(int, at_least=0, at_most=10**6), default=[0, 1, 2])
     parser.add_argument("--updates", type=number(int, at_least=1, at_most=10**6), default=200, help="of the first arm")
     parser.add_argument("--set", nargs="+", type=text, default=[], metavar="NAME=VALUE", help="settings of all arms")
