@@ -17,7 +17,7 @@ from onereward_jax.parallel import hosts
 from onereward_jax.training.state import TrainState
 
 NO_PREFERENCE = 0.5
-PREFERENCE, REFRESHED = "evaluation/other_preference", "evaluation/reference_refreshed"
+PREFERENCE, REFRESHED = "evaluation/mean_other_preference", "evaluation/reference_refreshed"
 _OF_TASK = "/other_preference"
 
 
