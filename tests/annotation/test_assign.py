@@ -278,7 +278,7 @@ def test_nobody_waits_for_an_image_that_another_waits_for(tmp_path):
     def slow(index, name):
         if threading.current_thread() is not threading.main_thread():
             began.set()
-            assert go_on.wait(10)
+            assert go_on.wait(30)
         return read(index, name)
 
     items._records.image = slow
@@ -287,7 +287,7 @@ def test_nobody_waits_for_an_image_that_another_waits_for(tmp_path):
     hers = []
     thread = threading.Thread(target=lambda: hers.extend(desk.draw(ann, 2)[0]))
     thread.start()
-    assert began.wait(10)
+    assert began.wait(30)
     his, _ = desk.draw(bob, 2)
     go_on.set()
     thread.join()

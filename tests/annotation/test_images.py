@@ -49,7 +49,7 @@ def test_each_is_made_once_and_few_are_kept():
 
     def make(key, size=1000):
         def image():
-            gate.wait(5)
+            gate.wait(30)
             made.append(key)
             return bytes([key]) * size
 
@@ -61,19 +61,19 @@ def test_each_is_made_once_and_few_are_kept():
     second = cache.get(1, make(1))  # is asked for: it comes before what is prepared
     cache.prepare(2, make(2))
     gate.set()
-    assert {future.result(5) for future in first} == {b"\0" * 1000}
-    assert second.result(5) == b"\1" * 1000
-    cache.get(2, make(2)).result(5)
+    assert {future.result(30) for future in first} == {b"\0" * 1000}
+    assert second.result(30) == b"\1" * 1000
+    cache.get(2, make(2)).result(30)
     assert sorted(made) == [0, 1, 2]
     for key in range(3, 20):
         cache.prepare(key, make(key))
-    cache.get(20, make(20)).result(5)
+    cache.get(20, make(20)).result(30)
     cache.close()
     assert cache._size == sum(map(len, cache._kept.values())) <= 4000
     failing = ImageCache(limit=4000, threads=1)
     for _ in range(2):  # an error is not kept
         with pytest.raises(OSError, match="gone"):
-            failing.get(0, lambda: (_ for _ in ()).throw(OSError("gone"))).result(5)
+            failing.get(0, lambda: (_ for _ in ()).throw(OSError("gone"))).result(30)
     failing.close()
 
 
@@ -97,7 +97,7 @@ def idle(cache):
             making = list(cache._making.values())
         if not making:
             return
-        wait(making, 5)
+        wait(making, 30)
 
 
 def test_what_is_foreseen_is_made_in_order_within_its_part():
@@ -129,23 +129,23 @@ def test_what_is_foreseen_waits_for_requests_and_ends_at_the_end():
 
     def slow():
         begun.set()
-        gate.wait(5)
+        gate.wait(30)
         return b"slow"
 
     cache.foresee({"first": slow, "second": lambda: made.append("second") or b""})
-    assert begun.wait(5)
-    assert cache.get("asked", lambda: b"asked").result(5) == b"asked"  # meanwhile
+    assert begun.wait(30)
+    assert cache.get("asked", lambda: b"asked").result(30) == b"asked"  # meanwhile
     asked = cache.get("long", slow)
     cache.foresee({"third": lambda: made.append("third") or b""})
     assert made == []  # a request is being answered
     gate.set()
-    assert asked.result(5) == b"slow"
+    assert asked.result(30) == b"slow"
     idle(cache)
     assert made == ["third"]
     gate.clear()
     begun.clear()
     cache.foresee({"last": slow, "never": lambda: made.append("never") or b""})
-    assert begun.wait(5)
+    assert begun.wait(30)
     threading.Timer(0.05, gate.set).start()
     cache.close()
     assert made == ["third"]
