@@ -66,9 +66,9 @@ def arrive(browser, servers):
 # --------------------------------------------------------------------------------------------------------------- jobs
 
 
-def test_25_items_of_best_and_worst_by_keys_alone(arrive):
+def test_13_items_of_best_and_worst_by_keys_alone(arrive):
     """Choices are changed, undone, and answers taken back after they were saved."""
-    work(arrive("Ann"), 25, random.Random(0))
+    work(arrive("Ann"), 13, random.Random(0))  # each kind of slip at least twice
 
 
 @pytest.mark.parametrize("touch", [False, True], ids=["mouse", "touch"])
