@@ -141,8 +141,7 @@ def verdict(lines: Sequence[Line], limits: Alarms, training: PolicyTraining) -> 
     at = lines[-1]["step"]
     raised = [name for name, count in in_a_row(lines, limits).items() if count >= limits.in_a_row]
     if training.stop_on_alarm and raised:
-        names = ", ".join(f"{PREFIX.rstrip('/')}.{name}" for name in raised)
-        return Stop(last_good(lines, limits), at, f"alarm of {names}, see {_PAGE}", is_alarm=True)
+        return Stop(last_good(lines, limits), at, f"alarm {', '.join(raised)} (see {_PAGE})", is_alarm=True)
     gained = gains(lines, limits.least_gain)
     patience = training.stop_without_gain
     if patience and len(lines) - 1 - (gained[-1] if gained else -1) >= patience:

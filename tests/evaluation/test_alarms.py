@@ -65,7 +65,7 @@ def test_where_a_run_ends():
     assert verdict([good, *bad], LIMITS, PolicyTraining()) is None
     stop = verdict([good, *bad], LIMITS, stopping)
     assert (stop.step, stop.at, stop.is_alarm) == (10, 30, True)
-    assert "alarms.judge_gap" in str(stop)
+    assert "judge_gap" in str(stop)
     assert "base" in str(verdict(bad, LIMITS, stopping))
 
     patient = PolicyTraining(stop_without_gain=2)
