@@ -15,17 +15,25 @@ from PIL import Image
 
 from onereward_jax import buckets
 from onereward_jax.atomic_files import OUTPUT_FILE, atomic_directory
+from onereward_jax.candidates import collect
 from onereward_jax.cli.main import main
 from onereward_jax.config.find import find_model
+from onereward_jax.config.load import load_config
 from onereward_jax.config.schema import RewardFeedback
 from onereward_jax.config.workdir import claim_workdir
+from onereward_jax.data.preferences.dataset import COMPLETE, write_records
+from onereward_jax.data.preferences.record import Candidate, Preference, Record
+from onereward_jax.data.requests.source import read_split
 from onereward_jax.errors import Fault, UserError
-from onereward_jax.evaluation import evaluate
+from onereward_jax.evaluation import comparison, evaluate
+from onereward_jax.runs.judge import judge_training
 from onereward_jax.runs.request_report import has_begun
+from onereward_jax.tasks import TASKS, dimensions_of
 from onereward_jax.training.checkpoint import Checkpointer, CheckpointWarning
-from tests.support import small_training
+from tests.support import collecting, evaluating, small_training, tiny_judge
 from tests.support.bucket import emulator
 from tests.support.multiprocess_trainer import config_of
+from tests.support.preference_examples import picture
 
 
 @pytest.fixture(scope="module")
@@ -208,6 +216,85 @@ def test_an_evaluations_preferences_are_there_before_others_read_them(bucket, an
     monkeypatch.setattr(evaluate.accuracy, "judge_accuracy", lambda _: {})
     evaluate._judged(None, None, directory, RewardFeedback(), SimpleNamespace(mesh=None))
     assert seen == [{"preferences/pairs": b"made"}]
+
+
+# ------------------------------------------------------------------------------------------- commands, all in a bucket
+
+
+def upload(folder: Path, url: str) -> str:
+    for name, content in files_at(folder).items():
+        buckets.path(f"{url}/{name}").write_bytes(content)
+    return url
+
+
+def test_a_judge_learns_there_and_its_best_is_exported_by_another_machine(bucket, another_machine, tmp_path):
+    made = []
+    for number in range(24):
+        task, images = TASKS[number % 4], [picture(2 * number + i, 64, 64) for i in range(2)]
+        preference = Preference(dimensions_of(task)[0], number % 2, 1 - number % 2)
+        made.append(Record(str(number), task, "a cat", tuple(map(Candidate, images)), pairs=(preference,)))
+    write_records(tmp_path / "pairs", iter(made), "folder")
+    tiny_judge.judge(depth=1, fullatt_block_indexes=(0,), num_hidden_layers=1).save_pretrained(tmp_path / "judge")
+    changed = {
+        "judge.data": (upload(tmp_path / "pairs", f"{bucket}/pairs"),),
+        "judge.start": upload(tmp_path / "judge", f"{bucket}/judge"),
+        "judge.image_step": 0,
+        "judge.max_pixels": 0,
+        "judge.held_out_share": 0.5,
+        "judge.evaluate_every": 1,
+        "judge.ema_decay": 0.0,
+        "train.batch_size": 8,
+        "train.checkpoint_minutes": 0,
+    }
+    config, url = load_config("judge_7b", changed), f"{bucket}/judge_run"
+    training = judge_training(config, claim_workdir(url, config))
+    assert training.example(0, TASKS[0])["first"].shape == (64, 64, 3)
+    state = training.create(training.params.read())
+    assert 0 <= training.evaluators[0].measure(state)["judge/held_out/accuracy"] <= 1
+    buckets.push_all()
+    assert {"balance.json", "best.json", "config.json", "best/step_00000000.json"} <= buckets.listed(url).keys()
+
+    another_machine()
+    training = judge_training(config, claim_workdir(url, config))
+    training.export(state)
+    buckets.push_all()
+    before = files_in(f"{bucket}/judge")
+    assert files_in(f"{url}/export").keys() >= before.keys() - {OUTPUT_FILE}
+
+
+def test_a_run_is_exported_and_evaluated_there(bucket, another_machine, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(comparison, "mesh_of_all", lambda: None)
+    evaluating.make(tmp_path)
+    run, data, base = (upload(tmp_path / name, f"{bucket}/own/{name}") for name in ("run", "requests", "base"))
+    requests = load_config("flux_fill", {"data.source": data, "data.held_out": data, "data.resolution": 64})
+    assert len(read_split(requests, claim_workdir(f"{bucket}/own/requests_run", config_of("1,1,1"))).held_out) == 5
+    assert main(["export", "--workdir", run, "--out", f"{bucket}/own/exported"]) == 0
+    another_machine()
+    out = f"{bucket}/own/evaluation"
+    command = ["evaluate", "--policy", f"{bucket}/own/exported", "--baseline", base, "--data", data, "--out", out]
+    command += ["--dtype=float32", "--per_task=1"]
+    command += [f"--config.{name}={value}" for name, value in evaluating.SETTINGS.items()]
+    assert main(command) == 0, capsys.readouterr().err
+    made = files_in(out)
+    assert {"evaluation.json", "report.html", "images/policy/image_fill/000000.png"} <= made.keys()
+    another_machine()
+    assert main(command) == 0
+    assert {name: content for name, content in files_in(out).items() if name.startswith("images/")} == {
+        name: content for name, content in made.items() if name.startswith("images/")
+    }
+
+
+@pytest.mark.filterwarnings("ignore:.* reads .* tokens")  # the tiny encoders of some negative prompts
+def test_candidates_are_collected_there(bucket, another_machine, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(collect, "mesh_of_all", lambda: None)
+    collecting.make(tmp_path, 2)
+    data, base = (upload(tmp_path / name, f"{bucket}/asked/{name}") for name in ("requests", "base"))
+    out = f"{bucket}/asked/candidates"
+    command = [*collecting.ARGUMENTS, "--source", data, "--model", base, "--out", out, "--guided_share=0"]
+    assert main([*command, "--candidates=2"]) == 0, capsys.readouterr().err
+    found = files_in(out)
+    assert COMPLETE in found
+    assert len([name for name in found if name.endswith((".png", ".jpg", ".webp"))]) >= 2 * 2
 
 
 # ---------------------------------------------------------------------------------------------------------- checkpoints
