@@ -5,6 +5,7 @@ parameters; between the two it may ask the judge. The update knows no more of it
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -254,7 +255,7 @@ class Ascent:
         scales = config.gradient_guidance_scale, config.gradient_true_cfg_scale
         with jax.named_scope(PREDICTION):
             predicted = sampler.predict_data(flow.velocity(flow.whole(params), *scales), rolled.tokens, rolled.sigmas)
-        downhill = jax.grad(lambda tokens: loss(flow.decode(tokens)))
+        downhill = jax.grad(functools.partial(_decoded, flow, loss))
 
         def step(change: jax.Array, _: None) -> tuple[jax.Array, None]:
             gradient = downhill(predicted + change)
@@ -271,6 +272,13 @@ class Ascent:
         towards = lambda params, _: _through_velocities(self.config, flow, params, *steps, rolled.change)
         with jax.named_scope(DECODING):
             return flow.decode(_with_gradient(rolled.predicted, params, towards))
+
+
+def _decoded(flow: Flow, loss: ImageLoss, tokens: jax.Array) -> jax.Array:
+    """The loss of what tokens decode to."""
+    with jax.named_scope(DECODING):
+        image = flow.decode(tokens)
+    return loss(image)
 
 
 def _root_mean_square(tokens: jax.Array) -> jax.Array:
