@@ -211,7 +211,7 @@ class Chain:
         words += ["--side", str(self.args.side), "--max_sequence_length", str(self.args.text)]
         self.step("official answers", ["-m", "benchmarks.official_answers", *words, "--guidance_scale", "1"])
         check = ["onereward", "check", *self._policy_settings(), "--answers", answers, "--updates", "2"]
-        found = lambda: {"findings": read_json(Path(out) / "check.json")}
+        found = lambda: {"findings": json.loads((Path(out) / "check.json").read_text())}  # a list
         self.step("check", [*check, "--workdir", out], found)
 
     def _at(self, name: str) -> str:
