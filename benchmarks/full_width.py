@@ -14,6 +14,7 @@ the chain in minutes.
 """
 
 import argparse
+import json
 import os
 import signal
 import subprocess
