@@ -734,6 +734,12 @@ class JudgeModel(Settings):
         help="share of the pairs that are made while training, with synthetic defects",
         was="judge.planted_share",
     )
+    glyph_share: float = option(
+        0.0,
+        **_SHARE,
+        help="share of those of text rendering that have a defect of letters or strokes: missing, doubled, swapped,"
+        " broken, blurred",
+    )
     max_shift: int = option(0, **_PIXELS, help="pixels by which both images are moved alike")
     flips: bool = option(False, help="mirror both images alike, where the prompt allows it")
     retone: bool = option(False, help="change the colours of both images alike")

@@ -6,7 +6,7 @@ which every kind lowers: `removal_quality`.
 
 import colorsys
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 from scipy import ndimage
@@ -38,14 +38,22 @@ class Kind:
     needs: str = ""
 
 
-def apply(scene: Scene, image: np.ndarray, kind: str, strength: float, generator: np.random.Generator) -> np.ndarray:
+def apply(
+    scene: Scene,
+    image: np.ndarray,
+    kind: str,
+    strength: float,
+    generator: np.random.Generator,
+    kinds: Mapping[str, Kind] | None = None,
+) -> np.ndarray:
     """Add a defect to an image.
 
     Args:
       image: uint8 (H, W, 3), a right answer to the scene.
-      kind: a key of `KINDS` that `applicable` lists for the scene.
+      kind: a key of `kinds` that `applicable` lists for the scene.
       strength: from 0, no change, to 1, gross.
       generator: source of randomness; the same seed at another strength gives the same defect, weaker or stronger.
+      kinds: by default `KINDS`.
 
     Returns:
       uint8 (H, W, 3).
@@ -53,22 +61,24 @@ def apply(scene: Scene, image: np.ndarray, kind: str, strength: float, generator
     Raises:
       UserError: the kind is unknown or does not apply, or the strength is outside [0, 1].
     """
-    if kind not in applicable(scene):
-        raise UserError(f"defect {kind!r} does not apply to this scene: choose one of {', '.join(applicable(scene))}")
+    kinds = KINDS if kinds is None else kinds
+    if kind not in (possible := applicable(scene, kinds)):
+        raise UserError(f"defect {kind!r} does not apply to this scene: choose one of {', '.join(possible)}")
     if not 0 <= strength <= 1:
         raise UserError(f"a defect cannot have strength {strength}: give a number between 0 and 1")
     if strength == 0:
         return image
-    changed = KINDS[kind].change(scene, image.astype(np.float32), strength, generator)
+    changed = kinds[kind].change(scene, image.astype(np.float32), strength, generator)
     return np.round(np.clip(changed, 0, 255)).astype(np.uint8)
 
 
-def applicable(scene: Scene) -> tuple[str, ...]:
-    """List the kinds of defects that this scene's target can have."""
+def applicable(scene: Scene, kinds: Mapping[str, Kind] | None = None) -> tuple[str, ...]:
+    """List the kinds of defects, by default of `KINDS`, that this scene's target can have."""
     spec, task = scene.spec, scene.sample.task
     has = {"": True, "object": bool(spec.shape), "word": bool(spec.word), "drawing": bool(spec.shape or spec.word)}
     has["two sides"] = bool(spec.side) and len(_masked_sides(scene)) > 1
-    return tuple(name for name, kind in KINDS.items() if task in kind.tasks and has[kind.needs])
+    found = (KINDS if kinds is None else kinds).items()
+    return tuple(name for name, kind in found if task in kind.tasks and has[kind.needs])
 
 
 def dimension_of(scene: Scene, kind: str) -> str:
@@ -95,7 +105,7 @@ def flawed(scene: Scene, generator: np.random.Generator) -> Scene:
 # ---------------------------------------------------------------- the drawing
 
 
-def _redraw(scene: Scene, image: np.ndarray, alpha: np.ndarray, colour: np.ndarray | None = None) -> np.ndarray:
+def redraw(scene: Scene, image: np.ndarray, alpha: np.ndarray, colour: np.ndarray | None = None) -> np.ndarray:
     """Redraw the object or word of a right answer with another coverage or colour."""
     rgb = None if colour is None else tuple(colour.tolist())
     return image + draw(scene.spec, alpha, rgb).astype(np.float32) - draw(scene.spec).astype(np.float32)
@@ -112,7 +122,7 @@ def _wrong_colour(scene, image, strength, generator):
     other = others[generator.integers(len(others))]
     start, end = (np.array(colorsys.rgb_to_hsv(*drawing.COLOURS[name])) for name in (scene.spec.colour, other))
     end[0] = start[0] + (end[0] - start[0] + 0.5) % 1 - 0.5
-    return _redraw(scene, image, scene.spec.alpha, np.array(colorsys.hsv_to_rgb(*(start + strength * (end - start)))))
+    return redraw(scene, image, scene.spec.alpha, np.array(colorsys.hsv_to_rgb(*(start + strength * (end - start)))))
 
 
 def _reach(shape: str, radius: float, angle: np.ndarray) -> np.ndarray:
@@ -142,7 +152,7 @@ def _wrong_shape(scene, image, strength, generator):
     angle = np.linspace(0, 2 * np.pi, 120, endpoint=False)
     reach = (1 - strength) * _reach(spec.shape, spec.radius, angle) + strength * _reach(other, spec.radius, angle)
     points = np.stack([np.sin(angle), -np.cos(angle)], axis=-1) * reach[:, None] + spec.centre
-    return _redraw(scene, image, drawing.fill_polygon(points, *image.shape[:2]))
+    return redraw(scene, image, drawing.fill_polygon(points, *image.shape[:2]))
 
 
 def _wrong_size(scene, image, strength, generator):
@@ -150,12 +160,12 @@ def _wrong_size(scene, image, strength, generator):
     spec = scene.spec
     other = drawing.SIZES["large" if spec.size == "small" else "small"] * _unit(image)
     radius = spec.radius * (other / spec.radius) ** strength
-    return _redraw(scene, image, drawing.shape_alpha(spec.shape, radius, spec.centre, *image.shape[:2]))
+    return redraw(scene, image, drawing.shape_alpha(spec.shape, radius, spec.centre, *image.shape[:2]))
 
 
 def _missing(scene, image, strength, generator):
     """Fade out the object or word that the prompt names."""
-    return _redraw(scene, image, scene.spec.alpha * (1 - strength))
+    return redraw(scene, image, scene.spec.alpha * (1 - strength))
 
 
 def _wrong_side(scene, image, strength, generator):
@@ -170,7 +180,7 @@ def _wrong_side(scene, image, strength, generator):
     others = [side for side in _masked_sides(scene) if side != spec.side]
     centre = centres[others[generator.integers(len(others))]]
     other = drawing.shape_alpha(spec.shape, spec.radius, centre, height, width) * scene.sample.mask
-    return _redraw(scene, image, np.maximum(spec.alpha * (1 - strength), other * strength))
+    return redraw(scene, image, np.maximum(spec.alpha * (1 - strength), other * strength))
 
 
 def _masked_sides(scene: Scene) -> list[str]:
@@ -194,7 +204,7 @@ def _misspelt(scene, image, strength, generator):
         right_alpha = drawing.letter_alpha(letter, spec.radius, centres[index], *image.shape[:2])
         wrong_alpha = drawing.letter_alpha(wrong, spec.radius, centres[index], *image.shape[:2])
         alpha = np.maximum(alpha, right_alpha * (1 - share) + wrong_alpha * share)
-    return _redraw(scene, image, alpha)
+    return redraw(scene, image, alpha)
 
 
 def _distorted(scene, image, strength, generator):
@@ -211,7 +221,7 @@ def _distorted(scene, image, strength, generator):
     columns += strength * amplitude * unit * fields[1]
     alpha = ndimage.map_coordinates(scene.spec.alpha, [rows, columns], order=1, mode="constant")
     alpha *= 1 - strength * bite * np.clip(fields[2] - 0.6, 0, 1)
-    return _redraw(scene, image, alpha.astype(np.float32))
+    return redraw(scene, image, alpha.astype(np.float32))
 
 
 def _smooth_noise(shape: tuple[int, int], sigma: float, generator: np.random.Generator) -> np.ndarray:

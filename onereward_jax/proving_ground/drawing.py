@@ -5,6 +5,7 @@ unit square, so a word looks the same wherever it is drawn and no font has to be
 """
 
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -112,7 +113,9 @@ def shape_alpha(
 
 
 @functools.lru_cache(maxsize=512)
-def _glyph(letter: str, letter_height: float, shift: tuple[float, float]) -> np.ndarray:
+def _glyph(
+    letter: str, letter_height: float, shift: tuple[float, float], left_out: frozenset[int] = frozenset()
+) -> np.ndarray:
     """Rasterise a letter in its own cell, whose centre is shifted by a fraction of a pixel."""
     k = _OVERSAMPLING
     stroke = LETTER_STROKE * letter_height
@@ -122,7 +125,10 @@ def _glyph(letter: str, letter_height: float, shift: tuple[float, float]) -> np.
     canvas = Image.new("L", (side, side))
     draw = ImageDraw.Draw(canvas)
     reach = stroke * k / 2
-    for polyline in _LETTERS[letter]:
+    polylines = _LETTERS[letter]
+    if left_out:
+        polylines = [list(ends) for number, ends in enumerate(segments_of(letter)) if number not in left_out]
+    for polyline in polylines:
         points = [
             (
                 (half + shift[0] + (x - 0.5) * span_x) * k - 0.5,
@@ -136,12 +142,34 @@ def _glyph(letter: str, letter_height: float, shift: tuple[float, float]) -> np.
     return np.asarray(canvas, np.float32).reshape(2 * half, k, 2 * half, k).mean(axis=(1, 3)) / 255
 
 
-def letter_alpha(letter: str, letter_height: float, centre: tuple[float, float], height: int, width: int) -> np.ndarray:
-    """Rasterise a capital of `ALPHABET` around `centre` = (x, y) pixels: coverage, float32 (height, width)."""
+def segments_of(letter: str) -> list[tuple[tuple[float, float], tuple[float, float]]]:
+    """Return the straight parts of a letter's strokes, in the order in which it is drawn, on the unit square."""
+    return [ends for polyline in _LETTERS[letter] for ends in itertools.pairwise(polyline)]
+
+
+def on_letter(point: tuple[float, float], letter_height: float, centre: tuple[float, float]) -> tuple[float, float]:
+    """Return where a point of the unit square lies, in pixels, of a letter around `centre`."""
+    spans = LETTER_WIDTH * letter_height, (1 - LETTER_STROKE) * letter_height
+    return centre[0] + (point[0] - 0.5) * spans[0], centre[1] + (point[1] - 0.5) * spans[1]
+
+
+def letter_alpha(
+    letter: str,
+    letter_height: float,
+    centre: tuple[float, float],
+    height: int,
+    width: int,
+    left_out: frozenset[int] = frozenset(),
+) -> np.ndarray:
+    """Rasterise a capital of `ALPHABET` around `centre` = (x, y) pixels: coverage, float32 (height, width).
+
+    Args:
+      left_out: numbers of `segments_of` the letter that are not drawn.
+    """
     alpha = np.zeros((height, width), np.float32)
     steps = 4  # glyphs are cached at quarters of a pixel
     x, y = round(centre[0] * steps), round(centre[1] * steps)
-    glyph = _glyph(letter, letter_height, (x % steps / steps, y % steps / steps))
+    glyph = _glyph(letter, letter_height, (x % steps / steps, y % steps / steps), left_out)
     half = len(glyph) // 2
     left, top = x // steps - half, y // steps - half
     x0, y0, x1, y1 = max(0, left), max(0, top), min(width, left + 2 * half), min(height, top + 2 * half)

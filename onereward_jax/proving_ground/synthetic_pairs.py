@@ -7,6 +7,10 @@ annotator noise. The base model's own mistakes are learnt from annotated prefere
 import numpy as np
 
 from onereward_jax.proving_ground import Scene, defects
+from onereward_jax.proving_ground.glyphs import GLYPHS
+
+_ALL = defects.KINDS | GLYPHS
+_NUMBERED = tuple(enumerate(_ALL))
 
 # The judge does not see the source image, so it cannot know that the kept part has moved.
 _INVISIBLE = ("outside",)
@@ -21,8 +25,13 @@ def visible_kinds(scene: Scene) -> list[str]:
     return [kind for kind in defects.applicable(scene) if kind not in _INVISIBLE]
 
 
-def synthetic_pair(scene: Scene, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+def synthetic_pair(
+    scene: Scene, generator: np.random.Generator, glyphs: bool = False
+) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
     """Make two answers to a scene, one with a defect that the other lacks or has less of.
+
+    Args:
+      glyphs: whether that defect is one of letters and strokes, see `glyphs.GLYPHS`; the scene has a word.
 
     Returns:
       both images, uint8 (H, W, 3), and {dimension: +1 where the first is better, −1 where the second is} for the
@@ -31,8 +40,13 @@ def synthetic_pair(scene: Scene, generator: np.random.Generator) -> tuple[np.nda
     by_dimension: dict[str, list[str]] = {}
     for kind in visible_kinds(scene):
         by_dimension.setdefault(defects.dimension_of(scene, kind), []).append(kind)
-    asked = _pick(sorted(by_dimension), generator)
-    kind = _pick(by_dimension[asked], generator)
+    chosen = by_dimension
+    if glyphs:
+        chosen = {}
+        for kind in defects.applicable(scene, GLYPHS):
+            chosen.setdefault(GLYPHS[kind].dimension, []).append(kind)
+    asked = _pick(sorted(chosen), generator)
+    kind = _pick(chosen[asked], generator)
     strong = float(generator.uniform(_CLEAR, 1.0))
     compared = strong > _WEAKEST + _CLEAR and generator.random() < _COMPARED_SHARE
     weak = float(generator.uniform(_WEAKEST, strong - _CLEAR)) if compared else 0.0
@@ -45,7 +59,7 @@ def synthetic_pair(scene: Scene, generator: np.random.Generator) -> tuple[np.nda
             dimension = _pick(others, generator)
             distraction = _pick(by_dimension[dimension], generator)
             # Two changes to one drawing undo each other.
-            if not (defects.KINDS[distraction].needs and defects.KINDS[kind].needs):
+            if not (defects.KINDS[distraction].needs and _ALL[kind].needs):
                 strengths[distraction] = float(generator.uniform(_WEAKEST, 1.0))
                 labels[dimension] = sign
     seed = int(generator.integers(2**31))  # the same defect, weaker and stronger
@@ -62,7 +76,8 @@ def _pick(choices: list[str], generator: np.random.Generator) -> str:
 def _apply_all(scene: Scene, strengths: dict[str, float], seed: int) -> np.ndarray:
     """Add defects to the target: first to the drawing, then to the hole, then to the whole image."""
     image = scene.target
-    for number, kind in enumerate(defects.KINDS):
+    for number, kind in (*_NUMBERED[len(defects.KINDS) :], *_NUMBERED[: len(defects.KINDS)]):
         if strengths.get(kind):
-            image = defects.apply(scene, image, kind, strengths[kind], np.random.default_rng((seed, number)))
+            generator = np.random.default_rng((seed, number))
+            image = defects.apply(scene, image, kind, strengths[kind], generator, _ALL)
     return image

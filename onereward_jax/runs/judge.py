@@ -238,7 +238,9 @@ class PairExamples:
 
     def _synthetic(self, generator: np.random.Generator, number: int, task: str) -> Shown:
         scene = self._ground.scene(_FIRST_SYNTHETIC_SCENE + number, task)
-        first, second, labels = synthetic_pair(scene, generator)
+        share = self._settings.glyph_share if task == "text_rendering" else 0.0
+        glyphs = share > 0 and generator.random() < share  # without a share, pairs are what they were
+        first, second, labels = synthetic_pair(scene, generator, glyphs)
         return Shown(first, second, task, scene.sample.prompt, labels, "")
 
     def _augmented(self, generator: np.random.Generator, shown: Shown) -> dict[str, Any]:
