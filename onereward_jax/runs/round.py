@@ -68,6 +68,7 @@ class Round:
       simulated: annotators of scenes of the proving ground; 0: people vote.
       overlap, overlap_votes: of simulated annotators, see `annotation.choosing.Rules`.
       seed: of simulated annotators.
+      min_voted: share of the records that people have to have judged; it may change as the round goes on.
     """
 
     policy: str
@@ -81,6 +82,7 @@ class Round:
     overlap: float = 0.15
     overlap_votes: int = 3
     seed: int = 0
+    min_voted: float = 1.0
 
     def models(self) -> dict[str, Policy]:
         """The models that make candidates, by name."""
@@ -151,7 +153,7 @@ def _claim(of: Round, directory: Path) -> None:
     file, new = directory / ROUND_FILE, json.loads(json.dumps(dataclasses.asdict(of)))
     if file.exists():
         earlier = read_json(file, f"delete {directory}")
-        if differing := [name for name in new if earlier.get(name) != new[name]]:
+        if differing := [name for name in new if name != "min_voted" and earlier.get(name) != new[name]]:
             name = differing[0]
             raise UserError(
                 f"{directory} holds a round of another {name} ({shown(earlier.get(name), 60)} there,"
@@ -170,7 +172,7 @@ def _vote(of: Round, candidates: Path) -> None:
     """Let simulated annotators vote, or check that people have.
 
     Raises:
-      UserError: there is a record that nobody has voted on.
+      UserError: there are too many records that nobody has voted on.
     """
     if of.simulated:
         items = Items(open_candidates(candidates), BEST_WORST)
@@ -180,7 +182,7 @@ def _vote(of: Round, candidates: Path) -> None:
             simulated.vote(desk, of.simulated, of.seed)
         return
     all_records, voted = len(open_candidates(candidates)), _voted(candidates)
-    if voted < all_records:
+    if voted < max(1, of.min_voted * all_records):
         raise UserError(
             f"{voted} of {all_records} records have a vote: annotate the others with `onereward annotate --data"
             f" {candidates}`, then run this again"

@@ -51,6 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="simulated annotators instead of people, for scenes of the proving ground",
     )
     parser.add_argument(
+        "--min_voted",
+        type=number(float, above=0, at_most=1),
+        default=1.0,
+        metavar="SHARE",
+        help="share of the records that people have to have judged, default 1",
+    )
+    parser.add_argument(
         "--overlap", type=number(float, at_least=0, at_most=1), default=0.15, help="of simulated ones, default 0.15"
     )
     parser.add_argument("--pairs", choices=("best_worst", "all"), default="best_worst", help="see `preferences`")
@@ -79,6 +86,7 @@ def run(args: argparse.Namespace) -> None:
         simulated=args.simulated,
         overlap=args.overlap,
         seed=args.seed,
+        min_voted=args.min_voted,
     )
     use_compilation_cache()
     run_round(of, args.config, asked_of(args), how_of(args), Path(args.workdir))
