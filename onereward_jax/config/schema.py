@@ -939,6 +939,13 @@ class RewardFeedback(Recipe):
             raise UserError(
                 "rl.max_disagreement is about several judges: name two or more in model.judge_adapters, or set it to .5"
             )
+        if self.alarms.members and len(self.model.judge_adapters) < 2:
+            raise UserError(
+                "alarms.members is about several judges: name two or more in model.judge_adapters, or leave it out"
+            )
+        for name in ("members", "seeds", "gradient_cosines"):
+            if self.alarms[name] and not self.evaluation.every:
+                raise UserError(f"alarms.{name} is measured at evaluations, but evaluation.every is 0: set it")
         if self.algorithm == "earned" and not (self.evaluation.every and self.evaluation.other_judge):
             raise UserError(
                 'the algorithm "earned" asks another judge about held-out requests: set evaluation.other_judge and'

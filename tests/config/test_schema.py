@@ -94,6 +94,7 @@ WRONG = [
     ("train", "train.offload=reference", "train.offload names the reference, which algorithm dynamic has none of"),
     ("train", "rl.reference_cache=pool", 'rl.reference_cache needs algorithm "fixed"'),
     ("train", "rl.max_disagreement=.1", "name two or more in model.judge_adapters"),
+    ("train", "alarms.members=true", "name two or more in model.judge_adapters"),
     ("train", "algorithm=earned", "set evaluation.other_judge and evaluation.every"),
     ("train-base", "lora.rank=4", "there is no model to adapt: set base.start, or rank 0"),
     ("train-judge", "lora.rank=4", "there is no model to adapt: set judge.start, or rank 0"),
@@ -136,6 +137,11 @@ def refused(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(("command", "override", "words"), WRONG, ids=lambda value: str(value)[:40])
 def test_a_wrong_value_is_one_sentence(refused, command, override, words):
     assert words in refused(command, f"--config.{override}")
+
+
+@pytest.mark.parametrize("override", ["alarms.seeds=2", "alarms.gradient_cosines=true"])
+def test_what_is_measured_at_evaluations_needs_some(refused, override):
+    assert "evaluation.every is 0" in refused("train", "--config.evaluation.every=0", f"--config.{override}")
 
 
 def test_task_weights_of_zero(refused):
