@@ -532,8 +532,9 @@ class _RewardFeedbackLife(Life):
                 read=0 if adapters.rank else host.read(base),
             )
         written = exported_of("transformer", self.learning.params.shapes, None if adapters.rank else self.model.stored)
+        parts = ("policy", "ema", *(("reference",) if config.algorithm == "earned" else ()))
         yield from self._from_create_to_export(
-            mesh, host, evaluations if settings.every else lambda held: iter(()), {"policy": written, "ema": written}
+            mesh, host, evaluations if settings.every else lambda held: iter(()), dict.fromkeys(parts, written)
         )
 
     def _ask(self, scorer: JudgeScorer, params: Any, mesh: Mesh) -> Any:
