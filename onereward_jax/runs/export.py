@@ -67,8 +67,9 @@ def export(workdir: Path, out: Path, what: str | None = None, form: str = "diffu
     writes them one by one.
 
     Raises:
-      FileNotFoundError, UserError: the run or its base is missing, the run is going on, it trained no adapter and
-        "lora" is asked for, keeps no average and "ema" is, or has a base that ComfyUI can't open.
+      FileNotFoundError, UserError: the run or its base is missing, the run is going on, the checkpoint that it ended
+        with is gone, it trained no adapter and "lora" is asked for, keeps no average and "ema" is, or has a base that
+        ComfyUI can't open.
     """
     hosts.on_primary(lambda: check_output(out))
     config_file, checkpoints = workdir / "config.json", workdir / "checkpoints"
@@ -99,6 +100,11 @@ def export(workdir: Path, out: Path, what: str | None = None, form: str = "diffu
         raise UserError(f"the run in {workdir} has {stop}: there is nothing to export")
     abstract, at_most = _abstract(stored.shapes, adapters, mesh), None if stop is None else stop.step
     restored = Checkpointer(checkpointed).restore_part(part, abstract, at_most)
+    if stop is not None and (restored is None or restored[0] != stop.step):
+        raise UserError(
+            f"the run in {workdir} has {stop}, but no whole checkpoint of that step is there: put it back, or let the"
+            " run go on without train.stop_on_alarm and train.stop_without_gain"
+        )
     if restored is None:
         raise UserError(f"{workdir} has no finished checkpoint yet: let the run come to one")
     step, params = restored

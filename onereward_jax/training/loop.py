@@ -179,18 +179,20 @@ def run(
                 found = _evaluated(evaluate, state, last=number == num_steps)
                 if watch is not None:
                     found = {**found, **watch.add(number, found)}
-                    stop, checkpointer.pinned = watch.stop, watch.kept
-                    kept = number in watch.kept
+                    stop, kept = watch.stop, number in watch.kept
                 log.join(found)
                 state = after_evaluation(state, found)
             if by_time.due(number) or due(checkpoint_every) or stop_signal or log.lost or stop or kept:
                 log.flush()
                 saving.wait()
+                if watch is not None:  # a save that ends before this one must not delete what was good until now
+                    checkpointer.pinned = watch.kept
                 last = number == num_steps or bool(stop_signal or stop) or log.lost
-                # A state that only skipped since the newest checkpoint must not drive the good ones out.
+                # A state that only skipped since the newest checkpoint must not drive the good ones out, unless it is
+                # one that the run may end with.
                 # A run that is lost is not done, however far it came.
                 whole = number == num_steps and not log.lost
-                if whole or stop_signal or stop or (log.good > saving.newest and number < num_steps):
+                if whole or stop_signal or stop or ((kept or log.good > saving.newest) and number < num_steps):
                     saving.save(number, state, data_state, last)
                 log.restart_clock()
                 by_time.restart(number)
@@ -219,8 +221,8 @@ def _ended(stop: Stop | None, checkpointer: Checkpointer, start: Start, director
       UserError: there is no checkpoint of it, since none was kept when its step was done.
     """
     assert stop is not None, "a run that goes on"
-    record(directory, stop)
     if not stop.step:
+        record(directory, stop)
         return start.make()
     restored = checkpointer.restore_latest(start.shapes, at_most=stop.step)
     if restored is None or restored[0] != stop.step:
@@ -228,6 +230,7 @@ def _ended(stop: Stop | None, checkpointer: Checkpointer, start: Start, director
             f"{stop}, but no whole checkpoint of that step is there: to go on from the newest one, leave"
             " train.stop_on_alarm and train.stop_without_gain out"
         )
+    record(directory, stop)  # only now: `onereward export` takes the checkpoint that it names
     return restored[1]
 
 

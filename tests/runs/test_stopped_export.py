@@ -41,6 +41,14 @@ def test_the_state_that_a_run_ended_with_is_exported(run, tmp_path, stop, value)
     assert all((np.asarray(x) == value).all() for x in arrays.values())
 
 
+def test_the_checkpoint_that_a_run_ended_with_is_missed(run, tmp_path):
+    record(run, Stop(3, 4, "alarm", True))  # an older one is there
+    with pytest.raises(UserError, match="step 3"):
+        export(run, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    record(run, None)
+
+
 def test_a_run_that_was_never_good_has_nothing_to_export(run, tmp_path):
     record(run, Stop(0, 2, "alarm", True))
     with pytest.raises(UserError, match="nothing to export"):
