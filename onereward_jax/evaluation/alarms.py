@@ -89,8 +89,8 @@ ALARMS = (
 
 
 def evaluations(lines: Sequence[Line]) -> list[Line]:
-    """The lines that have an evaluation of reward hacking."""
-    return [line for line in lines if line.get(GAIN) is not None]
+    """The lines that have an evaluation of reward hacking; one whose gain is no number measured nothing."""
+    return [line for line in lines if line.get(GAIN) is not None and math.isfinite(line[GAIN])]
 
 
 def in_a_row(lines: Sequence[Line], limits: Alarms) -> dict[str, int]:
@@ -120,7 +120,7 @@ def first_raised(lines: Sequence[Line], limits: Alarms) -> dict[str, int]:
 
 def last_good(lines: Sequence[Line], limits: Alarms) -> int:
     """The step of the newest evaluation with nothing beyond a limit; 0, the base, if there is none."""
-    clean = [line["step"] for line in lines if not any(alarm.crossed(line, limits) for alarm in ALARMS)]
+    clean = [line["step"] for line in evaluations(lines) if not any(alarm.crossed(line, limits) for alarm in ALARMS)]
     return clean[-1] if clean else 0
 
 
@@ -151,10 +151,15 @@ def verdict(lines: Sequence[Line], limits: Alarms, training: PolicyTraining) -> 
 
 
 class AlarmWatch:
-    """Raises alarms and ends a run, as `training.early_stop.Watch`."""
+    """Raises alarms and ends a run, as `training.early_stop.Watch`.
 
-    def __init__(self, limits: Alarms, training: PolicyTraining, workdir: Path):
+    Args:
+      every: updates between evaluations.
+    """
+
+    def __init__(self, limits: Alarms, training: PolicyTraining, workdir: Path, every: int):
         self._limits, self._training, self._file = limits, training, workdir / "metrics.jsonl"
+        self._every = every
         self._lines: list[Line] = []
         self.kept: frozenset[int] = frozenset()
         self.stop: Stop | None = None
@@ -164,7 +169,7 @@ class AlarmWatch:
 
         def read() -> list[Line]:
             lines = read_metrics(self._file) if step and self._file.exists() else []
-            return [dict(line) for line in evaluations(lines) if line["step"] <= step]
+            return [dict(line) for line in evaluations(lines) if line["step"] <= step and self._counts(line["step"])]
 
         self._lines = list(hosts.on_primary(read))
         self._decide()
@@ -183,6 +188,10 @@ class AlarmWatch:
                     print(_sentence(alarm, line, self._limits), file=sys.stderr)
         self._decide()
         return {f"{PREFIX}{name}": float(count) for name, count in counts.items()}
+
+    def _counts(self, step: int) -> bool:
+        # The one more at the last step of a run that was made longer is none that an undisturbed run has.
+        return step % self._every == 0 or step == self._training.num_steps
 
     def _decide(self) -> None:
         # By the primary's numbers: those of other hosts may differ in their last digits.

@@ -79,9 +79,10 @@ def train(
         held_out = of_config if held_out is None else held_out
     experiment = reward_feedback(config, workdir, source, held_out)
     state = trainer.train(experiment, config, workdir)
-    if hosts.is_primary():
-        _write_cost(workdir / "training.json", int(state.step), seconds_before + time.perf_counter() - started)
     stop = None if experiment.watch is None else experiment.watch.stop
+    if hosts.is_primary():
+        done = int(state.step) if stop is None else stop.at  # the result of a run that ended early has fewer steps
+        _write_cost(workdir / "training.json", done, seconds_before + time.perf_counter() - started)
     if stop is not None:
         says = f"{stop}, exported to {buckets.native(workdir / 'export')}"
         if stop.is_alarm:
@@ -93,6 +94,8 @@ def train(
 
 def reward_feedback(config: RewardFeedback, workdir: Path, source: Source, held_out: Source | None) -> Experiment:
     """The policy of `config.model.base`, improved by the judge of `config.model.judge` on requests of a source."""
+    if held_out is None:
+        _check_needs_none_held_out(config)
     # ------------------------------------------------------------------------------------------------------- the models
     # What is frozen is read straight into its place on the mesh; what is trained, only by a run that begins.
     mesh, dtype, adapters = trainer.check_devices(config), frozen_dtype(config), adapters_of(config)
@@ -156,8 +159,6 @@ def reward_feedback(config: RewardFeedback, workdir: Path, source: Source, held_
 
     # -------------------------------------------------------------------------------------------- evaluation and export
     evaluators = []
-    if config.algorithm == "earned" and held_out is None:
-        raise UserError('the algorithm "earned" asks about held-out requests, but nothing is held out: hold some out')
     if held_out is not None and config.evaluation.every:
         read_base = lambda: frozen.base if adapters.rank else stored.read(dtype, mesh)
         other = None
@@ -203,7 +204,7 @@ def reward_feedback(config: RewardFeedback, workdir: Path, source: Source, held_
         together=len(source.sizes) > 1,
         wrap_step=wrap_step,
         evaluators=tuple(evaluators),
-        watch=AlarmWatch(config.alarms, config.train, workdir) if evaluators else None,
+        watch=AlarmWatch(config.alarms, config.train, workdir, config.evaluation.every) if evaluators else None,
         after_evaluation=refreshed,
         export=export,
     )
@@ -260,6 +261,18 @@ def open_sources(config: RewardFeedback, workdir: Path | None = None) -> tuple[S
 def open_requests(config: RewardFeedback) -> Source:
     """The configured source to train on."""
     return open_sources(config)[0]
+
+
+def _check_needs_none_held_out(config: RewardFeedback) -> None:
+    """
+    Raises:
+      UserError: the run goes by what is measured on held-out requests.
+    """
+    if config.algorithm == "earned":
+        raise UserError('the algorithm "earned" asks about held-out requests, but nothing is held out: hold some out')
+    for name in ("stop_on_alarm", "stop_without_gain"):
+        if config.train[name]:
+            raise UserError(f"train.{name} goes by held-out requests, but nothing is held out: hold some out")
 
 
 def _check_questions(judge: Judge, requests: Sequence[Request], length: int) -> None:

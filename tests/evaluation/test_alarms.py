@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -81,7 +82,7 @@ def test_a_watch_takes_up_what_was_measured(tmp_path, capsys):
     lines = [line(1, judge_gap=0.0), line(2, judge_gap=0.5)]
     later, training = line(3, judge_gap=0.5), {"perf/step_time_seconds": 1.0, "step": 4}
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in (*lines, later, training)))
-    watch = AlarmWatch(LIMITS, PolicyTraining(stop_on_alarm=True), tmp_path)
+    watch = AlarmWatch(LIMITS, PolicyTraining(stop_on_alarm=True), tmp_path, every=1)
     assert watch.begin(2) is None
     assert watch.kept == {1}
     found = {name: value for name, value in later.items() if name != "step"}
@@ -90,8 +91,30 @@ def test_a_watch_takes_up_what_was_measured(tmp_path, capsys):
     assert "judge_gap" in capsys.readouterr().err
     # Another limit, and what was an alarm is none.
     assert watch.begin(4).at == 3
-    other = AlarmWatch(dataclasses.replace(LIMITS, judge_gap=0.6), PolicyTraining(stop_on_alarm=True), tmp_path)
+    other = AlarmWatch(
+        dataclasses.replace(LIMITS, judge_gap=0.6), PolicyTraining(stop_on_alarm=True), tmp_path, every=1
+    )
     assert other.begin(4) is None
     assert other.kept == {3}
     assert watch.begin(0) is None
     assert watch.add(1, {}) == {}  # an evaluation that could not be written
+
+
+def test_what_is_no_number_is_not_good():
+    assert alarms.last_good([line(1, math.nan, sure=math.nan)], LIMITS) == 0
+    assert alarms.last_good([line(1), line(2, math.nan)], LIMITS) == 1
+
+
+def test_an_evaluation_at_the_last_step_counts_until_the_run_is_longer(tmp_path):
+    lines = [line(2, judge_gap=0.0), line(3, judge_gap=0.5), line(4, judge_gap=0.5)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(x) + "\n" for x in lines))
+    stops = {}
+    for num_steps, step in ((3, 3), (4, 4), (6, 4)):
+        training = PolicyTraining(stop_on_alarm=True, num_steps=num_steps)
+        watch = AlarmWatch(dataclasses.replace(LIMITS, in_a_row=1), training, tmp_path, every=2)
+        watch.begin(step)
+        stops[num_steps] = watch.stop.at
+        assert watch.kept == {2}
+    assert stops == {3: 3, 4: 4, 6: 4}
+    longer = AlarmWatch(LIMITS, PolicyTraining(stop_on_alarm=True, num_steps=6), tmp_path, every=2)
+    assert longer.begin(4) is None

@@ -1,5 +1,6 @@
 """A run that its evaluations end: at a good state, whatever kills it, and on again when that is switched off."""
 
+import dataclasses
 import json
 
 import pytest
@@ -8,7 +9,7 @@ from onereward_jax.config.schema import Alarms, PolicyTraining
 from onereward_jax.errors import UserError
 from onereward_jax.evaluation.alarms import AlarmWatch
 from onereward_jax.training import early_stop, loop
-from tests.support.counting_run import expected_total, lines, run
+from tests.support.counting_run import expected_total, lines, run, step
 
 STOPPING = PolicyTraining(stop_on_alarm=True)
 
@@ -20,7 +21,7 @@ def measure(state):
 
 
 def begin(workdir, training=STOPPING, num_steps=20, **more):
-    watch = AlarmWatch(Alarms(), training, workdir)
+    watch = AlarmWatch(Alarms(), dataclasses.replace(training, num_steps=num_steps), workdir, every=2)
     options = {"evaluate": measure, "evaluate_every": 2, "checkpoint_every": 0, "keep": 1, "watch": watch}
     return run(workdir, num_steps=num_steps, **options | more), watch
 
@@ -95,6 +96,30 @@ def test_a_good_state_that_was_not_kept_is_missed(tmp_path):
     with pytest.raises(UserError, match="no whole checkpoint of that step"):
         begin(tmp_path)
     assert checkpoints(tmp_path) == [10]
+    assert early_stop.recorded(tmp_path) is None
+
+
+def test_a_good_state_is_kept_though_its_updates_were_skipped(tmp_path):
+    def skips(state, batch):
+        new, metrics = step(state, batch)
+        if int(state.step) not in (2, 3):
+            return new, metrics
+        return state.replace(step=new.step), metrics | {"learning/skipped": 1}
+
+    with pytest.warns(RuntimeWarning, match="is skipped"):
+        state, watch = begin(tmp_path, step=skips)
+    assert (float(state.total), watch.stop.step, watch.stop.at) == (expected_total(2), 4, 8)
+    assert checkpoints(tmp_path) == [4, 8]
+
+
+def test_a_run_that_was_made_longer_ends_as_an_undisturbed_one(tmp_path):
+    found = lambda workdir: [line for line in lines(workdir) if line["step"] in (2, 4, 6, 8)]
+    begin(tmp_path / "longer", num_steps=5)  # with an evaluation at step 5, which is beyond a limit
+    _, watch = begin(tmp_path / "longer")
+    _, undisturbed = begin(tmp_path / "whole")
+    assert watch.stop == undisturbed.stop
+    of = lambda name: [{key: x for key, x in line.items() if "perf/" not in key} for line in found(tmp_path / name)]
+    assert of("longer") == of("whole")
 
 
 def test_a_damaged_record_is_refused(tmp_path):
