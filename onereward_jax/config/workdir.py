@@ -44,7 +44,7 @@ def claim_workdir(workdir: str | os.PathLike, config: Recipe, free: Iterable[str
     Args:
       workdir: directory of one run.
       config: the run's configuration.
-      free: groups that may differ, too, such as `RewardFeedback.MEASURING`.
+      free: groups that may differ, too, such as `RewardFeedback.only_measuring`.
 
     Of a directory in a bucket the local copy is returned, see `buckets`; it is as the bucket is.
 

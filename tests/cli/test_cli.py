@@ -277,6 +277,22 @@ def test_evaluate_otherwise_than_planned(evaluated, tmp_path, capsys):
     assert "differing in rl.num_steps (8 there, 9 now)" in one_sentence(capsys)
 
 
+def test_evaluate_changes_nothing_that_an_earned_run_is_trained_by(evaluated, tmp_path, capsys):
+    """Else config.json would have it, and the run's own train command would be refused."""
+    earned = {"algorithm": "earned", "evaluation.other_judge": "owner/other", "evaluation.every": "10"}
+    config = load_config(TINY, earned)
+    claim_workdir(tmp_path, config, config.only_measuring)
+    (tmp_path / "training.json").write_text("{}")
+    (tmp_path / "checkpoints" / "step_00000001").mkdir(parents=True)
+    argv = ["evaluate", "--config", TINY, "--workdir", str(tmp_path)]
+    argv += [f"--config.{name}={value}" for name, value in earned.items()]
+    assert cli.main([*argv, "--config.evaluation.scenes_while_training=8"]) == 2
+    assert "differing in evaluation.scenes_while_training" in one_sentence(capsys)
+    assert cli.main([*argv, "--config.alarms.seeds=1"]) == 0
+    assert len(evaluated) == 1
+    claim_workdir(tmp_path, config, config.only_measuring)
+
+
 def test_fast_in_a_process_of_its_own(config_file):
     """Errors come before any heavy import: exit code 2, one line, well under a second of processor time."""
     argv = [sys.executable, "-X", "importtime", "-m", "onereward_jax.cli.main"]

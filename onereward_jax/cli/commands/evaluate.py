@@ -70,7 +70,7 @@ def _evaluate_run(args: argparse.Namespace) -> None:
 
     from onereward_jax.evaluation.evaluate import evaluate
 
-    evaluate(args.config, claim_workdir(args.workdir, args.config, RewardFeedback.MEASURING))
+    evaluate(args.config, claim_workdir(args.workdir, args.config, args.config.only_measuring))
 
 
 def _evaluate_policy(args: argparse.Namespace) -> None:
