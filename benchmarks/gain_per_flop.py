@@ -5,6 +5,8 @@
 The first arm, the paper's estimator, takes `--updates` updates of configs/quick.py; every other arm as many as cost the
 same FLOPs, counted on the traced program as `onereward plan` counts them (evaluations while training not counted). Each
 run is `onereward train` and `onereward evaluate`, on the quick run's base and judge and on 400 held-out scenes a task.
+Arms with fewer steps of the policy differ in more than compute: t is an index of fewer steps, so that flow matching has
+the σ of one index in place of two.
 
 A run that was stopped goes on when the same command comes again; a run that has its file in `--results` is done. Other
 settings for all arms are given as `--set rl.flow_matching_weight=0.25`: then name other directories, too.

@@ -447,7 +447,7 @@ class RewardLearning(Settings):
     def check(self) -> None:
         if self.first_index > self.last_index:
             raise _order("rl.first_index", self.first_index, "at most", "rl.last_index", self.last_index)
-        if self.last_index >= self.steps_of_policy:
+        if self.uses_index and self.last_index >= self.steps_of_policy:
             raise _order("rl.last_index", self.last_index, "below", self._name_of_steps, self.steps_of_policy)
         if self.estimator == "endpoint":
             self._check_endpoint()
@@ -477,6 +477,11 @@ class RewardLearning(Settings):
             )
         if self.matched_reference:
             raise UserError("the estimator endpoint denoises the policy fully: set rl.matched_reference to false")
+
+    @property
+    def uses_index(self) -> bool:
+        """Whether anything goes by t: the endpoint denoises past it, and only flow matching has its σ."""
+        return self.estimator != "endpoint" or self.flow_matching_weight > 0
 
     @property
     def gradient_range(self) -> tuple[int, int]:

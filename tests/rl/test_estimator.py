@@ -251,3 +251,11 @@ def test_indices_are_drawn_without_repetition_by_their_weights(bias):
 def test_settings_that_do_not_fit_the_endpoint(change):
     with pytest.raises(UserError, match=r"endpoint|gradient_"):
         dataclasses.replace(ENDPOINT, **change)
+
+
+def test_t_need_only_fit_the_policys_steps_where_it_is_used():
+    fewer = dataclasses.replace(ENDPOINT, policy_steps=2)
+    assert fewer.last_index == 2
+    for change in ({"flow_matching_weight": 0.5}, {"estimator": "posterior"}):
+        with pytest.raises(UserError, match=r"rl\.last_index \(2\) must be below rl\.policy_steps \(2\)"):
+            dataclasses.replace(fewer, **change)
