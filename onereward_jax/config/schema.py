@@ -27,6 +27,7 @@ from onereward_jax.tasks import TASKS
 
 # Parts of a train state that may wait in the hosts' memory (`train.offload`).
 OFFLOADABLE = ("opt_state", "ema", "reference")
+MOST_DISAGREEMENT = 0.5  # the largest standard deviation of numbers in [0, 1]
 _DTYPES = ("float32", "bfloat16", "float16")
 _REMAT = ("none", "dots", "full")
 # Limits of numbers, on both sides: beyond what any run takes, and within what arithmetic, memory and libraries bear.
@@ -407,9 +408,9 @@ class RewardLearning(Settings):
         help="the judge sees both images under the same noise, of a deviation up to this; 0 is the paper",
     )
     max_disagreement: float = option(
-        0.5,
+        MOST_DISAGREEMENT,
         at_least=0,
-        at_most=0.5,
+        at_most=MOST_DISAGREEMENT,
         help="with several model.judge_adapters: an answer gives no gradient where their P(Yes) have a standard"
         " deviation above this; .5, the largest there is, gates nothing",
     )
@@ -577,7 +578,10 @@ class Alarms(Settings):
     )
     members: bool = option(False, help="ask the judges of an ensemble (model.judge_adapters) one by one, too")
     seeds: int = option(
-        0, at_least=0, at_most=64, help="more answers to the first requests of each task, from other noise; 0: none"
+        0,
+        at_least=0,
+        at_most=64,
+        help="more answers to the first four requests of each task and size, from other noise; 0: none",
     )
     gradient_cosines: bool = option(
         False,
@@ -606,7 +610,11 @@ class Alarms(Settings):
         0.2, 0, 1, "standard deviation over an ensemble's judges (alarms.members). .2: of four, one says .9 and one .4"
     )
     lost_to_jpeg: float | None = _limit(
-        0.1, 0, 1, "P(policy better than base) lost when both images are JPEG files of quality 75. Half of a win of .7"
+        0.1,
+        0,
+        1,
+        "P(policy better than base) lost when both images are saved as JPEG files of quality 75 (alarms.reencodings)."
+        " .1: half of what a P of .7 has above a draw",
     )
     lost_to_shift: float | None = _limit(0.1, 0, 1, "the same when both are shifted by half a patch of the judge")
     lost_to_noise: float | None = _limit(0.1, 0, 1, "the same under noise of a deviation of .05")
@@ -940,9 +948,10 @@ class RewardFeedback(Recipe):
             raise UserError(
                 "rl.reference_cache is of use where conditions recur: set data.num_conditions to how many there are"
             )
-        if rl.max_disagreement < 0.5 and len(self.model.judge_adapters) < 2:
+        if rl.max_disagreement < MOST_DISAGREEMENT and len(self.model.judge_adapters) < 2:
             raise UserError(
-                "rl.max_disagreement is about several judges: name two or more in model.judge_adapters, or set it to .5"
+                "rl.max_disagreement is about several judges: name two or more in model.judge_adapters, or set it to"
+                f" {MOST_DISAGREEMENT}"
             )
         if self.alarms.members and len(self.model.judge_adapters) < 2:
             raise UserError(

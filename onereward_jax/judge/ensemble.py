@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from onereward_jax import tree as trees
+from onereward_jax.config.schema import MOST_DISAGREEMENT
 from onereward_jax.errors import UserError
 from onereward_jax.judge import answer_probabilities
 from onereward_jax.judge.judge import Judge
@@ -21,7 +22,6 @@ from onereward_jax.judge.scorer import JudgeScorer, Questions, unit_range
 from onereward_jax.models.lora import attach
 from onereward_jax.weights.peft_adapters import load_adapters
 
-MOST_DISAGREEMENT = 0.5  # the largest standard deviation of numbers in [0, 1]
 MEMBERS = "members"  # key of the adapters, stacked over a leading axis, beside the base's parameters
 
 

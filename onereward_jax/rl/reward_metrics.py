@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from onereward_jax.tasks import CELLS
 
-SURE = 0.95
+SURE = 0.95  # P above which an answer is counted as sure
 
 
 def cell_sums(p_yes: jax.Array, cell: jax.Array) -> dict[str, jax.Array]:

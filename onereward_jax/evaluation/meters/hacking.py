@@ -10,8 +10,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from onereward_jax.rl.reward_metrics import SURE
+
 REENCODINGS = ("jpeg", "shift", "noise")
-SURE = 0.95
 JPEG_QUALITY = 75
 NOISE = 0.05  # standard deviation, as a share of the full scale
 _LUMA = np.array([0.299, 0.587, 0.114])
