@@ -62,7 +62,7 @@ class SaveError(Exception):
     """A checkpoint could not be written; nothing of it is left, and those before it are. Its text says why."""
 
 
-_saves: list[threading.Thread] = []  # the last of this process
+_saves: list["Checkpointer"] = []  # whose save is the last of this process
 
 
 class Checkpointer:
@@ -105,8 +105,9 @@ class Checkpointer:
     def save(self, step: int, state: Any, data_state: Any = None) -> bool:
         """Starts to save; returns as soon as the arrays are copied to the host.
 
-        Waits first for the save before it, and raises that one's error if it failed. The directory is never made here:
-        where it vanishes, even during the save, nothing is made in its place.
+        Waits first for the save before it, and raises that one's error if it failed; of several processes also where it
+        was of another directory, since the others may go on to the next save while this one does not. The directory
+        is never made here: where it vanishes, even during the save, nothing is made in its place.
 
         Args:
           step: number of the step that made this state.
@@ -122,7 +123,7 @@ class Checkpointer:
         """
         self.wait()
         for other in _saves:
-            other.join()
+            other._join()
         name = f"step_{step:08d}"
         superseded = self._restored is not None and step > self._restored
         if not superseded and hosts.on_primary(self._manifest(name).exists):
@@ -157,7 +158,7 @@ class Checkpointer:
                 daemon=True,
             )
             self._finishing.start()
-            _saves[:] = [self._finishing]
+            _saves[:] = [self]
         return True
 
     @property
@@ -179,9 +180,28 @@ class Checkpointer:
             self._sweep()
             raise error
 
+    def _join(self) -> None:
+        """Waits for the running save from another's; its error stays for `wait`."""
+        if self._finishing is not None:
+            self._finishing.join()
+        if self._error is not None and hosts.count() > 1:
+            raise SaveError(f"the save before it failed: {self._error}")
+
     def close(self) -> None:
         """Finishes what is running; the checkpointer may be used again afterwards."""
         self.wait()
+
+    def keep_only(self, step: int | None) -> None:
+        """Deletes all checkpoints but that of a step; what can't be deleted stays."""
+
+        def delete() -> None:
+            with contextlib.suppress(OSError):
+                for name in self._names():
+                    if _step_of(name) != step:
+                        self._delete(name)
+
+        self.wait()
+        hosts.on_primary(delete)
 
     def steps(self) -> list[int]:
         """Steps of the finished checkpoints (not verified), oldest first."""
@@ -285,7 +305,7 @@ class Checkpointer:
           (step, state, data_state), or None when no checkpoint was ever finished here.
 
         Raises:
-          UserError: checkpoints exist and none is whole, or the newest whole one holds another state.
+          UserError: checkpoints exist (up to `at_most`) and none is whole, or the newest whole one holds another state.
         """
         self.wait()
         step = self._restored = self._find_latest(at_most)
@@ -353,9 +373,11 @@ class Checkpointer:
             if self._manifest(name).exists() or (self.directory / name / "_CHECKPOINT_METADATA").exists():
                 damaged.append(name)
         if damaged:
+            up_to = "" if at_most is None else f" up to step {at_most}"
+            anew = ", or start anew in another working directory" if at_most is None else ""
             raise UserError(
-                f"none of the checkpoints in {self.directory} is whole ({', '.join(damaged)}): put a good copy back, "
-                "or start anew in another working directory"
+                f"none of the checkpoints{up_to} in {self.directory} is whole ({', '.join(damaged)}): put a good copy"
+                f" back{anew}"
             )
         return None
 

@@ -210,6 +210,12 @@ def test_none_whole_is_an_error_and_not_a_new_start(copy):
         Checkpointer(copy).restore_latest(abstract(make_state()))
 
 
+def test_none_whole_up_to_a_step(copy):
+    flip_a_bit(array_files(copy / "step_00000001")[0])
+    with pytest.warns(CheckpointWarning), pytest.raises(UserError, match="up to step 1"):
+        Checkpointer(copy).restore_latest(abstract(make_state()), at_most=1)
+
+
 def test_a_damaged_step_is_written_again(copy):
     flip_a_bit(array_files(copy / "step_00000003")[0])
     checkpointer = Checkpointer(copy)
@@ -312,6 +318,20 @@ LARGE = {f"a{number}": jnp.ones(1 << 18) for number in range(16)}
 
 # A failed save's threads outlive its event loop, and say so where nobody can catch it.
 @pytest.mark.filterwarnings("ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning")
+def test_of_several_processes_none_goes_on_where_the_save_of_another_directory_failed(tmp_path, monkeypatch):
+    other, checkpointer = Checkpointer(tmp_path / "other"), Checkpointer(tmp_path / "own")
+    other._error = SaveError("the disk is full")
+    monkeypatch.setattr(checkpoint, "_saves", [other])
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint.hosts, "count", lambda: 2)
+        with pytest.raises(SaveError, match="the disk is full"):
+            checkpointer.save(1, make_state(1))
+    assert checkpointer.save(1, make_state(1))  # one process: each directory has its own errors
+    checkpointer.close()
+    with pytest.raises(SaveError):
+        other.wait()
+
+
 @pytest.mark.parametrize("remade", [False, True])
 def test_a_directory_that_vanishes_during_a_save_is_not_made_anew(tmp_path, monkeypatch, remade):
     directory = tmp_path / "mount" / "run" / "checkpoints"
