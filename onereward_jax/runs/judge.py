@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -116,7 +117,8 @@ def judge_training(config: JudgeTraining, workdir: Path) -> Experiment:
                 shown = f"accuracy {found['accuracy']:.3f}, one annotator {found['one_annotator']:.3f}"
                 tqdm.write(f"held out, step {int(state.step)}: {shown}", file=sys.stderr)
             if best is not None:
-                best.see(int(state.step), found, averaged)
+                step = int(state.step)
+                best.see(step, found, averaged, last=step == config.train.num_steps)
             return {f"judge/held_out/{name}": value for name, value in found.items()}
 
         evaluators.append(Evaluator(settings.evaluate_every, measure))
@@ -272,41 +274,72 @@ def _weights(config: JudgeTraining) -> dict[str, float]:
 class _Best:
     """Keeps the weights of the best accuracy on held-out pairs, as a checkpoint in which every process writes its part.
 
-    A run that was killed and goes on from an earlier step measures the same again and finds nothing better before the
-    step that was best: nothing of it need be in the run's own checkpoints. One of those is only begun once the best
-    weights up to its step are on the disk.
+    best.json names the step that is the best, and is written once its weights are on the disk; all others are deleted
+    then. A run that was killed and goes on from an earlier step may find a best one before the step that was best.
+
+    Of one process, a best step whose weights can't be saved is left out, with a warning, unless it is the last: a run
+    that is killed before its next checkpoint measures it again, otherwise the best of the others is the result.
     """
 
     def __init__(self, workdir: Path):
         self._file, self._directory = workdir / "best.json", buckets.native(workdir.resolve() / "best")
 
-    def see(self, step: int, found: dict[str, float], trained: Any) -> None:
+    def see(self, step: int, found: dict[str, float], trained: Any, last: bool = False) -> None:
         """Save what was trained if it is better than what was; the note of it comes last.
 
         Raises:
-          SaveError: it can't be written.
+          SaveError, OSError: it can't be written, and is the last, or one of several processes' (which have measured).
         """
-        if not hosts.on_primary(lambda: self._is_best(found)):
+        if not hosts.on_primary(lambda: self._is_best(step, found)):
             return
+        try:
+            self._save(step, found, trained)
+        except (SaveError, OSError) as error:
+            if last or hosts.count() > 1:
+                raise
+            text = f"the best weights of step {step} could not be saved: {error}"
+            warnings.warn(text, RuntimeWarning, stacklevel=2)
+
+    def read(self, trained: Any) -> Any | None:
+        """The best weights, placed like `trained`; None where only an earlier release saw them, and exported them.
+
+        Raises:
+          UserError: the weights that best.json tells of are not there, or not whole.
+        """
+        if hosts.on_primary(lambda: self._file.exists() and not buckets.path(self._directory).is_dir()):
+            return None
+        step = hosts.on_primary(self._step)
+        places = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), trained)
+        found = None if step is None else Checkpointer(self._directory).restore_latest({"trained": places}, step)
+        if found is None or found[0] != step:
+            missing = f"{self._file} is missing" if step is None else f"the best weights, of step {step}, are missing"
+            raise UserError(
+                f"{missing} beside {self._directory}: put a good copy back, or start anew in another working directory"
+            )
+        return found[1]["trained"]
+
+    def _save(self, step: int, found: dict[str, float], trained: Any) -> None:
+        before = hosts.on_primary(self._step)
         checkpointer = Checkpointer(self._directory, keep=1)
+        checkpointer.keep_only(before)  # a run may have been killed before it wrote best.json
+        checkpointer.pinned = frozenset({step} if before is None else {step, before})
         try:
             checkpointer.save(step, {"trained": trained}, found)
             checkpointer.wait()
         except SaveError as error:
             raise SaveError(f"the best judge could not be saved in {self._directory} ({error})") from error
         hosts.on_primary(lambda: write_json(self._file, {"step": step, **found}))
+        checkpointer.keep_only(step)
 
-    def read(self, trained: Any) -> Any | None:
-        """The best weights, placed like `trained`; None where only an earlier release saw them, and exported them."""
-        if hosts.on_primary(lambda: self._file.exists() and not buckets.path(self._directory).is_dir()):
-            return None
-        places = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), trained)
-        found = Checkpointer(self._directory, keep=1).restore_latest({"trained": places})
-        assert found is not None, "the last update is measured"
-        return found[1]["trained"]
+    def _step(self) -> int | None:
+        return read_json(self._file)["step"] if self._file.exists() else None
 
-    def _is_best(self, found: dict[str, float]) -> bool:
-        return not self._file.exists() or found["accuracy"] > read_json(self._file)["accuracy"]
+    def _is_best(self, step: int, found: dict[str, float]) -> bool:
+        """Whether a step is better than the best; that one itself is not, as another machine may measure it again."""
+        if not self._file.exists():
+            return True
+        best = read_json(self._file)
+        return step != best["step"] and found["accuracy"] > best["accuracy"]
 
 
 def _split_params(params: Any, names: tuple[str, ...], mesh: Mesh | None) -> tuple[Params, Params]:
