@@ -96,7 +96,8 @@ class _Copy:
     Attributes:
       url: of that one.
       pushed: whether what changes here is for the bucket.
-      left: entries that are not copied: of a working directory only, or a user's folder of that name would be missed.
+      left: names at the top that are not copied. Only a working directory has such: in a user's own data, a folder of
+        the same name is data.
     """
 
     def __init__(self, local: Path, url: str, pushed: bool, left: tuple[str, ...]):
@@ -112,6 +113,8 @@ class _Copy:
                 (self.local / name).unlink()
                 self._same.pop(name, None)
             self._each(self._get, missing)
+            for name in there:
+                self._set_time(name, self.local / name)
             self._same |= {name: _stamp(self.local / name) for name in there}
 
     def is_as_the_bucket(self, below: str) -> bool:
@@ -179,10 +182,14 @@ class _Copy:
         file, temporary = self.local / name, self.local / f"{name}.part"
         file.parent.mkdir(parents=True, exist_ok=True)
         _file_system().get_file(f"{self.url}/{name}", str(temporary))
-        if time := self._times.get(name):  # what is known of a file, by its time, holds for the copies of all hosts
-            seconds = datetime.datetime.fromisoformat(time).timestamp()
-            os.utime(temporary, (seconds, seconds))
+        self._set_time(name, temporary)
         temporary.replace(file)
+
+    def _set_time(self, name: str, file: Path) -> None:
+        """Give a file the bucket's time: what is known of it, by its time, then holds for the copies of all hosts."""
+        if time := self._times.get(name):
+            seconds = datetime.datetime.fromisoformat(time).timestamp()
+            os.utime(file, (seconds, seconds))
 
     def _put(self, name: str) -> None:
         file, url = self.local / name, f"{self.url}/{name}"

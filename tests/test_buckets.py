@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import secrets
 import shutil
 from pathlib import Path
@@ -141,7 +142,12 @@ def test_what_is_read_is_copied_once(bucket, another_machine):
     buckets.path(f"{bucket}/model/transformer/config.json").write_text("[]")
     assert files_at(find_model(f"{bucket}/model")) == {"transformer/config.json": b"{}"}
     another_machine()
-    assert files_at(find_model(f"{bucket}/model")) == {"transformer/config.json": b"[]"}
+    here = find_model(f"{bucket}/model")
+    assert files_at(here) == {"transformer/config.json": b"[]"}
+    written = (here / "transformer/config.json").stat().st_mtime_ns
+    os.utime(here / "transformer/config.json", (1, 1))  # as an earlier release left it
+    buckets.pull(here)
+    assert (here / "transformer/config.json").stat().st_mtime_ns == written
     buckets.push_all()  # nothing of it
     assert files_in(f"{bucket}/model") == {"transformer/config.json": b"[]"}
 
