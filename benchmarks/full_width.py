@@ -8,12 +8,14 @@ Every step is a command in a process of its own: `requests check`, `train-judge`
 killed by SIGKILL after its first checkpoint, the same again, `evaluate`, `export` in three forms, diffusers and peft
 that open them, and `onereward check`. Prints seconds, CPU seconds and the process's peak of memory of each.
 
-What is there is not made again: the same command goes on after a failed step. Takes the `parity` extra, 16 GB of
+What is there is not made again: the same command goes on after a failed step. Other arguments take another working
+directory. Takes the `parity` extra, 16 GB of
 memory and 12 GB of disk. `--base miniature/base --judge miniature/judge --side 64 --bucket_step 16 --text 16` tries
 the chain in minutes.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import signal
@@ -27,6 +29,7 @@ from typing import Any
 from benchmarks.photographs import HELD_OUT, TO_TRAIN, write_preferences, write_requests
 from onereward_jax.atomic_files import remove, write_json
 from onereward_jax.cli.exit_codes import guarded
+from onereward_jax.errors import UserError
 from onereward_jax.given_files import read_json
 from onereward_jax.training.metrics import read_metrics
 
@@ -47,15 +50,35 @@ class Chain:
     """The steps, their commands, and what each took.
 
     Attributes:
-      done: {step: its command, seconds, CPU seconds, peak of memory and figures}; also WORKDIR/steps.json.
+      done: {step: its command, seconds, CPU seconds, peak of memory and figures}; also in WORKDIR/steps.json.
     """
 
     def __init__(self, args: argparse.Namespace):
+        """
+        Raises:
+          UserError: the steps in the working directory are of other arguments.
+        """
         self.args, self.workdir = args, args.workdir
         self.base = args.base or self.workdir / "base"
         self.judge = args.judge or self.workdir / "judge"
         self._file = self.workdir / "steps.json"
-        self.done: dict[str, Figures] = read_json(self._file) if self._file.exists() else {}
+        self.done: dict[str, Figures] = self._read()
+
+    def _read(self) -> dict[str, Figures]:
+        if not self._file.exists():
+            return {}
+        kept = read_json(self._file)
+        if kept.get("arguments") != self._arguments():
+            raise UserError(
+                f"{self._file} has the steps of other arguments ({kept.get('arguments')}): give those, or another"
+                " --workdir"
+            )
+        return kept["steps"]
+
+    def _arguments(self) -> dict[str, Any]:
+        """Those that change what a step makes."""
+        given = {name: value for name, value in vars(self.args).items() if name not in ("workdir", "json")}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in given.items()}
 
     # ------------------------------------------------------------------------------------------------------- a command
 
@@ -67,7 +90,7 @@ class Chain:
           kill_at: a file of the workdir; the process is killed by SIGKILL once it is there.
 
         Raises:
-          RuntimeError: the command failed; its output is in WORKDIR/logs.
+          UserError: the command failed; its output is in WORKDIR/logs.
         """
         if name in self.done:
             return
@@ -80,10 +103,16 @@ class Chain:
         started = time.perf_counter()
         with log.open("w") as file:
             process = subprocess.Popen([sys.executable, *program], cwd=ROOT, env=environment, stdout=file, stderr=file)
-            code, usage = _ended(process, self.workdir / kill_at if kill_at else None)
+            try:
+                code, usage = _ended(process, self.workdir / kill_at if kill_at else None)
+            finally:
+                if process.returncode is None:  # this process is being ended
+                    process.kill()
+                    process.wait()
         seconds = time.perf_counter() - started
         if code != (-signal.SIGKILL if kill_at else 0):
-            raise RuntimeError(f"{name} ended with {code}:\n{log.read_text()[-3000:]}")
+            print(log.read_text(errors="replace")[-3000:], file=sys.stderr)
+            raise UserError(f"{name} ended with {code}: {log} says why; the same command makes it again")
         command = " ".join(words if words[0] == "onereward" else ["python", *words])
         self.done[name] = {
             "command": command,
@@ -92,7 +121,7 @@ class Chain:
             "peak_gb": round(1024 * usage.ru_maxrss / GB, 2),
             **figures(),
         }
-        write_json(self._file, self.done)
+        write_json(self._file, {"arguments": self._arguments(), "steps": self.done})
         print(line_of(name, self.done[name]), flush=True)
 
     # ------------------------------------------------------------------------------------------------------- the steps
@@ -279,7 +308,19 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
+def check_packages() -> None:
+    """
+    Raises:
+      UserError: what the last steps open the exports with is missing.
+    """
+    missing = [name for name in ("diffusers", "peft", "torch") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"{', '.join(missing)}: not installed; pip install 'onereward-jax[parity]'")
+
+
 def main() -> None:
+    check_packages()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # the step's process is ended, too
     chain = Chain(arguments().parse_args())
     chain.run()
     total = {name: round(sum(step[name] for step in chain.done.values()), 1) for name in ("seconds", "cpu_seconds")}

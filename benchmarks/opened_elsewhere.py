@@ -4,12 +4,14 @@
 
 Takes the `parity` extra and memory for one model in float32 at a time: everything is computed in float32 on the CPU,
 where only the order of sums differs. `--model` is a whole model in diffusers layout, `--lora` an adapter of `--base`,
-`--judge` an adapter of a judge that peft opens. Fails if an error is above 1e-3 of the values' root mean square.
+`--judge` an adapter of a judge that peft opens. Fails if an error is above 1e-3 of the values' root mean square or no
+number, or an adapter changes nothing.
 """
 
 import argparse
 import gc
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -111,6 +113,14 @@ def judge_adapter(adapter: Path, side: int) -> dict[str, float]:
     return {"judge": abs(p_yes - theirs) / theirs, "judge_adapter_moves_p_yes_by": abs(theirs - plain) / plain}
 
 
+def failures(found: dict[str, float], judged: bool) -> list[str]:
+    """Names of the figures that are missing, no numbers, above the limit, or of an adapter that changes nothing."""
+    errors = ["model", "adapter", *(["judge"] if judged else [])]
+    changes = ["adapter_moves_the_base_by", *(["judge_adapter_moves_p_yes_by"] if judged else [])]
+    failed = [name for name in errors if not found.get(name, math.nan) <= LIMIT]
+    return failed + [name for name in changes if not 0 < found.get(name, math.nan) < math.inf]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--base", type=Path, required=True)
@@ -128,7 +138,10 @@ def main() -> int:
     print(json.dumps(found))
     if args.json:
         write_json(args.json, found)
-    return int(max(found.get(name, 0.0) for name in ("model", "adapter", "judge")) > LIMIT)
+    failed = failures(found, args.judge is not None)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
 
 
 if __name__ == "__main__":

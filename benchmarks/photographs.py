@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from onereward_jax.errors import UserError
 from onereward_jax.proving_ground.photos import bundled
 from onereward_jax.tasks import dimensions_of
 
@@ -66,13 +67,18 @@ HELD_OUT = (
 
 
 def photograph(name: str) -> Image.Image:
-    """Open a photograph; refuse one that the proving ground has."""
+    """Open a photograph.
+
+    Raises:
+      UserError: the proving ground has it, or its package is missing.
+    """
     package, inner = PHOTOGRAPHS[name]
     spec = importlib.util.find_spec(package)
-    assert spec is not None
-    assert spec.origin is not None
+    if spec is None or spec.origin is None:
+        raise UserError(f"the photographs of {package} are missing: pip install onereward-jax")
     path = Path(spec.origin).parent / inner
-    assert path not in {photo.path for photo in bundled()}, f"{path} is a photograph of the proving ground"
+    if path in {photo.path for photo in bundled()}:
+        raise UserError(f"{path} is a photograph of the proving ground: take another in PHOTOGRAPHS")
     return Image.open(path)
 
 

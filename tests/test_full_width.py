@@ -2,17 +2,20 @@
 
 import argparse
 import importlib.util
+import math
+import signal
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import full_width, photographs
+from benchmarks import full_width, opened_elsewhere, photographs
 from onereward_jax.cli.main import commands, split_overrides
 from onereward_jax.config.load import load_config
 from onereward_jax.data.preferences.dataset import open_records
 from onereward_jax.data.requests.read import check_requests
 from onereward_jax.data.requests.source import Requests
+from onereward_jax.errors import UserError
 from onereward_jax.images.reading import read_image
 from onereward_jax.tasks import TASKS
 
@@ -60,7 +63,7 @@ def test_preferences_have_pairs_of_every_task(inputs):
 
 def test_no_photograph_is_the_proving_grounds(monkeypatch):
     monkeypatch.setitem(photographs.PHOTOGRAPHS, "cat", ("skimage", "data/chelsea.png"))
-    with pytest.raises(AssertionError):
+    with pytest.raises(UserError):
         photographs.photograph("cat")
 
 
@@ -96,7 +99,31 @@ def test_a_step_is_made_once_and_a_killed_one_is_killed(tmp_path, capsys):
     again.step("said", ["-c", "raise SystemExit(1)"])
     assert again.done["said"]["figure"] == 1
     assert 0 < again.done["killed"]["seconds"] < 60
-    with pytest.raises(RuntimeError, match="failed ended with 3"):
+    with pytest.raises(UserError, match="failed ended with 3"):
         again.step("failed", ["-c", "raise SystemExit(3)"])
     assert "failed" not in again.done
     assert capsys.readouterr().out.count("| killed |") == 1
+    with pytest.raises(UserError, match=r"steps\.json"):
+        full_width.Chain(full_width.arguments().parse_args([f"--workdir={tmp_path}", "--side=64"]))
+
+
+def test_a_step_ends_with_the_benchmark(tmp_path, monkeypatch):
+    started = []
+
+    def stopped(process, _):
+        started.append(process)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(full_width, "_ended", stopped)
+    chain = full_width.Chain(full_width.arguments().parse_args([f"--workdir={tmp_path}"]))
+    with pytest.raises(KeyboardInterrupt):
+        chain.step("long", ["-c", "import time; time.sleep(60)"])
+    assert started[0].returncode == -signal.SIGKILL
+
+
+def test_an_export_fails_where_a_figure_is_missing_or_no_number():
+    good = {"model": 1e-5, "adapter": 1e-5, "adapter_moves_the_base_by": 0.1}
+    assert not opened_elsewhere.failures(good, judged=False)
+    assert opened_elsewhere.failures(good | {"adapter": math.nan}, judged=False) == ["adapter"]
+    assert opened_elsewhere.failures(good | {"adapter_moves_the_base_by": 0.0}, judged=False)
+    assert opened_elsewhere.failures(good, judged=True) == ["judge", "judge_adapter_moves_p_yes_by"]
