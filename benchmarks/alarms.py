@@ -47,7 +47,12 @@ KINDS: dict[str, dict[str, Any]] = {
         "optimizer.learning_rate": 1e-4,
     },
 }
-MEASURED = {"evaluation.every": 20, "evaluation.scenes_while_training": 32, "alarms.seeds": 1}
+MEASURED = {
+    "evaluation.every": 20,
+    "evaluation.scenes_while_training": 32,
+    "alarms.seeds": 1,
+    "alarms.reencodings": ("jpeg", "shift", "noise"),
+}
 
 
 def run(args: argparse.Namespace) -> None:

@@ -571,10 +571,11 @@ class Alarms(Settings):
         " gain; the best before counts",
     )
     reencodings: tuple[str, ...] = option(
-        ("jpeg", "shift", "noise"),
+        (),
         choices=("jpeg", "shift", "noise"),
         words="a tuple of jpeg, shift and noise, such as \"('jpeg',)\"",
-        help="changes of both images that should leave the judge's answer: each asks it once more",
+        help="changes of both images that should leave the judge's answer; empty, since each asks the judge once more"
+        " about every held-out request: with all three, an evaluation asks four times as often",
     )
     members: bool = option(False, help="ask the judges of an ensemble (model.judge_adapters) one by one, too")
     seeds: int = option(
