@@ -634,7 +634,11 @@ class Alarms(Settings):
         0.4, 0, 10, "the same of the contrast. A policy that no longer blurs gains some, too"
     )
     drift_gain: float | None = _limit(
-        0.02, 0, 1, "mean change of pixels outside the mask above the base's. .02: five grey levels, which are seen"
+        0.02,
+        0,
+        1,
+        "mean change of pixels outside the mask above the base's, in images as they are judged: 0 with rl.keep_outside."
+        " .02: five grey levels, which are seen",
     )
     diversity: float | None = _limit(
         0.5, 0, 1, "least distance between answers from other noise (alarms.seeds), as a share of the base's"

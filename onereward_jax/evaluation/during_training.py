@@ -99,8 +99,8 @@ class ComparisonWithBase:
             lost_to_<how>: of the preference, by each of `alarms.reencodings`;
             judge_grid, latent_grid: energy at the period of the judge's patches and of the latents, above the base's;
             saturation, contrast: inside the mask, against the base's;
-            drift: mean change of pixels outside the mask, in [0, 1], before any is put back; drift_gain: above the
-              base's;
+            drift: mean change of pixels outside the mask, in [0, 1], before any is put back; drift_gain: of images as
+              they are judged, above the base's, 0 with `rl.keep_outside`;
             diversity: of answers from other noise, as a share of the base's, with `alarms.seeds`;
             truth_gain: mean ground-truth score of policy − base, in [−1, 1], if there is one.
           "evaluation/gain": see `alarms.mean_gain`.
@@ -115,6 +115,7 @@ class ComparisonWithBase:
             shown, base = (self._shown(samples, of) for of in (images, self._base[number]))
             self._ask_judges(of_task, samples, shown, base, other)
             self._compare_images(of_task, samples, images, self._base[number])
+            of_task.add("drift_gain", np.subtract(_drifts(samples, shown), _drifts(samples, base)))
             if self._base_truth is not None:
                 scores = zip(self._scores(samples, images), self._base_truth[number], strict=True)
                 of_task.add("truth_gain", [mine - base for mine, base in scores])
@@ -159,9 +160,7 @@ class ComparisonWithBase:
             for name, measure in (("saturation", hacking.saturation), ("contrast", hacking.contrast)):
                 seen.add(name, [measure(ours, sample.mask)])
                 seen.add(f"base_{name}", [measure(theirs, sample.mask)])
-            mine, base_drift = (hacking.drift(sample.image, image, sample.mask) for image in (ours, theirs))
-            seen.add("drift", [mine])
-            seen.add("drift_gain", [mine - base_drift])
+        seen.add("drift", _drifts(samples, policy))
 
     def _judge_period(self, samples: Sequence[Sample]) -> float:
         height, width = samples[0].mask.shape
@@ -289,6 +288,10 @@ class _Seen:
         if "distance" in of and (share := hacking.diversity(of["distance"], of["base_distance"])) is not None:
             found["diversity"] = share
         return found
+
+
+def _drifts(samples: Sequence[Sample], images: np.ndarray) -> list[float]:
+    return [hacking.drift(s.image, image, s.mask) for s, image in zip(samples, images, strict=True)]
 
 
 def _sample_means(answers: Iterable[np.ndarray]) -> np.ndarray:

@@ -195,6 +195,7 @@ def test_with_keep_outside_the_requests_own_pixels_are_judged(with_base, compare
     for kept in (False, True):
         found = with_base(lambda: 10, **{"rl.keep_outside": kept}).measure(200, 1)
         assert found["evaluation/image_fill/drift"] > 0.1
+        assert (found["evaluation/image_fill/drift_gain"] == 0) == kept
         comparison = compare()
         comparison.config = load_config("quick", {"evaluation.batch_size": 2, "rl.keep_outside": kept})
         for name in ("base", "policy"):
