@@ -9,12 +9,12 @@ neither shift nor noise before the judge, a higher rate. --judge is what both fo
 the first judge, which is easier to exploit, train one by configs/miniature/judge.py. Every run is an `onereward train`
 that resumes, and takes no step when it is done: the command may be stopped at any time and given again.
 
-`limits` sets each limit from the runs of the first half of the seeds: a quarter of the way from the farthest value that
-an honest run held for `alarms.in_a_row` evaluations to the median of the provoked runs, so that it is early. An alarm
-whose honest runs go as far, or differ among each other by more than a third of that way, is of no use and gets none.
-Writes limits.json. `table` counts by the runs of the other half, which the
-limits have not seen: the alarms of each run with their steps, false alarms, and by ground truth what a run had at its
-best, at its end, and where train.stop_on_alarm would have ended it. Writes alarms.json.
+`limits` sets each limit from the finished runs of the first half of the seeds, three or more of a kind: a quarter of
+the way from the farthest value that an honest run held for `alarms.in_a_row` evaluations to the median of the provoked
+runs, so that it is early. An alarm whose honest runs go as far, or differ among each other by more than a third of that
+way, is of no use and gets none. Writes limits.json. `table` counts by the runs of the other half, which the limits have
+not seen: the alarms of each run with their steps, false alarms, and by ground truth what a run had at its best, at its
+end, and where train.stop_on_alarm would have ended it. Writes alarms.json.
 """
 
 import argparse
@@ -54,6 +54,8 @@ MEASURED = {
     "alarms.reencodings": ("jpeg", "shift", "noise"),
 }
 
+LEAST_RUNS = 3  # of a kind, for limits: the spread of honest runs is one of its grounds
+
 
 def run(args: argparse.Namespace) -> None:
     models = {"model.judge": args.judge, "evaluation.other_judge": args.other}
@@ -75,6 +77,11 @@ class Run:
     kind: str
     seed: int
     lines: list[Line]
+    num_steps: int
+
+    @property
+    def is_finished(self) -> bool:
+        return self.lines[-1]["step"] >= self.num_steps
 
     def truth(self, step: int) -> float:
         """Mean ground-truth gain over the base at a step, which was evaluated; of the base itself 0."""
@@ -93,7 +100,8 @@ def read_runs(workdir: Path) -> list[Run]:
     for file in sorted(workdir.glob("*_*/metrics.jsonl")):
         kind, _, seed = file.parent.name.partition("_")
         if kind in KINDS and seed.isdecimal() and (lines := evaluations(read_metrics(file))):
-            found.append(Run(kind, int(seed), list(lines)))
+            config = read_json(file.with_name("config.json"), "remove that run, or train it again")
+            found.append(Run(kind, int(seed), list(lines), config["train.num_steps"]))
     if not found:
         raise UserError(f"{workdir} has no run with an evaluation: begin with `python -m benchmarks.alarms run`")
     return found
@@ -105,6 +113,25 @@ def halves(runs: Sequence[Run]) -> tuple[list[Run], list[Run]]:
     return [run for run in runs if run.seed < middle], [run for run in runs if run.seed >= middle]
 
 
+def finished(runs: Sequence[Run]) -> list[Run]:
+    """The runs that have taken all their updates; says how many have not.
+
+    Raises:
+      UserError: there are too few of a kind.
+    """
+    done = [run for run in runs if run.is_finished]
+    if len(done) < len(runs):
+        print(f"left out: {len(runs) - len(done)} of {len(runs)} runs, which are not at their last update")
+    counts = {kind: sum(run.kind == kind for run in done) for kind in KINDS}
+    if min(counts.values()) < LEAST_RUNS:
+        there = " and ".join(f"{count} {kind}" for kind, count in counts.items())
+        raise UserError(
+            f"limits need {LEAST_RUNS} finished runs of each kind in the first half of the seeds, and there are"
+            f" {there}: let `python -m benchmarks.alarms run` finish, or give it more --seeds"
+        )
+    return done
+
+
 def farthest(alarm: Alarm, run: Run, in_a_row: int) -> float | None:
     """The limit beyond which a run would have raised no alarm: the value that it held for so many evaluations."""
     values = [None if (worst := alarm.worst(line)) is None else worst[1] for line in run.lines]
@@ -114,7 +141,7 @@ def farthest(alarm: Alarm, run: Run, in_a_row: int) -> float | None:
 
 
 def set_limits(args: argparse.Namespace) -> None:
-    setting_runs, _ = halves(read_runs(args.workdir))
+    setting_runs = finished(halves(read_runs(args.workdir))[0])
     found: dict[str, Any] = {}
     for alarm in ALARMS:
         of = {
