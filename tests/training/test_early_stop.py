@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import threading
 
 import pytest
 
@@ -110,6 +111,27 @@ def test_a_good_state_is_kept_though_its_updates_were_skipped(tmp_path):
         state, watch = begin(tmp_path, step=skips)
     assert (float(state.total), watch.stop.step, watch.stop.at) == (expected_total(2), 4, 8)
     assert checkpoints(tmp_path) == [4, 8]
+
+
+def test_a_good_state_is_kept_until_the_next_one_is_saved(tmp_path, monkeypatch):
+    seen, asked = [], threading.Event()
+
+    class Slow(loop.Checkpointer):
+        """Whose saves end when the next one waits for them."""
+
+        def wait(self):
+            asked.set()
+            super().wait()
+            asked.clear()
+
+        def _delete_old(self):
+            asked.wait(60)
+            super()._delete_old()
+            seen.append(self.steps())
+
+    monkeypatch.setattr(loop, "Checkpointer", Slow)
+    begin(tmp_path, num_steps=4, checkpoint_every=3)
+    assert seen == [[2], [2, 3], [4]]
 
 
 def test_a_run_that_was_made_longer_ends_as_an_undisturbed_one(tmp_path):
