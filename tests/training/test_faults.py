@@ -164,7 +164,7 @@ def test_a_directory_that_is_gone_for_a_while(tmp_path):
         away.rename(directory)
 
     actions = {
-        3: lambda: until(lambda: (directory / "step_00000002.json").exists()),
+        3: lambda: until(lambda: names(tmp_path / "run") == ["step_00000002", "step_00000002.json"]),  # and no marker
         4: lambda: directory.rename(away),
         5: lambda: seen.append(directory.exists()),
         6: unmount,
