@@ -7,7 +7,7 @@ import os
 import struct
 import threading
 import zlib
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -17,7 +17,7 @@ from onereward_jax.images.decoding import decode
 
 CACHE_BYTES = 2**30
 _SERVED = 8  # images that were served are kept while all take less than one such part of the limit
-_FORESEEN = 4  # and what is foreseen takes one such part of it from the rest; more only if another is left free
+_FORESEEN = 16  # and what is foreseen takes one such part of it from the rest, more only while there is room
 _UP = 2  # PNG's filter: the difference from the row above
 
 
@@ -83,6 +83,7 @@ class ImageCache:
         self._kept: OrderedDict[Hashable, bytes] = OrderedDict()  # the first goes first
         self._making: dict[Hashable, Future[bytes]] = {}
         self._idle: set[Hashable] = set()  # of those, which nobody has asked for yet
+        self._awaited: Counter[Hashable] = Counter()  # how many will ask for it: an overlap is shown to several
         self._foreseen: dict[Hashable, Callable[[], bytes]] = {}
         self._failed: set[Hashable] = set()  # of those, which could not be made
         self._lock = threading.Lock()
@@ -116,8 +117,9 @@ class ImageCache:
             return self._start(self._now, key, make)
 
     def prepare(self, key: Hashable, make: Callable[[], bytes]) -> None:
-        """Make an image that will be asked for, when nothing else is to be done."""
+        """Make an image that somebody will ask for, when nothing else is to be done."""
         with self._lock:
+            self._awaited[key] += 1
             if key in self._kept:
                 self._kept.move_to_end(key)
             elif key not in self._making:
@@ -137,8 +139,9 @@ class ImageCache:
 
     def _make_foreseen(self) -> None:
         """Begin with the next image that is foreseen, unless something else is being made or there is no room."""
-        part = self._limit // _FORESEEN
-        if self._making or (self._size > self._limit - part and self._foreseen_bytes() > part):
+        next_one = self._size // len(self._kept) if self._kept else 0  # about as large as the others
+        has_room = self._size + next_one <= self._limit
+        if self._making or not (has_room or self._foreseen_bytes() + next_one <= self._limit // _FORESEEN):
             return
         for key, make in self._foreseen.items():
             if key not in self._kept and key not in self._failed:
@@ -181,7 +184,10 @@ class ImageCache:
 
     def _served(self, key: Hashable) -> None:
         """Let an image go first, unless others may ask for it: browsers keep what they were given."""
-        if key in self._foreseen:
+        others = self._awaited.pop(key, 0) - 1
+        if others > 0:
+            self._awaited[key] = others
+        if key in self._foreseen or others > 0:
             return
         self._kept.move_to_end(key, last=False)
         if self._size > self._limit // _SERVED:
@@ -189,3 +195,4 @@ class ImageCache:
 
     def _drop(self, key: Hashable) -> None:
         self._size -= len(self._kept.pop(key))
+        self._awaited.pop(key, None)

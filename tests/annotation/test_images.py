@@ -2,6 +2,7 @@
 
 import io
 import threading
+import time
 from concurrent.futures import wait
 
 import numpy as np
@@ -101,26 +102,43 @@ def idle(cache):
 
 
 def test_what_is_foreseen_is_made_in_order_within_its_part():
-    cache, made = ImageCache(limit=1000, threads=2), []
-    foreseen(cache, 30, 100, made, broken=(1,))
+    cache, made = ImageCache(limit=3200, threads=2), []
+    foreseen(cache, 40, 100, made, broken=(1,))
     idle(cache)
-    assert made == list(range(9))  # 1 is broken, and a part of the limit stays free
-    assert sum(map(len, cache._kept.values())) == 800
-    for key in range(20, 28):  # what somebody was given takes the room of what was foreseen last,
+    assert made == list(range(33))  # 1 is broken, and there is room for no more
+    for key in range(30):  # what somebody was given takes the room of what was foreseen last,
         cache.prepare(("given", key), lambda: bytes(100))
         idle(cache)
     assert sorted(key for key in cache._kept if isinstance(key, int)) == [0, 2]  # but not its part
-    assert cache._size == sum(map(len, cache._kept.values())) <= 1000
+    assert cache._size == sum(map(len, cache._kept.values())) == 3200
+    assert made == list(range(33))  # nothing is made to be dropped
     cache.get(0, lambda: b"").result(0)
     assert 0 in cache._kept  # others may ask for it
-    foreseen(cache, 1, 2000, made := [])
+    for key in range(30):
+        cache._drop(("given", key))
+    foreseen(cache, 40, 100, made := [], broken=(1,))
+    idle(cache)
+    assert made == list(range(3, 33))  # again, now that there is room
+    foreseen(cache, 1, 100, [])
     cache.get(2, lambda: b"").result(0)
     assert 2 not in cache._kept
     foreseen(cache, 0, 0, [])
     cache._drop(0)
-    foreseen(cache, 1, 2000, made)  # larger than the limit: it is not made again and again
+    foreseen(cache, 1, 4000, made := [])  # larger than the limit: it is not made again and again
     idle(cache)
     assert made == [0]
+    cache.close()
+
+
+def test_what_several_will_ask_for_stays_until_the_last_did():
+    cache, made = ImageCache(limit=800, threads=1), []
+    for _ in range(3):
+        cache.prepare("shared", lambda: made.append("shared") or bytes(200))
+    idle(cache)
+    for left in (2, 1, 0):
+        assert len(cache.get("shared", lambda: made.append("again") or bytes(200)).result(30)) == 200
+        assert ("shared" in cache._kept) == (left > 0)
+    assert made == ["shared"]
     cache.close()
 
 
@@ -146,6 +164,10 @@ def test_what_is_foreseen_waits_for_requests_and_ends_at_the_end():
     begun.clear()
     cache.foresee({"last": slow, "never": lambda: made.append("never") or b""})
     assert begun.wait(30)
-    threading.Timer(0.05, gate.set).start()
-    cache.close()
+    closing = threading.Thread(target=cache.close)
+    closing.start()
+    while cache._foreseen:
+        time.sleep(0.01)
+    gate.set()
+    closing.join(30)
     assert made == ["third"]
