@@ -122,7 +122,7 @@ def test_a_run_of_an_earlier_release_is_resumed(spec, tmp_path, monkeypatch):
 def test_a_run_of_another_recipe_is_another_configuration(config_file, tmp_path):
     claim_workdir(tmp_path / "run", load_config(config_file))
     (tmp_path / "run" / "checkpoints" / "step_00000001").mkdir(parents=True)
-    with pytest.raises(UserError, match="differing in algorithm"):
+    with pytest.raises(UserError, match="a run of another configuration, differing in alarms"):
         claim_workdir(tmp_path / "run", JudgeTraining())
 
 
