@@ -91,19 +91,19 @@ class ComparisonWithBase:
           step: names the grid, workdir/samples/step_<step>.png.
 
         Returns:
-          "evaluation/<task>/<name>", with these names:
-            preference: the judge's P(policy better), mean over dimensions and both orders; deviation, sure: of its
-              answers, one by one;
-            other_preference, judge_gap: of the other judge, if there is one;
-            disagreement: of an ensemble's judges, with `alarms.members`;
-            lost_to_<how>: of the preference, by each of `alarms.reencodings`;
-            judge_grid, latent_grid: energy at the period of the judge's patches and of the latents, above the base's;
-            saturation, contrast: inside the mask, against the base's;
-            drift: mean change of pixels outside the mask, in [0, 1], before any is put back; drift_gain: of images as
-              they are judged, above the base's, 0 with `rl.keep_outside`;
-            diversity: of answers from other noise, as a share of the base's, with `alarms.seeds`;
-            truth_gain: mean ground-truth score of policy − base, in [−1, 1], if there is one.
-          "evaluation/gain": see `alarms.mean_gain`.
+          "evaluation/gain", see `alarms.mean_gain`, and "evaluation/<task>/<name>" with these names:
+
+          - preference: the judge's P(policy better), mean over dimensions and both orders; deviation, sure: of its
+            answers, one by one
+          - other_preference, judge_gap: of the other judge, if there is one
+          - disagreement: of an ensemble's judges, with `alarms.members`
+          - lost_to_<how>: of the preference, by each of `alarms.reencodings`
+          - judge_grid, latent_grid: energy at the period of the judge's patches and of the latents, above the base's
+          - saturation, contrast: inside the mask, against the base's
+          - drift: mean change of pixels outside the mask, in [0, 1], before any is put back; drift_gain: of images as
+            they are judged, above the base's, 0 with `rl.keep_outside`
+          - diversity: of answers from other noise, as a share of the base's, with `alarms.seeds`
+          - truth_gain: mean ground-truth score of policy − base, in [−1, 1], if there is one
         """
         made = [self._answers(params, samples) for samples in self._groups]
         seen: dict[str, _Seen] = {}
